@@ -1,0 +1,277 @@
+//! The gate: the async face of the admission core, one per registry.
+//!
+//! A request takes a [`Place`], asks with [`Gate::admit`], and is given an [`Admission`] or a [`Refusal`]. Everything
+//! is decided by the [`core`](self::core) state machine; this file adds real time, wake-ups and metrics, and nothing
+//! that decides. It never names sockets, HTTP or the config file.
+//!
+//! # What always holds
+//! 1. Taken slots never exceed the slots, except those that stood when the slots were reduced; no new one is granted
+//!    before it fits. *`core_tests::random_histories_keep_every_promise`*
+//! 2. Whoever waits holds neither slot nor token. *`core_tests::random_histories_keep_every_promise`*
+//! 3. Slot and token are taken together or not at all; a token whose waiter vanished before `connect()` goes to one who
+//!    waits. *`core_tests::a_vanished_waiters_slot_and_token_go_to_the_next`*
+//! 4. A request is called exactly once: admitted or refused. Only `depth`, its deadline and the end of the process
+//!    refuse it. *`core_tests::random_histories_keep_every_promise`*
+//! 5. No slot is free, with a token due, while somebody waits who may use them.
+//!    *`core_tests::random_histories_keep_every_promise`*
+//! 6. A kept connection gives way when slots are what binds, one for one waiter.
+//!    *`core_tests::one_slot_serves_two_authorities_in_turn`*
+//! 7. A dropped [`Admit`] leaves no trace: not in the queue, not in a slot, not in the bucket.
+//!    *`tests::an_admission_dropped_at_any_point_leaves_no_trace`*
+
+pub mod core;
+#[cfg(test)]
+mod core_tests;
+mod handover;
+mod idle;
+mod moment;
+mod pace;
+mod queue;
+mod rate;
+mod slots;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use self::core::{CloseCause, Core};
+pub use self::core::{Limits, Refusal, RefusalReason, Snapshot};
+use self::handover::{Aftermath, Call, Handover};
+pub use self::moment::Moment;
+pub use self::queue::{Ask, Place, ReuseKey};
+pub use self::rate::Rate;
+pub use self::slots::{Counts, Slot, SlotId, SlotKeeper, SlotState};
+use crate::metrics::{RegistryMetrics, WaitOutcome};
+
+/// Admits requests to one registry; cheap to clone. `P` is a kept connection: opaque here, closed by dropping it.
+pub struct Gate<P> {
+    shared: Arc<Shared<P>>,
+}
+
+struct Shared<P> {
+    handover: Handover<P>,
+    epoch: Instant,
+    alarm: Arc<Notify>,
+    metrics: Arc<RegistryMetrics>,
+}
+
+/// A request was admitted.
+#[must_use = "an admission dropped at once is given back at once"]
+#[derive(Debug)]
+pub enum Admission<P> {
+    /// It may open one socket, which must live inside this slot.
+    New(Slot),
+    /// It may use this connection, which has its slot already.
+    Kept(P),
+}
+
+impl<P: Send + 'static> Gate<P> {
+    /// A gate with nothing taken and nobody waiting. Must be called inside a tokio runtime, on which the task that
+    /// watches deadlines and tokens runs until the gate is dropped.
+    #[must_use]
+    pub fn new(limits: Limits, metrics: Arc<RegistryMetrics>) -> Gate<P> {
+        let alarm = Arc::new(Notify::new());
+        let shared = Arc::new(Shared {
+            handover: Handover::new(Core::new(limits, Moment::default())),
+            epoch: Instant::now(),
+            alarm: alarm.clone(),
+            metrics,
+        });
+        tokio::spawn(keep_time(Arc::downgrade(&shared), alarm));
+        Gate { shared }
+    }
+
+    /// A place at the end of the order for a request that arrives now.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.shared.handover.place(self.shared.now())
+    }
+
+    /// What time it is for this gate.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        self.shared.now()
+    }
+
+    /// Waits for admission. Cancel-safe at any point: dropping the future gives up the place and whatever was granted.
+    ///
+    /// # Errors
+    /// The refusal, when `depth`, the deadline or the end of the process forbids to wait on.
+    pub fn admit(&self, ask: Ask) -> Admit<'_, P> {
+        Admit { gate: self, place: ask.place, key: ask.reuse.clone(), since: self.now(), stage: Stage::New(ask) }
+    }
+
+    /// Keeps a connection for the next request for `key`, or closes it when that may not be.
+    pub fn park(&self, slot: SlotId, key: ReuseKey, connection: P) {
+        self.shared.settle(self.shared.handover.park(slot, key, connection, self.now()));
+    }
+
+    /// Changes the number of slots; holders keep theirs.
+    pub fn resize(&self, slots: usize) {
+        let now = self.now();
+        self.shared.settle(self.shared.handover.event(|core| core.resize(slots, now)));
+    }
+
+    /// Closes kept connections and keeps none from now on; who waits is still served.
+    pub fn drain(&self) {
+        let now = self.now();
+        self.shared.settle(self.shared.handover.event(|core| core.drain(now)));
+    }
+
+    /// Refuses all who wait and all who come as draining.
+    pub fn end(&self) {
+        let now = self.now();
+        self.shared.settle(self.shared.handover.event(|core| core.end(now)));
+    }
+
+    /// The picture now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.handover.snapshot(self.now())
+    }
+}
+
+impl<P> Clone for Gate<P> {
+    fn clone(&self) -> Gate<P> {
+        Gate { shared: self.shared.clone() }
+    }
+}
+
+impl<P> std::fmt::Debug for Gate<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").finish_non_exhaustive()
+    }
+}
+
+impl<P> Shared<P> {
+    fn now(&self) -> Moment {
+        Moment(self.epoch.elapsed())
+    }
+
+    fn settle(&self, aftermath: Aftermath<P>) {
+        if aftermath.rearm {
+            self.alarm.notify_one();
+        }
+        for cause in aftermath.settle() {
+            if cause == CloseCause::Reclaimed {
+                self.metrics.reclaimed();
+            }
+        }
+    }
+}
+
+impl<P> Drop for Shared<P> {
+    fn drop(&mut self) {
+        self.alarm.notify_one();
+    }
+}
+
+impl<P: Send + 'static> SlotKeeper for Shared<P> {
+    fn dialled(&self, id: SlotId) {
+        self.handover.dialled(id);
+    }
+
+    fn entered(&self, id: SlotId, state: SlotState) {
+        self.settle(self.handover.entered(id, state, self.now()));
+    }
+
+    fn released(&self, id: SlotId) {
+        self.settle(self.handover.released(id, self.now()));
+    }
+}
+
+/// Ticks the core whenever it asked to be woken, until the gate is gone.
+async fn keep_time<P>(gate: Weak<Shared<P>>, alarm: Arc<Notify>) {
+    loop {
+        let Some(shared) = gate.upgrade() else { return };
+        let due = shared.handover.wake_at().map(|at| shared.epoch + at.0);
+        drop(shared);
+        match due {
+            Some(due) => {
+                tokio::select! {
+                    () = tokio::time::sleep_until(due) => {}
+                    () = alarm.notified() => continue,
+                }
+            }
+            None => {
+                alarm.notified().await;
+                continue;
+            }
+        }
+        let Some(shared) = gate.upgrade() else { return };
+        let now = shared.now();
+        shared.settle(shared.handover.event(|core| core.tick(now)));
+    }
+}
+
+/// Waiting for admission; see [`Gate::admit`].
+#[must_use = "nobody waits before the first poll"]
+pub struct Admit<'a, P: Send + 'static> {
+    gate: &'a Gate<P>,
+    place: Place,
+    key: Option<ReuseKey>,
+    since: Moment,
+    stage: Stage,
+}
+
+enum Stage {
+    New(Ask),
+    Seated,
+    Done,
+}
+
+impl<P: Send + 'static> Admit<'_, P> {
+    fn called(&mut self, call: Call<P>) -> Result<Admission<P>, Refusal> {
+        self.stage = Stage::Done;
+        let shared = &self.gate.shared;
+        match call {
+            Call::Dial { slot, waited } => {
+                shared.metrics.waited(WaitOutcome::Admitted, waited);
+                Ok(Admission::New(Slot::new(slot, shared.clone())))
+            }
+            Call::Reuse { kept, waited, .. } => {
+                shared.metrics.waited(WaitOutcome::Admitted, waited);
+                Ok(Admission::Kept(kept))
+            }
+            Call::Refused(refusal) => {
+                shared.metrics.waited(WaitOutcome::Refused, refusal.waited);
+                Err(refusal)
+            }
+        }
+    }
+}
+
+impl<P: Send + 'static> Future for Admit<'_, P> {
+    type Output = Result<Admission<P>, Refusal>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let shared = &this.gate.shared;
+        if let Stage::New(ask) = std::mem::replace(&mut this.stage, Stage::Seated) {
+            this.since = shared.now();
+            shared.settle(shared.handover.arrive(ask, context.waker(), this.since));
+        }
+        match shared.handover.poll_call(this.place, context) {
+            Poll::Ready(call) => Poll::Ready(this.called(call)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<P: Send + 'static> Drop for Admit<'_, P> {
+    fn drop(&mut self) {
+        if matches!(self.stage, Stage::Seated) {
+            let shared = &self.gate.shared;
+            let now = shared.now();
+            shared.settle(shared.handover.leave(self.place, now, self.key.as_ref()));
+            shared.metrics.waited(WaitOutcome::ClientLeft, now.since(self.since));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! The hand-over between those who wait and the core: one mutex, one seat per waiter, plain wakers.
+//!
+//! A decision is laid into the waiter's seat under the lock and taken out of it under the lock, so that a waiter who
+//! leaves finds either its place in the queue or what was granted to it, and gives back the one or the other. Wakers
+//! and connections are carried out of the lock in an [`Aftermath`]. No tokio types here, and no clock: the caller says
+//! what time it is.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::core::{CloseCause, Core, Decision, Refusal, Snapshot};
+use super::moment::Moment;
+use super::queue::{Ask, Place, ReuseKey};
+use super::slots::{SlotId, SlotState};
+
+/// The shared state of one gate; `P` is a kept connection.
+pub(super) struct Handover<P> {
+    state: Mutex<State<P>>,
+}
+
+struct State<P> {
+    core: Core,
+    seats: HashMap<Place, Seat<P>>,
+    kept: HashMap<SlotId, P>,
+    /// When the driver will call again.
+    armed: Option<Moment>,
+}
+
+enum Seat<P> {
+    Waiting(Waker),
+    Called(Call<P>),
+}
+
+/// What a waiter is called for.
+pub(super) enum Call<P> {
+    /// Open a socket in this slot.
+    Dial { slot: SlotId, waited: Duration },
+    /// Use this connection.
+    Reuse { slot: SlotId, kept: P, waited: Duration },
+    /// Go away.
+    Refused(Refusal),
+}
+
+/// What is left to do after the lock was given up.
+#[must_use = "wakers and connections are waiting in it"]
+pub(super) struct Aftermath<P> {
+    wakers: Vec<Waker>,
+    closed: Vec<(P, CloseCause)>,
+    /// The driver must look at [`Handover::wake_at`] anew.
+    pub rearm: bool,
+}
+
+impl<P> Aftermath<P> {
+    /// Wakes who was called and closes what must go; tells why each connection was closed.
+    pub fn settle(self) -> impl Iterator<Item = CloseCause> {
+        self.wakers.into_iter().for_each(Waker::wake);
+        self.closed.into_iter().map(|(connection, cause)| {
+            drop(connection);
+            cause
+        })
+    }
+}
+
+impl<P> Handover<P> {
+    pub fn new(core: Core) -> Handover<P> {
+        let state = State { core, seats: HashMap::new(), kept: HashMap::new(), armed: None };
+        Handover { state: Mutex::new(state) }
+    }
+
+    /// A new place at the end of the order.
+    pub fn place(&self, now: Moment) -> Place {
+        self.lock().core.place(now)
+    }
+
+    /// Sits down to wait. What comes of it is found with [`Handover::poll_call`].
+    pub fn arrive(&self, ask: Ask, waker: &Waker, now: Moment) -> Aftermath<P> {
+        let mut state = self.lock();
+        state.seats.insert(ask.place, Seat::Waiting(waker.clone()));
+        state.core.arrive(ask, now);
+        state.carry_out()
+    }
+
+    /// Whether this waiter was called. Once it was, its seat is gone.
+    pub fn poll_call(&self, place: Place, context: &Context<'_>) -> Poll<Call<P>> {
+        let mut state = self.lock();
+        match state.seats.remove(&place) {
+            Some(Seat::Called(call)) => Poll::Ready(call),
+            Some(Seat::Waiting(mut waker)) => {
+                waker.clone_from(context.waker());
+                state.seats.insert(place, Seat::Waiting(waker));
+                Poll::Pending
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    /// Gets up from the seat: what was granted meanwhile goes to the next one.
+    pub fn leave(&self, place: Place, now: Moment, key: Option<&ReuseKey>) -> Aftermath<P> {
+        let mut state = self.lock();
+        match state.seats.remove(&place) {
+            Some(Seat::Waiting(_)) => state.core.leave(place, now),
+            Some(Seat::Called(Call::Dial { slot, .. })) => state.core.released(slot, now),
+            Some(Seat::Called(Call::Reuse { slot, kept, .. })) => {
+                let key = key.expect("only who named a key is given a kept connection").clone();
+                return state.keep(slot, key, kept, now);
+            }
+            Some(Seat::Called(Call::Refused(_))) | None => {}
+        }
+        state.carry_out()
+    }
+
+    /// Keeps a connection for reuse, or closes it when it may not be kept.
+    pub fn park(&self, slot: SlotId, key: ReuseKey, connection: P, now: Moment) -> Aftermath<P> {
+        self.lock().keep(slot, key, connection, now)
+    }
+
+    /// `connect()` is about to be called.
+    pub fn dialled(&self, slot: SlotId) {
+        self.lock().core.dialled(slot);
+    }
+
+    /// The socket does something else now. A kept connection that says so is kept no longer.
+    pub fn entered(&self, slot: SlotId, to: SlotState, now: Moment) -> Aftermath<P> {
+        let mut state = self.lock();
+        let gone = state.kept.remove(&slot);
+        state.core.enter(slot, to, now);
+        let mut aftermath = state.carry_out();
+        drop(state);
+        aftermath.closed.extend(gone.map(|connection| (connection, CloseCause::Expired)));
+        aftermath
+    }
+
+    /// The socket is gone.
+    pub fn released(&self, slot: SlotId, now: Moment) -> Aftermath<P> {
+        self.event(|core| core.released(slot, now))
+    }
+
+    /// Lets an event happen to the core.
+    pub fn event(&self, happen: impl FnOnce(&mut Core)) -> Aftermath<P> {
+        let mut state = self.lock();
+        happen(&mut state.core);
+        state.carry_out()
+    }
+
+    /// When the driver is to tick; it is expected to do so from now on.
+    pub fn wake_at(&self) -> Option<Moment> {
+        let mut state = self.lock();
+        state.armed = state.core.wake_at();
+        state.armed
+    }
+
+    /// The picture now.
+    pub fn snapshot(&self, now: Moment) -> Snapshot {
+        self.lock().core.snapshot(now)
+    }
+
+    /// No code that runs under the lock leaves the state half changed and panics on purpose; should one panic all the
+    /// same, going on is better than refusing everybody for ever.
+    fn lock(&self) -> MutexGuard<'_, State<P>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<P> State<P> {
+    fn keep(&mut self, slot: SlotId, key: ReuseKey, connection: P, now: Moment) -> Aftermath<P> {
+        // In first: the core may hand it on, or close it, at once.
+        self.kept.insert(slot, connection);
+        let unkept = if self.core.park(slot, key, now) { None } else { self.kept.remove(&slot) };
+        let mut aftermath = self.carry_out();
+        aftermath.closed.extend(unkept.map(|connection| (connection, CloseCause::Expired)));
+        aftermath
+    }
+
+    /// Lays the core's decisions into the seats.
+    fn carry_out(&mut self) -> Aftermath<P> {
+        let mut wakers = Vec::new();
+        let mut closed = Vec::new();
+        while let Some(decision) = self.core.next_decision() {
+            match decision {
+                Decision::Dial { place, slot, waited } => {
+                    wakers.extend(self.call(place, Call::Dial { slot, waited }));
+                }
+                Decision::Reuse { place, slot, waited } => {
+                    let kept = self.kept.remove(&slot).expect("the core hands out only what was kept");
+                    wakers.extend(self.call(place, Call::Reuse { slot, kept, waited }));
+                }
+                Decision::Refuse { place, refusal } => wakers.extend(self.call(place, Call::Refused(refusal))),
+                Decision::Close { slot, cause } => {
+                    closed.extend(self.kept.remove(&slot).map(|connection| (connection, cause)));
+                }
+            }
+        }
+        let wake_at = self.core.wake_at();
+        let rearm = wake_at.is_some_and(|at| self.armed.is_none_or(|armed| at < armed));
+        if rearm {
+            self.armed = wake_at;
+        }
+        Aftermath { wakers, closed, rearm }
+    }
+
+    fn call(&mut self, place: Place, call: Call<P>) -> Option<Waker> {
+        match self.seats.insert(place, Seat::Called(call)) {
+            Some(Seat::Waiting(waker)) => Some(waker),
+            Some(Seat::Called(_)) | None => unreachable!("the core decides once, and only about those who wait"),
+        }
+    }
+}

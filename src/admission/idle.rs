@@ -1,0 +1,89 @@
+//! Kept connections: idle slots that the next request for the same authority can use, or that give way to one for
+//! another.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use super::moment::Moment;
+use super::queue::ReuseKey;
+use super::slots::SlotId;
+
+/// The idle slots that can be reused, by key and by age.
+#[derive(Debug, Default)]
+pub(super) struct IdleSlots {
+    kept: HashMap<SlotId, Kept>,
+    by_key: HashMap<ReuseKey, BTreeSet<(Moment, SlotId)>>,
+    by_expiry: BTreeSet<(Moment, SlotId)>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    key: ReuseKey,
+    since: Moment,
+    expires: Moment,
+}
+
+impl IdleSlots {
+    pub fn len(&self) -> usize {
+        self.kept.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    pub fn add(&mut self, id: SlotId, key: ReuseKey, since: Moment, timeout: Duration) {
+        let expires = since + timeout;
+        self.by_key.entry(key.clone()).or_default().insert((since, id));
+        self.by_expiry.insert((expires, id));
+        self.kept.insert(id, Kept { key, since, expires });
+    }
+
+    pub fn remove(&mut self, id: SlotId) -> bool {
+        let Some(kept) = self.kept.remove(&id) else {
+            return false;
+        };
+        self.by_expiry.remove(&(kept.expires, id));
+        if let Some(slots) = self.by_key.get_mut(&kept.key) {
+            slots.remove(&(kept.since, id));
+            if slots.is_empty() {
+                self.by_key.remove(&kept.key);
+            }
+        }
+        true
+    }
+
+    /// The most recently used connection for `key`: the one least likely to have been closed by the registry.
+    pub fn freshest(&self, key: &ReuseKey) -> Option<SlotId> {
+        self.by_key.get(key)?.last().map(|(_, id)| *id)
+    }
+
+    /// The connection to give up: one that nobody in the queue could use, if there is one; else the longest idle.
+    pub fn victim(&self, wanted: impl Fn(&ReuseKey) -> bool) -> Option<SlotId> {
+        let unwanted = self.by_key.iter().filter(|(key, _)| !wanted(key));
+        let longest_idle = unwanted.filter_map(|(_, slots)| slots.first()).min();
+        let any = || self.by_expiry.first().map(|(_, id)| *id);
+        longest_idle.map(|(_, id)| *id).or_else(any)
+    }
+
+    /// The keys for which connections are kept.
+    pub fn keys(&self) -> impl Iterator<Item = &ReuseKey> {
+        self.by_key.keys()
+    }
+
+    /// One that has been idle for its whole timeout.
+    pub fn expired(&self, now: Moment) -> Option<SlotId> {
+        let (expires, id) = self.by_expiry.first()?;
+        (*expires <= now).then_some(*id)
+    }
+
+    /// The next moment at which one expires.
+    pub fn next_expiry(&self) -> Option<Moment> {
+        self.by_expiry.first().map(|(expires, _)| *expires)
+    }
+
+    /// Any one, the first to expire.
+    pub fn first(&self) -> Option<SlotId> {
+        self.by_expiry.first().map(|(_, id)| *id)
+    }
+}

@@ -1,0 +1,193 @@
+//! The token bucket on `connect()`: governor's GCRA over a clock that the core sets.
+//!
+//! Governor can neither be asked without taking nor be given back to. So the bucket remembers what governor last said,
+//! which bounds from below what it holds now; and a token that comes back unspent is kept *in hand* for those who wait
+//! at that moment, and spilled when nobody does: a token kept for later would add to a burst. Only the core calls it.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use governor::clock::{Clock, Reference};
+use governor::middleware::StateInformationMiddleware;
+use governor::nanos::Nanos;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
+
+use super::moment::Moment;
+
+/// A rate limit as the config gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Time after which one token is added; not zero.
+    pub period: Duration,
+    /// Tokens that the bucket holds when full; it starts full.
+    pub burst: NonZeroU32,
+}
+
+/// Tokens, one of which is spent by every `connect()`.
+#[derive(Debug)]
+pub struct Bucket {
+    limiter: RateLimiter<NotKeyed, InMemoryState, SetClock, StateInformationMiddleware>,
+    clock: SetClock,
+    rate: Rate,
+    in_hand: u32,
+    /// At least so many tokens were left at that moment.
+    seen: (Moment, u32),
+}
+
+impl Bucket {
+    /// A full bucket.
+    ///
+    /// # Panics
+    /// When the rate's period is zero, which the config refuses.
+    #[must_use]
+    pub fn new(rate: Rate, now: Moment) -> Bucket {
+        let clock = SetClock::default();
+        clock.set(now);
+        let quota =
+            Quota::with_period(rate.period).expect("the config refuses a period of zero").allow_burst(rate.burst);
+        let limiter = RateLimiter::direct_with_clock(quota, clock.clone()).with_middleware();
+        Bucket { limiter, clock, rate, in_hand: 0, seen: (now, rate.burst.get()) }
+    }
+
+    /// Spends one token.
+    ///
+    /// # Errors
+    /// When none is due: the moment to ask again.
+    pub fn take(&mut self, now: Moment) -> Result<(), Moment> {
+        if self.in_hand > 0 {
+            self.in_hand -= 1;
+            return Ok(());
+        }
+        self.clock.set(now);
+        match self.limiter.check() {
+            Ok(snapshot) => {
+                self.seen = (now, snapshot.remaining_burst_capacity());
+                Ok(())
+            }
+            Err(not_until) => {
+                let due = now + not_until.wait_time_from(self.clock.now());
+                self.seen = (due - self.rate.period, 0);
+                Err(due)
+            }
+        }
+    }
+
+    /// Tokens that can be spent now, at least.
+    #[must_use]
+    pub fn available(&self, now: Moment) -> usize {
+        let (at, left) = self.seen;
+        let refilled = now.since(at).as_nanos() / self.rate.period.as_nanos();
+        let held = u128::from(left).saturating_add(refilled).min(u128::from(self.rate.burst.get()));
+        usize::try_from(held).unwrap_or(usize::MAX) + self.in_hand as usize
+    }
+
+    /// When the next token is due at the latest.
+    #[must_use]
+    pub fn next_due(&self) -> Moment {
+        self.seen.0 + self.rate.period
+    }
+
+    /// Takes back a token that was not spent, for those who wait now: its waiter vanished before `connect()`.
+    pub fn give_back(&mut self) {
+        self.in_hand += 1;
+    }
+
+    /// Lets go of tokens that were given back and that nobody waited for.
+    pub fn spill(&mut self) {
+        self.in_hand = 0;
+    }
+}
+
+/// A clock that stands where it was last set.
+#[derive(Clone, Debug, Default)]
+struct SetClock(Arc<AtomicU64>);
+
+impl SetClock {
+    fn set(&self, now: Moment) {
+        let nanos = u64::try_from(now.0.as_nanos()).unwrap_or(u64::MAX);
+        self.0.store(nanos, Ordering::Relaxed);
+    }
+}
+
+impl Clock for SetClock {
+    type Instant = Tick;
+
+    fn now(&self) -> Tick {
+        Tick(Nanos::new(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// A reading of [`SetClock`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Tick(Nanos);
+
+impl std::ops::Add<Nanos> for Tick {
+    type Output = Tick;
+
+    fn add(self, span: Nanos) -> Tick {
+        Tick(self.0 + span)
+    }
+}
+
+impl Reference for Tick {
+    fn duration_since(&self, earlier: Tick) -> Nanos {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    fn saturating_sub(&self, span: Nanos) -> Tick {
+        Tick(self.0.saturating_sub(span))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Moment {
+        Moment(Duration::from_millis(millis))
+    }
+
+    fn bucket(period_ms: u64, burst: u32) -> Bucket {
+        let rate = Rate { period: Duration::from_millis(period_ms), burst: NonZeroU32::new(burst).unwrap() };
+        Bucket::new(rate, at(0))
+    }
+
+    #[test]
+    fn a_full_bucket_gives_its_burst_and_then_one_token_a_period() {
+        let mut bucket = bucket(20, 3);
+        for _ in 0..3 {
+            assert_eq!(bucket.take(at(0)), Ok(()));
+        }
+        assert_eq!(bucket.take(at(0)), Err(at(20)));
+        assert_eq!(bucket.take(at(19)), Err(at(20)));
+        assert_eq!(bucket.take(at(20)), Ok(()));
+        assert_eq!(bucket.take(at(20)), Err(at(40)));
+    }
+
+    #[test]
+    fn asking_spends_nothing_and_never_promises_too_much() {
+        let mut bucket = bucket(20, 2);
+        assert_eq!(bucket.available(at(0)), 2);
+        for millis in 0..200 {
+            let promised = bucket.available(at(millis));
+            let taken = (0..3).take_while(|_| bucket.take(at(millis)).is_ok()).count();
+            assert!(promised <= taken, "{promised} promised, {taken} there at {millis} ms");
+        }
+        assert_eq!(bucket.available(at(260)), 2);
+    }
+
+    #[test]
+    fn a_token_given_back_goes_to_who_waits_and_is_spilled_when_nobody_does() {
+        let mut bucket = bucket(1000, 1);
+        assert_eq!(bucket.take(at(0)), Ok(()));
+        bucket.give_back();
+        assert_eq!(bucket.available(at(0)), 1);
+        assert_eq!(bucket.take(at(0)), Ok(()));
+        bucket.give_back();
+        bucket.spill();
+        assert_eq!(bucket.take(at(0)), Err(at(1000)));
+    }
+}

@@ -1,0 +1,228 @@
+//! Wires the parts: binds all listeners, then starts everything, and takes it down in order.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{Admin, Scope};
+use crate::admission::{Gate, Limits, Rate};
+use crate::config::{self, Config, OtherHosts};
+use crate::metrics::{Metrics, OTHER_HOSTS};
+use crate::proxy::route::{Claim, Routes};
+use crate::proxy::{ClientTerms, Proxy};
+use crate::target::{Host, HostPattern};
+use crate::upstream::connect::Terms;
+use crate::upstream::resolve::Resolver;
+use crate::upstream::{AddressPolicy, QueueTerms, Upstream};
+
+/// What other hosts are granted, for whom no registry's settings hold.
+const OTHER_HOSTS_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const OTHER_HOSTS_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Time after `drain_timeout` in which the last refusals are written and cut connections are closed.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Why nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener could not be bound.
+    #[error("cannot listen on {address} ({key}): {cause}")]
+    Bind {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+}
+
+/// A running sidecar.
+#[derive(Debug)]
+pub struct Running {
+    addresses: Addresses,
+    proxy: Arc<Proxy>,
+    draining: CancellationToken,
+    cut_short: CancellationToken,
+    drain_timeout: Duration,
+}
+
+/// Where a running sidecar listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// The proxy.
+    pub proxy: SocketAddr,
+    /// Health, metrics and status.
+    pub admin: SocketAddr,
+    /// Metrics and probes for others, if configured.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Binds every listener, then starts. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// When a listener cannot be bound; nothing runs then.
+pub async fn start(config: Config) -> Result<Running, StartError> {
+    let listen = &config.listen;
+    let proxy_listener = bind("listen.proxy", listen.proxy).await?;
+    let admin_listener = bind("listen.admin", listen.admin).await?;
+    let metrics_listener = match listen.metrics {
+        Some(address) => Some(bind("listen.metrics", address).await?),
+        None => None,
+    };
+    let addresses = Addresses {
+        proxy: bound(&proxy_listener, listen.proxy),
+        admin: bound(&admin_listener, listen.admin),
+        metrics: metrics_listener.as_ref().zip(listen.metrics).map(|(listener, asked)| bound(listener, asked)),
+    };
+
+    let metrics = Arc::new(Metrics::new());
+    let (draining, cut_short) = (CancellationToken::new(), CancellationToken::new());
+    let terms = ClientTerms {
+        max_clients: listen.max_clients,
+        head_timeout: listen.head_timeout,
+        allow_clients: listen.allow_clients.clone(),
+    };
+    let routes = routes(&config, &metrics, addresses);
+    let proxy = Proxy::new(routes, terms, pseudonym(), draining.clone(), cut_short.clone());
+    let admin = Admin::new(proxy.clone(), metrics, draining.clone());
+
+    tokio::spawn(proxy.clone().accept(proxy_listener));
+    tokio::spawn(admin.clone().accept(admin_listener, Scope::Admin));
+    if let Some(listener) = metrics_listener {
+        tokio::spawn(admin.accept(listener, Scope::Metrics));
+    }
+    Ok(Running { addresses, proxy, draining, cut_short, drain_timeout: config.drain_timeout })
+}
+
+impl Running {
+    /// Where it listens.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Ends in order: accepts nobody any more, serves those who came for up to `drain_timeout`, refuses and cuts the
+    /// rest, and waits until every socket toward a registry is gone.
+    pub async fn drain(self) {
+        let deadline = Instant::now() + self.drain_timeout;
+        self.draining.cancel();
+        self.each_gate(Gate::drain);
+        let tasks = self.proxy.tasks();
+        tasks.close();
+        if timeout_at(deadline, tasks.wait()).await.is_err() {
+            self.each_gate(Gate::end);
+            self.cut_short.cancel();
+            let _ = timeout_at(deadline + LAST_WORDS, tasks.wait()).await;
+        }
+        self.until_sockets_are_gone().await;
+    }
+
+    fn each_gate(&self, act: impl Fn(&Gate<crate::upstream::http::Kept>)) {
+        self.proxy.routes().upstreams().for_each(|upstream| act(&upstream.gate));
+    }
+
+    /// Closing takes no longer than the longest `linger` and the hold that follows it.
+    async fn until_sockets_are_gone(&self) {
+        let upstreams = || self.proxy.routes().upstreams();
+        let longest_linger = upstreams().map(|upstream| upstream.terms.linger).max().unwrap_or(LINGER);
+        let deadline = Instant::now() + longest_linger + LAST_WORDS;
+        while Instant::now() < deadline && upstreams().any(|upstream| upstream.gate.snapshot().open.open() > 0) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|cause| StartError::Bind { key, address, cause })
+}
+
+/// The address with the port that the kernel chose, where the config left it open.
+fn bound(listener: &TcpListener, asked: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(asked)
+}
+
+/// A name for this process in Via that no other has.
+fn pseudonym() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    format!("roadstead-{:08x}", RandomState::new().hash_one(std::process::id()) >> 32)
+}
+
+fn routes(config: &Config, metrics: &Metrics, addresses: Addresses) -> Routes {
+    let resolver = Arc::new(Resolver::default());
+    let own: Arc<[SocketAddr]> =
+        [Some(addresses.proxy), Some(addresses.admin), addresses.metrics].into_iter().flatten().collect();
+    let claims = config.registries.iter().map(|registry| Claim {
+        hosts: registry.hosts.clone(),
+        upstream: Arc::new(upstream_of(registry, metrics, resolver.clone(), own.clone())),
+    });
+    let claims = claims.collect();
+    let other_hosts = Arc::new(other_hosts(metrics, resolver.clone(), own));
+    Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, resolver)
+}
+
+fn upstream_of(
+    registry: &config::Registry,
+    metrics: &Metrics,
+    resolver: Arc<Resolver>,
+    own: Arc<[SocketAddr]>,
+) -> Upstream {
+    let metrics = metrics.of_registry(&registry.name);
+    let limits = Limits {
+        slots: registry.slots,
+        depth: registry.queue.depth,
+        rate: registry.rate.map(|rate| Rate { period: rate.period, burst: rate.burst }),
+        idle_timeout: registry.idle_timeout,
+        max_lifetime: registry.max_lifetime,
+    };
+    Upstream {
+        name: registry.name.clone(),
+        gate: Gate::new(limits, metrics.clone()),
+        metrics,
+        terms: Terms { connect_timeout: registry.connect_timeout, linger: registry.linger },
+        addresses: AddressPolicy {
+            loopback: true,
+            listed: registry.hosts.iter().filter_map(HostPattern::exact_host).filter_map(Host::ip).collect(),
+            own,
+        },
+        insist: true,
+        queue: QueueTerms {
+            depth: registry.queue.depth,
+            tunnel_timeout: registry.queue.tunnel_timeout,
+            request_timeout: registry.queue.request_timeout,
+        },
+        resolver,
+    }
+}
+
+/// Other hosts pass without bound: they are counted, not queued.
+fn other_hosts(metrics: &Metrics, resolver: Arc<Resolver>, own: Arc<[SocketAddr]>) -> Upstream {
+    let metrics = metrics.of_registry(OTHER_HOSTS);
+    let limits = Limits {
+        slots: usize::MAX,
+        depth: usize::MAX,
+        rate: None,
+        idle_timeout: OTHER_HOSTS_IDLE_TIMEOUT,
+        max_lifetime: Duration::from_secs(30 * 60),
+    };
+    Upstream {
+        name: OTHER_HOSTS.to_owned(),
+        gate: Gate::new(limits, metrics.clone()),
+        metrics,
+        terms: Terms { connect_timeout: OTHER_HOSTS_CONNECT_TIMEOUT, linger: LINGER },
+        addresses: AddressPolicy { loopback: false, listed: Vec::new(), own },
+        insist: false,
+        queue: QueueTerms {
+            depth: usize::MAX,
+            tunnel_timeout: Duration::from_secs(50),
+            request_timeout: Duration::from_secs(25),
+        },
+        resolver,
+    }
+}

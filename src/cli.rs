@@ -1,0 +1,171 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::app;
+use crate::config::{Config, LogFormat};
+
+/// Exit status for wrong usage, a config that does not hold, or a listener that cannot be bound.
+const EXIT_USAGE: u8 = 2;
+/// Exit status for a failure while running.
+const EXIT_FAILURE: u8 = 1;
+
+/// An admission queue for container registries: a forward proxy that never opens more connections to a registry than
+/// this node's share of what it can serve, and lets the rest wait their turn.
+#[derive(Debug, Parser)]
+#[command(name = "roadstead", version, after_help = AFTER_HELP)]
+struct Arguments {
+    /// The config file.
+    #[arg(long, global = true, value_name = "FILE", default_value = "sidecar.toml")]
+    config: PathBuf,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the sidecar (the default).
+    Run,
+    /// Check the config: print the slots of each registry, or every problem at once.
+    Check,
+}
+
+const AFTER_HELP: &str = "\
+Point the pullers at it:
+  HTTP_PROXY=http://127.0.0.1:4128 HTTPS_PROXY=http://127.0.0.1:4128
+
+See what it does:
+  curl http://127.0.0.1:4129/status
+  curl http://127.0.0.1:4129/metrics
+
+SIGTERM or Ctrl-C drains: nobody new is accepted, who came is served for up to drain_timeout; a second one ends at once.
+RUST_LOG overrides log.level.
+
+Exit status: 0 fine, 1 failed while running, 2 wrong usage, config or listen address.";
+
+/// Does what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match Config::load(&arguments.config) {
+        Ok(config) => config,
+        Err(error) => return fail(EXIT_USAGE, &error),
+    };
+    match arguments.command.unwrap_or(Command::Run) {
+        Command::Check => check(&config, &arguments.config),
+        Command::Run => run(config, &arguments.config),
+    }
+}
+
+fn fail(status: u8, error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("roadstead: {error}");
+    ExitCode::from(status)
+}
+
+fn check(config: &Config, file: &Path) -> ExitCode {
+    for registry in &config.registries {
+        let (name, slots, cap, share) = (&registry.name, registry.slots, registry.cap, registry.share);
+        println!("registry {name}: {slots} slots (cap {cap} x share {share})");
+    }
+    for warning in &config.warnings {
+        eprintln!("warning: {}: {warning}", file.display());
+    }
+    ExitCode::SUCCESS
+}
+
+fn run(config: Config, file: &Path) -> ExitCode {
+    start_logging(&config);
+    for warning in &config.warnings {
+        tracing::warn!(file = %file.display(), "{warning}");
+    }
+    raise_descriptor_limit();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(EXIT_FAILURE, &error),
+    };
+    runtime.block_on(serve(config))
+}
+
+/// A node's processors belong to its pods; moving bytes for one registry takes few of them.
+fn workers() -> usize {
+    const MOST: usize = 4;
+    std::thread::available_parallelism().map_or(1, usize::from).min(MOST)
+}
+
+async fn serve(config: Config) -> ExitCode {
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => return fail(EXIT_FAILURE, &error),
+    };
+    for registry in &config.registries {
+        tracing::info!(registry = registry.name, slots = registry.slots, cap = registry.cap, share = %registry.share, "registry");
+    }
+    let drain_timeout = config.drain_timeout;
+    let running = match app::start(config).await {
+        Ok(running) => running,
+        Err(error) => return fail(EXIT_USAGE, &error),
+    };
+    let addresses = running.addresses();
+    tracing::info!(listener = "proxy", address = %addresses.proxy, "listening");
+    tracing::info!(listener = "admin", address = %addresses.admin, "listening");
+    if let Some(metrics) = addresses.metrics {
+        tracing::info!(listener = "metrics", address = %metrics, "listening");
+    }
+    let signal = signals.next().await;
+    tracing::info!(signal, ?drain_timeout, "draining; a second signal ends at once");
+    tokio::select! {
+        () = running.drain() => {
+            tracing::info!("drained");
+            ExitCode::SUCCESS
+        }
+        signal = signals.next() => {
+            tracing::warn!(signal, "ended at once");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Each waiting client costs a descriptor, and each tunnel two; the usual soft limit of 1024 is too low for a node.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}
+
+fn start_logging(config: &Config) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&config.log.level));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Text => {
+            logs.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()
+        }
+        LogFormat::Json => logs.json().init(),
+    }
+}

@@ -1,0 +1,167 @@
+//! The configuration: `sidecar.toml` read, checked and frozen into plain values.
+//!
+//! This module and its parts are the only code that knows TOML. A file is taken whole or not at
+//! all: every problem in it is found in one reading and reported with its key, its line and its
+//! reason. Nothing here opens a socket, resolves a name or asks for the time. The command line
+//! loads it, and hands the parts of [`Config`] to those that need them.
+
+mod fraction;
+mod problem;
+mod rate;
+mod reader;
+mod report;
+mod settings;
+mod share;
+mod syntax;
+mod value;
+mod warnings;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use toml::de::DeTable;
+
+pub use problem::{LoadError, Problem, Problems};
+pub use rate::Rate;
+pub use share::{BadShare, Share};
+
+use crate::target::HostPattern;
+use reader::Section;
+use report::Report;
+
+/// A whole configuration that holds together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How long running requests may go on after the order to stop. Default 30 s.
+    pub drain_timeout: Duration,
+    /// Where the sidecar listens, and to whom.
+    pub listen: Listen,
+    /// What is logged, and how.
+    pub log: Log,
+    /// The registries, at least one, in the order of the file.
+    pub registries: Vec<Registry>,
+    /// What happens to hosts that no registry lists.
+    pub other_hosts: OtherHosts,
+    /// What is allowed but likely not meant, in the order of the file.
+    pub warnings: Vec<Problem>,
+}
+
+/// The part `listen`: the addresses of the sidecar, and who may use them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Address of the proxy itself. Default `127.0.0.1:4128`; port 0 takes any free port.
+    pub proxy: SocketAddr,
+    /// Address of health, metrics, status and control. Default `127.0.0.1:4129`.
+    pub admin: SocketAddr,
+    /// A further address with metrics and probes only; `None` (the default) for none.
+    pub metrics: Option<SocketAddr>,
+    /// The clients that may use the proxy. Empty (the default) only with a loopback proxy
+    /// address, where it means every local client.
+    pub allow_clients: Vec<IpNet>,
+    /// Client connections at one time, 1 to 1000000. Default 20000.
+    pub max_clients: usize,
+    /// How long a client may take to send the head of its first request. Default 10 s.
+    pub head_timeout: Duration,
+}
+
+/// The part `log`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The shape of a log line. Default text.
+    pub format: LogFormat,
+    /// The least severe level that is logged: `error`, `warn`, `info` (the default), `debug` or
+    /// `trace`.
+    pub level: String,
+}
+
+/// The shape of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people: `text`.
+    Text,
+    /// For collectors, one object a line: `json`.
+    Json,
+}
+
+/// One registry: a named upstream with a cap, and how this node uses its share of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registry {
+    /// Its name in the file, in metrics and in messages: up to 63 of `a-z`, `0-9`, `_` and `-`.
+    pub name: String,
+    /// The hosts it answers under, at least one; no other registry claims the same.
+    pub hosts: Vec<HostPattern>,
+    /// Connections that the registry can serve, all sidecars together; 1 to 1000000.
+    pub cap: u32,
+    /// This node's part of the cap.
+    pub share: Share,
+    /// Connections that this node may have open at once: `floor(cap x share)`, at least 1.
+    pub slots: usize,
+    /// Limit on new connections in time; `None` (the default) for no limit.
+    pub rate: Option<Rate>,
+    /// Longest time for one dial. Default 5 s.
+    pub connect_timeout: Duration,
+    /// How long a closed connection may wait for the registry's end of it before it is reset.
+    /// Default 1 s.
+    pub linger: Duration,
+    /// How long a connection kept for reuse may lie idle. Default 60 s.
+    pub idle_timeout: Duration,
+    /// How old a connection may get and still be reused. Default 30 minutes.
+    pub max_lifetime: Duration,
+    /// How requests wait for a slot.
+    pub queue: Queue,
+}
+
+/// The part `queue` of a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Requests that may wait, 0 to 1000000; with 0 none waits. Default 10000.
+    pub depth: usize,
+    /// Longest wait of a tunnel (a CONNECT). Default 50 s.
+    pub tunnel_timeout: Duration,
+    /// Longest wait of a request that the sidecar sees. Default 25 s.
+    pub request_timeout: Duration,
+}
+
+/// The part `other_hosts`: what happens to hosts that no registry lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherHosts {
+    /// They are reached without queue or limit: `direct`, the default.
+    Direct,
+    /// They are refused: `deny`.
+    Deny,
+}
+
+impl Config {
+    /// Reads a configuration from the text of its file.
+    ///
+    /// # Errors
+    /// With every problem of the text, in the order of its lines.
+    pub fn parse(text: &str) -> Result<Self, Problems> {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        let mut report = Report::new(text);
+        for error in &errors {
+            syntax::note(error, text, &mut report);
+        }
+        let mut root = Section::root(root.get_ref(), &mut report);
+        let config = root.read_whole(settings::config);
+        match config {
+            Ok(config) if report.is_empty() => Ok(config),
+            _ => Err(report.into_problems()),
+        }
+    }
+
+    /// Reads the configuration file at `path`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or with every problem in it.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|cause| LoadError::Unreadable { path: path.to_owned(), cause })?;
+        Self::parse(&text).map_err(|problems| LoadError::Problems(problems.in_file(path)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

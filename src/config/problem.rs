@@ -1,0 +1,128 @@
+//! What is wrong in a configuration file, and how it is told to the operator.
+//!
+//! Plain values without any TOML in them. The reader makes them; the command line prints them.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// One thing in the file that is wrong, or that is allowed but likely not meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The setting with its full path, such as `registries.harbor.queue.depth`; empty when the
+    /// line belongs to none.
+    pub key: String,
+    /// The line in the file, counted from 1. For a setting that is missing, the line of the table
+    /// that should hold it.
+    pub line: usize,
+    /// What is wrong and how to mend it, as a sentence without a capital or a full stop.
+    pub reason: String,
+}
+
+impl Problem {
+    /// Writes what stands behind the place: the key, where there is one, and the reason.
+    fn write_subject(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: ", self.line)?;
+        self.write_subject(f)
+    }
+}
+
+/// Every problem of one file, at least one, in the order of their lines.
+///
+/// Displayed one a line: as `sidecar.toml:12: registries.harbor.share: ...`, the form that editors
+/// jump to, or as `line 12: ...` for a text without a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems {
+    file: Option<PathBuf>,
+    problems: Vec<Problem>,
+}
+
+impl Problems {
+    /// Orders the problems of one text by line.
+    pub(super) fn new(mut problems: Vec<Problem>) -> Self {
+        problems.sort_by_key(|problem| problem.line);
+        Self { file: None, problems }
+    }
+
+    /// Names the file that the text came from.
+    pub(super) fn in_file(self, file: &Path) -> Self {
+        Self { file: Some(file.to_owned()), ..self }
+    }
+
+    /// The problems, in the order of their lines.
+    pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
+        self.problems.iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Problems {
+    type Item = &'a Problem;
+    type IntoIter = std::slice::Iter<'a, Problem>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            match &self.file {
+                Some(file) => {
+                    write!(f, "{}:{}: ", file.display(), problem.line)?;
+                    problem.write_subject(f)?;
+                }
+                None => problem.fmt(f)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// Why a configuration file gave no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file could not be read at all.
+    #[error("cannot read {}: {cause}", .path.display())]
+    Unreadable {
+        /// The file as it was named.
+        path: PathBuf,
+        /// What the operating system said; part of the message, so not repeated as its source.
+        cause: io::Error,
+    },
+    /// The file was read, and is wrong.
+    #[error(transparent)]
+    Problems(Problems),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(key: &str, line: usize, reason: &str) -> Problem {
+        Problem { key: key.to_owned(), line, reason: reason.to_owned() }
+    }
+
+    #[test]
+    fn problems_are_shown_one_a_line_in_the_order_of_the_file() {
+        let problems = Problems::new(vec![problem("listen.proxy", 7, "is required"), problem("", 2, "unclosed table")]);
+        let shown = problems.to_string();
+        assert_eq!(shown, "line 2: unclosed table\nline 7: listen.proxy: is required");
+        let shown = problems.in_file(Path::new("etc/sidecar.toml")).to_string();
+        assert_eq!(shown, "etc/sidecar.toml:2: unclosed table\netc/sidecar.toml:7: listen.proxy: is required");
+    }
+}

@@ -1,0 +1,247 @@
+//! Every setting there is: its key, its default, its range, and what must hold between settings.
+//!
+//! One function for each table of the file, with its keys in the order of the shipped
+//! `sidecar.toml`. All reads of a table come before the first `?`, so that each notes its problem.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use super::reader::{Noted, Read, Section};
+use super::value::{address, count, decimal, duration, host, network, share, whole, word};
+use super::{Config, Listen, Log, LogFormat, OtherHosts, Queue, Rate, Registry, Share, warnings};
+use crate::target::HostPattern;
+
+/// The most of anything that is counted. More is a slip of the pen, and would not fit a machine.
+const MOST: u32 = 1_000_000;
+
+/// The label of targets without a registry in metrics, so no registry may be called that.
+const RESERVED_NAME: &str = "other_hosts";
+
+/// Longest name of a registry, in bytes.
+const LONGEST_NAME: usize = 63;
+
+/// The whole file.
+pub(super) fn config(root: &mut Section<'_>) -> Read<Config> {
+    let drain_timeout = root.optional("drain_timeout", seconds(30), duration);
+    // The policy first: the check of the listen addresses speaks of it.
+    let other_hosts = root.table("other_hosts", other_hosts);
+    let listen = root.table("listen", |section| listen(section, other_hosts));
+    let log = root.table("log", log);
+    let registries = root.table("registries", registries);
+    let mut config = Config {
+        drain_timeout: drain_timeout?,
+        listen: listen?,
+        log: log?,
+        registries: registries?,
+        other_hosts: other_hosts?,
+        warnings: Vec::new(),
+    };
+    config.warnings = warnings::about(&config, |key| root.line_of(key));
+    Ok(config)
+}
+
+fn listen(section: &mut Section<'_>, policy: Read<OtherHosts>) -> Read<Listen> {
+    let proxy = section.optional("proxy", loopback(4128), address);
+    let admin = section.optional("admin", loopback(4129), address);
+    let metrics = section.optional("metrics", None, |value| address(value).map(Some));
+    let allow_clients = section.list("allow_clients", "[\"10.0.0.0/8\"]", network);
+    let max_clients = section.optional("max_clients", 20_000, count(1..=MOST));
+    let head_timeout = section.optional("head_timeout", seconds(10), duration);
+
+    let listeners = [("proxy", proxy.ok()), ("admin", admin.ok()), ("metrics", metrics.ok().flatten())];
+    refuse_shared_addresses(section, &listeners);
+    if matches!(allow_clients, Ok(None)) {
+        refuse_open_door(section, proxy, policy);
+    }
+    Ok(Listen {
+        proxy: proxy?,
+        admin: admin?,
+        metrics: metrics?,
+        allow_clients: allow_clients?.unwrap_or_default(),
+        max_clients: max_clients?,
+        head_timeout: head_timeout?,
+    })
+}
+
+fn log(section: &mut Section<'_>) -> Read<Log> {
+    let formats = word(&[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+    let levels = ["error", "warn", "info", "debug", "trace"].map(|level| (level, level));
+    let format = section.optional("format", LogFormat::Text, formats);
+    let level = section.optional("level", "info", word(&levels));
+    Ok(Log { format: format?, level: level?.to_owned() })
+}
+
+fn registries(section: &mut Section<'_>) -> Read<Vec<Registry>> {
+    let mut claims = Claims::default();
+    let registries = section.each_table(|name, section| registry(name, section, &mut claims))?;
+    if registries.is_empty() {
+        let reason = "at least one registry is required: add a table such as [registries.harbor]";
+        return Err(section.missing("", reason.to_owned()));
+    }
+    Ok(registries)
+}
+
+fn registry(name: &str, section: &mut Section<'_>, claims: &mut Claims) -> Read<Registry> {
+    check_name(section, name);
+    let hosts = hosts(section, |pattern| claims.claim(name, pattern));
+    let cap = section.required("cap", "200", whole(1..=MOST));
+    let share = section.required("share", "\"1/20\"", share);
+    let slots = slots(section, cap, share);
+    let rate = rate(section);
+    let connect_timeout = section.optional("connect_timeout", seconds(5), duration);
+    let linger = section.optional("linger", seconds(1), duration);
+    let max_lifetime = section.optional("max_lifetime", seconds(30 * 60), duration);
+    let idle_timeout = section.optional("idle_timeout", seconds(60), duration);
+    let queue = section.table("queue", queue);
+    Ok(Registry {
+        name: name.to_owned(),
+        hosts: hosts?,
+        cap: cap?,
+        share: share?,
+        slots: slots?,
+        rate: rate?,
+        connect_timeout: connect_timeout?,
+        linger: linger?,
+        idle_timeout: idle_timeout?,
+        max_lifetime: max_lifetime?,
+        queue: queue?,
+    })
+}
+
+fn queue(section: &mut Section<'_>) -> Read<Queue> {
+    let depth = section.optional("depth", 10_000, count(0..=MOST));
+    let tunnel_timeout = section.optional("tunnel_timeout", seconds(50), duration);
+    let request_timeout = section.optional("request_timeout", seconds(25), duration);
+    Ok(Queue { depth: depth?, tunnel_timeout: tunnel_timeout?, request_timeout: request_timeout? })
+}
+
+fn other_hosts(section: &mut Section<'_>) -> Read<OtherHosts> {
+    let policies = word(&[("direct", OtherHosts::Direct), ("deny", OtherHosts::Deny)]);
+    section.optional("policy", OtherHosts::Direct, policies)
+}
+
+fn check_name(section: &mut Section<'_>, name: &str) {
+    let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+    if name == RESERVED_NAME {
+        let reason = format!("the name {name} is taken: it stands for hosts that no registry lists");
+        section.problem("", reason);
+    } else if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(allowed) {
+        let reason = format!(
+            "the name of a registry has 1 to {LONGEST_NAME} characters, each a small letter, a \
+             digit, '_' or '-'"
+        );
+        section.problem("", reason);
+    }
+}
+
+/// Reads the hosts of a registry; `claim` refuses those that another registry has.
+fn hosts(
+    section: &mut Section<'_>,
+    mut claim: impl FnMut(&HostPattern) -> Result<(), String>,
+) -> Read<Vec<HostPattern>> {
+    let example = "[\"harbor.example.com\"]";
+    let hosts = section.list("hosts", example, |value| {
+        let pattern = host(value)?;
+        claim(&pattern)?;
+        Ok(pattern)
+    })?;
+    hosts.ok_or_else(|| section.required_but_absent("hosts", example))
+}
+
+/// The hosts that the registries read so far have claimed, each with the name of its registry.
+#[derive(Default)]
+struct Claims(Vec<(HostPattern, String)>);
+
+impl Claims {
+    fn claim(&mut self, registry: &str, pattern: &HostPattern) -> Result<(), String> {
+        let clash = |(claimed, owner): &&(HostPattern, String)| owner != registry && claimed.overlaps(pattern);
+        if let Some((_, owner)) = self.0.iter().find(clash) {
+            return Err(format!(
+                "{pattern} is claimed by registries.{owner} and by registries.{registry}: a host \
+                 belongs to one registry"
+            ));
+        }
+        self.0.push((pattern.clone(), registry.to_owned()));
+        Ok(())
+    }
+}
+
+fn slots(section: &mut Section<'_>, cap: Read<u32>, share: Read<Share>) -> Read<usize> {
+    let (cap, share) = (cap?, share?);
+    let slots = share.slots(cap);
+    if slots == 0 {
+        let reason = format!(
+            "cap {cap} x share {share} = {}, which is less than one slot: raise {}, or the share \
+             to at least 1/{cap}",
+            share.of(cap),
+            section.path_of("cap"),
+        );
+        return Err(section.problem("share", reason));
+    }
+    Ok(slots)
+}
+
+fn rate(section: &mut Section<'_>) -> Read<Option<Rate>> {
+    let per_second = section.optional("rate_per_second", None, |value| decimal(value).map(Some));
+    let burst = section.optional("burst", None, |value| whole(1..=MOST)(value).map(NonZeroU32::new));
+    let (per_second, burst) = (per_second?, burst?);
+    match (per_second, burst) {
+        (Some(per_second), burst) => Rate::new(per_second, burst).map(Some).ok_or_else(|| {
+            let reason = "must be from 0.001 to 1000000; leave it out for no limit";
+            section.problem("rate_per_second", reason.to_owned())
+        }),
+        (None, Some(_)) => {
+            let reason = "has no meaning without rate_per_second: set that too, or leave both out";
+            Err(section.missing("burst", reason.to_owned()))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// Notes each listener that cannot be bound beside one before it.
+fn refuse_shared_addresses(section: &mut Section<'_>, listeners: &[(&str, Option<SocketAddr>)]) {
+    for (index, (key, address)) in listeners.iter().enumerate() {
+        let Some(address) = address else { continue };
+        let taken = listeners[..index].iter().find_map(|(key, other)| {
+            let other = (*other)?;
+            collide(*address, other).then_some((key, other))
+        });
+        if let Some((other_key, other)) = taken {
+            let other_key = section.path_of(other_key);
+            let reason = format!("{address} cannot be bound beside {other_key} = {other}: choose another port");
+            section.problem(key, reason);
+        }
+    }
+}
+
+/// Can only one of two addresses be bound? Port 0 takes whatever is free, so it meets no other.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.port() != 0 && (any || one.ip() == other.ip())
+}
+
+/// Notes a proxy that every machine could use.
+fn refuse_open_door(section: &mut Section<'_>, proxy: Read<SocketAddr>, policy: Read<OtherHosts>) {
+    let Ok(proxy) = proxy else { return };
+    if proxy.ip().to_canonical().is_loopback() {
+        return;
+    }
+    let consequence = match policy {
+        Ok(OtherHosts::Direct) => ", and with other_hosts.policy = \"direct\" it would be an open door",
+        Ok(OtherHosts::Deny) | Err(Noted) => "",
+    };
+    let reason = format!(
+        "{proxy} is not a loopback address, so listen.allow_clients is required{consequence}: \
+         write allow_clients = [\"10.0.0.0/8\"] with the addresses of your clients"
+    );
+    section.missing("proxy", reason);
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}

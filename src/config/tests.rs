@@ -1,0 +1,433 @@
+//! Whole files in, configurations or lists of problems out. The shipped file is one of them.
+
+use super::*;
+
+const SHIPPED: &str = include_str!("../../sidecar.toml");
+
+/// The least that a file must say.
+const LEAST: &str = "\
+[registries.harbor]
+hosts = ['harbor.example.com']
+cap = 200
+share = '1/20'
+";
+
+/// The problems of a text, each as `line key: reason`.
+fn problems(text: &str) -> Vec<String> {
+    let problems = Config::parse(text).unwrap_err();
+    let shown = |p: &Problem| format!("{} {}: {}", p.line, p.key, p.reason);
+    problems.iter().map(shown).collect()
+}
+
+/// Asserts that a text has exactly these problems, each given by how it begins.
+fn assert_problems(text: &str, expected: &[&str]) {
+    let found = problems(text);
+    let agree = |(found, expected): (&String, &&str)| found.starts_with(expected);
+    assert!(
+        found.len() == expected.len() && found.iter().zip(expected).all(agree),
+        "in\n{text}\nexpected {expected:#?}\nfound {found:#?}"
+    );
+}
+
+/// The least file, with lines of the table `registries.harbor` after it: the first is line 5.
+fn with(lines: &str) -> String {
+    format!("{LEAST}{lines}")
+}
+
+/// The least file as two settings short of a registry: `cap` and `share` as given, on lines 3 and 4.
+fn sized(cap: &str, share: &str) -> String {
+    format!("[registries.harbor]\nhosts = ['harbor']\ncap = {cap}\nshare = {share}\n")
+}
+
+#[test]
+fn the_least_file_gives_the_defaults() {
+    let seconds = Duration::from_secs;
+    let expected = Config {
+        drain_timeout: seconds(30),
+        listen: Listen {
+            proxy: "127.0.0.1:4128".parse().unwrap(),
+            admin: "127.0.0.1:4129".parse().unwrap(),
+            metrics: None,
+            allow_clients: Vec::new(),
+            max_clients: 20_000,
+            head_timeout: seconds(10),
+        },
+        log: Log { format: LogFormat::Text, level: "info".to_owned() },
+        registries: vec![Registry {
+            name: "harbor".to_owned(),
+            hosts: vec![HostPattern::parse("harbor.example.com").unwrap()],
+            cap: 200,
+            share: Share::parse("1/20").unwrap(),
+            slots: 10,
+            rate: None,
+            connect_timeout: seconds(5),
+            linger: seconds(1),
+            idle_timeout: seconds(60),
+            max_lifetime: seconds(1_800),
+            queue: Queue { depth: 10_000, tunnel_timeout: seconds(50), request_timeout: seconds(25) },
+        }],
+        other_hosts: OtherHosts::Direct,
+        warnings: Vec::new(),
+    };
+    assert_eq!(Config::parse(LEAST), Ok(expected));
+}
+
+#[test]
+fn every_setting_arrives_where_it_belongs() {
+    let config = Config::parse(
+        r#"
+drain_timeout = "1s"
+[listen]
+proxy = "0.0.0.0:1"
+admin = "[::1]:2"
+metrics = "127.0.0.1:3"
+allow_clients = ["10.0.0.0/8", "fd00::1"]
+max_clients = 4
+head_timeout = "5s"
+[log]
+format = "json"
+level = "debug"
+[registries.zebra]
+hosts = ["zebra", "*.zebra:443"]
+cap = 6
+share = "50%"
+rate_per_second = 2.5
+burst = 7
+connect_timeout = "8s"
+linger = "9s"
+max_lifetime = "10s"
+idle_timeout = "11s"
+queue = { depth = 0, tunnel_timeout = "12s", request_timeout = "13s" }
+[registries.ant]
+hosts = ["ant"]
+cap = 1
+share = 1
+[other_hosts]
+policy = "deny"
+"#,
+    )
+    .unwrap();
+    let seconds = Duration::from_secs;
+    let expected = Listen {
+        proxy: "0.0.0.0:1".parse().unwrap(),
+        admin: "[::1]:2".parse().unwrap(),
+        metrics: Some("127.0.0.1:3".parse().unwrap()),
+        allow_clients: vec!["10.0.0.0/8".parse().unwrap(), "fd00::1/128".parse().unwrap()],
+        max_clients: 4,
+        head_timeout: seconds(5),
+    };
+    assert_eq!(config.drain_timeout, seconds(1));
+    assert_eq!(config.listen, expected);
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.log.level, "debug");
+    assert_eq!(config.other_hosts, OtherHosts::Deny);
+
+    let names: Vec<_> = config.registries.iter().map(|r| &r.name).collect();
+    assert_eq!(names, ["zebra", "ant"], "in the order of the file");
+    let zebra = &config.registries[0];
+    assert_eq!((zebra.cap, zebra.slots, zebra.hosts.len()), (6, 3, 2));
+    let rate = zebra.rate.unwrap();
+    assert_eq!((rate.period, rate.burst.get()), (Duration::from_millis(400), 7));
+    let timeouts = [zebra.connect_timeout, zebra.linger, zebra.max_lifetime, zebra.idle_timeout];
+    assert_eq!(timeouts, [8, 9, 10, 11].map(seconds));
+    let expected = Queue { depth: 0, tunnel_timeout: seconds(12), request_timeout: seconds(13) };
+    assert_eq!(zebra.queue, expected);
+}
+
+#[test]
+fn six_mistakes_are_six_problems_with_their_lines() {
+    let text = r#"drain_timeout = 30
+
+[listen]
+proxi = "127.0.0.1:4128"
+
+[registries.harbor]
+hosts = [
+    "harbor.example.com",
+    "https://harbor.example.com",
+]
+cap = 10
+share = "1/20"
+
+[registries.harbor.queue]
+depth = -1
+
+[lease]
+redis = "redis://127.0.0.1:6379/0"
+"#;
+    assert_eq!(
+        problems(text),
+        [
+            "1 drain_timeout: a plain number has no unit: write \"30s\"",
+            "4 listen.proxi: unknown key, did you mean `proxy`?",
+            "9 registries.harbor.hosts: \"https://harbor.example.com\" is not a host, host:port or \
+             *.suffix: a scheme, path or query does not belong here: write host:port, such as \
+             harbor.example.com:443",
+            "12 registries.harbor.share: cap 10 x share 1/20 = 0.5, which is less than one slot: \
+             raise registries.harbor.cap, or the share to at least 1/10",
+            "15 registries.harbor.queue.depth: must be a whole number from 0 to 1000000",
+            "17 lease: unknown key",
+        ]
+    );
+}
+
+#[test]
+fn keys_that_are_not_built_are_unknown() {
+    for (lines, expected) in [
+        ("max_connecting = 10", "5 registries.harbor.max_connecting: unknown key"),
+        ("[registries.harbor.reclaim]\nlearn = true", "5 registries.harbor.reclaim: unknown key"),
+        ("[registries.harbor.tls]", "5 registries.harbor.tls: unknown key"),
+        ("queue.keep_place = '30s'", "5 registries.harbor.queue.keep_place: unknown key"),
+        ("[classes.interactive]", "5 classes: unknown key"),
+        ("[lease]", "5 lease: unknown key"),
+        ("[listen]\nproxy_addr = 1", "6 listen.proxy_addr: unknown key"),
+        ("[log]\nlevle = 'info'", "6 log.levle: unknown key, did you mean `level`?"),
+    ] {
+        assert_problems(&with(lines), &[expected]);
+    }
+}
+
+#[test]
+fn what_is_required_is_asked_for_at_its_table() {
+    assert_problems("", &["1 registries: at least one registry is required"]);
+    assert_problems("\n[registries]\n", &["2 registries: at least one registry is required"]);
+    let required = [
+        "2 registries.a.hosts: is required, for instance hosts = [\"harbor.example.com\"]",
+        "2 registries.a.cap: is required, for instance cap = 200",
+        "2 registries.a.share: is required, for instance share = \"1/20\"",
+    ];
+    assert_problems("\n[registries.a]\n", &required);
+    assert_problems(&sized("0", "1"), &["3 registries.harbor.cap: must be a whole number from 1"]);
+}
+
+#[test]
+fn a_table_must_be_a_table() {
+    for (text, expected) in [
+        ("registries = 1", "1 registries: expected a table [registries], found integer"),
+        ("[[registries]]", "1 registries: expected a table [registries], found array"),
+        ("registries.a = 1", "1 registries.a: expected a table [registries.a], found integer"),
+    ] {
+        assert_problems(text, &[expected]);
+    }
+    let text = with("queue = 5");
+    assert_problems(&text, &["5 registries.harbor.queue: expected a table"]);
+}
+
+#[test]
+fn lists_are_lists_and_not_empty() {
+    for (hosts, expected) in [
+        ("'a'", "2 registries.harbor.hosts: expected a list, found string: write hosts = [\"harbor"),
+        ("[]", "2 registries.harbor.hosts: is empty"),
+        ("[1]", "2 registries.harbor.hosts: expected a string in quotes, found integer"),
+    ] {
+        let text = format!("[registries.harbor]\nhosts = {hosts}\ncap = 1\nshare = 1\n");
+        assert_problems(&text, &[expected]);
+    }
+    assert_problems(&with("[listen]\nallow_clients = []"), &["6 listen.allow_clients: is empty"]);
+}
+
+#[test]
+fn a_share_of_less_than_one_slot_is_refused_with_the_sum() {
+    let slots = |cap, share| Config::parse(&sized(cap, share)).unwrap().registries[0].slots;
+    assert_eq!(slots("100", "0.29"), 29);
+    assert_eq!(slots("20", "'1/20'"), 1);
+    assert_eq!(
+        problems(&sized("10", "0.01")),
+        ["4 registries.harbor.share: cap 10 x share 1/100 = 0.1, which is less than one slot: \
+          raise registries.harbor.cap, or the share to at least 1/10"]
+    );
+    let leased = "4 registries.harbor.share: leased shares are not built into this version";
+    assert_problems(&sized("10", "'lease'"), &[leased]);
+    assert_problems(&sized("10", "2"), &["4 registries.harbor.share: a share is more than 0"]);
+}
+
+#[test]
+fn a_rate_has_a_burst_of_one_second_unless_told() {
+    let rate = |lines| Config::parse(&with(lines)).unwrap().registries[0].rate;
+    assert_eq!(rate(""), None);
+    assert_eq!(rate("rate_per_second = 50").unwrap().burst.get(), 50);
+    assert_eq!(rate("rate_per_second = 0.5").unwrap().burst.get(), 1);
+    assert_eq!(rate("rate_per_second = 50\nburst = 100").unwrap().burst.get(), 100);
+    for (lines, expected) in [
+        ("burst = 5", "5 registries.harbor.burst: has no meaning without rate_per_second"),
+        ("rate_per_second = 0", "5 registries.harbor.rate_per_second: must be from 0.001"),
+        ("rate_per_second = -1", "5 registries.harbor.rate_per_second: must be"),
+        ("rate_per_second = '50'", "5 registries.harbor.rate_per_second: expected a number"),
+        ("rate_per_second = nan", "5 registries.harbor.rate_per_second: must be"),
+        ("rate_per_second = 5\nburst = 0", "6 registries.harbor.burst: must be"),
+    ] {
+        assert_problems(&with(lines), &[expected]);
+    }
+}
+
+#[test]
+fn registries_have_plain_names() {
+    let named = |name: &str| LEAST.replace("harbor]", &format!("{name}]"));
+    for name in ["h", "harbor-2", "harbor_2", "0", &"a".repeat(63)] {
+        assert!(Config::parse(&named(name)).is_ok(), "{name}");
+    }
+    for name in ["Harbor", "'a b'", "'a.b'", "''", &"a".repeat(64)] {
+        let found = problems(&named(name));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("the name of a registry has 1 to 63 characters"), "{found:?}");
+    }
+    assert_problems(&named("other_hosts"), &["1 registries.other_hosts: the name other_hosts is"]);
+}
+
+#[test]
+fn two_registries_cannot_claim_one_host() {
+    let two = |first: &str, second: &str| {
+        format!(
+            "[registries.b]\nhosts = ['{first}']\ncap = 1\nshare = 1\n\
+             [registries.a]\nhosts = [\n'x',\n'{second}']\ncap = 1\nshare = 1\n"
+        )
+    };
+    let clash = "8 registries.a.hosts: harbor is claimed by registries.b and by registries.a";
+    assert_problems(&two("harbor", "HARBOR."), &[clash]);
+    assert_problems(&two("*.c.com", "*.c.com"), &["8 registries.a.hosts: *.c.com is claimed by"]);
+    for (first, second) in [("harbor", "harbor:80"), ("a.com", "*.com"), ("*.a.com", "*.com")] {
+        assert!(Config::parse(&two(first, second)).is_ok(), "{first} {second}");
+    }
+    assert!(Config::parse(&LEAST.replace("['", "['harbor', 'harbor', '")).is_ok());
+}
+
+#[test]
+fn listeners_have_addresses_of_their_own() {
+    for (lines, expected) in [
+        (
+            "proxy = '127.0.0.1:4129'",
+            "5 listen.admin: 127.0.0.1:4129 cannot be bound beside listen.proxy = 127.0.0.1:4129",
+        ),
+        ("metrics = '127.0.0.1:4129'", "6 listen.metrics: 127.0.0.1:4129 cannot be bound beside listen.admin"),
+        ("metrics = '0.0.0.0:4128'", "6 listen.metrics: 0.0.0.0:4128 cannot be bound beside listen.proxy"),
+    ] {
+        assert_problems(&with(&format!("[listen]\n{lines}")), &[expected]);
+    }
+    for lines in ["proxy = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\nmetrics = '127.0.0.1:0'", "metrics = '127.0.0.2:4128'"]
+    {
+        assert!(Config::parse(&with(&format!("[listen]\n{lines}"))).is_ok(), "{lines}");
+    }
+}
+
+#[test]
+fn a_wide_proxy_address_needs_a_list_of_clients() {
+    let open = "6 listen.proxy: 0.0.0.0:1 is not a loopback address, so listen.allow_clients is \
+                required, and with other_hosts.policy = \"direct\" it would be an open door: write";
+    let wide = with("[listen]\nproxy = '0.0.0.0:1'\n");
+    assert_problems(&wide, &[open]);
+    let denied = "6 listen.proxy: 0.0.0.0:1 is not a loopback address, so listen.allow_clients is \
+                  required: write";
+    assert_problems(&format!("{wide}[other_hosts]\npolicy = 'deny'"), &[denied]);
+    assert!(Config::parse(&format!("{wide}allow_clients = ['10.0.0.0/8']")).is_ok());
+    for loopback in ["127.1.2.3:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+        let text = with(&format!("[listen]\nproxy = '{loopback}'"));
+        assert!(Config::parse(&text).is_ok(), "{loopback}");
+    }
+}
+
+#[test]
+fn likely_mistakes_are_warned_about() {
+    let text = with(
+        "idle_timeout = '75s'
+connect_timeout = '15s'
+queue.tunnel_timeout = '45s'
+[listen]
+admin = '10.0.0.5:4129'
+",
+    );
+    let warnings = Config::parse(&text).unwrap().warnings;
+    let places: Vec<_> = warnings.iter().map(|w| (w.line, w.key.as_str())).collect();
+    let expected =
+        [(5, "registries.harbor.idle_timeout"), (7, "registries.harbor.queue.tunnel_timeout"), (9, "listen.admin")];
+    assert_eq!(places, expected);
+    assert!(warnings[1].reason.contains("tunnel_timeout 45s + connect_timeout 15s = 1m"));
+
+    let defaulted = Config::parse(&with("connect_timeout = '10s'")).unwrap();
+    assert_eq!(defaulted.warnings[0].line, 1, "a setting that is absent has its table's line");
+
+    let below = with("idle_timeout = '74s'\nconnect_timeout = '9s'");
+    assert_eq!(Config::parse(&below).unwrap().warnings, []);
+}
+
+#[test]
+fn broken_lines_do_not_hide_other_problems() {
+    let text = "\
+drain_timeout = 30s
+[listen]
+proxy = '0.0.0.0:1'
+allow_clients = [10.0.0.0/8]
+[registries.harbor]
+hosts = ['harbor']
+cap =
+share = 2
+cap = 5
+";
+    let expected = [
+        "1 drain_timeout: string values must be quoted",
+        "4 listen.allow_clients: ",
+        "7 registries.harbor.cap: ",
+        "8 registries.harbor.share: a share is more than 0",
+        "9 registries.harbor.cap: duplicate key",
+    ];
+    assert_problems(text, &expected);
+    // What a broken line may have said is not called missing.
+    let text = "[registries.harbor]\nhosts = ['harbor']\nshare = 1\ncap 200\n";
+    assert_problems(text, &["4 registries.harbor.cap: key with no value"]);
+    // What the unclosed header would have held is lost, so its absence is not held against the file.
+    assert_problems("[registries.harbor\ncap = 5\n", &["1 registries.harbor: unclosed table"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_with_the_cause() {
+    let error = Config::load(Path::new("/nonexistent/sidecar.toml")).unwrap_err();
+    let shown = error.to_string();
+    assert!(shown.starts_with("cannot read /nonexistent/sidecar.toml: "), "{shown}");
+}
+
+#[test]
+fn the_shipped_file_runs_as_it_is() {
+    let config = Config::parse(SHIPPED).unwrap();
+    assert_eq!(config.registries[0].slots, 10);
+    assert_eq!(config.warnings, []);
+    assert_eq!(config, Config::parse(LEAST).unwrap(), "what is not required is left at its default");
+}
+
+/// The settings that the shipped file has commented out, as line numbers counted from 0, with
+/// whether the note calls the value an example.
+fn commented_out() -> Vec<(usize, bool)> {
+    let setting = |line: &str| {
+        let (key, rest) = line.strip_prefix("# ")?.split_once(" = ")?;
+        let is_key = key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        is_key.then(|| rest.contains("# example:"))
+    };
+    let lines = SHIPPED.lines().enumerate();
+    lines.filter_map(|(number, line)| Some((number, setting(line)?))).collect()
+}
+
+/// The shipped file with some of its lines uncommented.
+fn uncommented(numbers: &[usize]) -> String {
+    let lines = SHIPPED.lines().enumerate().map(|(number, line)| {
+        let line = if numbers.contains(&number) { &line[2..] } else { line };
+        format!("{line}\n")
+    });
+    lines.collect()
+}
+
+#[test]
+fn commented_settings_of_the_shipped_file_are_the_defaults() {
+    let shipped = Config::parse(SHIPPED).unwrap();
+    let (examples, defaults): (Vec<_>, Vec<_>) = commented_out().into_iter().partition(|(_, is_example)| *is_example);
+    let numbers = |list: Vec<(usize, bool)>| list.into_iter().map(|(n, _)| n).collect::<Vec<_>>();
+    let (examples, defaults) = (numbers(examples), numbers(defaults));
+
+    assert_eq!(defaults.len(), 15);
+    for number in defaults {
+        let text = uncommented(&[number]);
+        assert_eq!(Config::parse(&text).as_ref(), Ok(&shipped), "line {}", number + 1);
+    }
+    assert_eq!(examples.len(), 4);
+    let with_examples = Config::parse(&uncommented(&examples)).unwrap();
+    assert!(with_examples.listen.metrics.is_some());
+    assert!(!with_examples.listen.allow_clients.is_empty());
+    assert_eq!(with_examples.registries[0].rate.unwrap().burst.get(), 100);
+}

@@ -1,0 +1,254 @@
+//! How one value is read: durations, addresses, numbers, words.
+//!
+//! Each function takes a TOML value and gives what it means, or the reason why it means nothing.
+//! They know neither keys nor lines; `settings` chooses them, and the reader calls them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use humantime::{format_duration, parse_duration};
+use ipnet::IpNet;
+use toml::de::{DeFloat, DeInteger, DeValue};
+
+use super::fraction::Fraction;
+use super::share::Share;
+use crate::target::HostPattern;
+
+/// What a function here gives: the meaning, or the reason why there is none.
+pub(super) type Meaning<T> = Result<T, String>;
+
+/// The longest duration of any setting: a week. More is a slip of the unit.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// A duration with its unit, more than 0 and up to a week.
+pub(super) fn duration(value: &DeValue<'_>) -> Meaning<Duration> {
+    let text = match value {
+        DeValue::String(text) => text,
+        DeValue::Integer(number) => return Err(no_unit(number.as_str())),
+        DeValue::Float(number) => return Err(no_unit(number.as_str())),
+        other => return Err(expected("a duration such as \"5s\"", other)),
+    };
+    let duration =
+        parse_duration(text).map_err(|error| format!("{text:?} is not a duration such as \"5s\": {error}"))?;
+    if duration.is_zero() {
+        return Err("must be longer than 0".to_owned());
+    }
+    if duration > LONGEST {
+        return Err(format!("must be at most {}", format_duration(LONGEST)));
+    }
+    Ok(duration)
+}
+
+fn no_unit(number: &str) -> String {
+    format!("a plain number has no unit: write \"{number}s\"")
+}
+
+/// An IP address and a port.
+pub(super) fn address(value: &DeValue<'_>) -> Meaning<SocketAddr> {
+    let text = text(value)?;
+    text.parse()
+        .map_err(|_| format!("{text:?} is not an IP address and port, such as \"127.0.0.1:4128\" or \"[::1]:4128\""))
+}
+
+/// A range of client addresses, or a single one.
+pub(super) fn network(value: &DeValue<'_>) -> Meaning<IpNet> {
+    let text = text(value)?;
+    let single = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    let range = text.parse().ok().or_else(single);
+    range
+        .map(|range: IpNet| range.trunc())
+        .ok_or_else(|| format!("{text:?} is not an address range, such as \"10.0.0.0/8\" or \"fd00::/8\""))
+}
+
+/// A host pattern.
+pub(super) fn host(value: &DeValue<'_>) -> Meaning<HostPattern> {
+    HostPattern::parse(text(value)?).map_err(|error| error.to_string())
+}
+
+/// A whole number from a range.
+pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Meaning<u32> {
+    move |value| {
+        let DeValue::Integer(number) = value else {
+            return Err(expected("a whole number", value));
+        };
+        let number = u32::from_str_radix(number.as_str(), number.radix()).ok();
+        number
+            .filter(|number| range.contains(number))
+            .ok_or_else(|| format!("must be a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// The same, for numbers that count things in memory.
+pub(super) fn count(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Meaning<usize> {
+    let whole = whole(range);
+    move |value| {
+        let number = whole(value)?;
+        Ok(usize::try_from(number).expect("a usize has at least 32 bits on every supported system"))
+    }
+}
+
+/// A number that may have decimals, exact.
+pub(super) fn decimal(value: &DeValue<'_>) -> Meaning<Fraction> {
+    let text = match value {
+        DeValue::Integer(number) => whole_text(number),
+        DeValue::Float(number) => float_text(number),
+        other => return Err(expected("a number", other)),
+    };
+    Fraction::decimal(&text).ok_or_else(|| "must be a number, 0 or more, with at most 18 digits".to_owned())
+}
+
+/// A share of a cap.
+pub(super) fn share(value: &DeValue<'_>) -> Meaning<Share> {
+    let share = match value {
+        DeValue::String(text) => Share::parse(text),
+        DeValue::Integer(number) => Share::parse(&whole_text(number)),
+        DeValue::Float(number) => Share::parse(&float_text(number)),
+        other => return Err(expected("a share such as \"1/20\", \"5%\" or 0.05", other)),
+    };
+    share.map_err(|error| error.to_string())
+}
+
+/// One word of a closed set.
+pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Meaning<T> {
+    move |value| {
+        let text = text(value)?;
+        let found = words.iter().find(|(word, _)| *word == text);
+        found.map(|(_, meaning)| *meaning).ok_or_else(|| {
+            let all: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+            format!("{text:?} is not one of {}", all.join(", "))
+        })
+    }
+}
+
+fn text<'a>(value: &'a DeValue<'_>) -> Meaning<&'a str> {
+    value.as_str().ok_or_else(|| expected("a string in quotes", value))
+}
+
+fn expected(what: &str, found: &DeValue<'_>) -> String {
+    format!("expected {what}, found {}", found.type_str())
+}
+
+/// The decimal text of an integer, whatever radix it was written in.
+fn whole_text(number: &DeInteger<'_>) -> String {
+    match i64::from_str_radix(number.as_str(), number.radix()) {
+        Ok(number) => number.to_string(),
+        Err(_) => number.as_str().to_owned(),
+    }
+}
+
+/// The shortest decimal text of a float, never with an exponent. It says 0.29 where the number in
+/// memory is a little less, so that 0.29 of 100 is 29.
+fn float_text(number: &DeFloat<'_>) -> String {
+    match number.as_str().parse::<f64>() {
+        Ok(number) => number.to_string(),
+        Err(_) => number.as_str().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads `toml` as a single value.
+    fn read<T>(toml: &str, read: impl Fn(&DeValue<'_>) -> Meaning<T>) -> Meaning<T> {
+        read(DeValue::parse(toml).unwrap().get_ref())
+    }
+
+    fn reason<T: std::fmt::Debug>(toml: &str, by: impl Fn(&DeValue<'_>) -> Meaning<T>) -> String {
+        read(toml, by).unwrap_err()
+    }
+
+    #[test]
+    fn durations_have_units() {
+        for (toml, millis) in [
+            ("'5s'", 5_000),
+            ("'500ms'", 500),
+            ("'1m 30s'", 90_000),
+            ("'30m'", 1_800_000),
+            ("'0.5s'", 500),
+            ("'7days'", 604_800_000),
+        ] {
+            assert_eq!(read(toml, duration), Ok(Duration::from_millis(millis)), "{toml}");
+        }
+        for (toml, expected) in [
+            ("5", "a plain number has no unit: write \"5s\""),
+            ("2.5", "a plain number has no unit: write \"2.5s\""),
+            ("'5'", "\"5\" is not a duration such as \"5s\""),
+            ("''", "\"\" is not a duration"),
+            ("'-5s'", "\"-5s\" is not a duration"),
+            ("'5 parsecs'", "unknown time unit"),
+            ("'0s'", "must be longer than 0"),
+            ("'8days'", "must be at most 7days"),
+            ("true", "expected a duration such as \"5s\", found boolean"),
+        ] {
+            let reason = reason(toml, duration);
+            assert!(reason.contains(expected), "{toml}: {reason}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_numeric() {
+        for toml in ["'127.0.0.1:4128'", "'[::1]:0'", "'0.0.0.0:65535'"] {
+            assert!(read(toml, address).is_ok(), "{toml}");
+        }
+        for toml in ["'localhost:4128'", "'127.0.0.1'", "':4128'", "4128", "'127.0.0.1:65536'"] {
+            assert!(read(toml, address).is_err(), "{toml}");
+        }
+    }
+
+    #[test]
+    fn networks_may_be_single_addresses() {
+        for (toml, expected) in [
+            ("'10.0.0.0/8'", "10.0.0.0/8"),
+            ("'10.1.2.3/8'", "10.0.0.0/8"),
+            ("'10.1.2.3'", "10.1.2.3/32"),
+            ("'fd00::1'", "fd00::1/128"),
+        ] {
+            assert_eq!(read(toml, network).unwrap().to_string(), expected);
+        }
+        assert!(reason("'10.0.0.0/33'", network).contains("10.0.0.0/33"));
+    }
+
+    #[test]
+    fn whole_numbers_stay_in_their_range() {
+        for (toml, expected) in [("1", 1), ("1_000", 1000), ("0x10", 16)] {
+            assert_eq!(read(toml, whole(1..=1000)), Ok(expected));
+        }
+        for toml in ["0", "1001", "-1", "99999999999999999999"] {
+            let expected = "must be a whole number from 1 to 1000";
+            assert_eq!(reason(toml, whole(1..=1000)), expected, "{toml}");
+        }
+        for toml in ["1.0", "'5'", "true"] {
+            assert!(reason(toml, whole(1..=1000)).starts_with("expected a whole number"));
+        }
+    }
+
+    #[test]
+    fn shares_come_as_text_or_number() {
+        for (toml, expected) in [
+            ("'1/20'", "1/20"),
+            ("'5%'", "1/20"),
+            ("'0.05'", "1/20"),
+            ("0.05", "1/20"),
+            ("5e-2", "1/20"),
+            ("0.29", "29/100"),
+            ("1", "1"),
+            ("1.0", "1"),
+            ("0x1", "1"),
+        ] {
+            assert_eq!(read(toml, share).unwrap().to_string(), expected, "{toml}");
+        }
+        for toml in ["0", "2", "1.01", "-0.5", "nan", "inf", "1e-300", "'lease'", "[1]"] {
+            assert!(read(toml, share).is_err(), "{toml}");
+        }
+    }
+
+    #[test]
+    fn words_come_from_a_closed_set() {
+        let choice = word(&[("direct", 1), ("deny", 2)]);
+        assert_eq!(read("'deny'", &choice), Ok(2));
+        assert_eq!(reason("'Deny'", &choice), r#""Deny" is not one of "direct", "deny""#);
+        assert_eq!(reason("1", &choice), "expected a string in quotes, found integer");
+    }
+}

@@ -1,0 +1,74 @@
+//! What a valid configuration says that its author likely did not mean.
+//!
+//! It looks at a finished [`Config`] and never makes it fail. Called once, when all settings have
+//! been read.
+
+use std::time::Duration;
+
+use humantime::format_duration;
+
+use super::problem::Problem;
+use super::{Config, Registry};
+
+/// How long Go's HTTP client, and with it most pullers, waits for the answer to a CONNECT.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// When Harbor's nginx closes an idle connection (`keepalive_timeout`).
+const SERVER_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// The warnings about a configuration, in the order of the file. `line_of` gives the line of a key.
+pub(super) fn about(config: &Config, line_of: impl Fn(&str) -> usize) -> Vec<Problem> {
+    let mut found = Vec::new();
+    found.extend(open_admin(config));
+    for registry in &config.registries {
+        found.extend(late_refusals(registry));
+        found.extend(long_idle(registry));
+    }
+    let mut warnings: Vec<_> =
+        found.into_iter().map(|(key, reason)| Problem { line: line_of(&key), key, reason }).collect();
+    warnings.sort_by_key(|warning| warning.line);
+    warnings
+}
+
+/// A key and what to say about it.
+type Remark = (String, String);
+
+fn open_admin(config: &Config) -> Option<Remark> {
+    let admin = config.listen.admin;
+    let open = !admin.ip().to_canonical().is_loopback();
+    open.then(|| {
+        let reason = format!(
+            "{admin} is not a loopback address: the control endpoints are reachable from other \
+             machines; for a scraper outside, listen.metrics is enough"
+        );
+        ("listen.admin".to_owned(), reason)
+    })
+}
+
+fn late_refusals(registry: &Registry) -> Option<Remark> {
+    let (tunnel, connect) = (registry.queue.tunnel_timeout, registry.connect_timeout);
+    let sum = tunnel + connect;
+    (sum >= CONNECT_PATIENCE).then(|| {
+        let reason = format!(
+            "tunnel_timeout {} + connect_timeout {} = {}, but most pullers give up a CONNECT after \
+             {}, before they hear the reason: lower one of the two",
+            format_duration(tunnel),
+            format_duration(connect),
+            format_duration(sum),
+            format_duration(CONNECT_PATIENCE),
+        );
+        (format!("registries.{}.queue.tunnel_timeout", registry.name), reason)
+    })
+}
+
+fn long_idle(registry: &Registry) -> Option<Remark> {
+    let idle = registry.idle_timeout;
+    (idle >= SERVER_IDLE_TIMEOUT).then(|| {
+        let reason = format!(
+            "Harbor's nginx closes idle connections after {}, so a request may meet one just \
+             closed: keep idle_timeout below that",
+            format_duration(SERVER_IDLE_TIMEOUT),
+        );
+        (format!("registries.{}.idle_timeout", registry.name), reason)
+    })
+}

@@ -1,0 +1,410 @@
+//! Every metric: names, labels and the handles that count.
+//!
+//! Labels come from the enums here and from the registries' names in the config, never from requests, so the number of
+//! series is bounded. Gauges are set from snapshots when somebody asks; counters and histograms count as things happen.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, TextEncoder,
+};
+
+/// The registry label of what no registry lists.
+pub const OTHER_HOSTS: &str = "other_hosts";
+
+/// The class of every client for which no class was configured.
+pub const DEFAULT_CLASS: &str = "default";
+
+/// How a request ended. Each accepted request ends in exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The registry's answer, or the tunnel, was carried to its end.
+    Served,
+    /// Answered by roadstead itself, because of load, policy or a malformed request.
+    Refused,
+    /// The registry could not be reached, or failed in the middle.
+    UpstreamFailed,
+    /// The client was gone before the end.
+    ClientLeft,
+}
+
+impl Outcome {
+    const ALL: [Outcome; 4] = [Outcome::Served, Outcome::Refused, Outcome::UpstreamFailed, Outcome::ClientLeft];
+
+    /// The label value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Served => "served",
+            Outcome::Refused => "refused",
+            Outcome::UpstreamFailed => "upstream_failed",
+            Outcome::ClientLeft => "client_left",
+        }
+    }
+}
+
+/// How a wait ended. Waits of those who gave up are measured like any other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitOutcome {
+    /// With an admission.
+    Admitted,
+    /// With a refusal.
+    Refused,
+    /// The client left while it waited.
+    ClientLeft,
+}
+
+impl WaitOutcome {
+    const ALL: [WaitOutcome; 3] = [WaitOutcome::Admitted, WaitOutcome::Refused, WaitOutcome::ClientLeft];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            WaitOutcome::Admitted => "admitted",
+            WaitOutcome::Refused => "refused",
+            WaitOutcome::ClientLeft => "client_left",
+        }
+    }
+}
+
+/// Why a request was answered by roadstead itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The queue holds `queue.depth` waiters.
+    QueueFull,
+    /// `queue.tunnel_timeout` or `queue.request_timeout` was over.
+    QueueTimeout,
+    /// The process goes down, and its `drain_timeout` was over.
+    Draining,
+    /// `listen.max_clients` connections are open.
+    TooManyClients,
+    /// The destination may not be reached through here.
+    DestinationDenied,
+    /// `listen.allow_clients` does not list the peer.
+    ClientDenied,
+    /// Nothing answered at the registry's addresses, or its name was not known.
+    UpstreamUnreachable,
+    /// The other host did not take the connection within `connect_timeout`.
+    UpstreamTimeout,
+    /// The request was malformed.
+    BadRequest,
+    /// The head of the request did not come within `listen.head_timeout`.
+    HeadTimeout,
+    /// The request came from, or leads to, this very process.
+    LoopDetected,
+}
+
+impl Reason {
+    const ALL: [Reason; 11] = [
+        Reason::QueueFull,
+        Reason::QueueTimeout,
+        Reason::Draining,
+        Reason::TooManyClients,
+        Reason::DestinationDenied,
+        Reason::ClientDenied,
+        Reason::UpstreamUnreachable,
+        Reason::UpstreamTimeout,
+        Reason::BadRequest,
+        Reason::HeadTimeout,
+        Reason::LoopDetected,
+    ];
+
+    /// The label value, also found in refusal bodies and in logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::QueueFull => "queue_full",
+            Reason::QueueTimeout => "queue_timeout",
+            Reason::Draining => "draining",
+            Reason::TooManyClients => "too_many_clients",
+            Reason::DestinationDenied => "destination_denied",
+            Reason::ClientDenied => "client_denied",
+            Reason::UpstreamUnreachable => "upstream_unreachable",
+            Reason::UpstreamTimeout => "upstream_timeout",
+            Reason::BadRequest => "bad_request",
+            Reason::HeadTimeout => "head_timeout",
+            Reason::LoopDetected => "loop_detected",
+        }
+    }
+}
+
+/// Which way bytes flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to the registry.
+    Up,
+    /// From the registry to the client.
+    Down,
+}
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: prometheus::Registry,
+    slots: GaugeVec,
+    open: GaugeVec,
+    waiting: GaugeVec,
+    oldest_wait: GaugeVec,
+    clients: Gauge,
+    admitted: IntCounterVec,
+    refused: IntCounterVec,
+    outcomes: IntCounterVec,
+    reclaimed: IntCounterVec,
+    bytes: IntCounterVec,
+    wait: HistogramVec,
+    connect: HistogramVec,
+}
+
+const WAIT_BUCKETS: [f64; 13] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0];
+const CONNECT_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::new()
+    }
+}
+
+impl Metrics {
+    /// All families, with no series yet but the process's own.
+    ///
+    /// # Panics
+    /// Never: the names are constants, each registered once.
+    #[must_use]
+    pub fn new() -> Metrics {
+        let registry = prometheus::Registry::new();
+        let families = Families(&registry);
+        let metrics = Metrics {
+            slots: families.gauges("roadstead_slots", "Sockets that may stand at once.", &["registry"]),
+            open: families.gauges(
+                "roadstead_open_connections",
+                "Sockets that stand, by what they do: connecting, active, idle, closing.",
+                &["registry", "state"],
+            ),
+            waiting: families.gauges("roadstead_waiting", "Requests in the queue.", &["registry", "class"]),
+            oldest_wait: families.gauges(
+                "roadstead_oldest_wait_seconds",
+                "Time since the arrival of the request that waits longest.",
+                &["registry"],
+            ),
+            clients: families.gauge("roadstead_client_connections", "Connections of clients that stand."),
+            admitted: families.counters(
+                "roadstead_admitted_total",
+                "Admissions: to a new socket or to a kept connection.",
+                &["registry", "class"],
+            ),
+            refused: families.counters(
+                "roadstead_refused_total",
+                "Answers that roadstead made up itself, by reason.",
+                &["registry", "reason"],
+            ),
+            outcomes: families.counters(
+                "roadstead_outcomes_total",
+                "Finished requests and tunnels; each counts once.",
+                &["registry", "outcome"],
+            ),
+            reclaimed: families.counters(
+                "roadstead_reclaimed_total",
+                "Idle connections closed because somebody waited.",
+                &["registry", "evidence"],
+            ),
+            bytes: families.counters(
+                "roadstead_relayed_bytes_total",
+                "Bytes carried to (up) and from (down) the registry.",
+                &["registry", "direction"],
+            ),
+            wait: families.histograms(
+                "roadstead_wait_seconds",
+                "Time in the queue, by how the wait ended.",
+                &["registry", "class", "outcome"],
+                &WAIT_BUCKETS,
+            ),
+            connect: families.histograms(
+                "roadstead_connect_seconds",
+                "Time that connect() took, where it succeeded.",
+                &["registry"],
+                &CONNECT_BUCKETS,
+            ),
+            registry: registry.clone(),
+        };
+        families.build_info();
+        families.start_time();
+        metrics
+    }
+
+    /// The handles of one registry. Its series exist, at zero, from now on.
+    #[must_use]
+    pub fn of_registry(&self, name: &str) -> Arc<RegistryMetrics> {
+        let class = DEFAULT_CLASS;
+        Arc::new(RegistryMetrics {
+            admitted: self.admitted.with_label_values(&[name, class]),
+            refused: Reason::ALL.map(|reason| self.refused.with_label_values(&[name, reason.as_str()])),
+            outcomes: Outcome::ALL.map(|outcome| self.outcomes.with_label_values(&[name, outcome.as_str()])),
+            reclaimed: self.reclaimed.with_label_values(&[name, "pooled"]),
+            up: self.bytes.with_label_values(&[name, "up"]),
+            down: self.bytes.with_label_values(&[name, "down"]),
+            waits: WaitOutcome::ALL.map(|outcome| self.wait.with_label_values(&[name, class, outcome.as_str()])),
+            connect: self.connect.with_label_values(&[name]),
+        })
+    }
+
+    /// The text of `/metrics`, with the gauges as they stand now.
+    ///
+    /// # Panics
+    /// Never: writing text to memory does not fail.
+    #[must_use]
+    pub fn render(&self, registries: &[Gauges<'_>], clients: usize) -> String {
+        for gauges in registries {
+            self.set_gauges(gauges);
+        }
+        self.clients.set(count(clients));
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory does not fail");
+        String::from_utf8(text).expect("metrics are text")
+    }
+
+    fn set_gauges(&self, gauges: &Gauges<'_>) {
+        let name = gauges.registry;
+        if let Some(slots) = gauges.slots {
+            self.slots.with_label_values(&[name]).set(count(slots));
+        }
+        let states = [
+            ("connecting", gauges.connecting),
+            ("active", gauges.active),
+            ("idle", gauges.idle),
+            ("closing", gauges.closing),
+        ];
+        for (state, sockets) in states {
+            self.open.with_label_values(&[name, state]).set(count(sockets));
+        }
+        self.waiting.with_label_values(&[name, DEFAULT_CLASS]).set(count(gauges.waiting));
+        self.oldest_wait.with_label_values(&[name]).set(gauges.oldest_wait.as_secs_f64());
+    }
+}
+
+/// What the gauges of one registry show.
+#[derive(Clone, Copy, Debug)]
+pub struct Gauges<'a> {
+    /// The registry's name.
+    pub registry: &'a str,
+    /// Slots; `None` where nothing bounds them.
+    pub slots: Option<usize>,
+    /// Sockets that are dialled.
+    pub connecting: usize,
+    /// Sockets in use.
+    pub active: usize,
+    /// Sockets without work.
+    pub idle: usize,
+    /// Sockets on their way out.
+    pub closing: usize,
+    /// Requests in the queue.
+    pub waiting: usize,
+    /// The time since the arrival of the one that waits longest.
+    pub oldest_wait: Duration,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floats; counts stay far below 2^52")]
+fn count(things: usize) -> f64 {
+    things as f64
+}
+
+/// Makes families and registers them.
+struct Families<'a>(&'a prometheus::Registry);
+
+impl Families<'_> {
+    fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.register(Gauge::new(name, help).expect("the name is valid"))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.register(GaugeVec::new(Opts::new(name, help), labels).expect("names and labels are valid"))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels).expect("names and labels are valid"))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.register(HistogramVec::new(options, labels).expect("names and labels are valid"))
+    }
+
+    fn register<C: prometheus::core::Collector + Clone + 'static>(&self, collector: C) -> C {
+        self.0.register(Box::new(collector.clone())).expect("each name is registered once");
+        collector
+    }
+
+    fn build_info(&self) {
+        let info = self.gauges("roadstead_build_info", "Always 1; the version is in the label.", &["version"]);
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+    }
+
+    fn start_time(&self) {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let name = "process_start_time_seconds";
+        self.gauge(name, "Start of the process, in seconds since the epoch.").set(started.as_secs_f64());
+    }
+}
+
+/// What counts for one registry.
+#[derive(Debug)]
+pub struct RegistryMetrics {
+    admitted: IntCounter,
+    refused: [IntCounter; Reason::ALL.len()],
+    outcomes: [IntCounter; Outcome::ALL.len()],
+    reclaimed: IntCounter,
+    up: IntCounter,
+    down: IntCounter,
+    waits: [Histogram; WaitOutcome::ALL.len()],
+    connect: Histogram,
+}
+
+impl RegistryMetrics {
+    /// A request ended.
+    pub fn finished(&self, outcome: Outcome) {
+        self.outcomes[outcome as usize].inc();
+    }
+
+    /// A request was answered by roadstead itself.
+    pub fn refused(&self, reason: Reason) {
+        self.refused[reason as usize].inc();
+    }
+
+    /// A wait ended.
+    pub fn waited(&self, outcome: WaitOutcome, wait: Duration) {
+        if outcome == WaitOutcome::Admitted {
+            self.admitted.inc();
+        }
+        self.waits[outcome as usize].observe(wait.as_secs_f64());
+    }
+
+    /// `connect()` succeeded.
+    pub fn connected(&self, took: Duration) {
+        self.connect.observe(took.as_secs_f64());
+    }
+
+    /// A kept connection was closed because somebody waited.
+    pub fn reclaimed(&self) {
+        self.reclaimed.inc();
+    }
+
+    /// Bytes were carried.
+    pub fn relayed(&self, direction: Direction, bytes: usize) {
+        let counter = match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        };
+        counter.inc_by(bytes as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_arrays_are_indexed_by_their_enums() {
+        assert!(Reason::ALL.iter().enumerate().all(|(index, reason)| *reason as usize == index));
+        assert!(Outcome::ALL.iter().enumerate().all(|(index, outcome)| *outcome as usize == index));
+        assert!(WaitOutcome::ALL.iter().enumerate().all(|(index, outcome)| *outcome as usize == index));
+    }
+}

@@ -1,0 +1,215 @@
+//! The proxy listener: accepts connections and reads what each of them wants.
+//!
+//! A connection is a CONNECT, which becomes a [`tunnel`], or carries requests that are visible as HTTP, which
+//! [`forward`] serves. Both find their registry through [`route`], ask its gate, and leave one [`record`].
+
+pub mod client;
+pub mod credentials;
+pub mod forward;
+pub mod head;
+pub mod hop;
+pub mod record;
+pub mod relay;
+pub mod respond;
+pub mod route;
+pub mod tunnel;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper::header::{HeaderMap, HeaderValue, VIA};
+use ipnet::IpNet;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::client::Client;
+use self::head::{FirstHead, HeadError};
+use self::record::{Kind, Record};
+use self::respond::Answer;
+use self::route::{Lost, Route, Routes};
+use crate::metrics::{OTHER_HOSTS, Reason};
+use crate::target::Target;
+use crate::upstream::Requester;
+
+/// What holds for clients.
+#[derive(Clone, Debug)]
+pub struct ClientTerms {
+    /// Connections of clients at once.
+    pub max_clients: usize,
+    /// The longest time that the first head of a connection may take.
+    pub head_timeout: Duration,
+    /// Who may come, beside this machine itself.
+    pub allow_clients: Vec<IpNet>,
+}
+
+/// The proxy: what its connections share.
+#[derive(Debug)]
+pub struct Proxy {
+    routes: Routes,
+    terms: ClientTerms,
+    clients: AtomicUsize,
+    /// The name with which this process signs messages in Via; unlike that of any other.
+    pseudonym: String,
+    draining: CancellationToken,
+    cut_short: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Proxy {
+    /// A proxy that serves until `draining` is cancelled, and cuts what is left when `cut_short` is.
+    #[must_use]
+    pub fn new(
+        routes: Routes,
+        terms: ClientTerms,
+        pseudonym: String,
+        draining: CancellationToken,
+        cut_short: CancellationToken,
+    ) -> Arc<Proxy> {
+        let clients = AtomicUsize::new(0);
+        Arc::new(Proxy { routes, terms, clients, pseudonym, draining, cut_short, tasks: TaskTracker::new() })
+    }
+
+    /// Accepts connections until draining begins; then the listener is closed.
+    pub async fn accept(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.draining() => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    self.tasks.spawn(self.clone().serve(stream, peer));
+                }
+                Err(error) => {
+                    // Out of descriptors, mostly. The connection stays in the backlog; hurrying does not help.
+                    tracing::warn!(%error, "accepting a connection failed");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    /// Connections of clients that stand.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.clients.load(Ordering::Relaxed)
+    }
+
+    /// All upstreams.
+    #[must_use]
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// The tasks that serve clients.
+    #[must_use]
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// Completes when nobody new is accepted any more.
+    pub async fn draining(&self) {
+        self.draining.cancelled().await;
+    }
+
+    /// Completes when what is still under way is cut.
+    pub async fn cut_short(&self) {
+        self.cut_short.cancelled().await;
+    }
+
+    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let client = Client::new(stream, peer);
+        let standing = Standing::new(&self);
+        if let Err(answer) = self.welcome(peer.ip(), standing.number) {
+            return self.turn_away(&client, answer).await;
+        }
+        match head::read(client.stream(), self.terms.head_timeout).await {
+            Ok(FirstHead::Connect(connect)) => tunnel::serve(&self, client, connect).await,
+            Ok(FirstHead::Other(bytes)) => forward::serve(self.clone(), client, bytes).await,
+            Err(HeadError::Closed | HeadError::Silent) => {}
+            Err(error @ HeadError::TimedOut(_)) => {
+                self.turn_away(&client, Answer::plain(Reason::HeadTimeout, error.to_string())).await;
+            }
+            Err(error @ HeadError::Malformed(_)) => {
+                self.turn_away(&client, Answer::plain(Reason::BadRequest, error.to_string())).await;
+            }
+        }
+    }
+
+    fn welcome(&self, ip: IpAddr, standing: usize) -> Result<(), Answer> {
+        let ip = ip.to_canonical();
+        if !ip.is_loopback() && !self.terms.allow_clients.iter().any(|range| range.contains(&ip)) {
+            let message = format!("listen.allow_clients does not list {ip}");
+            return Err(Answer::plain(Reason::ClientDenied, message));
+        }
+        if standing > self.terms.max_clients {
+            let message = format!("too many client connections (listen.max_clients = {})", self.terms.max_clients);
+            return Err(Answer::plain(Reason::TooManyClients, message));
+        }
+        Ok(())
+    }
+
+    /// Answers a connection on which no request is served.
+    async fn turn_away(&self, client: &Client, answer: Answer) {
+        self.record(client.peer().ip().to_string(), Kind::Unknown, "").answered(answer.reason);
+        if client.write_all(&answer.to_bytes(OTHER_HOSTS)).await.is_ok() {
+            client.see_off().await;
+        }
+    }
+
+    /// The record of a request that has just arrived.
+    fn record(&self, client: String, kind: Kind, target: &str) -> Record {
+        let metrics = self.routes.other_hosts().metrics.clone();
+        Record::open(metrics, client, kind, target, self.cut_short.clone())
+    }
+
+    /// Where a request goes; otherwise what to answer, or nothing when the client left meanwhile.
+    async fn route(&self, target: &Target, requester: &impl Requester) -> Result<Route, Option<Answer>> {
+        let found = tokio::select! {
+            biased;
+            found = self.routes.find(target) => found,
+            () = requester.left() => return Err(None),
+        };
+        found.map_err(|lost| match lost {
+            Lost::Denied => {
+                let message = format!("{target} is in no registry's hosts, and other_hosts.policy is \"deny\"");
+                Some(Answer::plain(Reason::DestinationDenied, message))
+            }
+            Lost::Failed(failure) => Answer::of_failure(&failure, self.routes.other_hosts(), Duration::ZERO),
+        })
+    }
+
+    /// Signs a message (RFC 9110, section 7.6.3).
+    fn sign(&self, headers: &mut HeaderMap) {
+        let signature = HeaderValue::try_from(format!("1.1 {}", self.pseudonym)).expect("a pseudonym is a token");
+        headers.append(VIA, signature);
+    }
+
+    /// Whether a message was signed here before.
+    fn has_signed(&self, headers: &HeaderMap) -> bool {
+        let mut values = headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
+        values.any(|value| value.contains(&self.pseudonym))
+    }
+}
+
+/// A connection of a client, counted while it stands.
+struct Standing<'a> {
+    proxy: &'a Proxy,
+    /// How many stand, with this one.
+    number: usize,
+}
+
+impl Standing<'_> {
+    fn new(proxy: &Proxy) -> Standing<'_> {
+        Standing { proxy, number: proxy.clients.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+}
+
+impl Drop for Standing<'_> {
+    fn drop(&mut self) {
+        self.proxy.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,169 @@
+//! The client's side of one accepted connection.
+//!
+//! The stream is shared between whoever reads and writes it (hyper, or the relay) and those who only watch whether the
+//! client is still there. Watching takes no bytes: the kernel tells of a FIN or a reset also behind unread data.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::upstream::Requester;
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct Client {
+    stream: TcpStream,
+    peer: SocketAddr,
+}
+
+impl Client {
+    /// Takes over an accepted stream.
+    #[must_use]
+    pub fn new(stream: TcpStream, peer: SocketAddr) -> Arc<Client> {
+        // Without it, answers of a few bytes wait for acknowledgements; it fails only on a connection that is gone.
+        let _ = stream.set_nodelay(true);
+        Arc::new(Client { stream, peer })
+    }
+
+    /// The stream, for reading and writing.
+    #[must_use]
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Where the client is.
+    #[must_use]
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Writes all of it.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub async fn write_all(&self, data: &[u8]) -> io::Result<()> {
+        super::relay::write_all(&self.stream, data).await
+    }
+
+    /// Says that no more will come, and waits a moment for the client to read it and to end its own side: closing with
+    /// unread bytes would reset the connection, and take the last answer with it.
+    pub async fn see_off(&self) {
+        const MOST: usize = 256 * 1024;
+        const LONGEST: std::time::Duration = std::time::Duration::from_secs(1);
+        let _ = rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write);
+        let _ = tokio::time::timeout(LONGEST, super::relay::discard(&self.stream, MOST)).await;
+    }
+
+    fn kernel_says(&self, asked: PollFlags, meaning: PollFlags) -> bool {
+        let mut fds = [PollFd::new(&self.stream, asked)];
+        let polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        polled.is_ok() && fds[0].revents().intersects(meaning)
+    }
+}
+
+impl Requester for Client {
+    async fn left(&self) {
+        loop {
+            // Tokio registers for the end of the stream anyhow; this interest reports it, and takes no notice of data.
+            match self.stream.ready(Interest::PRIORITY).await {
+                Ok(ready) if ready.is_read_closed() || ready.is_write_closed() || ready.is_error() => return,
+                Ok(_) => {
+                    let _ = self
+                        .stream
+                        .try_io(Interest::PRIORITY, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn has_left(&self) -> bool {
+        self.kernel_says(PollFlags::RDHUP, PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.kernel_says(PollFlags::empty(), PollFlags::HUP | PollFlags::ERR)
+    }
+}
+
+/// The client's stream as hyper reads and writes it, with the bytes first that were read before hyper came.
+#[derive(Debug)]
+pub struct ClientIo {
+    client: Arc<Client>,
+    replay: Bytes,
+}
+
+impl ClientIo {
+    /// Reads `replay`, then the stream.
+    #[must_use]
+    pub fn new(client: Arc<Client>, replay: Bytes) -> ClientIo {
+        ClientIo { client, replay }
+    }
+
+    /// What was not read yet of the bytes to replay.
+    #[must_use]
+    pub fn into_unread(self) -> Bytes {
+        self.replay
+    }
+}
+
+impl AsyncRead for ClientIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.replay.is_empty() {
+            let length = self.replay.len().min(buffer.remaining());
+            buffer.put_slice(&self.replay[..length]);
+            self.replay.advance(length);
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            ready!(self.client.stream.poll_read_ready(cx))?;
+            match self.client.stream.try_read_buf(buffer) {
+                Ok(_) => return Poll::Ready(Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for ClientIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(data)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.client.stream.poll_write_ready(cx))?;
+            match self.client.stream.try_write_vectored(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match rustix::net::shutdown(&self.client.stream, rustix::net::Shutdown::Write) {
+            Ok(()) | Err(rustix::io::Errno::NOTCONN) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The first head of a connection, read before anybody else sees the connection.
+//!
+//! A CONNECT never enters hyper: its early bytes, the moment its client leaves and the size of its buffer are ours to
+//! know. Everything else goes on to hyper with all bytes that were read.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Largest head in bytes. Registry clients send some hundred; a token in a header may take a few thousand.
+const MOST_BYTES: usize = 64 * 1024;
+/// Most headers in a head.
+const MOST_HEADERS: usize = 100;
+
+/// A first head.
+#[derive(Debug)]
+pub enum FirstHead {
+    /// `CONNECT authority`.
+    Connect(Connect),
+    /// Any other request; all bytes that were read.
+    Other(Bytes),
+}
+
+/// The head of a CONNECT.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Connect {
+    /// The target as it was sent.
+    pub authority: String,
+    /// The value of Proxy-Authorization, if there is one. It is a secret.
+    pub proxy_authorization: Option<Bytes>,
+    /// What came behind the head.
+    pub early: Bytes,
+}
+
+/// Why there is no head.
+#[derive(Debug, thiserror::Error)]
+pub enum HeadError {
+    /// The client ended the connection before the head was complete.
+    #[error("the client left before the head of its request was complete")]
+    Closed,
+    /// Nothing at all was sent in time.
+    #[error("the client sent nothing")]
+    Silent,
+    /// A part of a head was sent, and the rest did not come.
+    #[error("the head of the request was not complete within listen.head_timeout ({0:?})")]
+    TimedOut(Duration),
+    /// What was sent is no HTTP/1 request.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+/// Reads the first head of a connection.
+///
+/// # Errors
+/// When it does not come in time, or is no HTTP/1 request.
+pub async fn read(stream: &TcpStream, within: Duration) -> Result<FirstHead, HeadError> {
+    let mut buffer = BytesMut::with_capacity(1024);
+    match timeout(within, read_into(stream, &mut buffer)).await {
+        Ok(head) => head,
+        Err(_) if buffer.is_empty() => Err(HeadError::Silent),
+        Err(_) => Err(HeadError::TimedOut(within)),
+    }
+}
+
+async fn read_into(stream: &TcpStream, buffer: &mut BytesMut) -> Result<FirstHead, HeadError> {
+    loop {
+        stream.readable().await.map_err(|_| HeadError::Closed)?;
+        match stream.try_read_buf(buffer) {
+            Ok(0) => return Err(HeadError::Closed),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(_) => return Err(HeadError::Closed),
+        }
+        if let Some(parsed) = parse(buffer)? {
+            return Ok(parsed.take_from(buffer));
+        }
+        if buffer.len() >= MOST_BYTES {
+            return Err(HeadError::Malformed(format!("the head of the request is larger than {MOST_BYTES} bytes")));
+        }
+        buffer.reserve(1024);
+    }
+}
+
+/// A complete head, still in the buffer.
+enum Parsed {
+    Connect { length: usize, authority: String, proxy_authorization: Option<Bytes> },
+    Other,
+}
+
+impl Parsed {
+    fn take_from(self, buffer: &mut BytesMut) -> FirstHead {
+        match self {
+            Parsed::Connect { length, authority, proxy_authorization } => {
+                // A copy, so that the one who waits does not hold on to the buffer of the head.
+                let early = Bytes::copy_from_slice(&buffer[length..]);
+                FirstHead::Connect(Connect { authority, proxy_authorization, early })
+            }
+            Parsed::Other => FirstHead::Other(buffer.split().freeze()),
+        }
+    }
+}
+
+/// The head, if all of it is there.
+fn parse(buffer: &[u8]) -> Result<Option<Parsed>, HeadError> {
+    refuse_other_protocols(buffer)?;
+    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    let status =
+        request.parse(buffer).map_err(|error| HeadError::Malformed(format!("not an HTTP/1 request: {error}")))?;
+    let httparse::Status::Complete(length) = status else {
+        return Ok(None);
+    };
+    if request.method != Some("CONNECT") {
+        return Ok(Some(Parsed::Other));
+    }
+    let authority = request.path.unwrap_or_default().to_owned();
+    let mut credentials =
+        request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("proxy-authorization"));
+    let proxy_authorization = credentials.next().map(|header| Bytes::copy_from_slice(header.value));
+    Ok(Some(Parsed::Connect { length, authority, proxy_authorization }))
+}
+
+/// Clients that were pointed here with the wrong scheme get a word about it instead of a parser's complaint.
+fn refuse_other_protocols(buffer: &[u8]) -> Result<(), HeadError> {
+    const TLS_HANDSHAKE: u8 = 22;
+    const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+    if buffer.first() == Some(&TLS_HANDSHAKE) {
+        let hint = "this is TLS, but the proxy speaks plain HTTP: write http:// in HTTPS_PROXY, too";
+        return Err(HeadError::Malformed(hint.to_owned()));
+    }
+    if buffer.starts_with(HTTP_2_PREFACE) {
+        return Err(HeadError::Malformed("this is HTTP/2, but the proxy speaks HTTP/1.1".to_owned()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connect_of(head: &[u8]) -> (String, Option<Bytes>) {
+        match parse(head).unwrap().unwrap() {
+            Parsed::Connect { authority, proxy_authorization, .. } => (authority, proxy_authorization),
+            Parsed::Other => panic!("not a CONNECT"),
+        }
+    }
+
+    #[test]
+    fn a_connect_is_taken_apart() {
+        let head = b"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\nproxy-Authorization: Basic eDp5\r\n\r\n";
+        assert_eq!(connect_of(head), ("a.test:443".to_owned(), Some(Bytes::from_static(b"Basic eDp5"))));
+    }
+
+    #[test]
+    fn early_bytes_are_told_from_the_head() {
+        let mut buffer = BytesMut::from(&b"CONNECT a:1 HTTP/1.1\r\n\r\n\x16\x03\x01"[..]);
+        let parsed = parse(&buffer).unwrap().unwrap();
+        let FirstHead::Connect(connect) = parsed.take_from(&mut buffer) else { panic!("not a CONNECT") };
+        assert_eq!(connect.early, &b"\x16\x03\x01"[..]);
+    }
+
+    #[test]
+    fn any_other_request_is_handed_on_whole() {
+        let mut buffer = BytesMut::from(&b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\nGET"[..]);
+        let all = buffer.clone().freeze();
+        let parsed = parse(&buffer).unwrap().unwrap();
+        let FirstHead::Other(bytes) = parsed.take_from(&mut buffer) else { panic!("a CONNECT") };
+        assert_eq!(bytes, all);
+    }
+
+    #[test]
+    fn half_a_head_is_no_head_yet() {
+        assert!(parse(b"CONNECT a.test:443 HT").unwrap().is_none());
+        assert!(parse(b"").unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_no_http_is_refused_with_a_hint() {
+        for (bytes, hint) in [
+            (&b"\x16\x03\x01\x02\x00"[..], "TLS"),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2"),
+            (b"SSH-2.0-OpenSSH\r\n", "not an HTTP/1 request"),
+            (b"CONNECT\r\n\r\n", "not an HTTP/1 request"),
+        ] {
+            let Err(HeadError::Malformed(reason)) = parse(bytes).map(|_| ()) else { panic!("{bytes:?} passed") };
+            assert!(reason.contains(hint), "{reason}");
+        }
+    }
+}

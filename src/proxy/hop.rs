@@ -1,0 +1,103 @@
+//! Headers that concern one hop only (RFC 9110, section 7.6.1) and what they say about the connection.
+
+use hyper::Version;
+use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE, UPGRADE};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Takes away what a request says to this hop alone.
+pub fn strip_request(headers: &mut HeaderMap) {
+    let takes_trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    strip(headers);
+    headers.remove(PROXY_AUTHORIZATION);
+    headers.remove(TE);
+    if takes_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// Takes away what an answer says to this hop alone.
+pub fn strip_response(headers: &mut HeaderMap) {
+    strip(headers);
+}
+
+/// Transfer-Encoding is of one hop, too, but hyper frames the body by it and keeps it true: length stays length and
+/// chunked stays chunked.
+fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = tokens(headers, &CONNECTION).filter_map(|token| token.parse().ok()).collect();
+    for name in named.iter().filter(|name| !frames_the_body(name)) {
+        headers.remove(name);
+    }
+    for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, UPGRADE] {
+        headers.remove(name);
+    }
+}
+
+/// Headers that a sender must not declare to be of one hop, and that would let two ends disagree on where a body ends.
+fn frames_the_body(name: &HeaderName) -> bool {
+    [hyper::header::CONTENT_LENGTH, hyper::header::TRANSFER_ENCODING, hyper::header::HOST].contains(name)
+}
+
+/// Whether the client wants to keep its connection after this request (RFC 9112, section 9.3).
+#[must_use]
+pub fn keeps_connection(version: Version, headers: &HeaderMap) -> bool {
+    version >= Version::HTTP_11 && !tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("close"))
+}
+
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        lines.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn a_request_loses_what_concerns_this_hop() {
+        let mut all = headers(&[
+            ("connection", "keep-alive, X-Mine"),
+            ("x-mine", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authorization", "Basic eDp5"),
+            ("upgrade", "h2c"),
+            ("te", "gzip"),
+            ("authorization", "Bearer t"),
+            ("range", "bytes=0-0"),
+            ("content-length", "3"),
+        ]);
+        strip_request(&mut all);
+        let left = headers(&[("authorization", "Bearer t"), ("range", "bytes=0-0"), ("content-length", "3")]);
+        assert_eq!(all, left);
+    }
+
+    #[test]
+    fn connection_cannot_take_away_the_framing() {
+        let mut all = headers(&[("connection", "content-length, transfer-encoding, host"), ("content-length", "3")]);
+        strip_request(&mut all);
+        assert_eq!(all, headers(&[("content-length", "3")]));
+    }
+
+    #[test]
+    fn who_takes_trailers_still_does() {
+        let mut all = headers(&[("te", "trailers, deflate;q=0.5")]);
+        strip_request(&mut all);
+        assert_eq!(all, headers(&[("te", "trailers"), ("connection", "te")]));
+    }
+
+    #[test]
+    fn a_connection_is_kept_from_http_1_1_on_unless_closed() {
+        let none = HeaderMap::new();
+        let close = headers(&[("connection", "x, Close")]);
+        assert!(keeps_connection(Version::HTTP_11, &none));
+        assert!(!keeps_connection(Version::HTTP_11, &close));
+        assert!(!keeps_connection(Version::HTTP_10, &none));
+    }
+}

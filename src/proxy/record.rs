@@ -1,0 +1,191 @@
+//! The record of one request: it ends in exactly one outcome, counted and logged once.
+//!
+//! Whoever follows the request to its end consumes the record with how it ended. A record that is dropped instead, with
+//! the task that was serving the client, tells that the client left; or that the process ended before the request did.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{OTHER_HOSTS, Outcome, Reason, RegistryMetrics};
+
+/// What kind of request it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A CONNECT.
+    Tunnel,
+    /// A request that is visible as HTTP.
+    Request,
+    /// A connection whose first head never became a request.
+    Unknown,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Kind::Tunnel => "tunnel",
+            Kind::Request => "request",
+            Kind::Unknown => "unknown",
+        }
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub struct Record {
+    fields: Option<Fields>,
+}
+
+#[derive(Debug)]
+struct Fields {
+    registry: String,
+    metrics: Arc<RegistryMetrics>,
+    client: String,
+    kind: Kind,
+    target: String,
+    waited: Duration,
+    connect: Option<Duration>,
+    carried: Carried,
+    cut_short: CancellationToken,
+}
+
+/// Bytes of one request, counted while they pass.
+#[derive(Clone, Debug, Default)]
+pub struct Carried {
+    /// From the client to the registry.
+    pub up: Arc<AtomicU64>,
+    /// From the registry to the client.
+    pub down: Arc<AtomicU64>,
+}
+
+impl Record {
+    /// Opens the record of a request that has just arrived, at first under no registry's name. `cut_short` is cancelled
+    /// when the process ends what is still under way.
+    #[must_use]
+    pub fn open(
+        metrics: Arc<RegistryMetrics>,
+        client: String,
+        kind: Kind,
+        target: &str,
+        cut_short: CancellationToken,
+    ) -> Record {
+        let fields = Fields {
+            registry: OTHER_HOSTS.to_owned(),
+            metrics,
+            client,
+            kind,
+            target: target.to_owned(),
+            waited: Duration::ZERO,
+            connect: None,
+            carried: Carried::default(),
+            cut_short,
+        };
+        Record { fields: Some(fields) }
+    }
+
+    /// It is known now which registry the request belongs to.
+    pub fn belongs_to(&mut self, registry: &str, metrics: &Arc<RegistryMetrics>) {
+        let fields = self.fields();
+        registry.clone_into(&mut fields.registry);
+        fields.metrics = metrics.clone();
+    }
+
+    /// How long it waited for admission, and how long its `connect()` took.
+    pub fn reached(&mut self, waited: Duration, connect: Option<Duration>) {
+        let fields = self.fields();
+        fields.waited = waited;
+        fields.connect = connect;
+    }
+
+    /// What counts for its registry.
+    #[must_use]
+    pub fn metrics(&mut self) -> Arc<RegistryMetrics> {
+        self.fields().metrics.clone()
+    }
+
+    /// The counters of its bytes.
+    #[must_use]
+    pub fn carried(&mut self) -> Carried {
+        self.fields().carried.clone()
+    }
+
+    /// The answer, or the tunnel, was carried to its end.
+    pub fn served(self) {
+        self.end(Outcome::Served, None);
+    }
+
+    /// The registry failed after it had been reached.
+    pub fn upstream_failed(self) {
+        self.end(Outcome::UpstreamFailed, None);
+    }
+
+    /// The client was gone before the end.
+    pub fn client_left(self) {
+        self.end(Outcome::ClientLeft, None);
+    }
+
+    /// Roadstead itself answered.
+    pub fn answered(self, reason: Reason) {
+        let outcome = match reason {
+            Reason::UpstreamUnreachable | Reason::UpstreamTimeout => Outcome::UpstreamFailed,
+            Reason::QueueFull
+            | Reason::QueueTimeout
+            | Reason::Draining
+            | Reason::TooManyClients
+            | Reason::DestinationDenied
+            | Reason::ClientDenied
+            | Reason::BadRequest
+            | Reason::HeadTimeout
+            | Reason::LoopDetected => Outcome::Refused,
+        };
+        self.end(outcome, Some(reason));
+    }
+
+    fn fields(&mut self) -> &mut Fields {
+        self.fields.as_mut().expect("there until the end")
+    }
+
+    fn end(mut self, outcome: Outcome, reason: Option<Reason>) {
+        if let Some(fields) = self.fields.take() {
+            fields.write(outcome, reason);
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        match self.fields.take() {
+            Some(fields) if fields.cut_short.is_cancelled() => fields.write(Outcome::Refused, Some(Reason::Draining)),
+            Some(fields) => fields.write(Outcome::ClientLeft, None),
+            None => {}
+        }
+    }
+}
+
+impl Fields {
+    fn write(self, outcome: Outcome, reason: Option<Reason>) {
+        self.metrics.finished(outcome);
+        if let Some(reason) = reason {
+            self.metrics.refused(reason);
+        }
+        tracing::info!(
+            registry = self.registry,
+            client = self.client,
+            kind = self.kind.as_str(),
+            target = self.target,
+            outcome = outcome.as_str(),
+            reason = reason.map_or("", Reason::as_str),
+            waited_ms = millis(self.waited),
+            connect_ms = self.connect.map(millis),
+            bytes_up = self.carried.up.load(Ordering::Relaxed),
+            bytes_down = self.carried.down.load(Ordering::Relaxed),
+            "finished"
+        );
+    }
+}
+
+fn millis(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1e6).round() / 1e3
+}

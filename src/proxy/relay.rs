@@ -1,0 +1,154 @@
+//! Moving bytes both ways through a tunnel.
+//!
+//! Half-close is kept: one side's FIN is handed on, and the other direction goes on. A direction holds a buffer only
+//! while bytes are moving, so a tunnel that lies idle costs its two sockets and no more.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustix::net::Shutdown;
+use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
+use tokio::time::timeout;
+
+use crate::admission::SlotState;
+use crate::metrics::Direction;
+use crate::upstream::socket::Socket;
+
+/// Bytes read at once. Large enough that system calls do not dominate a blob, small enough for many tunnels at once.
+const BUFFER: usize = 64 * 1024;
+
+/// How long a client may stay silent after the registry's FIN. The connection is of no more use to it by then, but
+/// holds a slot.
+const AFTER_REGISTRY_END: Duration = Duration::from_secs(60);
+
+/// How a tunnel ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides ended in order.
+    Finished,
+    /// The client's connection broke.
+    ClientBroke(io::Error),
+    /// The registry's connection broke.
+    RegistryBroke(io::Error),
+}
+
+/// Relays until both sides have ended or one is broken; `early` are the bytes that the client sent before the tunnel
+/// stood. `carried` is told of all bytes as they pass. The socket is left knowing how to close.
+pub async fn relay(client: &TcpStream, registry: &Socket, early: Bytes, carried: impl Fn(Direction, usize)) -> End {
+    let carried = &carried;
+    let up = async {
+        let first_bytes = !early.is_empty();
+        if first_bytes {
+            registry.enter(SlotState::Active);
+            write_all(registry.stream(), &early).await.map_err(End::RegistryBroke)?;
+            carried(Direction::Up, early.len());
+        }
+        drop(early);
+        let mut unused = !first_bytes;
+        let progress = |bytes| {
+            if std::mem::take(&mut unused) {
+                registry.enter(SlotState::Active);
+            }
+            carried(Direction::Up, bytes);
+        };
+        pump(client, registry.stream(), progress).await.map_err(|broken| match broken {
+            Broken::Source(error) => End::ClientBroke(error),
+            Broken::Sink(error) => End::RegistryBroke(error),
+        })
+    };
+    let down = async {
+        let progress = |bytes| carried(Direction::Down, bytes);
+        pump(registry.stream(), client, progress).await.map_err(|broken| match broken {
+            Broken::Source(error) => End::RegistryBroke(error),
+            Broken::Sink(error) => End::ClientBroke(error),
+        })
+    };
+    join(up, down, registry).await.err().unwrap_or(End::Finished)
+}
+
+/// Both directions, until both have ended; not for ever once the registry's side has.
+async fn join(
+    up: impl Future<Output = Result<(), End>>,
+    down: impl Future<Output = Result<(), End>>,
+    registry: &Socket,
+) -> Result<(), End> {
+    tokio::pin!(up, down);
+    tokio::select! {
+        client_ended = &mut up => {
+            client_ended?;
+            down.await?;
+            registry.ending().confirmed();
+        }
+        registry_ended = &mut down => {
+            registry_ended?;
+            registry.ending().in_order();
+            if let Ok(client_ended) = timeout(AFTER_REGISTRY_END, up).await {
+                client_ended?;
+            }
+        }
+    }
+    Ok(())
+}
+
+enum Broken {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+/// One direction, up to and with the FIN.
+async fn pump(source: &TcpStream, sink: &TcpStream, mut progress: impl FnMut(usize)) -> Result<(), Broken> {
+    loop {
+        source.readable().await.map_err(Broken::Source)?;
+        let mut buffer = Vec::with_capacity(BUFFER);
+        loop {
+            buffer.clear();
+            match source.try_read_buf(&mut buffer) {
+                Ok(0) => return end(sink).map_err(Broken::Sink),
+                Ok(bytes) => {
+                    write_all(sink, &buffer).await.map_err(Broken::Sink)?;
+                    progress(bytes);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(Broken::Source(error)),
+            }
+            consume_budget().await;
+        }
+    }
+}
+
+fn end(sink: &TcpStream) -> io::Result<()> {
+    match rustix::net::shutdown(sink, Shutdown::Write) {
+        // The other side has closed already: its FIN, or its reset, is seen by the other direction.
+        Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes all of it.
+pub(super) async fn write_all(sink: &TcpStream, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        match sink.try_write(data) {
+            Ok(written) => data = &data[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sink.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads and forgets, up to `most` bytes or the end.
+pub(super) async fn discard(source: &TcpStream, most: usize) -> io::Result<()> {
+    let mut scratch = [0; 4096];
+    let mut seen = 0;
+    while seen < most {
+        match source.try_read(&mut scratch) {
+            Ok(0) => return Ok(()),
+            Ok(bytes) => seen += bytes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => source.readable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

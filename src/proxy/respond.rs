@@ -1,0 +1,301 @@
+//! From a refusal or a failure to what the client is told: status, reason phrase, headers, body.
+//!
+//! One table, exhaustive on purpose. The reason phrase says what happened, because it is all that Go and reqwest show
+//! of a refused CONNECT; the body has the OCI error form, because that is what registry clients print.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use crate::admission::{Refusal, RefusalReason};
+use crate::metrics::Reason;
+use crate::upstream::connect::DialError;
+use crate::upstream::{Failure, Upstream};
+
+/// What a client is told when roadstead itself answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Why.
+    pub reason: Reason,
+    /// What happened, with the setting that bound, in one sentence without a full stop.
+    pub message: String,
+    /// How long the request waited for admission.
+    pub waited: Duration,
+    /// When coming back makes sense, where it ever does.
+    pub retry_after: Option<Duration>,
+    /// Slots and others waiting at that moment, where a queue was involved.
+    pub load: Option<Load>,
+}
+
+/// How full a registry was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Sockets that may stand at once; `None` where nothing bounds them.
+    pub slots: Option<usize>,
+    /// Requests in the queue.
+    pub waiting: usize,
+}
+
+/// When to come back if nothing better is known.
+const SOON: Duration = Duration::from_secs(1);
+
+impl Answer {
+    /// An answer for which neither waiting nor load matter.
+    #[must_use]
+    pub fn plain(reason: Reason, message: impl Into<String>) -> Answer {
+        let retry_after = match reason {
+            Reason::QueueFull
+            | Reason::QueueTimeout
+            | Reason::Draining
+            | Reason::TooManyClients
+            | Reason::UpstreamUnreachable
+            | Reason::UpstreamTimeout => Some(SOON),
+            Reason::DestinationDenied
+            | Reason::ClientDenied
+            | Reason::BadRequest
+            | Reason::HeadTimeout
+            | Reason::LoopDetected => None,
+        };
+        Answer { reason, message: message.into(), waited: Duration::ZERO, retry_after, load: None }
+    }
+
+    /// What to tell about a failure on the way to `upstream` after waiting for `waited`; `None` when nobody is left to
+    /// tell.
+    #[must_use]
+    pub fn of_failure(failure: &Failure, upstream: &Upstream, waited: Duration) -> Option<Answer> {
+        let mut answer = match failure {
+            Failure::ClientLeft => return None,
+            Failure::Refused(refusal) => Answer::of_refusal(refusal, upstream),
+            Failure::Unknown(error) => Answer::plain(Reason::UpstreamUnreachable, error.to_string()),
+            Failure::Undialled(error) => {
+                let reason = match error {
+                    DialError::TimedOut(..) if !upstream.insist => Reason::UpstreamTimeout,
+                    DialError::TimedOut(..) | DialError::Failed(..) => Reason::UpstreamUnreachable,
+                };
+                Answer::plain(reason, format!("{} is unreachable: {error}", upstream.title()))
+            }
+            Failure::Died(_) => Answer::plain(
+                Reason::UpstreamUnreachable,
+                format!("{} ended the connection before it answered", upstream.title()),
+            ),
+            Failure::Denied(ip, class) => Answer::plain(
+                Reason::DestinationDenied,
+                format!("{ip} is {}: list it in a registry's hosts to allow it", class.title()),
+            ),
+            Failure::Loop(address) => Answer::plain(Reason::LoopDetected, format!("{address} is this proxy itself")),
+        };
+        answer.waited = waited;
+        Some(answer)
+    }
+
+    fn of_refusal(refusal: &Refusal, upstream: &Upstream) -> Answer {
+        let title = upstream.title();
+        let waited = refusal.waited.as_secs_f64();
+        let (reason, message) = match refusal.reason {
+            RefusalReason::QueueFull => {
+                (Reason::QueueFull, format!("queue full for {title} (queue.depth = {})", upstream.queue.depth))
+            }
+            RefusalReason::QueueTimeout => (
+                Reason::QueueTimeout,
+                format!(
+                    "no connection to {title} became free within {waited:.1} s (queue.tunnel_timeout, queue.request_timeout)"
+                ),
+            ),
+            RefusalReason::Draining => (
+                Reason::Draining,
+                format!("this proxy is going down and {title} had no free connection within drain_timeout"),
+            ),
+        };
+        Answer {
+            retry_after: Some(refusal.retry_after),
+            load: Some(Load {
+                slots: (refusal.slots != usize::MAX).then_some(refusal.slots),
+                waiting: refusal.waiting,
+            }),
+            ..Answer::plain(reason, message)
+        }
+    }
+
+    /// The HTTP status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self.reason {
+            Reason::QueueFull | Reason::QueueTimeout | Reason::Draining | Reason::TooManyClients => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Reason::DestinationDenied | Reason::ClientDenied => StatusCode::FORBIDDEN,
+            Reason::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
+            Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Reason::BadRequest => StatusCode::BAD_REQUEST,
+            Reason::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
+            Reason::LoopDetected => StatusCode::LOOP_DETECTED,
+        }
+    }
+
+    /// The error type of RFC 9209, section 2.3, that comes nearest.
+    fn proxy_error(&self) -> &'static str {
+        match self.reason {
+            Reason::QueueFull | Reason::QueueTimeout | Reason::TooManyClients => "connection_limit_reached",
+            Reason::Draining => "proxy_internal_response",
+            Reason::DestinationDenied => "destination_ip_prohibited",
+            Reason::ClientDenied => "http_request_denied",
+            Reason::UpstreamUnreachable => "destination_unavailable",
+            Reason::UpstreamTimeout => "connection_timeout",
+            Reason::BadRequest | Reason::HeadTimeout => "http_request_error",
+            Reason::LoopDetected => "proxy_loop_detected",
+        }
+    }
+
+    /// The code of the OCI distribution specification's error form.
+    fn oci_code(&self) -> &'static str {
+        match self.reason {
+            Reason::DestinationDenied | Reason::ClientDenied => "DENIED",
+            Reason::BadRequest | Reason::HeadTimeout | Reason::LoopDetected => "UNSUPPORTED",
+            Reason::QueueFull
+            | Reason::QueueTimeout
+            | Reason::Draining
+            | Reason::TooManyClients
+            | Reason::UpstreamUnreachable
+            | Reason::UpstreamTimeout => "UNAVAILABLE",
+        }
+    }
+
+    /// The text behind the status code: visible ASCII, on one line.
+    fn phrase(&self) -> String {
+        let printable =
+            self.message.chars().map(|char| if char == ' ' || char.is_ascii_graphic() { char } else { '?' });
+        printable.take(200).collect()
+    }
+
+    fn headers(&self) -> Vec<(HeaderName, String)> {
+        let details = self.phrase().replace('\\', "\\\\").replace('"', "\\\"");
+        let mut headers = vec![
+            (CONTENT_TYPE, "application/json".to_owned()),
+            (
+                HeaderName::from_static("proxy-status"),
+                format!("roadstead; error={}; details=\"{details}\"", self.proxy_error()),
+            ),
+        ];
+        if let Some(pause) = self.retry_after {
+            headers.push((RETRY_AFTER, pause.as_secs().max(1).to_string()));
+        }
+        headers
+    }
+
+    fn body(&self, registry: &str) -> Vec<u8> {
+        let errors =
+            Errors { errors: [Error { code: self.oci_code(), message: &self.message, detail: self.detail(registry) }] };
+        serde_json::to_vec(&errors).expect("strings and numbers become JSON")
+    }
+
+    fn detail<'a>(&self, registry: &'a str) -> Detail<'a> {
+        Detail {
+            registry,
+            reason: self.reason.as_str(),
+            waited_seconds: (self.waited.as_secs_f64() * 1000.0).round() / 1000.0,
+            slots: self.load.and_then(|load| load.slots),
+            waiting: self.load.map_or(0, |load| load.waiting),
+        }
+    }
+
+    /// The answer as bytes, for a connection that hyper does not serve. The connection ends with it.
+    #[must_use]
+    pub fn to_bytes(&self, registry: &str) -> Vec<u8> {
+        let body = self.body(registry);
+        let mut head = format!("HTTP/1.1 {} {}\r\n", self.status().as_u16(), self.phrase());
+        for (name, value) in self.headers() {
+            let _ = write!(head, "{name}: {value}\r\n");
+        }
+        let _ = write!(head, "content-length: {}\r\nconnection: close\r\n\r\n", body.len());
+        [head.into_bytes(), body].concat()
+    }
+
+    /// The answer for hyper.
+    #[must_use]
+    pub fn to_response(&self, registry: &str) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::from(self.body(registry)));
+        *response.status_mut() = self.status();
+        if let Ok(phrase) = hyper::ext::ReasonPhrase::try_from(self.phrase()) {
+            response.extensions_mut().insert(phrase);
+        }
+        for (name, value) in self.headers() {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                response.headers_mut().insert(name, value);
+            }
+        }
+        if self.reason == Reason::Draining {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+#[derive(Serialize)]
+struct Errors<'a> {
+    errors: [Error<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Error<'a> {
+    code: &'static str,
+    message: &'a str,
+    detail: Detail<'a>,
+}
+
+#[derive(Serialize)]
+struct Detail<'a> {
+    registry: &'a str,
+    reason: &'static str,
+    waited_seconds: f64,
+    slots: Option<usize>,
+    waiting: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_body_has_the_oci_form_and_names_the_setting() {
+        let answer = Answer {
+            waited: Duration::from_millis(1500),
+            load: Some(Load { slots: Some(10), waiting: 7 }),
+            ..Answer::plain(Reason::QueueFull, "queue full for registry harbor (queue.depth = 7)")
+        };
+        let body: serde_json::Value = serde_json::from_slice(&answer.body("harbor")).unwrap();
+        let error = &body["errors"][0];
+        assert_eq!(error["code"], "UNAVAILABLE");
+        assert_eq!(error["message"], "queue full for registry harbor (queue.depth = 7)");
+        let detail = serde_json::json!(
+            {"registry": "harbor", "reason": "queue_full", "waited_seconds": 1.5, "slots": 10, "waiting": 7}
+        );
+        assert_eq!(error["detail"], detail);
+    }
+
+    #[test]
+    fn bytes_and_response_say_the_same() {
+        let answer = Answer::plain(Reason::DestinationDenied, "10.0.0.1 \"is\" not\r\nlisted");
+        let text = String::from_utf8(answer.to_bytes("other_hosts")).unwrap();
+        assert!(text.starts_with("HTTP/1.1 403 10.0.0.1 \"is\" not??listed\r\n"), "{text}");
+        assert!(
+            text.contains(
+                "\r\nproxy-status: roadstead; error=destination_ip_prohibited; details=\"10.0.0.1 \\\"is\\\""
+            )
+        );
+        assert!(!text.contains("retry-after"));
+        let response = answer.to_response("other_hosts");
+        assert_eq!(response.status(), 403);
+        assert!(text.contains(response.headers()["proxy-status"].to_str().unwrap()));
+    }
+
+    #[test]
+    fn refusals_because_of_load_say_when_to_come_back() {
+        let text = String::from_utf8(Answer::plain(Reason::TooManyClients, "full").to_bytes("other_hosts")).unwrap();
+        assert!(text.starts_with("HTTP/1.1 503 full\r\n") && text.contains("\r\nretry-after: 1\r\n"), "{text}");
+    }
+}

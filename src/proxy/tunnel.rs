@@ -1,0 +1,119 @@
+//! CONNECT: admit, connect, answer, relay.
+//!
+//! The `200` is sent when the upstream socket stands, never earlier: pullers give a CONNECT a minute, but the TLS
+//! handshake behind it only ten seconds. It goes out alone, in one write: reqwest loses bytes that come with it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::Proxy;
+use super::client::Client;
+use super::credentials::user_name;
+use super::head::Connect;
+use super::record::{Kind, Record};
+use super::relay::{End, relay};
+use super::respond::Answer;
+use crate::admission::SlotState;
+use crate::metrics::{Direction, Reason};
+use crate::target::Target;
+use crate::upstream::Reached;
+use crate::upstream::socket::Socket;
+
+const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+
+/// A tunnel that stands, before the client knows.
+#[derive(Debug)]
+pub struct Tunnel {
+    socket: Socket,
+    record: Record,
+}
+
+/// Why there is no tunnel: what to tell, and under which registry. `None` when nobody is left to tell.
+#[derive(Debug)]
+pub struct NoTunnel(pub Option<(Answer, String)>);
+
+/// Serves one CONNECT on a connection of its own, from the answer to the end of the tunnel.
+pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect) {
+    let user = connect.proxy_authorization.as_deref().and_then(user_name);
+    match open(proxy, &client, &connect.authority, user).await {
+        Ok(tunnel) => {
+            if client.write_all(ESTABLISHED).await.is_ok() {
+                carry(proxy, tunnel, &client, connect.early).await;
+            }
+        }
+        Err(NoTunnel(Some((answer, registry)))) => {
+            if client.write_all(&answer.to_bytes(&registry)).await.is_ok() {
+                client.see_off().await;
+            }
+        }
+        Err(NoTunnel(None)) => {}
+    }
+}
+
+/// Opens a connection for a CONNECT to `authority`.
+///
+/// # Errors
+/// What to answer instead of `200`. It is counted and logged already.
+pub async fn open(proxy: &Proxy, client: &Client, authority: &str, user: Option<String>) -> Result<Tunnel, NoTunnel> {
+    let name = user.unwrap_or_else(|| client.peer().ip().to_string());
+    let mut record = proxy.record(name, Kind::Tunnel, authority);
+    let target = match Target::from_connect(authority) {
+        Ok(target) => target,
+        Err(error) => return Err(refuse(record, Answer::plain(Reason::BadRequest, format!("CONNECT: {error}")), None)),
+    };
+    let route = match proxy.route(&target, client).await {
+        Ok(route) => route,
+        Err(None) => return Err(NoTunnel(None)),
+        Err(Some(answer)) => return Err(refuse(record, answer, None)),
+    };
+    let upstream = &route.upstream;
+    record.belongs_to(&upstream.name, &upstream.metrics);
+    let mut trip = upstream.trip(target, route.pinned, upstream.queue.tunnel_timeout);
+    let reached = upstream.reach(&mut trip, None, client).await;
+    record.reached(trip.waited, trip.connect);
+    match reached {
+        Ok(Reached::New(socket)) => {
+            // It has carried nothing yet.
+            socket.enter(SlotState::Idle);
+            Ok(Tunnel { socket, record })
+        }
+        Ok(Reached::Kept(_)) => unreachable!("a tunnel names no key, so it is given no kept connection"),
+        Err(failure) => match Answer::of_failure(&failure, upstream, trip.waited) {
+            Some(answer) => Err(refuse(record, answer, Some(&upstream.name))),
+            None => Err(NoTunnel(None)),
+        },
+    }
+}
+
+fn refuse(record: Record, answer: Answer, registry: Option<&str>) -> NoTunnel {
+    record.answered(answer.reason);
+    let registry = registry.unwrap_or(crate::metrics::OTHER_HOSTS).to_owned();
+    NoTunnel(Some((answer, registry)))
+}
+
+/// Relays until the tunnel ends, or until the process does.
+pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes) {
+    let Tunnel { socket, mut record } = tunnel;
+    let metrics = record.metrics();
+    let carried = record.carried();
+    let count = |direction, bytes: usize| {
+        metrics.relayed(direction, bytes);
+        let counter = match direction {
+            Direction::Up => &carried.up,
+            Direction::Down => &carried.down,
+        };
+        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+    };
+    let end = tokio::select! {
+        end = relay(client.stream(), &socket, early, count) => end,
+        // Its time is over, and ours: `drain_timeout` has passed.
+        () = proxy.cut_short() => End::Finished,
+    };
+    match end {
+        End::Finished => record.served(),
+        End::ClientBroke(_) => record.client_left(),
+        End::RegistryBroke(_) => record.upstream_failed(),
+    }
+}

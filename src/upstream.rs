@@ -1,0 +1,305 @@
+//! The way to one registry: resolve, wait for admission, dial; again, as long as the request's patience lasts.
+//!
+//! Names are resolved before admission, never on a slot. One address is dialled at a time, each `connect()` with an
+//! admission of its own; a dial that failed gives its slot back, and the request waits on in its old place.
+
+pub mod connect;
+pub mod http;
+pub mod resolve;
+pub mod socket;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use self::connect::{DialError, Terms};
+use self::http::Kept;
+use self::resolve::{ResolveError, Resolver};
+use self::socket::Socket;
+use crate::address::{AddressClass, classify};
+use crate::admission::{Admission, Ask, Gate, Moment, Place, Refusal, ReuseKey};
+use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
+use crate::target::Target;
+
+/// First pause after every address of a registry failed; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause between two rounds of dials.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// One registry, or all other hosts, as seen by those who want to reach it.
+#[derive(Debug)]
+pub struct Upstream {
+    /// The registry's name, as in the config.
+    pub name: String,
+    /// Decides who may open a socket.
+    pub gate: Gate<Kept>,
+    /// What counts.
+    pub metrics: Arc<RegistryMetrics>,
+    /// What holds for each connection.
+    pub terms: Terms,
+    /// Which addresses may be dialled.
+    pub addresses: AddressPolicy,
+    /// Whether a dial that failed is tried again until the request's patience ends; if not, it is answered at once.
+    pub insist: bool,
+    /// What its queue promises.
+    pub queue: QueueTerms,
+    /// Names to addresses; shared by all.
+    pub resolver: Arc<Resolver>,
+}
+
+/// What the queue of one registry promises.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueTerms {
+    /// Waiters at once.
+    pub depth: usize,
+    /// The longest wait of a CONNECT.
+    pub tunnel_timeout: Duration,
+    /// The longest wait of a request that is visible as HTTP.
+    pub request_timeout: Duration,
+}
+
+/// Which addresses may be dialled, beyond those that nothing speaks against.
+#[derive(Clone, Debug, Default)]
+pub struct AddressPolicy {
+    /// Whether loopback addresses are fine: the operator listed the name or address.
+    pub loopback: bool,
+    /// Addresses that are fine whatever they are: the operator listed them as such.
+    pub listed: Vec<IpAddr>,
+    /// Where this very process listens.
+    pub own: Arc<[SocketAddr]>,
+}
+
+impl AddressPolicy {
+    /// Whether this address may be dialled.
+    ///
+    /// # Errors
+    /// What speaks against it.
+    pub fn check(&self, address: SocketAddr) -> Result<(), Failure> {
+        if self.own.contains(&address) {
+            return Err(Failure::Loop(address));
+        }
+        let class = classify(address.ip());
+        let fine = match class {
+            AddressClass::Global => true,
+            AddressClass::Loopback => self.loopback || self.listed.contains(&address.ip()),
+            AddressClass::LinkLocal | AddressClass::Metadata => self.listed.contains(&address.ip()),
+            AddressClass::Unusable => false,
+        };
+        if fine { Ok(()) } else { Err(Failure::Denied(address.ip(), class)) }
+    }
+
+    /// Those of these addresses that may be dialled; at least one.
+    ///
+    /// # Errors
+    /// What speaks against the first, when none may be.
+    pub fn allowed(&self, addresses: impl Iterator<Item = SocketAddr>) -> Result<Vec<SocketAddr>, Failure> {
+        let mut denied = None;
+        let mut allowed = Vec::new();
+        for address in addresses {
+            match self.check(address) {
+                Ok(()) => allowed.push(address),
+                Err(failure) => denied = denied.or(Some(failure)),
+            }
+        }
+        match denied {
+            Some(failure) if allowed.is_empty() => Err(failure),
+            _ => Ok(allowed),
+        }
+    }
+}
+
+/// A request on its way to a registry.
+#[derive(Debug)]
+pub struct Trip {
+    /// Where it wants to go.
+    pub target: Target,
+    /// The addresses to dial, if they were found and checked before.
+    pub pinned: Option<Vec<SocketAddr>>,
+    /// Where it stands in the order.
+    pub place: Place,
+    /// When its patience ends.
+    pub deadline: Moment,
+    /// Whether it was admitted before.
+    pub again: bool,
+    /// How long it waited for admission so far.
+    pub waited: Duration,
+    /// How long the `connect()` took that led to its connection.
+    pub connect: Option<Duration>,
+}
+
+/// A way to the registry.
+#[derive(Debug)]
+pub enum Reached {
+    /// A new connection, which has carried nothing.
+    New(Socket),
+    /// A connection that was kept.
+    Kept(Kept),
+}
+
+/// Why a request did not get through.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The gate refused it.
+    #[error("not admitted")]
+    Refused(Refusal),
+    /// The name could not be resolved.
+    #[error(transparent)]
+    Unknown(#[from] ResolveError),
+    /// No address took the connection.
+    #[error(transparent)]
+    Undialled(#[from] DialError),
+    /// The connection ended before the answer.
+    #[error("the connection ended before the answer: {0}")]
+    Died(#[source] hyper::Error),
+    /// The address may not be dialled.
+    #[error("{0} may not be reached through this proxy")]
+    Denied(IpAddr, AddressClass),
+    /// The address is one where this process listens.
+    #[error("{0} is this proxy itself")]
+    Loop(SocketAddr),
+    /// The client left.
+    #[error("the client left")]
+    ClientLeft,
+}
+
+/// Who asks, as far as the way to the registry needs to know.
+pub trait Requester: Sync {
+    /// Completes when the client has ended its side, or is gone, even with unread bytes before that. For one who waits
+    /// that means: gone.
+    fn left(&self) -> impl Future<Output = ()> + Send;
+
+    /// Whether it has; asks the kernel.
+    fn has_left(&self) -> bool;
+
+    /// Whether the connection is broken, so that not even an answer could be sent; asks the kernel.
+    fn is_gone(&self) -> bool;
+}
+
+impl Upstream {
+    /// What to call it in a sentence.
+    #[must_use]
+    pub fn title(&self) -> String {
+        if self.name == OTHER_HOSTS { "the other host".to_owned() } else { format!("registry {}", self.name) }
+    }
+
+    /// A place in the order for a request that arrives now.
+    #[must_use]
+    pub fn trip(&self, target: Target, pinned: Option<Vec<SocketAddr>>, patience: Duration) -> Trip {
+        let place = self.gate.place();
+        let deadline = place.arrived() + patience;
+        Trip { target, pinned, place, deadline, again: false, waited: Duration::ZERO, connect: None }
+    }
+
+    /// Gets the request to the registry: on a connection kept for `reuse`, or on a new one.
+    ///
+    /// # Errors
+    /// When its patience ends, the client leaves, or nothing allowed answers.
+    pub async fn reach(
+        &self,
+        trip: &mut Trip,
+        reuse: Option<&ReuseKey>,
+        requester: &impl Requester,
+    ) -> Result<Reached, Failure> {
+        let mut pause = FIRST_PAUSE;
+        let mut before: Option<Failure> = None;
+        loop {
+            let failure = match (self.try_each_address(trip, reuse, requester).await, before) {
+                (Err(failure @ (Failure::Unknown(_) | Failure::Undialled(_))), _) if self.insist => failure,
+                // Its patience ended in the queue, but what kept it from being served is the dials that failed.
+                (Err(Failure::Refused(_)), Some(before)) => return Err(before),
+                (done, _) => return done,
+            };
+            tracing::debug!(registry = self.name, target = %trip.target, error = %failure, ?pause, "will try again");
+            let until = trip.deadline.min(self.gate.now() + pause);
+            self.pause_until(until, requester).await?;
+            if until == trip.deadline {
+                return Err(failure);
+            }
+            pause = LONGEST_PAUSE.min(pause * 2);
+            before = Some(failure);
+        }
+    }
+
+    /// One round: each address once, in the resolver's order.
+    async fn try_each_address(
+        &self,
+        trip: &mut Trip,
+        reuse: Option<&ReuseKey>,
+        requester: &impl Requester,
+    ) -> Result<Reached, Failure> {
+        let mut failed: Option<DialError> = None;
+        for address in self.addresses(trip, requester).await? {
+            let admitted = self.admit(trip, reuse, requester).await;
+            let (slot, queued) = match (admitted, failed.take()) {
+                (Ok((Admission::New(slot), queued)), _) => (slot, queued),
+                (Ok((Admission::Kept(kept), _)), _) => return Ok(Reached::Kept(kept)),
+                // Its patience ended between two dials: what failed is the dial.
+                (Err(Failure::Refused(_)), Some(failure)) => return Err(failure.into()),
+                (Err(failure), _) => return Err(failure),
+            };
+            if requester.is_gone() || queued && requester.has_left() {
+                return Err(Failure::ClientLeft);
+            }
+            match connect::dial(slot, address, self.terms, &self.metrics).await {
+                Ok((socket, took)) => {
+                    trip.connect = Some(took);
+                    return Ok(Reached::New(socket));
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(failed.expect("there is at least one address").into())
+    }
+
+    /// The addresses that may be dialled; at least one.
+    async fn addresses(&self, trip: &Trip, requester: &impl Requester) -> Result<Vec<SocketAddr>, Failure> {
+        if let Some(pinned) = &trip.pinned {
+            return Ok(pinned.clone());
+        }
+        let resolving = self.resolver.resolve(trip.target.host());
+        let resolved = tokio::select! {
+            biased;
+            resolved = timeout_at(self.instant(trip.deadline), resolving) => resolved,
+            () = requester.left() => return Err(Failure::ClientLeft),
+        };
+        let addresses = resolved.unwrap_or_else(|_| {
+            let name = trip.target.host().to_string();
+            Err(ResolveError { name, cause: "the resolver did not answer in time".to_owned() })
+        })?;
+        let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, trip.target.port()));
+        self.addresses.allowed(addresses)
+    }
+
+    /// Waits for admission; also tells whether it had to.
+    async fn admit(
+        &self,
+        trip: &mut Trip,
+        reuse: Option<&ReuseKey>,
+        requester: &impl Requester,
+    ) -> Result<(Admission<Kept>, bool), Failure> {
+        let ask = Ask { place: trip.place, deadline: trip.deadline, reuse: reuse.cloned(), again: trip.again };
+        trip.again = true;
+        let since = Instant::now();
+        let mut queued = false;
+        let admitted = tokio::select! {
+            biased;
+            admitted = self.gate.admit(ask) => admitted,
+            () = async { queued = true; requester.left().await } => Err(Failure::ClientLeft)?,
+        };
+        trip.waited += since.elapsed();
+        admitted.map(|admission| (admission, queued)).map_err(Failure::Refused)
+    }
+
+    async fn pause_until(&self, moment: Moment, requester: &impl Requester) -> Result<(), Failure> {
+        tokio::select! {
+            () = sleep_until(self.instant(moment)) => Ok(()),
+            () = requester.left() => Err(Failure::ClientLeft),
+        }
+    }
+
+    fn instant(&self, moment: Moment) -> Instant {
+        Instant::now() + moment.since(self.gate.now())
+    }
+}

@@ -1,0 +1,227 @@
+//! HTTP/1.1 to the registry, on connections that are kept and reused.
+//!
+//! hyper speaks on each connection; which connection is used, kept or closed is the gate's decision. (hyper-util's
+//! client races a dial against its pool and keeps the loser, which would break the cap.)
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+
+use super::socket::{Ending, Socket};
+use crate::admission::{Gate, ReuseKey, SlotId};
+
+/// A connection on which a request can be sent. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct Kept {
+    sender: SendRequest<RequestBody>,
+    ending: Ending,
+    slot: SlotId,
+    /// Whether it carried a request before.
+    used: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum SendError {
+    /// Not a byte of the request was sent; here it is back.
+    Unsent(Box<Request<RequestBody>>),
+    /// The connection ended before the head of the answer.
+    Died {
+        /// What hyper saw.
+        cause: hyper::Error,
+        /// Whether the connection had been kept, so that the registry may have closed it before it saw the request.
+        was_kept: bool,
+    },
+}
+
+impl Kept {
+    /// Starts HTTP/1.1 on a socket that stands.
+    ///
+    /// # Errors
+    /// When hyper refuses the connection; it does not at present.
+    pub async fn start(socket: Socket) -> Result<Kept, hyper::Error> {
+        let ending = socket.ending();
+        let slot = socket.slot();
+        ending.in_order();
+        let (sender, connection) = Builder::new().preserve_header_case(true).handshake(TokioIo::new(socket)).await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection to the registry ended");
+            }
+        });
+        Ok(Kept { sender, ending, slot, used: false })
+    }
+
+    /// Sends a request. The answer's body keeps the connection until it was read to its end; then the connection is
+    /// parked at the gate for `key`.
+    ///
+    /// # Errors
+    /// When the connection was closed before the request or the head of the answer came through.
+    pub async fn send(
+        mut self,
+        request: Request<RequestBody>,
+        gate: Gate<Kept>,
+        key: ReuseKey,
+    ) -> Result<Response<AnswerBody>, SendError> {
+        let was_kept = std::mem::replace(&mut self.used, true);
+        let mut underway = Underway { kept: Some(self), gate, key };
+        match underway.sender().try_send_request(request).await {
+            Ok(answer) => Ok(answer.map(|body| AnswerBody::new(body, underway))),
+            Err(mut failed) => Err(match failed.take_message() {
+                Some(request) => SendError::Unsent(Box::new(request)),
+                None => SendError::Died { cause: failed.into_error(), was_kept },
+            }),
+        }
+    }
+}
+
+/// A request is on its way: dropped before the end, it cuts the connection.
+struct Underway {
+    kept: Option<Kept>,
+    gate: Gate<Kept>,
+    key: ReuseKey,
+}
+
+impl Underway {
+    fn sender(&mut self) -> &mut SendRequest<RequestBody> {
+        &mut self.kept.as_mut().expect("there until completed").sender
+    }
+
+    /// The answer was read to its end: the connection is free again as soon as hyper says so.
+    fn complete(mut self) {
+        let Some(mut kept) = self.kept.take() else { return };
+        let gate = self.gate.clone();
+        let key = self.key.clone();
+        tokio::spawn(async move {
+            if kept.sender.ready().await.is_ok() {
+                gate.park(kept.slot, key, kept);
+            }
+        });
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        if let Some(kept) = self.kept.take() {
+            kept.ending.cut();
+        }
+    }
+}
+
+/// The body of an answer, as it comes from the registry.
+pub struct AnswerBody {
+    body: Incoming,
+    underway: Option<Underway>,
+}
+
+impl AnswerBody {
+    fn new(body: Incoming, underway: Underway) -> AnswerBody {
+        let mut answer = AnswerBody { body, underway: Some(underway) };
+        answer.check_end();
+        answer
+    }
+
+    fn check_end(&mut self) {
+        if self.body.is_end_stream() {
+            self.complete();
+        }
+    }
+
+    fn complete(&mut self) {
+        if let Some(underway) = self.underway.take() {
+            underway.complete();
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(_)) => this.check_end(),
+            Some(Err(_)) => {}
+            None => this.complete(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of a request, as it comes from the client, counted.
+#[derive(Debug)]
+pub struct RequestBody {
+    source: Source,
+    bytes: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Client(Incoming),
+    Empty,
+}
+
+impl RequestBody {
+    /// The client's body; `bytes` counts what was taken of it.
+    #[must_use]
+    pub fn new(body: Incoming, bytes: Arc<AtomicU64>) -> RequestBody {
+        RequestBody { source: Source::Client(body), bytes }
+    }
+
+    /// No body, for a request that is sent once more.
+    #[must_use]
+    pub fn empty() -> RequestBody {
+        RequestBody { source: Source::Empty, bytes: Arc::default() }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let body = match &mut this.source {
+            Source::Client(body) => body,
+            Source::Empty => return Poll::Ready(None),
+        };
+        let frame = ready!(Pin::new(body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            this.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Client(body) => body.is_end_stream(),
+            Source::Empty => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Client(body) => body.size_hint(),
+            Source::Empty => SizeHint::with_exact(0),
+        }
+    }
+}

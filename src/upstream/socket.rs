@@ -1,0 +1,265 @@
+//! One socket toward a registry, with the slot that it lives in.
+//!
+//! The slot is taken before `socket()` and goes back only when the registry, too, had the chance to see the end:
+//! dropping a [`Socket`], wherever and why ever that happens, starts the closing, and the slot goes with that. A
+//! connection that did its work is closed in order: our FIN, then the registry's, awaited up to `linger`. One that was
+//! cut in the middle, or that lingers too long, is reset, and the slot is held for two round trips more.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustix::net::sockopt::set_socket_linger;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::admission::{Slot, SlotId, SlotState};
+use crate::metrics::{Direction, RegistryMetrics};
+
+/// How long at least the slot of a connection is held whose end the registry does not confirm.
+const LEAST_HOLD: Duration = Duration::from_millis(10);
+
+/// A socket toward a registry. Dropping it closes the connection and then gives the slot back.
+#[derive(Debug)]
+pub struct Socket {
+    /// `None` only while being dropped.
+    inner: Option<Inner>,
+    ending: Ending,
+    linger: Duration,
+    round_trip: Duration,
+    metrics: Arc<RegistryMetrics>,
+}
+
+/// The fields drop in this order: the socket closes before the slot returns.
+#[derive(Debug)]
+struct Inner {
+    stream: TcpStream,
+    slot: Slot,
+}
+
+/// Says how a socket is to be closed when it is dropped, and can be held apart from it: hyper owns the socket, but only
+/// the one who follows the answer knows whether the work is done. Until told otherwise, a drop cuts.
+#[derive(Clone, Debug, Default)]
+pub struct Ending {
+    manner: Arc<AtomicU8>,
+}
+
+/// How a socket is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// Reset: something was under way.
+    Cut,
+    /// Our FIN, then the registry's.
+    InOrder,
+    /// Both have been exchanged already, ours first.
+    Confirmed,
+}
+
+impl Ending {
+    /// From now on a drop cuts: somebody gives up in the middle.
+    pub fn cut(&self) {
+        self.set(Manner::Cut);
+    }
+
+    /// From now on a drop closes in order.
+    pub fn in_order(&self) {
+        self.set(Manner::InOrder);
+    }
+
+    /// Our FIN was sent, and the registry's came after it: nothing is left to wait for.
+    pub fn confirmed(&self) {
+        self.set(Manner::Confirmed);
+    }
+
+    fn set(&self, manner: Manner) {
+        self.manner.store(manner as u8, Ordering::Release);
+    }
+
+    fn manner(&self) -> Manner {
+        match self.manner.load(Ordering::Acquire) {
+            0 => Manner::Cut,
+            1 => Manner::InOrder,
+            _ => Manner::Confirmed,
+        }
+    }
+}
+
+impl Socket {
+    /// A socket whose `connect()` is under way or done.
+    pub(super) fn new(stream: TcpStream, slot: Slot, linger: Duration, metrics: Arc<RegistryMetrics>) -> Socket {
+        let inner = Some(Inner { stream, slot });
+        Socket { inner, ending: Ending::default(), linger, round_trip: Duration::ZERO, metrics }
+    }
+
+    /// The connection stands; `connect()` took one round trip.
+    pub(super) fn established(&mut self, round_trip: Duration) {
+        self.round_trip = round_trip;
+        self.enter(SlotState::Active);
+    }
+
+    /// The connection never stood: there is nothing to close.
+    pub(super) fn never_stood(mut self) {
+        drop(self.inner.take());
+    }
+
+    /// The stream, for relaying.
+    #[must_use]
+    pub fn stream(&self) -> &TcpStream {
+        &self.inner().stream
+    }
+
+    /// Tells the gate what the socket is doing.
+    pub fn enter(&self, state: SlotState) {
+        self.inner().slot.enter(state);
+    }
+
+    /// The slot it lives in.
+    #[must_use]
+    pub fn slot(&self) -> SlotId {
+        self.inner().slot.id()
+    }
+
+    /// The handle that says how it is to be closed.
+    #[must_use]
+    pub fn ending(&self) -> Ending {
+        self.ending.clone()
+    }
+
+    fn inner(&self) -> &Inner {
+        self.inner.as_ref().expect("there until the drop")
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let Some(inner) = self.inner.take() else {
+            return;
+        };
+        inner.slot.enter(SlotState::Closing);
+        let hold = LEAST_HOLD.max(self.round_trip * 2);
+        match Handle::try_current() {
+            Ok(runtime) => {
+                runtime.spawn(close(inner, self.ending.manner(), self.linger, hold));
+            }
+            // The runtime is gone, and soon the process: nobody will ask for the slot.
+            Err(_) => reset(&inner.stream),
+        }
+    }
+}
+
+/// Closes the connection, then gives the slot back.
+async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration) {
+    let Inner { stream, slot } = inner;
+    let deadline = Instant::now() + linger;
+    let confirmed = match manner {
+        Manner::Cut => false,
+        Manner::InOrder => bid_farewell(&stream, deadline).await,
+        Manner::Confirmed => timeout_at(deadline, until_kernel_forgets(&stream)).await.is_ok(),
+    };
+    if !confirmed {
+        reset(&stream);
+    }
+    drop(stream);
+    if !confirmed {
+        sleep(hold).await;
+    }
+    drop(slot);
+}
+
+/// A reset instead of a FIN when the socket closes. On a connection that has ended already it does nothing.
+fn reset(stream: &TcpStream) {
+    // It fails only for a socket that is none.
+    let _ = set_socket_linger(stream, Some(Duration::ZERO));
+}
+
+/// Our FIN, and the registry's. True when it confirmed ours with its own; false when it had ended first, and so may not
+/// have seen our end yet, or when it does not answer in time.
+async fn bid_farewell(stream: &TcpStream, deadline: Instant) -> bool {
+    let registry_was_first = matches!(drain(stream), Drained::Ended);
+    if rustix::net::shutdown(stream, rustix::net::Shutdown::Write).is_err() {
+        return !registry_was_first;
+    }
+    let both_ended = async {
+        while let Drained::Open = drain(stream) {
+            stream.readable().await?;
+        }
+        until_kernel_forgets(stream).await;
+        io::Result::Ok(())
+    };
+    timeout_at(deadline, both_ended).await.is_ok() && !registry_was_first
+}
+
+enum Drained {
+    Open,
+    Ended,
+}
+
+/// Reads and forgets what has come. An error is an end, too.
+fn drain(stream: &TcpStream) -> Drained {
+    let mut scratch = [0; 4096];
+    loop {
+        match stream.try_read(&mut scratch) {
+            Ok(0) => return Drained::Ended,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Drained::Open,
+            Err(_) => return Drained::Ended,
+        }
+    }
+}
+
+/// Waits until our FIN is acknowledged: from then on the kernel knows no peer any more (`getpeername` fails), because
+/// the connection is in `TIME_WAIT` or gone. There is no event for it, but it rarely takes longer than a round trip.
+async fn until_kernel_forgets(stream: &TcpStream) {
+    let mut pause = Duration::from_millis(1);
+    while stream.peer_addr().is_ok() {
+        sleep(pause).await;
+        pause *= 2;
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let stream = &mut this.inner.as_mut().expect("there until the drop").stream;
+        ready!(Pin::new(stream).poll_read(cx, buffer))?;
+        this.metrics.relayed(Direction::Down, buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(data)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let stream = &mut this.inner.as_mut().expect("there until the drop").stream;
+        let written = ready!(Pin::new(stream).poll_write_vectored(cx, slices))?;
+        this.metrics.relayed(Direction::Up, written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Leaves the FIN to the drop, which sends it with the registry's in view.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,29 @@
+//! What roadstead's tests, its example and its benches share. Which tool answers which question:
+//!
+//! * [`Sidecar`]: what does the real binary do? A child process with its ports, logs, status and metrics.
+//! * [`StubRegistry`]: what did the registry see? It counts its own open connections, accepts and heads, and
+//!   can refuse above a cap as Harbor does, hold its answers back, go away, or speak a test's own bytes.
+//! * [`SocketWatch`]: what does the kernel say? The sidecar's sockets toward one registry, sampled throughout.
+//! * [`Storm`]: does a whole fleet get its images? Many pulls at once, every byte checked, some cut on purpose.
+//! * [`Wire`]: what exactly went over the connection? A raw HTTP/1.1 client that adds nothing of its own.
+//! * [`real`]: does it hold with the software that nodes meet? The distribution registry, nginx, an image for skopeo.
+//! * [`eventually()`]: has it happened yet? The only way for a test to wait.
+
+mod eventually;
+pub mod http;
+mod kernel;
+mod metrics;
+mod random;
+pub mod real;
+mod sidecar;
+mod storm;
+mod stub;
+
+pub use eventually::{eventually, eventually_is};
+pub use http::{Head, Response, Wire, connect_through, get_through};
+pub use kernel::{Peak, SocketWatch};
+pub use metrics::Metrics;
+pub use random::Random;
+pub use sidecar::{Sidecar, Signal, config};
+pub use storm::{Cuts, Progress, Storm, Tally, Way};
+pub use stub::{StubBuilder, StubConnection, StubRegistry, blob_of, manifest_of};

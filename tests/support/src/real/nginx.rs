@@ -1,0 +1,162 @@
+//! The TLS front of a registry, with the settings of Harbor's own nginx.
+//!
+//! One process (no master), so that ending it by its id ends all of it, and no user but the one who runs the
+//! tests. nginx cannot pick a port itself: when the one we found free is taken meanwhile, another is tried.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::certificates::Certificates;
+use super::program::{NotUp, Program, find_program};
+
+/// How many ports are tried before giving up.
+const ATTEMPTS: usize = 5;
+
+/// The one TLS version that a server speaks. Harbor's own template allows 1.2 only, and what a tunnel looks like
+/// from outside differs between the two, so every test names its version.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TlsVersion {
+    /// TLS 1.2, as Harbor ships.
+    V1_2,
+    /// TLS 1.3, as an ingress in front of Harbor.
+    V1_3,
+}
+
+impl TlsVersion {
+    /// The word for `ssl_protocols`.
+    fn directive(self) -> &'static str {
+        match self {
+            Self::V1_2 => "TLSv1.2",
+            Self::V1_3 => "TLSv1.3",
+        }
+    }
+}
+
+/// A running nginx that ends TLS in front of one upstream. Dropping it ends the process.
+pub struct Nginx {
+    address: SocketAddr,
+    certificates: Certificates,
+    program: Program,
+    folder: TempDir,
+}
+
+impl Nginx {
+    /// Starts HTTPS for `server_name` on a free port of 127.0.0.1, in front of plain HTTP on `upstream`.
+    ///
+    /// # Panics
+    /// When it does not come up; the message holds its log.
+    #[must_use]
+    pub fn tls(upstream: SocketAddr, server_name: &str, version: TlsVersion) -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let trusted = folder.path().join("trusted");
+        fs::create_dir(&trusted).expect("the folder is ours");
+        let certificates = Certificates::make(folder.path(), server_name);
+        fs::copy(&certificates.authority, trusted.join("ca.crt")).expect("openssl has made it");
+        let (program, address) =
+            start(folder.path(), |address| config_text(address, upstream, server_name, version, &certificates));
+        Self { address, certificates, program, folder }
+    }
+
+    /// Where it speaks HTTPS.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The file with the authority that signed its certificate (`curl --cacert`).
+    #[must_use]
+    pub fn authority(&self) -> &Path {
+        &self.certificates.authority
+    }
+
+    /// A folder that holds nothing but the authority (`skopeo --dest-cert-dir`).
+    #[must_use]
+    pub fn trusted_folder(&self) -> PathBuf {
+        self.folder.path().join("trusted")
+    }
+
+    /// What it has logged so far: one line `PORT REQUEST STATUS` for each request, by the client's port.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.program.log()
+    }
+}
+
+/// Starts nginx on a port that is free now, again on another when that was taken meanwhile.
+fn start(folder: &Path, config: impl Fn(SocketAddr) -> String) -> (Program, SocketAddr) {
+    let mut last = None;
+    for _ in 0..ATTEMPTS {
+        let address = free_address();
+        fs::write(folder.join("nginx.conf"), config(address)).expect("the folder is ours");
+        let mut program = Program::start(
+            Command::new(find_program("nginx")).args(["-e", "stderr", "-c", "nginx.conf", "-p"]).arg(folder),
+            folder.join("log"),
+        );
+        match program.await_listening(address) {
+            Ok(()) => return (program, address),
+            Err(NotUp::Ended(_, log)) if log.contains("Address already in use") => last = Some(log),
+            Err(reason) => panic!("nginx is not up: {reason}"),
+        }
+    }
+    panic!("nginx found no free port in {ATTEMPTS} attempts: {last:?}")
+}
+
+/// A loopback address that nobody listens on at this moment.
+fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a free loopback port")
+}
+
+fn config_text(
+    address: SocketAddr,
+    upstream: SocketAddr,
+    server_name: &str,
+    version: TlsVersion,
+    certificates: &Certificates,
+) -> String {
+    let protocol = version.directive();
+    let certificate = certificates.server.display();
+    let key = certificates.server_key.display();
+    format!(
+        r#"daemon off;
+master_process off;
+pid nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 2048; }}
+http {{
+    log_format short '$remote_port "$request" $status';
+    access_log /dev/stdout short;
+    client_body_temp_path temp_body;
+    proxy_temp_path temp_proxy;
+    fastcgi_temp_path temp_fastcgi;
+    uwsgi_temp_path temp_uwsgi;
+    scgi_temp_path temp_scgi;
+    server {{
+        listen {address} ssl;
+        server_name {server_name};
+        ssl_certificate "{certificate}";
+        ssl_certificate_key "{key}";
+        ssl_protocols {protocol};
+        keepalive_timeout 75s;
+        client_max_body_size 0;
+        chunked_transfer_encoding on;
+        location / {{
+            proxy_pass http://{upstream};
+            proxy_http_version 1.1;
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-Proto $scheme;
+            proxy_buffering off;
+            proxy_request_buffering off;
+            proxy_read_timeout 900s;
+            proxy_send_timeout 900s;
+        }}
+    }}
+}}
+"#
+    )
+}

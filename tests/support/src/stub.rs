@@ -1,0 +1,274 @@
+//! A registry for tests that judges the cap by itself: it counts its open connections, and keeps the peak.
+//!
+//! It runs on a thread and a runtime of its own, so that a busy test cannot make it look away. One accept is followed
+//! by a look at all that came before it, as nginx does: an end that reached the kernel first is counted first.
+
+mod answer;
+mod content;
+mod count;
+mod gate;
+mod serve;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{oneshot, watch};
+
+pub use content::{blob_of, manifest_of};
+pub use count::StubConnection;
+
+use count::Count;
+use gate::Gate;
+
+/// More than any storm of ours, so that nobody is lost before `accept()`.
+const BACKLOG: u32 = 4096;
+
+/// A counting registry on a free loopback port; it ends when dropped.
+#[derive(Debug)]
+pub struct StubRegistry {
+    address: SocketAddr,
+    seen: Arc<Seen>,
+    /// Whether it should listen: the wish of the test.
+    wanted: watch::Sender<bool>,
+    /// Whether it does.
+    listening: watch::Receiver<bool>,
+    /// Its end, by being dropped.
+    _end: oneshot::Sender<()>,
+}
+
+/// How a stub registry behaves; each has a default that is harmless.
+#[derive(Clone, Debug)]
+pub struct StubBuilder {
+    cap: Option<usize>,
+    answer_delay: Duration,
+    close_each: bool,
+    blob_size: usize,
+}
+
+/// What the stub has seen, shared by all its connections.
+#[derive(Debug, Default)]
+struct Seen {
+    count: Arc<Count>,
+    gate: Gate,
+    accepts: Mutex<Vec<Instant>>,
+    heads: Mutex<Vec<String>>,
+}
+
+impl StubBuilder {
+    /// Above `cap` open connections, requests on the youngest of them are answered as Harbor answers when its database
+    /// refuses: 401 with an empty `Www-Authenticate`. Without it, all are served.
+    #[must_use]
+    pub fn cap(mut self, cap: usize) -> Self {
+        self.cap = Some(cap);
+        self
+    }
+
+    /// Every answer takes at least this long, as the database work of a real registry does. Default: none.
+    #[must_use]
+    pub fn answer_delay(mut self, delay: Duration) -> Self {
+        self.answer_delay = delay;
+        self
+    }
+
+    /// Whether the connection is closed after each answer. Default: kept alive.
+    #[must_use]
+    pub fn close_each(mut self, close: bool) -> Self {
+        self.close_each = close;
+        self
+    }
+
+    /// Bytes of every blob. Default: 64 KiB.
+    #[must_use]
+    pub fn blob_size(mut self, bytes: usize) -> Self {
+        self.blob_size = bytes;
+        self
+    }
+
+    /// Starts it.
+    ///
+    /// # Panics
+    /// When no loopback port is free.
+    pub async fn start(self) -> StubRegistry {
+        let seen = Arc::new(Seen::default());
+        let (settings, shared) = (Arc::new(self), seen.clone());
+        let handler = move |connection| serve::connection(connection, settings.clone(), shared.clone());
+        StubRegistry::launch(seen, handler).await
+    }
+}
+
+impl StubRegistry {
+    /// A registry that answers as registries do: `/v2/`, manifests, blobs with ranges, uploads.
+    #[must_use]
+    pub fn builder() -> StubBuilder {
+        StubBuilder { cap: None, answer_delay: Duration::ZERO, close_each: false, blob_size: 64 * 1024 }
+    }
+
+    /// A server whose every connection is handed to `handler`, for tests of single bytes. Connections are counted until
+    /// the handler drops them, or says that it has seen their end ([`StubConnection::seen_end`]).
+    ///
+    /// # Panics
+    /// When no loopback port is free.
+    pub async fn raw<Handling>(handler: impl Fn(StubConnection) -> Handling + Send + Sync + 'static) -> Self
+    where
+        Handling: Future<Output = ()> + Send + 'static,
+    {
+        Self::launch(Arc::new(Seen::default()), handler).await
+    }
+
+    async fn launch<Handling>(
+        seen: Arc<Seen>,
+        handler: impl Fn(StubConnection) -> Handling + Send + Sync + 'static,
+    ) -> Self
+    where
+        Handling: Future<Output = ()> + Send + 'static,
+    {
+        let (bound, address) = oneshot::channel();
+        let (end, ended) = oneshot::channel::<()>();
+        let (wanted, wish) = watch::channel(true);
+        let (state, listening) = watch::channel(true);
+        let shared = seen.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime for the stub").block_on(async move {
+                let listener = listen((Ipv4Addr::LOCALHOST, 0).into());
+                // A test that is gone already needs no stub.
+                let _ = bound.send(listener.local_addr().expect("the address just bound"));
+                // A task like its connections, so that they take turns in the order of the kernel's news.
+                tokio::spawn(accept_when_wanted(listener, wish, state, shared, handler));
+                let _ = ended.await;
+            });
+        });
+        let address = address.await.expect("the stub listens");
+        Self { address, seen, wanted, listening, _end: end }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Connections open right now: from `accept()` until it has seen the peer's end, or closed them itself.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.seen.count.open()
+    }
+
+    /// The most connections that were open at one instant.
+    #[must_use]
+    pub fn peak(&self) -> usize {
+        self.seen.count.peak()
+    }
+
+    /// Requests whose head has come whole.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        locked(&self.seen.heads).len()
+    }
+
+    /// The heads of all requests as they came, in their order.
+    #[must_use]
+    pub fn seen_requests(&self) -> Vec<String> {
+        locked(&self.seen.heads).clone()
+    }
+
+    /// The time of each accept, in order.
+    #[must_use]
+    pub fn accept_log(&self) -> Vec<Instant> {
+        locked(&self.seen.accepts).clone()
+    }
+
+    /// Holds all answers back from now on; requests are still read and counted.
+    pub fn hold(&self) {
+        self.seen.gate.hold();
+    }
+
+    /// Lets `answers` of those held back go, and holds on to the others.
+    pub fn let_through(&self, answers: usize) {
+        self.seen.gate.let_through(answers);
+    }
+
+    /// Lets all answers go, those held back and those to come.
+    pub fn release(&self) {
+        self.seen.gate.release();
+    }
+
+    /// Stops listening: new connections are refused by the kernel, accepted ones live on. Those that came but were not
+    /// accepted yet are reset.
+    pub async fn refuse(&self) {
+        self.set_listening(false).await;
+    }
+
+    /// Listens again, on the same port.
+    pub async fn accept_again(&self) {
+        self.set_listening(true).await;
+    }
+
+    async fn set_listening(&self, wanted: bool) {
+        self.wanted.send_replace(wanted);
+        let mut listening = self.listening.clone();
+        listening.wait_for(|state| *state == wanted).await.expect("the stub still runs");
+    }
+}
+
+/// Nobody panics with a lock in hand: each is held for one line.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no panic under a lock")
+}
+
+/// Binds with `SO_REUSEADDR`, so that the port can be taken again while old connections live.
+fn listen(address: SocketAddr) -> TcpListener {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("SO_REUSEADDR");
+    socket.bind(address).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+    socket.listen(BACKLOG).unwrap_or_else(|error| panic!("listen on {address}: {error}"))
+}
+
+/// Accepts while the test wants it, and drops the listener meanwhile.
+async fn accept_when_wanted<Handling>(
+    mut listener: TcpListener,
+    mut wish: watch::Receiver<bool>,
+    state: watch::Sender<bool>,
+    seen: Arc<Seen>,
+    handler: impl Fn(StubConnection) -> Handling,
+) where
+    Handling: Future<Output = ()> + Send + 'static,
+{
+    let address = listener.local_addr().expect("the address of the listener");
+    loop {
+        tokio::select! {
+            () = accept_all(&listener, &seen, &handler) => {}
+            change = wish.wait_for(|wanted| !wanted) => if change.is_err() { return },
+        }
+        drop(listener);
+        state.send_replace(false);
+        if wish.wait_for(|wanted| *wanted).await.is_err() {
+            return;
+        }
+        listener = listen(address);
+        state.send_replace(true);
+    }
+}
+
+async fn accept_all<Handling>(listener: &TcpListener, seen: &Seen, handler: &impl Fn(StubConnection) -> Handling)
+where
+    Handling: Future<Output = ()> + Send + 'static,
+{
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors, most likely: it shows as failures of the storm, and may pass.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            continue;
+        };
+        locked(&seen.accepts).push(Instant::now());
+        let connection = StubConnection::new(stream, seen.count.clone());
+        tokio::spawn(handler(connection));
+        // Asks the kernel for news before the next accept: see the top of this file.
+        tokio::task::yield_now().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;
