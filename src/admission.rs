@@ -190,17 +190,13 @@ async fn keep_time<P>(gate: Weak<Shared<P>>, alarm: Arc<Notify>) {
         let Some(shared) = gate.upgrade() else { return };
         let due = shared.handover.wake_at().map(|at| shared.epoch + at.0);
         drop(shared);
-        match due {
-            Some(due) => {
-                tokio::select! {
-                    () = tokio::time::sleep_until(due) => {}
-                    () = alarm.notified() => continue,
-                }
-            }
-            None => {
-                alarm.notified().await;
-                continue;
-            }
+        let Some(due) = due else {
+            alarm.notified().await;
+            continue;
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(due) => {}
+            () = alarm.notified() => continue,
         }
         let Some(shared) = gate.upgrade() else { return };
         let now = shared.now();

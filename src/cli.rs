@@ -162,10 +162,9 @@ fn raise_descriptor_limit() {
 fn start_logging(config: &Config) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&config.log.level));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     match config.log.format {
-        LogFormat::Text => {
-            logs.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()
-        }
+        LogFormat::Text => logs.with_target(false).with_ansi(colours).init(),
         LogFormat::Json => logs.json().init(),
     }
 }

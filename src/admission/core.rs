@@ -360,7 +360,7 @@ impl Core {
             } else if coming > 0 {
                 coming -= 1;
             } else if tokens > 0
-                && let Some(victim) = self.idle.victim(|key| self.queue.first_for(key).is_some())
+                && let Some(victim) = self.idle.nearest_to_its_end()
             {
                 tokens -= 1;
                 self.close(victim, CloseCause::Reclaimed);
@@ -431,12 +431,12 @@ impl Core {
             self.close(slot, CloseCause::Expired);
         }
         if self.mode != Mode::Running {
-            while let Some(slot) = self.idle.first() {
+            while let Some(slot) = self.idle.nearest_to_its_end() {
                 self.close(slot, CloseCause::Draining);
             }
         }
         while self.ledger.open() - self.ledger.counts().closing > self.limits.slots
-            && let Some(slot) = self.idle.first()
+            && let Some(slot) = self.idle.nearest_to_its_end()
         {
             self.close(slot, CloseCause::Shrunk);
         }

@@ -180,13 +180,13 @@ impl<P> State<P> {
         while let Some(decision) = self.core.next_decision() {
             match decision {
                 Decision::Dial { place, slot, waited } => {
-                    wakers.extend(self.call(place, Call::Dial { slot, waited }));
+                    wakers.push(self.call(place, Call::Dial { slot, waited }));
                 }
                 Decision::Reuse { place, slot, waited } => {
                     let kept = self.kept.remove(&slot).expect("the core hands out only what was kept");
-                    wakers.extend(self.call(place, Call::Reuse { slot, kept, waited }));
+                    wakers.push(self.call(place, Call::Reuse { slot, kept, waited }));
                 }
-                Decision::Refuse { place, refusal } => wakers.extend(self.call(place, Call::Refused(refusal))),
+                Decision::Refuse { place, refusal } => wakers.push(self.call(place, Call::Refused(refusal))),
                 Decision::Close { slot, cause } => {
                     closed.extend(self.kept.remove(&slot).map(|connection| (connection, cause)));
                 }
@@ -200,10 +200,10 @@ impl<P> State<P> {
         Aftermath { wakers, closed, rearm }
     }
 
-    fn call(&mut self, place: Place, call: Call<P>) -> Option<Waker> {
-        match self.seats.insert(place, Seat::Called(call)) {
-            Some(Seat::Waiting(waker)) => Some(waker),
-            Some(Seat::Called(_)) | None => unreachable!("the core decides once, and only about those who wait"),
-        }
+    fn call(&mut self, place: Place, call: Call<P>) -> Waker {
+        let Some(Seat::Waiting(waker)) = self.seats.insert(place, Seat::Called(call)) else {
+            unreachable!("the core decides once, and only about those who wait");
+        };
+        waker
     }
 }

@@ -58,14 +58,6 @@ impl IdleSlots {
         self.by_key.get(key)?.last().map(|(_, id)| *id)
     }
 
-    /// The connection to give up: one that nobody in the queue could use, if there is one; else the longest idle.
-    pub fn victim(&self, wanted: impl Fn(&ReuseKey) -> bool) -> Option<SlotId> {
-        let unwanted = self.by_key.iter().filter(|(key, _)| !wanted(key));
-        let longest_idle = unwanted.filter_map(|(_, slots)| slots.first()).min();
-        let any = || self.by_expiry.first().map(|(_, id)| *id);
-        longest_idle.map(|(_, id)| *id).or_else(any)
-    }
-
     /// The keys for which connections are kept.
     pub fn keys(&self) -> impl Iterator<Item = &ReuseKey> {
         self.by_key.keys()
@@ -82,8 +74,8 @@ impl IdleSlots {
         self.by_expiry.first().map(|(expires, _)| *expires)
     }
 
-    /// Any one, the first to expire.
-    pub fn first(&self) -> Option<SlotId> {
+    /// The one to give up first: the nearest to its end, which is the longest idle or the oldest.
+    pub fn nearest_to_its_end(&self) -> Option<SlotId> {
         self.by_expiry.first().map(|(_, id)| *id)
     }
 }

@@ -27,7 +27,8 @@ impl Pace {
     pub fn expected_wait(&self, waiting: usize) -> Duration {
         let ahead = u32::try_from(waiting).unwrap_or(u32::MAX);
         let expected = self.interval.unwrap_or_default().saturating_mul(ahead);
-        Duration::from_secs(expected.as_secs_f64().ceil().clamp(1.0, 300.0) as u64)
+        let whole = expected.as_secs() + u64::from(expected.subsec_nanos() > 0);
+        Duration::from_secs(whole.clamp(1, 300))
     }
 }
 

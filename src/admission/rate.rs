@@ -1,8 +1,9 @@
 //! The token bucket on `connect()`: governor's GCRA over a clock that the core sets.
 //!
-//! Governor can neither be asked without taking nor be given back to. So the bucket remembers what governor last said,
-//! which bounds from below what it holds now; and a token that comes back unspent is kept *in hand* for those who wait
-//! at that moment, and spilled when nobody does: a token kept for later would add to a burst. Only the core calls it.
+//! Governor cannot be asked without taking, so the bucket knows beside it when governor's would be full again, which
+//! tells what it holds. Nor can governor be given back to: a token that comes back unspent is kept *in hand* for those
+//! who wait at that moment, and spilled when nobody does: kept for later it would add to a burst. Only the core calls
+//! it.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use governor::clock::{Clock, Reference};
-use governor::middleware::StateInformationMiddleware;
+use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
@@ -29,12 +30,12 @@ pub struct Rate {
 /// Tokens, one of which is spent by every `connect()`.
 #[derive(Debug)]
 pub struct Bucket {
-    limiter: RateLimiter<NotKeyed, InMemoryState, SetClock, StateInformationMiddleware>,
+    limiter: RateLimiter<NotKeyed, InMemoryState, SetClock, NoOpMiddleware<Tick>>,
     clock: SetClock,
     rate: Rate,
     in_hand: u32,
-    /// At least so many tokens were left at that moment.
-    seen: (Moment, u32),
+    /// When the bucket will be full, if nothing is taken: GCRA's theoretical arrival time.
+    full_at: Moment,
 }
 
 impl Bucket {
@@ -48,8 +49,8 @@ impl Bucket {
         clock.set(now);
         let quota =
             Quota::with_period(rate.period).expect("the config refuses a period of zero").allow_burst(rate.burst);
-        let limiter = RateLimiter::direct_with_clock(quota, clock.clone()).with_middleware();
-        Bucket { limiter, clock, rate, in_hand: 0, seen: (now, rate.burst.get()) }
+        let limiter = RateLimiter::direct_with_clock(quota, clock.clone());
+        Bucket { limiter, clock, rate, in_hand: 0, full_at: now }
     }
 
     /// Spends one token.
@@ -63,31 +64,26 @@ impl Bucket {
         }
         self.clock.set(now);
         match self.limiter.check() {
-            Ok(snapshot) => {
-                self.seen = (now, snapshot.remaining_burst_capacity());
+            Ok(()) => {
+                self.full_at = self.full_at.max(now) + self.rate.period;
                 Ok(())
             }
-            Err(not_until) => {
-                let due = now + not_until.wait_time_from(self.clock.now());
-                self.seen = (due - self.rate.period, 0);
-                Err(due)
-            }
+            Err(not_until) => Err(now + not_until.wait_time_from(self.clock.now())),
         }
     }
 
-    /// Tokens that can be spent now, at least.
+    /// Tokens that can be spent now.
     #[must_use]
     pub fn available(&self, now: Moment) -> usize {
-        let (at, left) = self.seen;
-        let refilled = now.since(at).as_nanos() / self.rate.period.as_nanos();
-        let held = u128::from(left).saturating_add(refilled).min(u128::from(self.rate.burst.get()));
+        let missing = self.full_at.since(now).as_nanos().div_ceil(self.rate.period.as_nanos());
+        let held = u128::from(self.rate.burst.get()).saturating_sub(missing);
         usize::try_from(held).unwrap_or(usize::MAX) + self.in_hand as usize
     }
 
-    /// When the next token is due at the latest.
+    /// When there is a token again, if there is none now.
     #[must_use]
     pub fn next_due(&self) -> Moment {
-        self.seen.0 + self.rate.period
+        self.full_at - self.rate.period * (self.rate.burst.get() - 1)
     }
 
     /// Takes back a token that was not spent, for those who wait now: its waiter vanished before `connect()`.
@@ -168,15 +164,17 @@ mod tests {
     }
 
     #[test]
-    fn asking_spends_nothing_and_never_promises_too_much() {
-        let mut bucket = bucket(20, 2);
-        assert_eq!(bucket.available(at(0)), 2);
-        for millis in 0..200 {
-            let promised = bucket.available(at(millis));
-            let taken = (0..3).take_while(|_| bucket.take(at(millis)).is_ok()).count();
-            assert!(promised <= taken, "{promised} promised, {taken} there at {millis} ms");
+    fn what_is_available_is_what_can_be_taken() {
+        for burst in 1..4 {
+            let mut bucket = bucket(20, burst);
+            for millis in (0..400).step_by(7) {
+                let promised = bucket.available(at(millis));
+                assert_eq!(promised == 0, bucket.next_due() > at(millis));
+                let wanted = (millis % 3) as usize;
+                let taken = (0..wanted).take_while(|_| bucket.take(at(millis)).is_ok()).count();
+                assert_eq!(taken, promised.min(wanted), "at {millis} ms with burst {burst}");
+            }
         }
-        assert_eq!(bucket.available(at(260)), 2);
     }
 
     #[test]

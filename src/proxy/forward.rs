@@ -124,7 +124,7 @@ fn relay(response: Response<AnswerBody>, mut record: Record, proxy: &Proxy) -> R
     // The version is this hop's own; hyper lowers it for a client that speaks 1.0.
     head.version = Version::HTTP_11;
     let carried = record.carried();
-    Response::from_parts(head, Reply::Relayed(Relayed::new(body, record, carried)))
+    Response::from_parts(head, Reply::Relayed(Box::new(Relayed::new(body, record, carried))))
 }
 
 /// A request as it goes to the registry.
@@ -238,7 +238,7 @@ enum Reply {
     /// Made here.
     Own(Full<Bytes>),
     /// From the registry.
-    Relayed(Relayed),
+    Relayed(Box<Relayed>),
 }
 
 /// A body on its way from the registry to the client. It takes the record of the request to its end.
