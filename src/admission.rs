@@ -1,7 +1,7 @@
 //! The gate: the async face of the admission core, one per registry.
 //!
 //! A request takes a [`Place`], asks with [`Gate::admit`], and is given an [`Admission`] or a [`Refusal`]. Everything
-//! is decided by the [`core`](self::core) state machine; this file adds real time, wake-ups and metrics, and nothing
+//! is decided by the state machine in [`core`]; this file adds real time, wake-ups and metrics, and nothing
 //! that decides. It never names sockets, HTTP or the config file.
 //!
 //! # What always holds

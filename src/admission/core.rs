@@ -1,6 +1,6 @@
 //! The state machine that decides: events and the time go in, decisions come out. No I/O, no clock, no wake-ups.
 //!
-//! Every event ends in one [`Core::dispatch`], which looks at the whole picture once and decides all that can be
+//! Every event ends in one `dispatch`, which looks at the whole picture once and decides all that can be
 //! decided: nothing that could be admitted is left for a later event. The driver takes the decisions out with
 //! [`Core::next_decision`] and calls [`Core::tick`] at [`Core::wake_at`].
 

@@ -484,7 +484,9 @@ fn each_waiter_gets_one_victim_or_the_connection_it_can_use() {
         world.arrive(None, ms(500), false);
     }
     let slots = dialled_slots(&world);
-    slots.iter().for_each(|slot| world.dialled(*slot));
+    for slot in &slots {
+        world.dialled(*slot);
+    }
     let for_b = world.arrive(Some("b:80"), ms(500), false);
     world.park(slots[0], "a:80");
     assert_eq!(world.log.last(), Some(&Decision::Close { slot: slots[0], cause: CloseCause::Reclaimed }));
