@@ -126,7 +126,7 @@ impl Proxy {
         if let Err(answer) = self.welcome(peer.ip(), standing.number) {
             return self.turn_away(&client, answer).await;
         }
-        match head::read(client.stream(), self.terms.head_timeout).await {
+        match self.first_head(&client).await {
             Ok(FirstHead::Connect(connect)) => tunnel::serve(&self, client, connect).await,
             Ok(FirstHead::Other(bytes)) => forward::serve(self.clone(), client, bytes).await,
             Err(HeadError::Closed | HeadError::Silent) => {}
@@ -136,6 +136,16 @@ impl Proxy {
             Err(error @ HeadError::Malformed(_)) => {
                 self.turn_away(&client, Answer::plain(Reason::BadRequest, error.to_string())).await;
             }
+        }
+    }
+
+    /// The first head of a connection. Once draining begins it has to come soon: a connection that was opened ahead of
+    /// its use must not keep the process.
+    async fn first_head(&self, client: &Client) -> Result<FirstHead, HeadError> {
+        const SOON: Duration = Duration::from_secs(1);
+        tokio::select! {
+            head = head::read(client.stream(), self.terms.head_timeout) => head,
+            () = async { self.draining().await; tokio::time::sleep(SOON).await } => Err(HeadError::Silent),
         }
     }
 

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::upstream::Requester;
+use crate::upstream::socket::{has_ended, is_broken};
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -60,12 +60,6 @@ impl Client {
         let _ = rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write);
         let _ = tokio::time::timeout(LONGEST, super::relay::discard(&self.stream, MOST)).await;
     }
-
-    fn kernel_says(&self, asked: PollFlags, meaning: PollFlags) -> bool {
-        let mut fds = [PollFd::new(&self.stream, asked)];
-        let polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-        polled.is_ok() && fds[0].revents().intersects(meaning)
-    }
 }
 
 impl Requester for Client {
@@ -85,11 +79,11 @@ impl Requester for Client {
     }
 
     fn has_left(&self) -> bool {
-        self.kernel_says(PollFlags::RDHUP, PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+        has_ended(&self.stream)
     }
 
     fn is_gone(&self) -> bool {
-        self.kernel_says(PollFlags::empty(), PollFlags::HUP | PollFlags::ERR)
+        is_broken(&self.stream)
     }
 }
 

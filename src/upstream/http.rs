@@ -30,7 +30,7 @@ pub struct Kept {
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum SendError {
-    /// Not a byte of the request was sent; here it is back.
+    /// The connection, which had been kept, was closed before a byte of the request was sent; here it is back.
     Unsent(Box<Request<RequestBody>>),
     /// The connection ended before the head of the answer.
     Died {
@@ -75,8 +75,9 @@ impl Kept {
         match underway.sender().try_send_request(request).await {
             Ok(answer) => Ok(answer.map(|body| AnswerBody::new(body, underway))),
             Err(mut failed) => Err(match failed.take_message() {
-                Some(request) => SendError::Unsent(Box::new(request)),
-                None => SendError::Died { cause: failed.into_error(), was_kept },
+                Some(request) if was_kept => SendError::Unsent(Box::new(request)),
+                // A registry that closes each new connection at once must not be dialled over and over.
+                Some(_) | None => SendError::Died { cause: failed.into_error(), was_kept },
             }),
         }
     }

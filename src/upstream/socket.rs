@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_linger;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -180,7 +181,7 @@ fn reset(stream: &TcpStream) {
 /// Our FIN, and the registry's. True when it confirmed ours with its own; false when it had ended first, and so may not
 /// have seen our end yet, or when it does not answer in time.
 async fn bid_farewell(stream: &TcpStream, deadline: Instant) -> bool {
-    let registry_was_first = matches!(drain(stream), Drained::Ended);
+    let registry_was_first = has_ended(stream);
     if rustix::net::shutdown(stream, rustix::net::Shutdown::Write).is_err() {
         return !registry_was_first;
     }
@@ -192,6 +193,23 @@ async fn bid_farewell(stream: &TcpStream, deadline: Instant) -> bool {
         io::Result::Ok(())
     };
     timeout_at(deadline, both_ended).await.is_ok() && !registry_was_first
+}
+
+/// Whether the other side has ended its half of the connection, or all of it; asks the kernel, which knows of a FIN also
+/// behind unread data.
+pub fn has_ended(stream: &TcpStream) -> bool {
+    kernel_says(stream, PollFlags::RDHUP)
+}
+
+/// Whether the connection is broken or ended on both sides; asks the kernel.
+pub fn is_broken(stream: &TcpStream) -> bool {
+    kernel_says(stream, PollFlags::empty())
+}
+
+fn kernel_says(stream: &TcpStream, asked: PollFlags) -> bool {
+    let mut fds = [PollFd::new(stream, asked)];
+    let polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    polled.is_ok() && fds[0].revents().intersects(asked | PollFlags::HUP | PollFlags::ERR)
 }
 
 enum Drained {
