@@ -25,7 +25,7 @@ const OTHER_HOSTS_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const OTHER_HOSTS_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Time after `drain_timeout` in which the last refusals are written and cut connections are closed.
+/// Time after `drain_timeout` in which the last refusals are written, and again in which cut connections are closed.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Why nothing was started.
@@ -49,6 +49,7 @@ pub struct Running {
     addresses: Addresses,
     proxy: Arc<Proxy>,
     draining: CancellationToken,
+    ended: CancellationToken,
     cut_short: CancellationToken,
     drain_timeout: Duration,
 }
@@ -83,13 +84,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
 
     let metrics = Arc::new(Metrics::new());
-    let (draining, cut_short) = (CancellationToken::new(), CancellationToken::new());
+    let (draining, ended, cut_short) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let terms = ClientTerms {
         max_clients: listen.max_clients,
         head_timeout: listen.head_timeout,
         allow_clients: listen.allow_clients.clone(),
     };
-    let routes = routes(&config, &metrics, addresses);
+    let routes = routes(&config, &metrics, addresses, &ended);
     let proxy = Proxy::new(routes, terms, pseudonym(), draining.clone(), cut_short.clone());
     let admin = Admin::new(proxy.clone(), metrics, draining.clone());
 
@@ -98,7 +99,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     if let Some(listener) = metrics_listener {
         tokio::spawn(admin.accept(listener, Scope::Metrics));
     }
-    Ok(Running { addresses, proxy, draining, cut_short, drain_timeout: config.drain_timeout })
+    Ok(Running { addresses, proxy, draining, ended, cut_short, drain_timeout: config.drain_timeout })
 }
 
 impl Running {
@@ -118,8 +119,10 @@ impl Running {
         tasks.close();
         if timeout_at(deadline, tasks.wait()).await.is_err() {
             self.each_gate(Gate::end);
-            self.cut_short.cancel();
+            self.ended.cancel();
             let _ = timeout_at(deadline + LAST_WORDS, tasks.wait()).await;
+            self.cut_short.cancel();
+            let _ = timeout_at(deadline + LAST_WORDS * 2, tasks.wait()).await;
         }
         self.until_sockets_are_gone().await;
     }
@@ -154,26 +157,35 @@ fn pseudonym() -> String {
     format!("roadstead-{:08x}", RandomState::new().hash_one(std::process::id()) >> 32)
 }
 
-fn routes(config: &Config, metrics: &Metrics, addresses: Addresses) -> Routes {
-    let resolver = Arc::new(Resolver::default());
-    let own: Arc<[SocketAddr]> =
-        [Some(addresses.proxy), Some(addresses.admin), addresses.metrics].into_iter().flatten().collect();
-    let claims = config.registries.iter().map(|registry| Claim {
-        hosts: registry.hosts.clone(),
-        upstream: Arc::new(upstream_of(registry, metrics, resolver.clone(), own.clone())),
-    });
-    let claims = claims.collect();
-    let other_hosts = Arc::new(other_hosts(metrics, resolver.clone(), own));
-    Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, resolver)
-}
-
-fn upstream_of(
-    registry: &config::Registry,
-    metrics: &Metrics,
+/// What all upstreams share.
+struct Shared<'a> {
+    metrics: &'a Metrics,
     resolver: Arc<Resolver>,
     own: Arc<[SocketAddr]>,
-) -> Upstream {
-    let metrics = metrics.of_registry(&registry.name);
+    ended: CancellationToken,
+}
+
+fn routes(config: &Config, metrics: &Metrics, addresses: Addresses, ended: &CancellationToken) -> Routes {
+    let hosts = config.registries.iter().flat_map(|registry| registry.hosts.iter().filter_map(HostPattern::exact_host));
+    let names = hosts.filter(|host| host.ip().is_none()).map(Host::to_string);
+    let own = [Some(addresses.proxy), Some(addresses.admin), addresses.metrics];
+    let shared = Shared {
+        metrics,
+        resolver: Arc::new(Resolver::new(names)),
+        own: own.into_iter().flatten().collect(),
+        ended: ended.clone(),
+    };
+    let claims = config
+        .registries
+        .iter()
+        .map(|registry| Claim { hosts: registry.hosts.clone(), upstream: Arc::new(upstream_of(registry, &shared)) });
+    let claims = claims.collect();
+    let other_hosts = Arc::new(other_hosts(&shared));
+    Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, shared.resolver)
+}
+
+fn upstream_of(registry: &config::Registry, shared: &Shared<'_>) -> Upstream {
+    let metrics = shared.metrics.of_registry(&registry.name);
     let limits = Limits {
         slots: registry.slots,
         depth: registry.queue.depth,
@@ -187,9 +199,8 @@ fn upstream_of(
         metrics,
         terms: Terms { connect_timeout: registry.connect_timeout, linger: registry.linger },
         addresses: AddressPolicy {
-            loopback: true,
             listed: registry.hosts.iter().filter_map(HostPattern::exact_host).filter_map(Host::ip).collect(),
-            own,
+            own: shared.own.clone(),
         },
         insist: true,
         queue: QueueTerms {
@@ -197,13 +208,14 @@ fn upstream_of(
             tunnel_timeout: registry.queue.tunnel_timeout,
             request_timeout: registry.queue.request_timeout,
         },
-        resolver,
+        resolver: shared.resolver.clone(),
+        ended: shared.ended.clone(),
     }
 }
 
 /// Other hosts pass without bound: they are counted, not queued.
-fn other_hosts(metrics: &Metrics, resolver: Arc<Resolver>, own: Arc<[SocketAddr]>) -> Upstream {
-    let metrics = metrics.of_registry(OTHER_HOSTS);
+fn other_hosts(shared: &Shared<'_>) -> Upstream {
+    let metrics = shared.metrics.of_registry(OTHER_HOSTS);
     let limits = Limits {
         slots: usize::MAX,
         depth: usize::MAX,
@@ -216,13 +228,14 @@ fn other_hosts(metrics: &Metrics, resolver: Arc<Resolver>, own: Arc<[SocketAddr]
         gate: Gate::new(limits, metrics.clone()),
         metrics,
         terms: Terms { connect_timeout: OTHER_HOSTS_CONNECT_TIMEOUT, linger: LINGER },
-        addresses: AddressPolicy { loopback: false, listed: Vec::new(), own },
+        addresses: AddressPolicy { listed: Vec::new(), own: shared.own.clone() },
         insist: false,
         queue: QueueTerms {
             depth: usize::MAX,
             tunnel_timeout: Duration::from_secs(50),
             request_timeout: Duration::from_secs(25),
         },
-        resolver,
+        resolver: shared.resolver.clone(),
+        ended: shared.ended.clone(),
     }
 }

@@ -88,7 +88,10 @@ fn run(config: Config, file: &Path) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(EXIT_FAILURE, &error),
     };
-    runtime.block_on(serve(config))
+    let status = runtime.block_on(serve(config));
+    // A lookup that hangs in the system's resolver must not keep the process.
+    runtime.shutdown_background();
+    status
 }
 
 /// A node's processors belong to its pods; moving bytes for one registry takes few of them.

@@ -122,10 +122,13 @@ impl Proxy {
 
     async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let client = Client::new(stream, peer);
-        let standing = Standing::new(&self);
-        if let Err(answer) = self.welcome(peer.ip(), standing.number) {
+        if let Err(answer) = self.welcome(peer.ip()) {
             return self.turn_away(&client, answer).await;
         }
+        let Some(_standing) = Standing::new(&self) else {
+            let message = format!("too many client connections (listen.max_clients = {})", self.terms.max_clients);
+            return self.turn_away(&client, Answer::plain(Reason::TooManyClients, message)).await;
+        };
         match self.first_head(&client).await {
             Ok(FirstHead::Connect(connect)) => tunnel::serve(&self, client, connect).await,
             Ok(FirstHead::Other(bytes)) => forward::serve(self.clone(), client, bytes).await,
@@ -149,31 +152,26 @@ impl Proxy {
         }
     }
 
-    fn welcome(&self, ip: IpAddr, standing: usize) -> Result<(), Answer> {
+    fn welcome(&self, ip: IpAddr) -> Result<(), Answer> {
         let ip = ip.to_canonical();
-        if !ip.is_loopback() && !self.terms.allow_clients.iter().any(|range| range.contains(&ip)) {
-            let message = format!("listen.allow_clients does not list {ip}");
-            return Err(Answer::plain(Reason::ClientDenied, message));
+        if ip.is_loopback() || self.terms.allow_clients.iter().any(|range| range.contains(&ip)) {
+            return Ok(());
         }
-        if standing > self.terms.max_clients {
-            let message = format!("too many client connections (listen.max_clients = {})", self.terms.max_clients);
-            return Err(Answer::plain(Reason::TooManyClients, message));
-        }
-        Ok(())
+        Err(Answer::plain(Reason::ClientDenied, format!("listen.allow_clients does not list {ip}")))
     }
 
     /// Answers a connection on which no request is served.
     async fn turn_away(&self, client: &Client, answer: Answer) {
-        self.record(client.peer().ip().to_string(), Kind::Unknown, "").answered(answer.reason);
+        self.record(client.peer().ip().to_string(), Kind::Unknown).answered(answer.reason);
         if client.write_all(&answer.to_bytes(OTHER_HOSTS)).await.is_ok() {
             client.see_off().await;
         }
     }
 
     /// The record of a request that has just arrived.
-    fn record(&self, client: String, kind: Kind, target: &str) -> Record {
+    fn record(&self, client: String, kind: Kind) -> Record {
         let metrics = self.routes.other_hosts().metrics.clone();
-        Record::open(metrics, client, kind, target, self.cut_short.clone())
+        Record::open(metrics, client, kind, self.cut_short.clone())
     }
 
     /// Where a request goes; otherwise what to answer, or nothing when the client left meanwhile.
@@ -181,14 +179,14 @@ impl Proxy {
         let found = tokio::select! {
             biased;
             found = self.routes.find(target) => found,
-            () = requester.left() => return Err(None),
+            () = requester.ended() => return Err(None),
         };
         found.map_err(|lost| match lost {
             Lost::Denied => {
                 let message = format!("{target} is in no registry's hosts, and other_hosts.policy is \"deny\"");
                 Some(Answer::plain(Reason::DestinationDenied, message))
             }
-            Lost::Failed(failure) => Answer::of_failure(&failure, self.routes.other_hosts(), Duration::ZERO),
+            Lost::Unknown(error) => Some(Answer::plain(Reason::UpstreamUnreachable, error.to_string())),
         })
     }
 
@@ -206,20 +204,18 @@ impl Proxy {
 }
 
 /// A connection of a client, counted while it stands.
-struct Standing<'a> {
-    proxy: &'a Proxy,
-    /// How many stand, with this one.
-    number: usize,
-}
+struct Standing<'a>(&'a Proxy);
 
 impl Standing<'_> {
-    fn new(proxy: &Proxy) -> Standing<'_> {
-        Standing { proxy, number: proxy.clients.fetch_add(1, Ordering::Relaxed) + 1 }
+    /// One more; `None` when `max_clients` stand already.
+    fn new(proxy: &Proxy) -> Option<Standing<'_>> {
+        let standing = Standing(proxy);
+        (proxy.clients.fetch_add(1, Ordering::Relaxed) < proxy.terms.max_clients).then_some(standing)
     }
 }
 
 impl Drop for Standing<'_> {
     fn drop(&mut self) {
-        self.proxy.clients.fetch_sub(1, Ordering::Relaxed);
+        self.0.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use self::connect::{DialError, Terms};
 use self::http::Kept;
@@ -47,6 +48,8 @@ pub struct Upstream {
     pub queue: QueueTerms,
     /// Names to addresses; shared by all.
     pub resolver: Arc<Resolver>,
+    /// Cancelled when those who are still on their way are refused as draining.
+    pub ended: CancellationToken,
 }
 
 /// What the queue of one registry promises.
@@ -63,8 +66,6 @@ pub struct QueueTerms {
 /// Which addresses may be dialled, beyond those that nothing speaks against.
 #[derive(Clone, Debug, Default)]
 pub struct AddressPolicy {
-    /// Whether loopback addresses are fine: the operator listed the name or address.
-    pub loopback: bool,
     /// Addresses that are fine whatever they are: the operator listed them as such.
     pub listed: Vec<IpAddr>,
     /// Where this very process listens.
@@ -72,18 +73,18 @@ pub struct AddressPolicy {
 }
 
 impl AddressPolicy {
-    /// Whether this address may be dialled.
+    /// Whether this address may be dialled; a loopback address only where the operator listed the very host.
     ///
     /// # Errors
     /// What speaks against it.
-    pub fn check(&self, address: SocketAddr) -> Result<(), Failure> {
-        if self.own.contains(&address) {
+    pub fn check(&self, address: SocketAddr, listed_host: bool) -> Result<(), Failure> {
+        if self.own.iter().any(|own| is_same(*own, address)) {
             return Err(Failure::Loop(address));
         }
         let class = classify(address.ip());
         let fine = match class {
             AddressClass::Global => true,
-            AddressClass::Loopback => self.loopback || self.listed.contains(&address.ip()),
+            AddressClass::Loopback => listed_host || self.listed.contains(&address.ip()),
             AddressClass::LinkLocal | AddressClass::Metadata => self.listed.contains(&address.ip()),
             AddressClass::Unusable => false,
         };
@@ -94,11 +95,15 @@ impl AddressPolicy {
     ///
     /// # Errors
     /// What speaks against the first, when none may be.
-    pub fn allowed(&self, addresses: impl Iterator<Item = SocketAddr>) -> Result<Vec<SocketAddr>, Failure> {
+    pub fn allowed(
+        &self,
+        addresses: impl Iterator<Item = SocketAddr>,
+        listed_host: bool,
+    ) -> Result<Vec<SocketAddr>, Failure> {
         let mut denied = None;
         let mut allowed = Vec::new();
         for address in addresses {
-            match self.check(address) {
+            match self.check(address, listed_host) {
                 Ok(()) => allowed.push(address),
                 Err(failure) => denied = denied.or(Some(failure)),
             }
@@ -110,19 +115,50 @@ impl AddressPolicy {
     }
 }
 
+/// Whether `address` leads to where we listen. A wildcard listens at every address of this machine, and only those can
+/// be bound.
+fn is_same(own: SocketAddr, address: SocketAddr) -> bool {
+    own == address
+        || own.port() == address.port()
+            && own.ip().is_unspecified()
+            && std::net::UdpSocket::bind((address.ip(), 0)).is_ok()
+}
+
+/// Where a request goes.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// The host and port that it names.
+    pub target: Target,
+    /// The only addresses that may be dialled for it, if they were found before.
+    pub pinned: Option<Vec<SocketAddr>>,
+    /// Whether the operator listed this very host, and not only a pattern that it matches.
+    pub listed_host: bool,
+}
+
+/// How long a request waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// The longest wait for admission.
+    pub limit: Duration,
+    /// The setting that says so.
+    pub setting: &'static str,
+}
+
 /// A request on its way to a registry.
 #[derive(Debug)]
 pub struct Trip {
     /// Where it wants to go.
-    pub target: Target,
-    /// The addresses to dial, if they were found and checked before.
-    pub pinned: Option<Vec<SocketAddr>>,
+    pub way: Way,
+    /// How long it waits.
+    pub patience: Patience,
     /// Where it stands in the order.
     pub place: Place,
     /// When its patience ends.
     pub deadline: Moment,
     /// Whether it was admitted before.
     pub again: bool,
+    /// Whether it ever had to wait. Then the client's FIN means that it left.
+    pub queued: bool,
     /// How long it waited for admission so far.
     pub waited: Duration,
     /// How long the `connect()` took that led to its connection.
@@ -153,12 +189,18 @@ pub enum Failure {
     /// The connection ended before the answer.
     #[error("the connection ended before the answer: {0}")]
     Died(#[source] hyper::Error),
+    /// The registry switched protocols, which nobody asked for.
+    #[error("the registry switched protocols unasked")]
+    Switched,
     /// The address may not be dialled.
     #[error("{0} may not be reached through this proxy")]
     Denied(IpAddr, AddressClass),
     /// The address is one where this process listens.
     #[error("{0} is this proxy itself")]
     Loop(SocketAddr),
+    /// The process is going down.
+    #[error("draining")]
+    Draining,
     /// The client left.
     #[error("the client left")]
     ClientLeft,
@@ -168,13 +210,22 @@ pub enum Failure {
 pub trait Requester: Sync {
     /// Completes when the client has ended its side, or is gone, even with unread bytes before that. For one who waits
     /// that means: gone.
-    fn left(&self) -> impl Future<Output = ()> + Send;
+    fn ended(&self) -> impl Future<Output = ()> + Send;
 
-    /// Whether it has; asks the kernel.
-    fn has_left(&self) -> bool;
+    /// Completes when the connection is broken, so that not even an answer could be sent.
+    fn broken(&self) -> impl Future<Output = ()> + Send;
 
-    /// Whether the connection is broken, so that not even an answer could be sent; asks the kernel.
-    fn is_gone(&self) -> bool;
+    /// Whether the client has ended its side; asks the kernel.
+    fn has_ended(&self) -> bool;
+
+    /// Whether the connection is broken; asks the kernel.
+    fn is_broken(&self) -> bool;
+}
+
+/// Completes when nobody is left to connect for. Somebody who never had to wait may have said all and still want the
+/// answer.
+async fn gone(requester: &impl Requester, queued: bool) {
+    if queued { requester.ended().await } else { requester.broken().await }
 }
 
 impl Upstream {
@@ -186,10 +237,15 @@ impl Upstream {
 
     /// A place in the order for a request that arrives now.
     #[must_use]
-    pub fn trip(&self, target: Target, pinned: Option<Vec<SocketAddr>>, patience: Duration) -> Trip {
+    pub fn trip(&self, way: Way, patience: Patience) -> Trip {
         let place = self.gate.place();
-        let deadline = place.arrived() + patience;
-        Trip { target, pinned, place, deadline, again: false, waited: Duration::ZERO, connect: None }
+        let deadline = place.arrived() + patience.limit;
+        Trip { way, patience, place, deadline, again: false, queued: false, waited: Duration::ZERO, connect: None }
+    }
+
+    /// Lets the request wait once more from now on: it was admitted in time, but what it was given did not serve.
+    pub fn renew(&self, trip: &mut Trip) {
+        trip.deadline = self.gate.now() + trip.patience.limit;
     }
 
     /// Gets the request to the registry: on a connection kept for `reuse`, or on a new one.
@@ -197,6 +253,19 @@ impl Upstream {
     /// # Errors
     /// When its patience ends, the client leaves, or nothing allowed answers.
     pub async fn reach(
+        &self,
+        trip: &mut Trip,
+        reuse: Option<&ReuseKey>,
+        requester: &impl Requester,
+    ) -> Result<Reached, Failure> {
+        tokio::select! {
+            biased;
+            reached = self.reach_in_time(trip, reuse, requester) => reached,
+            () = self.ended.cancelled() => Err(Failure::Draining),
+        }
+    }
+
+    async fn reach_in_time(
         &self,
         trip: &mut Trip,
         reuse: Option<&ReuseKey>,
@@ -211,7 +280,7 @@ impl Upstream {
                 (Err(Failure::Refused(_)), Some(before)) => return Err(before),
                 (done, _) => return done,
             };
-            tracing::debug!(registry = self.name, target = %trip.target, error = %failure, ?pause, "will try again");
+            tracing::debug!(registry = self.name, target = %trip.way.target, error = %failure, ?pause, "will try again");
             let until = trip.deadline.min(self.gate.now() + pause);
             self.pause_until(until, requester).await?;
             if until == trip.deadline {
@@ -232,17 +301,22 @@ impl Upstream {
         let mut failed: Option<DialError> = None;
         for address in self.addresses(trip, requester).await? {
             let admitted = self.admit(trip, reuse, requester).await;
-            let (slot, queued) = match (admitted, failed.take()) {
-                (Ok((Admission::New(slot), queued)), _) => (slot, queued),
-                (Ok((Admission::Kept(kept), _)), _) => return Ok(Reached::Kept(kept)),
+            let slot = match (admitted, failed.take()) {
+                (Ok(Admission::New(slot)), _) => slot,
+                (Ok(Admission::Kept(kept)), _) => return Ok(Reached::Kept(kept)),
                 // Its patience ended between two dials: what failed is the dial.
                 (Err(Failure::Refused(_)), Some(failure)) => return Err(failure.into()),
                 (Err(failure), _) => return Err(failure),
             };
-            if requester.is_gone() || queued && requester.has_left() {
+            if requester.is_broken() || trip.queued && requester.has_ended() {
                 return Err(Failure::ClientLeft);
             }
-            match connect::dial(slot, address, self.terms, &self.metrics).await {
+            let dialled = tokio::select! {
+                biased;
+                dialled = connect::dial(slot, address, self.terms, &self.metrics) => dialled,
+                () = gone(requester, trip.queued) => return Err(Failure::ClientLeft),
+            };
+            match dialled {
                 Ok((socket, took)) => {
                     trip.connect = Some(took);
                     return Ok(Reached::New(socket));
@@ -255,47 +329,43 @@ impl Upstream {
 
     /// The addresses that may be dialled; at least one.
     async fn addresses(&self, trip: &Trip, requester: &impl Requester) -> Result<Vec<SocketAddr>, Failure> {
-        if let Some(pinned) = &trip.pinned {
-            return Ok(pinned.clone());
+        let Way { target, pinned, listed_host } = &trip.way;
+        if let Some(pinned) = pinned {
+            return self.addresses.allowed(pinned.iter().copied(), *listed_host);
         }
-        let resolving = self.resolver.resolve(trip.target.host());
+        let resolving = self.resolver.resolve(target.host());
         let resolved = tokio::select! {
             biased;
             resolved = timeout_at(self.instant(trip.deadline), resolving) => resolved,
-            () = requester.left() => return Err(Failure::ClientLeft),
+            () = requester.ended() => return Err(Failure::ClientLeft),
         };
-        let addresses = resolved.unwrap_or_else(|_| {
-            let name = trip.target.host().to_string();
-            Err(ResolveError { name, cause: "the resolver did not answer in time".to_owned() })
-        })?;
-        let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, trip.target.port()));
-        self.addresses.allowed(addresses)
+        let addresses = resolved.unwrap_or_else(|_| Err(ResolveError::silent(target.host())))?;
+        let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, target.port()));
+        self.addresses.allowed(addresses, *listed_host)
     }
 
-    /// Waits for admission; also tells whether it had to.
     async fn admit(
         &self,
         trip: &mut Trip,
         reuse: Option<&ReuseKey>,
         requester: &impl Requester,
-    ) -> Result<(Admission<Kept>, bool), Failure> {
+    ) -> Result<Admission<Kept>, Failure> {
         let ask = Ask { place: trip.place, deadline: trip.deadline, reuse: reuse.cloned(), again: trip.again };
         trip.again = true;
         let since = Instant::now();
-        let mut queued = false;
         let admitted = tokio::select! {
             biased;
-            admitted = self.gate.admit(ask) => admitted,
-            () = async { queued = true; requester.left().await } => Err(Failure::ClientLeft)?,
+            admitted = self.gate.admit(ask) => admitted.map_err(Failure::Refused),
+            () = async { trip.queued = true; requester.ended().await } => Err(Failure::ClientLeft),
         };
         trip.waited += since.elapsed();
-        admitted.map(|admission| (admission, queued)).map_err(Failure::Refused)
+        admitted
     }
 
     async fn pause_until(&self, moment: Moment, requester: &impl Requester) -> Result<(), Failure> {
         tokio::select! {
             () = sleep_until(self.instant(moment)) => Ok(()),
-            () = requester.left() => Err(Failure::ClientLeft),
+            () = requester.ended() => Err(Failure::ClientLeft),
         }
     }
 

@@ -176,10 +176,11 @@ impl Core {
     /// Somebody asks to be admitted. The answer is a decision for `ask.place`, now or later.
     pub fn arrive(&mut self, ask: Ask, now: Moment) {
         let place = ask.place;
-        let counts_for_depth = !ask.again;
+        let may_wait = ask.again || self.queue.len() < self.limits.depth;
         self.queue.push(ask, now);
-        self.dispatch(now);
-        if counts_for_depth && self.queue.len() > self.limits.depth {
+        // Nothing is closed for one who may not wait for it.
+        self.dispatch_with(may_wait, now);
+        if !may_wait {
             self.refuse(place, RefusalReason::QueueFull, now);
         }
     }
@@ -283,19 +284,23 @@ impl Core {
 
     /// Decides all that can be decided now.
     fn dispatch(&mut self, now: Moment) {
+        self.dispatch_with(true, now);
+    }
+
+    fn dispatch_with(&mut self, may_reclaim: bool, now: Moment) {
         self.close_what_must_go(now);
         while let Some(place) = self.queue.overdue(now) {
             self.refuse(place, RefusalReason::QueueTimeout, now);
         }
         self.token_due = None;
         match self.mode {
-            Mode::Running | Mode::Draining => self.admit_in_order(now),
+            Mode::Running | Mode::Draining => self.admit_in_order(may_reclaim, now),
             Mode::Ended => self.refuse_all(now),
         }
     }
 
     /// Admits from the head of the queue until something binds.
-    fn admit_in_order(&mut self, now: Moment) {
+    fn admit_in_order(&mut self, may_reclaim: bool, now: Moment) {
         while let Some(head) = self.queue.head() {
             let place = head.ask.place;
             let kept = head.ask.reuse.as_ref().and_then(|key| self.idle.freshest(key));
@@ -305,8 +310,8 @@ impl Core {
             }
             match self.take_slot_and_token(now) {
                 Ok(slot) => self.admit_to_new(place, slot, now),
-                Err(Bound::Rate) => return self.reuse_past_the_head(now),
-                Err(Bound::Slots) => return self.reclaim(now),
+                Err(Bound::Slots) if may_reclaim => return self.reclaim(now),
+                Err(Bound::Slots | Bound::Rate) => return self.reuse_past_the_head(now),
             }
         }
     }

@@ -392,7 +392,7 @@ fn nth<T>(mut items: impl Iterator<Item = T> + Clone, pick: usize) -> Option<T> 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(debug_assertions) { 300 } else { 3000 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
 
     #[test]
     fn random_histories_keep_every_promise(
@@ -509,6 +509,19 @@ fn a_full_queue_refuses_the_newcomer_and_says_when_to_come_back() {
     let Some(Decision::Refuse { refusal, .. }) = world.log.last() else { panic!("{:?}", world.log) };
     assert_eq!((refusal.reason, refusal.waiting, refusal.slots), (RefusalReason::QueueFull, 2, 1));
     assert!(refusal.retry_after >= ms(1000));
+}
+
+#[test]
+fn nothing_is_closed_for_one_who_may_not_wait() {
+    let mut world = World::new(limits(1, 0, None));
+    world.arrive(Some("a:80"), ms(500), false);
+    let slot = dialled_slots(&world)[0];
+    world.dialled(slot);
+    world.park(slot, "a:80");
+    world.arrive(Some("b:80"), ms(500), false);
+    assert!(world.log.iter().all(|decision| !matches!(decision, Decision::Close { .. })), "{:?}", world.log);
+    world.arrive(Some("a:80"), ms(500), false);
+    assert!(matches!(world.log.last(), Some(Decision::Reuse { .. })));
 }
 
 #[test]

@@ -14,7 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::upstream::Requester;
-use crate::upstream::socket::{has_ended, is_broken};
+use crate::upstream::socket::{has_ended, is_broken, reset};
+
+/// How often a client that has ended its side is looked at again.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -52,6 +55,11 @@ impl Client {
         super::relay::write_all(&self.stream, data).await
     }
 
+    /// Lets the connection end with a reset: what was sent is not all, and must not look so.
+    pub fn cut(&self) {
+        reset(&self.stream);
+    }
+
     /// Says that no more will come, and waits a moment for the client to read it and to end its own side: closing with
     /// unread bytes would reset the connection, and take the last answer with it.
     pub async fn see_off(&self) {
@@ -63,7 +71,7 @@ impl Client {
 }
 
 impl Requester for Client {
-    async fn left(&self) {
+    async fn ended(&self) {
         loop {
             // Tokio registers for the end of the stream anyhow; this interest reports it, and takes no notice of data.
             match self.stream.ready(Interest::PRIORITY).await {
@@ -78,11 +86,19 @@ impl Requester for Client {
         }
     }
 
-    fn has_left(&self) -> bool {
+    async fn broken(&self) {
+        self.ended().await;
+        // After a FIN there is no further event to wait for that a reset would set off.
+        while !is_broken(&self.stream) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    fn has_ended(&self) -> bool {
         has_ended(&self.stream)
     }
 
-    fn is_gone(&self) -> bool {
+    fn is_broken(&self) -> bool {
         is_broken(&self.stream)
     }
 }

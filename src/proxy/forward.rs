@@ -5,7 +5,7 @@
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use hyper::http::uri::PathAndQuery;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
-use hyper::{Method, Request, Response, Uri, Version};
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::Proxy;
@@ -31,15 +31,19 @@ use crate::admission::ReuseKey;
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::target::Target;
 use crate::upstream::http::{AnswerBody, Kept, RequestBody, SendError};
-use crate::upstream::{Failure, Reached, Requester, Trip, Upstream};
+use crate::upstream::{Failure, Patience, Reached, Requester, Trip, Upstream};
 
 /// How long a client's connection may lie idle, or take to send a further head.
 const IDLE_CLIENT: Duration = Duration::from_secs(75);
 
+/// How often a client that has ended its side is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// Serves a client's connection with hyper, starting with the bytes that were read already.
 pub async fn serve(proxy: Arc<Proxy>, client: Arc<Client>, replay: Bytes) {
     let io = TokioIo::new(ClientIo::new(client.clone(), replay));
-    let service = service_fn(|request| answer(proxy.clone(), client.clone(), request));
+    let asked = Asked::default();
+    let service = service_fn(|request| answer(proxy.clone(), client.clone(), asked.clone(), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_CLIENT)
@@ -48,18 +52,59 @@ pub async fn serve(proxy: Arc<Proxy>, client: Arc<Client>, replay: Bytes) {
         .serve_connection(io, service)
         .with_upgrades();
     let mut connection = pin!(connection);
+    let drained = async {
+        tokio::select! {
+            served = connection.as_mut() => return served,
+            () = proxy.draining() => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    };
     let served = tokio::select! {
-        served = connection.as_mut() => served,
-        () = proxy.draining() => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                served = connection => served,
-                () = proxy.cut_short() => Ok(()),
+        served = drained => served,
+        // Dropping the connection drops the request under way, and records it.
+        () = asked.abandoned(&client) => return,
+        () = proxy.cut_short() => return client.cut(),
+    };
+    match served {
+        // hyper has answered 400 by itself.
+        Err(error) if error.is_parse() => {
+            proxy.record(client.peer().ip().to_string(), Kind::Unknown).answered(Reason::BadRequest);
+        }
+        Err(error) => tracing::debug!(peer = %client.peer(), %error, "client connection ended"),
+        Ok(()) => {}
+    }
+}
+
+/// What the client is waiting for; it tells what the client's FIN means. hyper itself is told to let a client end its
+/// side and still get its answer, and so never says that a client is gone.
+#[derive(Clone, Debug, Default)]
+struct Asked(Arc<AtomicU8>);
+
+/// The states of [`Asked`].
+mod asked {
+    /// Nothing: hyper closes the connection by itself.
+    pub const NOTHING: u8 = 0;
+    /// An answer, after which it would have kept the connection: its FIN means that it left.
+    pub const AND_STAYS: u8 = 1;
+    /// An answer, the last on the connection: with its FIN it may just say that it has said all.
+    pub const LAST: u8 = 2;
+}
+
+impl Asked {
+    fn set(&self, state: u8) {
+        self.0.store(state, Ordering::Relaxed);
+    }
+
+    /// Completes when the client left while it was waiting for an answer.
+    async fn abandoned(&self, client: &Client) {
+        client.ended().await;
+        loop {
+            match self.0.load(Ordering::Relaxed) {
+                asked::AND_STAYS => return,
+                asked::LAST if client.is_broken() => return,
+                _ => tokio::time::sleep(LOOK_AGAIN).await,
             }
         }
-    };
-    if let Err(error) = served {
-        tracing::debug!(peer = %client.peer(), %error, "client connection ended");
     }
 }
 
@@ -71,29 +116,47 @@ struct ClientLeft;
 async fn answer(
     proxy: Arc<Proxy>,
     client: Arc<Client>,
+    asked: Asked,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, ClientLeft> {
     if request.method() == Method::CONNECT {
         return answer_connect(proxy, client, request).await;
     }
-    let mut record = proxy.record(client_name(&request, &client), Kind::Request, &shown(request.uri()));
-    let outbound = match Outbound::of(request, &proxy, record.carried()) {
+    let stays = keeps_connection(request.version(), request.headers());
+    asked.set(if stays { asked::AND_STAYS } else { asked::LAST });
+    let answered = answer_request(&proxy, &client, &asked, request).await;
+    if !matches!(answered, Ok(ref response) if matches!(response.body(), Reply::Relayed(_))) {
+        asked.set(asked::NOTHING);
+    }
+    answered
+}
+
+async fn answer_request(
+    proxy: &Proxy,
+    client: &Client,
+    asked: &Asked,
+    request: Request<Incoming>,
+) -> Result<Response<Reply>, ClientLeft> {
+    let mut record = proxy.record(client_name(&request, client), Kind::Request);
+    record.toward(shown(request.uri()));
+    let outbound = match Outbound::of(request, proxy, record.carried()) {
         Ok(outbound) => outbound,
         Err(answer) => return Ok(refuse(record, &answer, OTHER_HOSTS)),
     };
-    let route = match proxy.route(&outbound.target, &*client).await {
+    let route = match proxy.route(&outbound.target, client).await {
         Ok(route) => route,
         Err(None) => return Err(ClientLeft),
         Err(Some(answer)) => return Ok(refuse(record, &answer, OTHER_HOSTS)),
     };
     let upstream = &route.upstream;
     record.belongs_to(&upstream.name, &upstream.metrics);
-    let mut trip = upstream.trip(outbound.target.clone(), route.pinned, upstream.queue.request_timeout);
-    let exchanged = outbound.exchange(upstream, &mut trip, &*client).await;
+    let patience = Patience { limit: upstream.queue.request_timeout, setting: "queue.request_timeout" };
+    let mut trip = upstream.trip(route.way, patience);
+    let exchanged = outbound.exchange(upstream, &mut trip, client).await;
     record.reached(trip.waited, trip.connect);
     match exchanged {
-        Ok(response) => Ok(relay(response, record, &proxy)),
-        Err(failure) => match Answer::of_failure(&failure, upstream, trip.waited) {
+        Ok(response) => Ok(relay(response, record, proxy, asked)),
+        Err(failure) => match Answer::of_failure(&failure, upstream, &trip) {
             Some(answer) => Ok(refuse(record, &answer, &upstream.name)),
             None => Err(ClientLeft),
         },
@@ -107,9 +170,10 @@ fn client_name(request: &Request<Incoming>, client: &Client) -> String {
 
 /// The target for the log: without the query, which may hold a signature.
 fn shown(uri: &Uri) -> String {
+    const MOST: usize = 512;
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    format!("{host}{}", uri.path())
+    format!("{host}{}", uri.path()).chars().take(MOST).collect()
 }
 
 fn refuse(record: Record, answer: &Answer, registry: &str) -> Response<Reply> {
@@ -117,14 +181,14 @@ fn refuse(record: Record, answer: &Answer, registry: &str) -> Response<Reply> {
     answer.to_response(registry).map(Reply::Own)
 }
 
-fn relay(response: Response<AnswerBody>, mut record: Record, proxy: &Proxy) -> Response<Reply> {
+fn relay(response: Response<AnswerBody>, mut record: Record, proxy: &Proxy, asked: &Asked) -> Response<Reply> {
     let (mut head, body) = response.into_parts();
     strip_response(&mut head.headers);
     proxy.sign(&mut head.headers);
     // The version is this hop's own; hyper lowers it for a client that speaks 1.0.
     head.version = Version::HTTP_11;
     let carried = record.carried();
-    Response::from_parts(head, Reply::Relayed(Box::new(Relayed::new(body, record, carried))))
+    Response::from_parts(head, Reply::Relayed(Box::new(Relayed::new(body, record, carried, asked.clone()))))
 }
 
 /// A request as it goes to the registry.
@@ -134,8 +198,6 @@ struct Outbound {
     request: Request<RequestBody>,
     /// Whether it may be sent once more on another connection: nothing changes by it, and nothing of it is lost.
     repeatable: bool,
-    /// Whether the client keeps its connection: then its FIN means that it left, and not only that it said all.
-    keeps_connection: bool,
 }
 
 impl Outbound {
@@ -148,7 +210,6 @@ impl Outbound {
         if proxy.has_signed(request.headers()) {
             return Err(Answer::plain(Reason::LoopDetected, "this request came through this proxy before"));
         }
-        let keeps_connection = keeps_connection(request.version(), request.headers());
         let (mut head, body) = request.into_parts();
         strip_request(&mut head.headers);
         proxy.sign(&mut head.headers);
@@ -161,7 +222,7 @@ impl Outbound {
         let safe = head.method == Method::GET || head.method == Method::HEAD;
         let repeatable = safe && body.is_end_stream();
         let request = Request::from_parts(head, RequestBody::new(body, carried.up));
-        Ok(Outbound { key: ReuseKey::from(target.to_string()), target, request, repeatable, keeps_connection })
+        Ok(Outbound { key: ReuseKey::from(target.to_string()), target, request, repeatable })
     }
 
     /// Gets the request to the registry and brings back the head of the answer.
@@ -181,9 +242,12 @@ impl Outbound {
             };
             let sent = tokio::select! {
                 sent = kept.send(request, upstream.gate.clone(), self.key.clone()) => sent,
-                () = client.left(), if self.keeps_connection => return Err(Failure::ClientLeft),
+                () = upstream.ended.cancelled() => return Err(Failure::Draining),
             };
             request = match (sent, &spare) {
+                (Ok(response), _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                    return Err(Failure::Switched);
+                }
                 (Ok(response), _) => return Ok(response),
                 (Err(SendError::Unsent(request)), _) => *request,
                 (Err(SendError::Died { was_kept: true, .. }), Some(head)) => {
@@ -191,6 +255,7 @@ impl Outbound {
                 }
                 (Err(SendError::Died { cause, .. }), _) => return Err(Failure::Died(cause)),
             };
+            upstream.renew(trip);
         }
     }
 }
@@ -246,11 +311,12 @@ struct Relayed {
     body: AnswerBody,
     record: Option<Record>,
     carried: Carried,
+    asked: Asked,
 }
 
 impl Relayed {
-    fn new(body: AnswerBody, record: Record, carried: Carried) -> Relayed {
-        let mut relayed = Relayed { body, record: Some(record), carried };
+    fn new(body: AnswerBody, record: Record, carried: Carried, asked: Asked) -> Relayed {
+        let mut relayed = Relayed { body, record: Some(record), carried, asked };
         relayed.check_end();
         relayed
     }
@@ -263,6 +329,7 @@ impl Relayed {
 
     fn served(&mut self) {
         if let Some(record) = self.record.take() {
+            self.asked.set(asked::NOTHING);
             record.served();
         }
     }

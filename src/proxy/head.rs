@@ -114,13 +114,35 @@ fn parse(buffer: &[u8]) -> Result<Option<Parsed>, HeadError> {
         return Ok(None);
     };
     if request.method != Some("CONNECT") {
-        return Ok(Some(Parsed::Other));
+        return readable(&request).map(|()| Some(Parsed::Other)).map_err(HeadError::Malformed);
     }
     let authority = request.path.unwrap_or_default().to_owned();
     let mut credentials =
         request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("proxy-authorization"));
     let proxy_authorization = credentials.next().map(|header| Bytes::copy_from_slice(header.value));
     Ok(Some(Parsed::Connect { length, authority, proxy_authorization }))
+}
+
+/// Refuses, with a word about it, what hyper would refuse without one.
+fn readable(request: &httparse::Request<'_, '_>) -> Result<(), String> {
+    let target = request.path.unwrap_or_default();
+    hyper::Uri::try_from(target).map_err(|error| format!("the URL cannot be read: {error}"))?;
+    for header in request.headers.iter() {
+        let value = std::str::from_utf8(header.value).unwrap_or_default().trim();
+        if header.name.eq_ignore_ascii_case("content-length") && value.parse::<u64>().is_err() {
+            return Err("the Content-Length is not a number".to_owned());
+        }
+        if header.name.eq_ignore_ascii_case("transfer-encoding") {
+            let last = value.rsplit(',').next().unwrap_or_default().trim();
+            if !last.eq_ignore_ascii_case("chunked") {
+                return Err("the Transfer-Encoding does not end in chunked".to_owned());
+            }
+            if request.version == Some(0) {
+                return Err("HTTP/1.0 has no Transfer-Encoding".to_owned());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Clients that were pointed here with the wrong scheme get a word about it instead of a parser's complaint.
@@ -184,6 +206,10 @@ mod tests {
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2"),
             (b"SSH-2.0-OpenSSH\r\n", "not an HTTP/1 request"),
             (b"CONNECT\r\n\r\n", "not an HTTP/1 request"),
+            (b"GET http://[::1/ HTTP/1.1\r\n\r\n", "URL"),
+            (b"POST http://a/ HTTP/1.1\r\nContent-Length: x\r\n\r\n", "Content-Length"),
+            (b"POST http://a/ HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", "Transfer-Encoding"),
+            (b"POST http://a/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.0"),
         ] {
             let Err(HeadError::Malformed(reason)) = parse(bytes).map(|_| ()) else { panic!("{bytes:?} passed") };
             assert!(reason.contains(hint), "{reason}");

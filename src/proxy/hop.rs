@@ -1,7 +1,10 @@
 //! Headers that concern one hop only (RFC 9110, section 7.6.1) and what they say about the connection.
 
 use hyper::Version;
-use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE, UPGRADE};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
+    UPGRADE,
+};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -21,13 +24,17 @@ pub fn strip_request(headers: &mut HeaderMap) {
 /// Takes away what an answer says to this hop alone.
 pub fn strip_response(headers: &mut HeaderMap) {
     strip(headers);
+    // RFC 9112, section 6.3: where both are given, the length is wrong.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
 }
 
 /// Transfer-Encoding is of one hop, too, but hyper frames the body by it and keeps it true: length stays length and
 /// chunked stays chunked.
 fn strip(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = tokens(headers, &CONNECTION).filter_map(|token| token.parse().ok()).collect();
-    for name in named.iter().filter(|name| !frames_the_body(name)) {
+    for name in named.iter().filter(|name| !must_stay(name)) {
         headers.remove(name);
     }
     for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, UPGRADE] {
@@ -35,9 +42,9 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// Headers that a sender must not declare to be of one hop, and that would let two ends disagree on where a body ends.
-fn frames_the_body(name: &HeaderName) -> bool {
-    [hyper::header::CONTENT_LENGTH, hyper::header::TRANSFER_ENCODING, hyper::header::HOST].contains(name)
+/// Headers that no sender may declare to be of one hop: without them the next one would take the message for another.
+fn must_stay(name: &HeaderName) -> bool {
+    [CONTENT_LENGTH, TRANSFER_ENCODING, HOST].contains(name)
 }
 
 /// Whether the client wants to keep its connection after this request (RFC 9112, section 9.3).

@@ -64,25 +64,24 @@ impl Record {
     /// Opens the record of a request that has just arrived, at first under no registry's name. `cut_short` is cancelled
     /// when the process ends what is still under way.
     #[must_use]
-    pub fn open(
-        metrics: Arc<RegistryMetrics>,
-        client: String,
-        kind: Kind,
-        target: &str,
-        cut_short: CancellationToken,
-    ) -> Record {
+    pub fn open(metrics: Arc<RegistryMetrics>, client: String, kind: Kind, cut_short: CancellationToken) -> Record {
         let fields = Fields {
             registry: OTHER_HOSTS.to_owned(),
             metrics,
             client,
             kind,
-            target: target.to_owned(),
+            target: String::new(),
             waited: Duration::ZERO,
             connect: None,
             carried: Carried::default(),
             cut_short,
         };
         Record { fields: Some(fields) }
+    }
+
+    /// It is known now where the request wants to go; not a word of it that was not parsed.
+    pub fn toward(&mut self, target: String) {
+        self.fields().target = target;
     }
 
     /// It is known now which registry the request belongs to.

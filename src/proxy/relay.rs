@@ -21,7 +21,7 @@ const BUFFER: usize = 64 * 1024;
 
 /// How long a client may stay silent after the registry's FIN. The connection is of no more use to it by then, but
 /// holds a slot.
-const AFTER_REGISTRY_END: Duration = Duration::from_secs(60);
+const AFTER_REGISTRY_END: Duration = Duration::from_secs(10);
 
 /// How a tunnel ended.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub enum End {
     ClientBroke(io::Error),
     /// The registry's connection broke.
     RegistryBroke(io::Error),
+    /// `drain_timeout` was over.
+    CutShort,
 }
 
 /// Relays until both sides have ended or one is broken; `early` are the bytes that the client sent before the tunnel

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::admission::{Refusal, RefusalReason};
 use crate::metrics::Reason;
 use crate::upstream::connect::DialError;
-use crate::upstream::{Failure, Upstream};
+use crate::upstream::{Failure, Patience, Trip, Upstream};
 
 /// What a client is told when roadstead itself answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,61 +64,59 @@ impl Answer {
         Answer { reason, message: message.into(), waited: Duration::ZERO, retry_after, load: None }
     }
 
-    /// What to tell about a failure on the way to `upstream` after waiting for `waited`; `None` when nobody is left to
-    /// tell.
+    /// What to tell about the failure of a trip to `upstream`; `None` when nobody is left to tell.
     #[must_use]
-    pub fn of_failure(failure: &Failure, upstream: &Upstream, waited: Duration) -> Option<Answer> {
-        let mut answer = match failure {
+    pub fn of_failure(failure: &Failure, upstream: &Upstream, trip: &Trip) -> Option<Answer> {
+        let title = upstream.title();
+        let answer = match failure {
             Failure::ClientLeft => return None,
-            Failure::Refused(refusal) => Answer::of_refusal(refusal, upstream),
+            Failure::Refused(refusal) => Answer::of_refusal(refusal, upstream, trip),
+            Failure::Draining => Answer::draining(&title),
             Failure::Unknown(error) => Answer::plain(Reason::UpstreamUnreachable, error.to_string()),
             Failure::Undialled(error) => {
                 let reason = match error {
                     DialError::TimedOut(..) if !upstream.insist => Reason::UpstreamTimeout,
                     DialError::TimedOut(..) | DialError::Failed(..) => Reason::UpstreamUnreachable,
                 };
-                Answer::plain(reason, format!("{} is unreachable: {error}", upstream.title()))
+                Answer::plain(reason, format!("{title} is unreachable: {error}"))
             }
-            Failure::Died(_) => Answer::plain(
-                Reason::UpstreamUnreachable,
-                format!("{} ended the connection before it answered", upstream.title()),
-            ),
+            Failure::Died(_) => {
+                Answer::plain(Reason::UpstreamUnreachable, format!("{title} ended the connection before it answered"))
+            }
+            Failure::Switched => {
+                Answer::plain(Reason::UpstreamUnreachable, format!("{title} switched protocols unasked"))
+            }
             Failure::Denied(ip, class) => Answer::plain(
                 Reason::DestinationDenied,
                 format!("{ip} is {}: list it in a registry's hosts to allow it", class.title()),
             ),
             Failure::Loop(address) => Answer::plain(Reason::LoopDetected, format!("{address} is this proxy itself")),
         };
-        answer.waited = waited;
-        Some(answer)
+        Some(Answer { waited: trip.waited, ..answer })
     }
 
-    fn of_refusal(refusal: &Refusal, upstream: &Upstream) -> Answer {
+    fn of_refusal(refusal: &Refusal, upstream: &Upstream, trip: &Trip) -> Answer {
         let title = upstream.title();
-        let waited = refusal.waited.as_secs_f64();
-        let (reason, message) = match refusal.reason {
+        let answer = match refusal.reason {
             RefusalReason::QueueFull => {
-                (Reason::QueueFull, format!("queue full for {title} (queue.depth = {})", upstream.queue.depth))
+                let message = format!("queue full for {title} (queue.depth = {})", upstream.queue.depth);
+                Answer::plain(Reason::QueueFull, message)
             }
-            RefusalReason::QueueTimeout => (
-                Reason::QueueTimeout,
-                format!(
-                    "no connection to {title} became free within {waited:.1} s (queue.tunnel_timeout, queue.request_timeout)"
-                ),
-            ),
-            RefusalReason::Draining => (
-                Reason::Draining,
-                format!("this proxy is going down and {title} had no free connection within drain_timeout"),
-            ),
+            RefusalReason::QueueTimeout => {
+                let Patience { limit, setting } = trip.patience;
+                let message = format!("no connection to {title} became free in time ({setting} = {limit:?})");
+                Answer::plain(Reason::QueueTimeout, message)
+            }
+            RefusalReason::Draining => Answer::draining(&title),
         };
-        Answer {
-            retry_after: Some(refusal.retry_after),
-            load: Some(Load {
-                slots: (refusal.slots != usize::MAX).then_some(refusal.slots),
-                waiting: refusal.waiting,
-            }),
-            ..Answer::plain(reason, message)
-        }
+        let slots = (refusal.slots != usize::MAX).then_some(refusal.slots);
+        let load = Some(Load { slots, waiting: refusal.waiting });
+        Answer { retry_after: Some(refusal.retry_after), load, ..answer }
+    }
+
+    fn draining(title: &str) -> Answer {
+        let message = format!("this proxy is going down, and {title} had no free connection within drain_timeout");
+        Answer::plain(Reason::Draining, message)
     }
 
     /// The HTTP status.

@@ -10,8 +10,11 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::target::{Host, HostPattern, Target};
-use crate::upstream::resolve::Resolver;
-use crate::upstream::{Failure, Upstream};
+use crate::upstream::resolve::{ResolveError, Resolver};
+use crate::upstream::{Upstream, Way};
+
+/// How long the name of another host may take to be resolved.
+const OTHER_HOSTS_LOOKUP: Duration = Duration::from_secs(10);
 
 /// How long it may take to find out where the registries are, when a request for another host comes.
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(2);
@@ -40,8 +43,8 @@ pub struct Claim {
 pub struct Route {
     /// Whose slots it takes.
     pub upstream: Arc<Upstream>,
-    /// The only addresses that may be dialled for it, where that matters.
-    pub pinned: Option<Vec<SocketAddr>>,
+    /// Where it goes.
+    pub way: Way,
 }
 
 /// Why a request goes nowhere.
@@ -49,8 +52,8 @@ pub struct Route {
 pub enum Lost {
     /// No registry lists the host, and the policy denies all others.
     Denied,
-    /// It goes to another host, which cannot be reached.
-    Failed(Failure),
+    /// It goes to another host, whose name cannot be resolved.
+    Unknown(ResolveError),
 }
 
 impl Routes {
@@ -76,13 +79,11 @@ impl Routes {
         self.registries.iter().map(|claim| &claim.upstream)
     }
 
-    /// The registry that lists this target.
-    #[must_use]
-    pub fn listed(&self, target: &Target) -> Option<&Arc<Upstream>> {
-        let matching =
+    /// The registry that lists this target, and the pattern by which it does.
+    fn listed(&self, target: &Target) -> Option<(&HostPattern, &Arc<Upstream>)> {
+        let hosts =
             self.registries.iter().flat_map(|claim| claim.hosts.iter().map(move |host| (host, &claim.upstream)));
-        let best = matching.filter(|(host, _)| host.matches(target)).max_by_key(|(host, _)| host.specificity());
-        best.map(|(_, upstream)| upstream)
+        hosts.filter(|(host, _)| host.matches(target)).max_by_key(|(host, _)| host.specificity())
     }
 
     /// Where a request for this target goes.
@@ -90,25 +91,26 @@ impl Routes {
     /// # Errors
     /// When it may not go anywhere, or nobody knows where that is.
     pub async fn find(&self, target: &Target) -> Result<Route, Lost> {
-        if let Some(upstream) = self.listed(target) {
-            return Ok(Route { upstream: upstream.clone(), pinned: None });
+        let way = |pinned, listed_host| Way { target: target.clone(), pinned, listed_host };
+        if let Some((host, upstream)) = self.listed(target) {
+            return Ok(Route { upstream: upstream.clone(), way: way(None, host.exact_host().is_some()) });
         }
         if !self.direct {
             return Err(Lost::Denied);
         }
-        let addresses = self.addresses(target.host(), target.port()).await.map_err(Lost::Failed)?;
+        let addresses = self.addresses(target.host(), target.port()).await.map_err(Lost::Unknown)?;
         for claim in &self.registries {
             let shared = self.addresses_of(claim, &addresses).await;
             if !shared.is_empty() {
-                return Ok(Route { upstream: claim.upstream.clone(), pinned: Some(shared) });
+                return Ok(Route { upstream: claim.upstream.clone(), way: way(Some(shared), true) });
             }
         }
-        let allowed = self.other_hosts.addresses.allowed(addresses.into_iter()).map_err(Lost::Failed)?;
-        Ok(Route { upstream: self.other_hosts.clone(), pinned: Some(allowed) })
+        Ok(Route { upstream: self.other_hosts.clone(), way: way(Some(addresses), false) })
     }
 
-    async fn addresses(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, Failure> {
-        let ips = self.resolver.resolve(host).await?;
+    async fn addresses(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, ResolveError> {
+        let resolved = timeout(OTHER_HOSTS_LOOKUP, self.resolver.resolve(host)).await;
+        let ips = resolved.unwrap_or_else(|_| Err(ResolveError::silent(host)))?;
         Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
     }
 

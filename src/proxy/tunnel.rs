@@ -18,8 +18,8 @@ use super::respond::Answer;
 use crate::admission::SlotState;
 use crate::metrics::{Direction, Reason};
 use crate::target::Target;
-use crate::upstream::Reached;
 use crate::upstream::socket::Socket;
+use crate::upstream::{Patience, Reached};
 
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
@@ -58,11 +58,12 @@ pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect) {
 /// What to answer instead of `200`. It is counted and logged already.
 pub async fn open(proxy: &Proxy, client: &Client, authority: &str, user: Option<String>) -> Result<Tunnel, NoTunnel> {
     let name = user.unwrap_or_else(|| client.peer().ip().to_string());
-    let mut record = proxy.record(name, Kind::Tunnel, authority);
+    let mut record = proxy.record(name, Kind::Tunnel);
     let target = match Target::from_connect(authority) {
         Ok(target) => target,
         Err(error) => return Err(refuse(record, Answer::plain(Reason::BadRequest, format!("CONNECT: {error}")), None)),
     };
+    record.toward(target.to_string());
     let route = match proxy.route(&target, client).await {
         Ok(route) => route,
         Err(None) => return Err(NoTunnel(None)),
@@ -70,7 +71,8 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, user: Option<
     };
     let upstream = &route.upstream;
     record.belongs_to(&upstream.name, &upstream.metrics);
-    let mut trip = upstream.trip(target, route.pinned, upstream.queue.tunnel_timeout);
+    let patience = Patience { limit: upstream.queue.tunnel_timeout, setting: "queue.tunnel_timeout" };
+    let mut trip = upstream.trip(route.way, patience);
     let reached = upstream.reach(&mut trip, None, client).await;
     record.reached(trip.waited, trip.connect);
     match reached {
@@ -80,7 +82,7 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, user: Option<
             Ok(Tunnel { socket, record })
         }
         Ok(Reached::Kept(_)) => unreachable!("a tunnel names no key, so it is given no kept connection"),
-        Err(failure) => match Answer::of_failure(&failure, upstream, trip.waited) {
+        Err(failure) => match Answer::of_failure(&failure, upstream, &trip) {
             Some(answer) => Err(refuse(record, answer, Some(&upstream.name))),
             None => Err(NoTunnel(None)),
         },
@@ -108,12 +110,18 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
     };
     let end = tokio::select! {
         end = relay(client.stream(), &socket, early, count) => end,
-        // Its time is over, and ours: `drain_timeout` has passed.
-        () = proxy.cut_short() => End::Finished,
+        () = proxy.cut_short() => End::CutShort,
     };
     match end {
         End::Finished => record.served(),
         End::ClientBroke(_) => record.client_left(),
-        End::RegistryBroke(_) => record.upstream_failed(),
+        End::RegistryBroke(_) => {
+            client.cut();
+            record.upstream_failed();
+        }
+        End::CutShort => {
+            client.cut();
+            record.answered(Reason::Draining);
+        }
     }
 }

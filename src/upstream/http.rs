@@ -7,15 +7,20 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
 
 use super::socket::{Ending, Socket};
 use crate::admission::{Gate, ReuseKey, SlotId};
+
+/// How long the rest of a request may take after its answer was read to the end.
+const LAST_OF_REQUEST: Duration = Duration::from_secs(1);
 
 /// A connection on which a request can be sent. Dropping it closes the connection.
 #[derive(Debug)]
@@ -95,14 +100,17 @@ impl Underway {
         &mut self.kept.as_mut().expect("there until completed").sender
     }
 
-    /// The answer was read to its end: the connection is free again as soon as hyper says so.
+    /// The answer was read to its end: the connection is free again as soon as hyper says so. A request that is still
+    /// being sent then, though it was answered, does not keep it for long.
     fn complete(mut self) {
         let Some(mut kept) = self.kept.take() else { return };
         let gate = self.gate.clone();
         let key = self.key.clone();
         tokio::spawn(async move {
-            if kept.sender.ready().await.is_ok() {
-                gate.park(kept.slot, key, kept);
+            match timeout(LAST_OF_REQUEST, kept.sender.ready()).await {
+                Ok(Ok(())) => gate.park(kept.slot, key, kept),
+                Ok(Err(_)) => {}
+                Err(_) => kept.ending.cut(),
             }
         });
     }

@@ -24,6 +24,8 @@ use crate::metrics::{Direction, RegistryMetrics};
 
 /// How long at least the slot of a connection is held whose end the registry does not confirm.
 const LEAST_HOLD: Duration = Duration::from_millis(10);
+/// And at most: a `connect()` that had to be repeated says little about the round trip.
+const LONGEST_HOLD: Duration = Duration::from_millis(500);
 
 /// A socket toward a registry. Dropping it closes the connection and then gives the slot back.
 #[derive(Debug)]
@@ -142,7 +144,7 @@ impl Drop for Socket {
             return;
         };
         inner.slot.enter(SlotState::Closing);
-        let hold = LEAST_HOLD.max(self.round_trip * 2);
+        let hold = (self.round_trip * 2).clamp(LEAST_HOLD, LONGEST_HOLD);
         match Handle::try_current() {
             Ok(runtime) => {
                 runtime.spawn(close(inner, self.ending.manner(), self.linger, hold));
@@ -173,7 +175,7 @@ async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration) {
 }
 
 /// A reset instead of a FIN when the socket closes. On a connection that has ended already it does nothing.
-fn reset(stream: &TcpStream) {
+pub fn reset(stream: &TcpStream) {
     // It fails only for a socket that is none.
     let _ = set_socket_linger(stream, Some(Duration::ZERO));
 }
@@ -217,10 +219,10 @@ enum Drained {
     Ended,
 }
 
-/// Reads and forgets what has come. An error is an end, too.
+/// Reads and forgets what has come, though not for ever at a time. An error is an end, too.
 fn drain(stream: &TcpStream) -> Drained {
     let mut scratch = [0; 4096];
-    loop {
+    for _ in 0..64 {
         match stream.try_read(&mut scratch) {
             Ok(0) => return Drained::Ended,
             Ok(_) => {}
@@ -228,6 +230,7 @@ fn drain(stream: &TcpStream) -> Drained {
             Err(_) => return Drained::Ended,
         }
     }
+    Drained::Open
 }
 
 /// Waits until our FIN is acknowledged: from then on the kernel knows no peer any more (`getpeername` fails), because

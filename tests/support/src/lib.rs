@@ -12,6 +12,7 @@
 mod eventually;
 pub mod http;
 mod kernel;
+mod look;
 mod metrics;
 mod random;
 pub mod real;
@@ -22,6 +23,7 @@ mod stub;
 pub use eventually::{eventually, eventually_is};
 pub use http::{Head, Response, Wire, connect_through, get_through};
 pub use kernel::{Peak, SocketWatch};
+pub use look::Outcomes;
 pub use metrics::Metrics;
 pub use random::Random;
 pub use sidecar::{Sidecar, Signal, config};

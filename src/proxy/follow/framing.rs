@@ -1,0 +1,125 @@
+//! One direction's bytes as TLS records: headers, and runs of bytes between them.
+//!
+//! Bodies are skipped by length and never copied; a header that comes in pieces is put together in five bytes.
+
+use std::time::Duration;
+
+/// Type, version, length (RFC 8446, section 5.1).
+const HEADER: usize = 5;
+
+/// The longest that any version allows: TLS 1.2 lets encryption add 2,048 bytes (RFC 5246, section 6.2.3).
+const LONGEST: u16 = (1 << 14) + 2048;
+
+/// Where one direction stands.
+#[derive(Debug, Default)]
+pub(super) struct Framing {
+    /// The header of the record that is passing, or its beginning.
+    header: [u8; HEADER],
+    /// How many bytes of `header` are there; all, while its body passes.
+    have: u8,
+    /// Bytes of the body that are still to come.
+    left: u16,
+    /// When the first byte of the record passed.
+    began: Duration,
+    /// How long both sides had been silent before that byte.
+    quiet: Duration,
+}
+
+/// What a record header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub kind: Kind,
+    /// Of the body; never 0.
+    pub length: u16,
+}
+
+/// The content types (RFC 8446, section 5.1). After encryption TLS 1.3 calls everything data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    ChangeCipherSpec,
+    Alert,
+    Handshake,
+    Data,
+}
+
+/// The next thing in a direction.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Piece<'a> {
+    /// A record begins.
+    Header(Header),
+    /// Some of its body; never empty.
+    Body(&'a [u8]),
+    /// No record begins here.
+    Garbage,
+}
+
+impl Framing {
+    /// Takes the next piece off `bytes`; none when they are used up.
+    pub fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Option<Piece<'a>> {
+        if bytes.is_empty() {
+            return None;
+        }
+        if self.left > 0 {
+            let (body, rest) = bytes.split_at(bytes.len().min(usize::from(self.left)));
+            *bytes = rest;
+            // No longer than `left`, which is a u16.
+            self.left -= u16::try_from(body.len()).unwrap_or(self.left);
+            self.have = if self.left == 0 { 0 } else { self.have };
+            return Some(Piece::Body(body));
+        }
+        let have = usize::from(self.have);
+        let (more, rest) = bytes.split_at(bytes.len().min(HEADER - have));
+        self.header[have..have + more.len()].copy_from_slice(more);
+        *bytes = rest;
+        self.have += u8::try_from(more.len()).unwrap_or(0);
+        if usize::from(self.have) < HEADER {
+            return None;
+        }
+        let Some(header) = read(self.header) else { return Some(Piece::Garbage) };
+        self.left = header.length;
+        Some(Piece::Header(header))
+    }
+
+    /// Notes when a record begins, and after what silence. To be called at its first byte.
+    pub fn begin(&mut self, now: Duration, quiet: Duration) {
+        self.began = now;
+        self.quiet = quiet;
+    }
+
+    /// Whether a record has begun that has not ended.
+    pub fn inside(&self) -> bool {
+        self.have > 0
+    }
+
+    /// When the record began that is passing, or passed last.
+    pub fn began(&self) -> Duration {
+        self.began
+    }
+
+    /// How long both sides had been silent before it.
+    pub fn quiet(&self) -> Duration {
+        self.quiet
+    }
+
+    /// The type of the record that is passing, or passed last.
+    pub fn kind(&self) -> Option<Kind> {
+        kind(self.header[0])
+    }
+}
+
+fn read([content, major, minor, high, low]: [u8; HEADER]) -> Option<Header> {
+    let length = u16::from_be_bytes([high, low]);
+    // An empty record cannot be: encryption adds to it, and a plaintext one must not be empty (RFC 8446, section 5.1).
+    let sound = major == 3 && minor <= 4 && (1..=LONGEST).contains(&length);
+    Some(Header { kind: kind(content)?, length }).filter(|_| sound)
+}
+
+fn kind(content: u8) -> Option<Kind> {
+    match content {
+        20 => Some(Kind::ChangeCipherSpec),
+        21 => Some(Kind::Alert),
+        22 => Some(Kind::Handshake),
+        23 => Some(Kind::Data),
+        _ => None,
+    }
+}

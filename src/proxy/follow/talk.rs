@@ -1,0 +1,236 @@
+//! What is said once the handshake is over: requests, answers, and what is neither.
+//!
+//! Of each record its type and length are known, and that HTTP/1.1 takes turns.
+
+use std::time::Duration;
+
+use super::lengths::Lengths;
+use super::sizes::Sizes;
+use super::{Doing, Pause, Side};
+
+/// How long after the first session ticket others like it may come. They are written at once.
+const TICKET_BURST: Duration = Duration::from_secs(1);
+
+/// How much the tickets of one burst differ in length. The least difference between a ticket and a whole answer that was
+/// seen is 17.
+const TICKETS_ALIKE: u16 = 8;
+
+/// `HTTP/1.1 100 Continue` and an empty line, sealed with a suite of TLS 1.2 that adds 24 bytes. No answer that ends
+/// is shorter: it has a line of status and one of length, at least.
+const INTERIM: u32 = 25 + 24;
+
+/// What the hellos say about the talk to come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Terms {
+    /// Lengths of small records; none before TLS 1.3, which hides what they are.
+    pub lengths: Option<Lengths>,
+    /// The two may not take turns: HTTP/2, or a server that may ask for a certificate at any time.
+    pub unclear: bool,
+}
+
+/// The talk of one tunnel.
+#[derive(Debug, Default)]
+pub(super) struct Talk {
+    terms: Terms,
+    turn: Turn,
+    tickets: Tickets,
+    /// Who said goodbye, as long as nothing came after it that contradicts.
+    parted: Option<Side>,
+    /// Something happened after which a tunnel is never again believed to be idle.
+    odd: bool,
+    /// Records of the request.
+    request: Sizes,
+    /// Whether the last of them looks like one of more.
+    request_goes_on: bool,
+    /// Records of the answer.
+    answer: Sizes,
+    /// Their lengths together.
+    answered: u32,
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Turn {
+    /// The client's, which has asked nothing so far.
+    #[default]
+    Unasked,
+    /// The same, yet the server has said what is no session ticket.
+    Unprompted,
+    /// The server's: it has been asked, and has at most sent tickets since.
+    Asked,
+    /// The client's, if the answer is over.
+    Answered,
+    /// The server's, by the look of the last record; perhaps the client's.
+    Answering,
+}
+
+/// What is known of session tickets: in TLS 1.3 they look like answers (RFC 8446, section 4.6.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Tickets {
+    /// None are to come.
+    #[default]
+    Over,
+    /// The server's next record is presumed to be one.
+    Awaited,
+    /// The first record was that long and began at that time; others like it, soon after, are presumed to be tickets.
+    Burst { length: u16, began: Duration },
+}
+
+impl Talk {
+    /// The hellos are complete.
+    pub fn agree(&mut self, terms: Terms) {
+        // Also of a client that cannot use them and offers no PSK mode: OpenSSL sends it two all the same.
+        self.tickets = if terms.lengths.is_some() { Tickets::Awaited } else { Tickets::Over };
+        self.terms = terms;
+    }
+
+    /// What the tunnel is doing when no record of the client's is cut; `server_inside` tells of the server's.
+    pub fn doing(&self, server_inside: bool) -> Doing {
+        let sound = !server_inside && !self.odd;
+        match self.turn {
+            _ if self.has_parted() => Doing::Closing,
+            Turn::Unasked if sound => Doing::Unused,
+            Turn::Answered if sound && !self.terms.unclear => Doing::Idle,
+            Turn::Unasked | Turn::Unprompted | Turn::Answered | Turn::Answering => Doing::Unsure,
+            Turn::Asked => Doing::InFlight,
+        }
+    }
+
+    /// Whether one side said goodbye and nothing is in flight.
+    pub fn has_parted(&self) -> bool {
+        self.parted.is_some()
+    }
+
+    /// Whether the server has been asked and has not begun to answer.
+    pub fn is_asked(&self) -> bool {
+        self.turn == Turn::Asked
+    }
+
+    /// A data record of the client's begins, after both sides were silent for `quiet`; `server_inside` if it breaks
+    /// into one of the server's.
+    pub fn client_said(&mut self, length: u16, quiet: Duration, server_inside: bool) -> Option<Pause> {
+        if self.is(Lengths::is_alert, length) && self.nothing_in_flight() && self.parted != Some(Side::Client) {
+            self.parted = Some(Side::Client);
+            return None;
+        }
+        self.parted = None;
+        if self.is(Lengths::is_key_update, length) && self.turn != Turn::Asked {
+            self.interrupt();
+            return None;
+        }
+        let pause = match self.turn {
+            Turn::Unasked | Turn::Unprompted => Some(Pause::BeforeFirstRequest(quiet)),
+            Turn::Answered => Some(Pause::BeforeNextRequest(quiet)),
+            Turn::Asked | Turn::Answering => None,
+        };
+        if matches!(self.turn, Turn::Answered | Turn::Answering) {
+            self.request.next();
+            self.answer.next();
+            self.answered = 0;
+            // A client that cannot have read the answer does not take turns.
+            self.odd |= server_inside;
+        }
+        self.request_goes_on = self.request.note(length);
+        self.turn = Turn::Asked;
+        pause
+    }
+
+    /// A data record of the server's begins at `began`, after both sides were silent for `quiet`, and `waited` after the
+    /// client's last byte.
+    pub fn server_said(&mut self, length: u16, began: Duration, quiet: Duration, waited: Duration) -> Option<Pause> {
+        if self.is(Lengths::is_alert, length) {
+            // While something is in flight it may as well be data. If it is a goodbye, the FIN tells soon.
+            if self.nothing_in_flight() {
+                self.parted = Some(Side::Server);
+            }
+            return None;
+        }
+        if self.is(Lengths::is_key_update, length) {
+            self.interrupt();
+            return None;
+        }
+        if self.is_ticket(length, began) {
+            return None;
+        }
+        let pause = match self.turn {
+            Turn::Unasked | Turn::Unprompted => {
+                self.interrupt();
+                return None;
+            }
+            Turn::Asked => Some(Pause::BeforeAnswer(waited)),
+            Turn::Answered | Turn::Answering => self.answer_paused(quiet, false),
+        };
+        self.parted = None;
+        self.answered = self.answered.saturating_add(u32::from(length));
+        let goes_on = self.answer.note(length) || self.request_goes_on || self.answered <= INTERIM;
+        self.turn = if goes_on { Turn::Answering } else { Turn::Answered };
+        pause
+    }
+
+    /// The server goes on after `quiet`; perhaps within an answer, perhaps within a record (`cut`).
+    pub fn answer_paused(&self, quiet: Duration, cut: bool) -> Option<Pause> {
+        let in_answer = matches!(self.turn, Turn::Answered | Turn::Answering) && !self.has_parted();
+        in_answer.then(|| Pause::InAnswer { looked: self.doing(cut), lasted: quiet })
+    }
+
+    /// The handshake goes on: what had been said was no goodbye.
+    pub fn goes_on(&mut self) {
+        self.parted = None;
+    }
+
+    /// An alert that is visible as such. They are closing ones and fatal ones, the harmless ones have died out.
+    pub fn alert(&mut self, side: Side) {
+        // After the server's goodbye comes no answer. The client's may leave its reading side open (RFC 8446, section
+        // 6.1); if it does not, its end of the connection soon tells so.
+        if side == Side::Server || self.nothing_in_flight() {
+            self.parted = Some(side);
+        }
+    }
+
+    /// A record that has no business after the handshake: renegotiation, say. None of it is an answer.
+    pub fn oddity(&mut self, side: Side) {
+        self.odd = true;
+        self.parted = None;
+        match side {
+            Side::Client => self.turn = Turn::Asked,
+            Side::Server => self.interrupt(),
+        }
+    }
+
+    /// The server said something that is neither answer nor end of one.
+    fn interrupt(&mut self) {
+        self.turn = match self.turn {
+            Turn::Unasked | Turn::Unprompted => Turn::Unprompted,
+            Turn::Asked => Turn::Asked,
+            Turn::Answered | Turn::Answering => Turn::Answering,
+        };
+    }
+
+    /// Whether neither a request nor an answer is on its way, by all signs.
+    fn nothing_in_flight(&self) -> bool {
+        matches!(self.turn, Turn::Unasked | Turn::Unprompted | Turn::Answered)
+    }
+
+    /// Whether a record of the server's is presumed to be a session ticket.
+    fn is_ticket(&mut self, length: u16, began: Duration) -> bool {
+        let presumed = match self.tickets {
+            Tickets::Over => false,
+            Tickets::Awaited => {
+                self.tickets = Tickets::Burst { length, began };
+                return true;
+            }
+            Tickets::Burst { length: first, began: at } => {
+                length.abs_diff(first) <= TICKETS_ALIKE && began.saturating_sub(at) <= TICKET_BURST
+            }
+        };
+        if !presumed {
+            self.tickets = Tickets::Over;
+        }
+        presumed
+    }
+
+    /// Whether `length` is that of such a record; before TLS 1.3 none needs to be guessed.
+    fn is(&self, such: fn(Lengths, u16) -> bool, length: u16) -> bool {
+        self.terms.lengths.is_some_and(|lengths| such(lengths, length))
+    }
+}

@@ -1,0 +1,44 @@
+//! Histories of tunnels, record by record, and what the follower makes of each step.
+
+mod histories;
+mod properties;
+mod wire;
+
+use std::time::Duration;
+
+use super::{Doing, Follower, Pause, Side};
+
+/// One tunnel in a test, at a time of its own.
+struct Tunnel {
+    follower: Follower,
+    now: Duration,
+    pauses: Vec<Pause>,
+}
+
+impl Tunnel {
+    fn new() -> Tunnel {
+        Tunnel { follower: Follower::new(Duration::ZERO), now: Duration::ZERO, pauses: Vec::new() }
+    }
+
+    fn sent(&mut self, side: Side, bytes: &[u8]) {
+        let pause = match side {
+            Side::Client => self.follower.client_sent(bytes, self.now),
+            Side::Server => self.follower.server_sent(bytes, self.now),
+        };
+        self.pauses.extend(pause);
+    }
+
+    fn wait(&mut self, span: Duration) {
+        self.now += span;
+    }
+
+    fn doing(&self) -> Doing {
+        self.follower.doing()
+    }
+}
+
+#[test]
+fn a_follower_is_small() {
+    let size = size_of::<Follower>();
+    assert!(size <= 256, "{size} bytes");
+}
