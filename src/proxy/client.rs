@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -17,7 +18,7 @@ use crate::upstream::Requester;
 use crate::upstream::socket::{has_ended, is_broken, reset};
 
 /// How often a client that has ended its side is looked at again.
-const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(50);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -64,7 +65,7 @@ impl Client {
     /// unread bytes would reset the connection, and take the last answer with it.
     pub async fn see_off(&self) {
         const MOST: usize = 256 * 1024;
-        const LONGEST: std::time::Duration = std::time::Duration::from_secs(1);
+        const LONGEST: Duration = Duration::from_secs(1);
         let _ = rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write);
         let _ = tokio::time::timeout(LONGEST, super::relay::discard(&self.stream, MOST)).await;
     }
@@ -88,10 +89,7 @@ impl Requester for Client {
 
     async fn broken(&self) {
         self.ended().await;
-        // After a FIN there is no further event to wait for that a reset would set off.
-        while !is_broken(&self.stream) {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
+        until_broken(&self.stream).await;
     }
 
     fn has_ended(&self) -> bool {
@@ -100,6 +98,14 @@ impl Requester for Client {
 
     fn is_broken(&self) -> bool {
         is_broken(&self.stream)
+    }
+}
+
+/// Completes when the connection of a client that has ended its side breaks. No event is left to wait for by then: the
+/// end of the stream is reported already, and a reset changes nothing about that.
+pub(super) async fn until_broken(stream: &TcpStream) {
+    while !is_broken(stream) {
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

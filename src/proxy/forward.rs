@@ -19,9 +19,10 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Notify;
 
 use super::Proxy;
-use super::client::{Client, ClientIo};
+use super::client::{Client, ClientIo, LOOK_AGAIN};
 use super::credentials::user_name;
 use super::hop::{keeps_connection, strip_request, strip_response};
 use super::record::{Carried, Kind, Record};
@@ -35,9 +36,6 @@ use crate::upstream::{Failure, Patience, Reached, Requester, Trip, Upstream};
 
 /// How long a client's connection may lie idle, or take to send a further head.
 const IDLE_CLIENT: Duration = Duration::from_secs(75);
-
-/// How often a client that has ended its side is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Serves a client's connection with hyper, starting with the bytes that were read already.
 pub async fn serve(proxy: Arc<Proxy>, client: Arc<Client>, replay: Bytes) {
@@ -55,7 +53,10 @@ pub async fn serve(proxy: Arc<Proxy>, client: Arc<Client>, replay: Bytes) {
     let drained = async {
         tokio::select! {
             served = connection.as_mut() => return served,
-            () = proxy.draining() => connection.as_mut().graceful_shutdown(),
+            // Its first head was read before hyper came, and is to be answered.
+            () = async { proxy.draining().await; asked.begun.notified().await } => {
+                connection.as_mut().graceful_shutdown();
+            }
         }
         connection.await
     };
@@ -78,7 +79,11 @@ pub async fn serve(proxy: Arc<Proxy>, client: Arc<Client>, replay: Bytes) {
 /// What the client is waiting for; it tells what the client's FIN means. hyper itself is told to let a client end its
 /// side and still get its answer, and so never says that a client is gone.
 #[derive(Clone, Debug, Default)]
-struct Asked(Arc<AtomicU8>);
+struct Asked {
+    state: Arc<AtomicU8>,
+    /// Notified when hyper hands over a request.
+    begun: Arc<Notify>,
+}
 
 /// The states of [`Asked`].
 mod asked {
@@ -92,14 +97,14 @@ mod asked {
 
 impl Asked {
     fn set(&self, state: u8) {
-        self.0.store(state, Ordering::Relaxed);
+        self.state.store(state, Ordering::Relaxed);
     }
 
     /// Completes when the client left while it was waiting for an answer.
     async fn abandoned(&self, client: &Client) {
         client.ended().await;
         loop {
-            match self.0.load(Ordering::Relaxed) {
+            match self.state.load(Ordering::Relaxed) {
                 asked::AND_STAYS => return,
                 asked::LAST if client.is_broken() => return,
                 _ => tokio::time::sleep(LOOK_AGAIN).await,
@@ -119,6 +124,7 @@ async fn answer(
     asked: Asked,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, ClientLeft> {
+    asked.begun.notify_one();
     if request.method() == Method::CONNECT {
         return answer_connect(proxy, client, request).await;
     }

@@ -3,6 +3,7 @@
 //! A CONNECT never enters hyper: its early bytes, the moment its client leaves and the size of its buffer are ours to
 //! know. Everything else goes on to hyper with all bytes that were read.
 
+use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
@@ -127,10 +128,14 @@ fn parse(buffer: &[u8]) -> Result<Option<Parsed>, HeadError> {
 fn readable(request: &httparse::Request<'_, '_>) -> Result<(), String> {
     let target = request.path.unwrap_or_default();
     hyper::Uri::try_from(target).map_err(|error| format!("the URL cannot be read: {error}"))?;
+    let mut lengths = HashSet::new();
     for header in request.headers.iter() {
         let value = std::str::from_utf8(header.value).unwrap_or_default().trim();
         if header.name.eq_ignore_ascii_case("content-length") && value.parse::<u64>().is_err() {
             return Err("the Content-Length is not a number".to_owned());
+        }
+        if header.name.eq_ignore_ascii_case("content-length") && lengths.insert(value) && lengths.len() > 1 {
+            return Err("more than one Content-Length".to_owned());
         }
         if header.name.eq_ignore_ascii_case("transfer-encoding") {
             let last = value.rsplit(',').next().unwrap_or_default().trim();

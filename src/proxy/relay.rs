@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
 
+use super::client::until_broken;
 use crate::admission::SlotState;
 use crate::metrics::Direction;
 use crate::upstream::socket::Socket;
@@ -67,27 +68,34 @@ pub async fn relay(client: &TcpStream, registry: &Socket, early: Bytes, carried:
             Broken::Sink(error) => End::ClientBroke(error),
         })
     };
-    join(up, down, registry).await.err().unwrap_or(End::Finished)
+    join(client, up, down, registry).await.err().unwrap_or(End::Finished)
 }
 
 /// Both directions, until both have ended; not for ever once the registry's side has.
 async fn join(
+    client: &TcpStream,
     up: impl Future<Output = Result<(), End>>,
     down: impl Future<Output = Result<(), End>>,
     registry: &Socket,
 ) -> Result<(), End> {
     tokio::pin!(up, down);
     tokio::select! {
-        client_ended = &mut up => match client_ended {
-            Err(broken @ End::ClientBroke(_)) => return Err(broken),
-            client_ended => match (client_ended, down.await) {
+        client_ended = &mut up => {
+            if let Err(broken @ End::ClientBroke(_)) = client_ended {
+                return Err(broken);
+            }
+            let registry_ended = tokio::select! {
+                ended = down => ended,
+                () = until_broken(client) => return Err(End::ClientBroke(io::ErrorKind::ConnectionReset.into())),
+            };
+            match (client_ended, registry_ended) {
                 // A registry that closes with the client's last words unread (a TLS goodbye, mostly) resets.
                 (Ok(()), Ok(()) | Err(End::RegistryBroke(_))) => registry.ending().confirmed(),
                 // It answered without reading all, and closed: what it said came through.
                 (Err(_), Ok(())) => registry.ending().in_order(),
                 (Err(broken), _) | (_, Err(broken)) => return Err(broken),
-            },
-        },
+            }
+        }
         registry_ended = &mut down => {
             registry_ended?;
             registry.ending().in_order();

@@ -1,0 +1,260 @@
+//! The admin listener: health, readiness, the picture of each registry, and the metrics with their labels.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use roadstead_test_support::http::request;
+use roadstead_test_support::{Metrics, Sidecar, StubRegistry, Wire, config, connect_through, eventually, get_through};
+use serde_json::{Value, json};
+
+/// What every registry shows in `/status`.
+const KEYS: [&str; 9] =
+    ["slots", "open", "connecting", "active", "idle", "closing", "waiting", "oldest_wait_seconds", "paused"];
+
+/// A registry, and a sidecar with `slots` for it, and a second registry that nobody asks for.
+async fn stage(slots: usize, queue: &str) -> (StubRegistry, Sidecar) {
+    let stub = StubRegistry::builder().start().await;
+    let registries = format!(
+        "[registries.stub]\nhosts = [\"{}\"]\ncap = {slots}\nshare = 1\n[registries.stub.queue]\n{queue}\n\
+         [registries.quiet]\nhosts = [\"quiet.example.com\"]\ncap = 100\nshare = \"5%\"\n",
+        stub.address()
+    );
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registries)).await;
+    (stub, sidecar)
+}
+
+fn url(address: SocketAddr) -> String {
+    format!("http://{address}/v2/")
+}
+
+/// The number of each state, in the order connecting, active, idle, closing; they add up to `open`.
+fn states(picture: &Value) -> [u64; 4] {
+    let states = ["connecting", "active", "idle", "closing"].map(|key| picture[key].as_u64().expect("a number"));
+    assert_eq!(states.iter().sum::<u64>(), picture["open"].as_u64().expect("a number"), "{picture}");
+    states
+}
+
+/// Alive and ready.
+#[tokio::test]
+async fn a_running_sidecar_is_alive_and_ready() {
+    let (_stub, sidecar) = stage(1, "").await;
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(sidecar.ask_admin("GET", path).await.status(), 200, "{path}");
+        let head = sidecar.ask_admin("HEAD", path).await;
+        assert_eq!((head.status(), head.body.len()), (200, 0), "{path}");
+    }
+}
+
+/// What is not there is 404, what is only read is 405 for other methods.
+#[tokio::test]
+async fn unknown_paths_and_methods_are_refused() {
+    let (_stub, sidecar) = stage(1, "").await;
+    for path in ["/nothing", "/status/", "/metricsx", "//status"] {
+        assert_eq!(sidecar.ask_admin("GET", path).await.status(), 404, "{path}");
+    }
+    for path in ["/healthz", "/readyz", "/metrics", "/status"] {
+        for method in ["POST", "PUT", "DELETE"] {
+            assert_eq!(sidecar.ask_admin(method, path).await.status(), 405, "{method} {path}");
+        }
+    }
+}
+
+/// `/status` shows the version and every registry with every key, also one that nobody has asked for.
+#[tokio::test]
+async fn status_shows_every_registry_with_every_key() {
+    let (_stub, sidecar) = stage(3, "").await;
+    let answer = sidecar.ask_admin("GET", "/status").await;
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    let status = answer.json();
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    let registries = status["registries"].as_object().unwrap();
+    assert_eq!(registries.keys().collect::<Vec<_>>(), ["quiet", "stub"]);
+    for (name, slots) in [("stub", 3), ("quiet", 5)] {
+        let picture = &registries[name];
+        for key in KEYS {
+            assert!(picture.get(key).is_some(), "no {key}: {picture}");
+        }
+        assert_eq!((&picture["slots"], &picture["paused"]), (&json!(slots), &json!(false)));
+        assert_eq!(states(picture), [0; 4]);
+    }
+}
+
+/// The four states follow what the connections do, and add up to `open`; who waits is counted with its time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_states_follow_the_connections() {
+    let (stub, sidecar) = stage(3, "").await;
+    let picture = async || sidecar.status().await["registries"]["stub"].take();
+
+    assert_eq!(get_through(sidecar.proxy(), &url(stub.address()), &[]).await.status(), 200);
+    sidecar.until("stub", "idle", 1).await;
+    assert_eq!(states(&picture().await), [0, 0, 1, 0], "a kept connection is idle");
+
+    let mut tunnel = connect_through(sidecar.proxy(), &stub.address().to_string(), &[]).await.unwrap();
+    assert_eq!(states(&picture().await), [0, 0, 2, 0], "and so is a tunnel that carried nothing");
+    assert_eq!(tunnel.get("/v2/", &[]).await.unwrap().status(), 200);
+    assert_eq!(states(&picture().await), [0, 1, 1, 0]);
+
+    stub.hold();
+    let mut asked = Vec::new();
+    for _ in 0..3 {
+        let mut client = Wire::open(sidecar.proxy()).await.unwrap();
+        client.send(request("GET", &url(stub.address()), &[]).as_bytes()).await.unwrap();
+        asked.push(client);
+    }
+    sidecar.until("stub", "waiting", 1).await;
+    sidecar.until("stub", "active", 3).await;
+    let full = picture().await;
+    assert_eq!((states(&full), stub.open()), ([0, 3, 0, 0], 3));
+    let waited = full["oldest_wait_seconds"].as_f64().unwrap();
+    eventually("the wait to grow", Duration::from_secs(5), async || {
+        match picture().await["oldest_wait_seconds"].as_f64().unwrap() {
+            longer if longer > waited => Ok(()),
+            longer => Err((waited, longer)),
+        }
+    })
+    .await;
+
+    stub.release();
+    for client in &mut asked {
+        assert_eq!(client.read_answer().await.unwrap().status(), 200);
+    }
+    sidecar.until("stub", "waiting", 0).await;
+    assert!(picture().await["oldest_wait_seconds"].as_f64().unwrap().abs() < f64::EPSILON);
+}
+
+/// The metrics listener has the metrics and the probes, and nothing that concerns only the operator of the node.
+#[tokio::test]
+async fn the_metrics_listener_shows_metrics_and_probes_only() {
+    let text = "[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nmetrics = \"127.0.0.1:0\"\n\
+                [log]\nformat = \"json\"\n[registries.stub]\nhosts = [\"harbor.example.com\"]\ncap = 1\nshare = 1\n";
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), text).await;
+    let address = eventually("the metrics listener", Duration::from_secs(5), async || {
+        sidecar.listener("metrics").ok_or_else(|| sidecar.log_text())
+    })
+    .await;
+    let mut scraper = Wire::open(address).await.unwrap();
+    let metrics = scraper.get("/metrics", &[]).await.unwrap();
+    assert_eq!(metrics.status(), 200);
+    assert!(Metrics::parse(&metrics.text()).has("roadstead_slots"));
+    assert!(metrics.header("content-type").unwrap().starts_with("text/plain"));
+    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/status", 404), ("/", 404)] {
+        assert_eq!(scraper.get(path, &[]).await.unwrap().status(), status, "{path}");
+    }
+    assert_eq!(scraper.ask("POST", "/metrics", &["Content-Length: 0"]).await.unwrap().status(), 405);
+}
+
+/// Every metric is there from the start, for every registry and for other hosts, with all values of its labels, at
+/// zero: an alert can be written before anything has happened.
+#[tokio::test]
+async fn every_metric_is_there_from_the_start() {
+    let (_stub, sidecar) = stage(3, "").await;
+    let text = sidecar.ask_admin("GET", "/metrics").await.text();
+    let line = |name: &str, labels: &[(&str, &str)]| {
+        let carries = |line: &&str| {
+            line.starts_with(&format!("{name}{{"))
+                && labels.iter().all(|(label, value)| line.contains(&format!("{label}=\"{value}\"")))
+        };
+        let found = text.lines().find(carries).unwrap_or_else(|| panic!("no {name} {labels:?}:\n{text}"));
+        found.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert_eq!(line("roadstead_slots", &[("registry", "stub")]).to_string(), "3");
+    assert_eq!(line("roadstead_slots", &[("registry", "quiet")]).to_string(), "5");
+    let families: [(&str, &str, &[&str]); 10] = [
+        ("roadstead_open_connections", "state", &["connecting", "active", "idle", "closing"]),
+        ("roadstead_waiting", "class", &["default"]),
+        ("roadstead_admitted_total", "class", &["default"]),
+        ("roadstead_refused_total", "reason", &REASONS),
+        ("roadstead_outcomes_total", "outcome", &["served", "refused", "upstream_failed", "client_left"]),
+        ("roadstead_reclaimed_total", "evidence", &["pooled"]),
+        ("roadstead_relayed_bytes_total", "direction", &["up", "down"]),
+        ("roadstead_wait_seconds_count", "class", &["default"]),
+        ("roadstead_wait_seconds_count", "outcome", &["admitted", "refused", "client_left"]),
+        ("roadstead_connect_seconds_count", "registry", &["stub"]),
+    ];
+    for registry in ["stub", "quiet", "other_hosts"] {
+        for (name, label, values) in families {
+            for value in values.iter().filter(|_| label != "registry") {
+                let zero = line(name, &[("registry", registry), (label, value)]);
+                assert_eq!(zero.to_string(), "0", "{name} {registry} {value}");
+            }
+            assert_eq!(line(name, &[("registry", registry)]).to_string(), "0", "{name} {registry}");
+        }
+    }
+}
+
+/// The reasons of refusals that are built so far.
+const REASONS: [&str; 11] = [
+    "queue_full",
+    "queue_timeout",
+    "draining",
+    "too_many_clients",
+    "destination_denied",
+    "client_denied",
+    "upstream_unreachable",
+    "upstream_timeout",
+    "bad_request",
+    "head_timeout",
+    "loop_detected",
+];
+
+/// Every sample about requests or sockets carries the registry; the process's own carry none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_sample_of_a_registry_names_it() {
+    let (stub, sidecar) = stage(1, "").await;
+    assert_eq!(get_through(sidecar.proxy(), &url(stub.address()), &[]).await.status(), 200);
+    let text = sidecar.ask_admin("GET", "/metrics").await.text();
+    let of_the_process = ["roadstead_build_info", "roadstead_client_connections", "process_"];
+    for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        let own = of_the_process.iter().any(|start| line.starts_with(start));
+        assert_eq!(line.contains("registry=\""), !own, "{line}");
+        assert!(!line.contains(&stub.address().to_string()), "a label from a request: {line}");
+    }
+}
+
+/// Counters and histograms tell what happened, also of those who gave up: their wait is counted as long as it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wait_of_those_who_gave_up_is_counted() {
+    let (stub, sidecar) = stage(1, "tunnel_timeout = \"300ms\"").await;
+    let holder = connect_through(sidecar.proxy(), &stub.address().to_string(), &[]).await.unwrap();
+    let refused = connect_through(sidecar.proxy(), &stub.address().to_string(), &[]).await.unwrap_err();
+    assert_eq!(refused.status(), 503);
+    let mut leaver = Wire::open(sidecar.proxy()).await.unwrap();
+    leaver.send(request("GET", &url(stub.address()), &[]).as_bytes()).await.unwrap();
+    sidecar.until("stub", "waiting", 1).await;
+    drop(leaver);
+    sidecar.until("stub", "waiting", 0).await;
+    drop(holder);
+    sidecar.until("stub", "open", 0).await;
+
+    let metrics = sidecar.metrics().await;
+    let waits = |part: &str, outcome| {
+        metrics.sum(&format!("roadstead_wait_seconds_{part}"), &[("registry", "stub"), ("outcome", outcome)])
+    };
+    let counts = ["admitted", "refused", "client_left"].map(|outcome| waits("count", outcome));
+    assert_eq!(counts.map(|count| count.to_string()), ["1", "1", "1"]);
+    assert!((0.3..2.3).contains(&waits("sum", "refused")), "{}", waits("sum", "refused"));
+    assert!(waits("sum", "client_left") > 0.0);
+    let stub_label = [("registry", "stub")];
+    assert_eq!(metrics.count("roadstead_admitted_total", &stub_label), 1);
+    assert_eq!(metrics.count("roadstead_connect_seconds_count", &stub_label), 1);
+    assert_eq!(metrics.count("roadstead_refused_total", &stub_label), 1);
+    assert_eq!(metrics.count("roadstead_outcomes_total", &stub_label), 3);
+}
+
+/// The bytes of both directions are counted, and an admission to a kept connection as well as one to a new socket.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_and_admissions_are_counted() {
+    let (stub, sidecar) = stage(1, "").await;
+    for _ in 0..2 {
+        assert_eq!(get_through(sidecar.proxy(), &url(stub.address()), &[]).await.status(), 200);
+        sidecar.until("stub", "idle", 1).await;
+    }
+    let metrics = sidecar.metrics().await;
+    let count = |name: &str, labels: &[(&str, &str)]| metrics.count(name, &[&[("registry", "stub")], labels].concat());
+    assert_eq!(count("roadstead_admitted_total", &[]), 2);
+    assert_eq!(count("roadstead_connect_seconds_count", &[]), 1);
+    assert_eq!(count("roadstead_outcomes_total", &[("outcome", "served")]), 2);
+    let heads: usize = stub.seen_requests().iter().map(String::len).sum();
+    assert_eq!(count("roadstead_relayed_bytes_total", &[("direction", "up")]), heads as u64);
+    assert!(count("roadstead_relayed_bytes_total", &[("direction", "down")]) > 2 * 20);
+}
