@@ -28,19 +28,23 @@
 //!
 //! 1. **Slots are sockets.** At no instant are there more sockets toward a registry than its slots, from before
 //!    `connect()` until the registry, too, had the chance to see the end.
-//!    *`storm::by_absolute_form_the_registry_never_sees_more_than_its_cap`,
-//!    `storm::by_connect_the_registry_never_sees_more_than_its_cap`,
+//!    *`storm::a_storm_in_absolute_form_is_served_whole_within_the_cap`,
+//!    `storm::a_storm_of_tunnels_is_served_whole_within_the_cap`,
 //!    `tunnel::a_slot_is_given_on_only_when_the_registry_saw_the_end`*
 //! 2. **A waiter holds nothing**: no slot, no token, no socket toward a registry.
-//!    *`admission::core_tests::random_histories_keep_every_promise`*
-//! 3. **Slot and token are taken together** by one decision, or neither is. *the same*
+//!    *`core_tests::random_histories_keep_every_promise`*
+//! 3. **Slot and token are taken together** by one decision, or neither is.
+//!    *`core_tests::random_histories_keep_every_promise`, `rate::no_window_of_accepts_breaks_burst_and_rate`*
 //! 4. **Nothing is lost.** Every accepted request ends in exactly one recorded outcome, and one that can still be
-//!    served is never refused. *`storm::cut_connections_leave_nothing_behind`*
-//! 5. **Nothing idles that could work.** *`admission::core_tests::random_histories_keep_every_promise`*
+//!    served is never refused. *`storm::clients_that_cut_in_absolute_form_take_nothing_with_them`,
+//!    `storm::clients_that_cut_their_tunnels_take_nothing_with_them`*
+//! 5. **Nothing idles that could work.** *`core_tests::random_histories_keep_every_promise`*
 //! 6. **One slot is enough** for HTTP that is visible: kept connections are given up when somebody waits.
-//!    *`forward::one_slot_serves_two_authorities_in_turn`*
+//!    *`forward::one_slot_serves_two_authorities_in_turn`, `forward::an_idle_connection_gives_way_to_a_tunnel`*
 //! 7. **It is never an open door.** It listens on loopback unless told otherwise, refuses addresses that the operator
-//!    did not allow, and dials the address that it checked. *`refusals`, `address::tests`*
+//!    did not allow, and dials the address that it checked.
+//!    *`refusals::dangerous_addresses_are_denied_in_every_spelling`, `refusals::other_hosts_are_denied_by_policy`,
+//!    `refusals::another_spelling_takes_the_slot`*
 //!
 //! # Not yet
 //! Turns among clients, classes and weights; kept places for clients that come back; reclaim of idle *tunnels* (a

@@ -61,6 +61,31 @@ fn the_core_reads_no_clock() {
     }
 }
 
+/// The promises at the top of the crate and of the gate name tests; each of them is there.
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let mut tests: Vec<String> = Vec::new();
+    for file in rust_files(Path::new("src")).into_iter().chain(rust_files(Path::new("tests"))) {
+        let text = fs::read_to_string(&file).unwrap();
+        let file = file.file_stem().unwrap().to_str().unwrap().to_owned();
+        let functions =
+            text.lines().filter_map(|line| line.trim_start().trim_start_matches("async ").strip_prefix("fn "));
+        tests.extend(functions.filter_map(|rest| rest.split('(').next()).map(|name| format!("{file}::{name}")));
+    }
+    let mut promised = 0;
+    for file in ["src/lib.rs", "src/admission.rs"] {
+        let text = fs::read_to_string(file).unwrap();
+        let docs: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("//!")).collect();
+        for name in docs.join("\n").split('`').filter(|word| word.contains("::") && !word.contains('.')) {
+            if name.chars().all(|char| char.is_lowercase() || char == '_' || char == ':' || char.is_ascii_digit()) {
+                assert!(tests.iter().any(|test| test == name), "{file} names {name}, which is not there");
+                promised += 1;
+            }
+        }
+    }
+    assert!(promised >= 15, "found only {promised}");
+}
+
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {

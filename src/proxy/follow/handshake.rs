@@ -255,6 +255,7 @@ impl Flight {
             }
             // It does not like the server's certificate, say.
             Flight::Awaited | Flight::Certificate if lengths.is_alert(length) => return Meaning::Early,
+            Flight::Awaited if lengths.is_empty_certificate_and_finished(length) => return Meaning::Over,
             Flight::Awaited if lengths.is_empty_certificate(length) => *self = Flight::NoCertificate,
             Flight::Awaited => *self = Flight::Certificate,
             Flight::Early if lengths.is_end_of_early_data(length) => *self = Flight::EarlyEnded,

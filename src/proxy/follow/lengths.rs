@@ -15,6 +15,9 @@ pub(super) struct Lengths {
 /// Type and length of a handshake message.
 const MESSAGE: u16 = 4;
 
+/// Two empty lists in it.
+const EMPTY_CERTIFICATE: u16 = MESSAGE + 4;
+
 impl Lengths {
     /// Those of a suite of TLS 1.3 (RFC 8446, appendix B.4; RFC 8998).
     pub fn of(suite: u32) -> Lengths {
@@ -48,7 +51,12 @@ impl Lengths {
 
     /// The Certificate of a client that has none (section 4.4.2) alone.
     pub fn is_empty_certificate(self, length: u16) -> bool {
-        length == self.sealing + MESSAGE + 4
+        length == self.sealing + EMPTY_CERTIFICATE
+    }
+
+    /// The same and the Finished in one record, as rustls writes them.
+    pub fn is_empty_certificate_and_finished(self, length: u16) -> bool {
+        length.checked_sub(EMPTY_CERTIFICATE).is_some_and(|finished| self.is_finished(finished))
     }
 
     /// A `CertificateVerify` (section 4.4.3) alone: algorithm, length, and one of the usual signatures.

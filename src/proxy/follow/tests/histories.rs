@@ -287,11 +287,13 @@ fn a_client_certificate_in_tls_1_3_takes_three_records() {
 }
 
 #[test]
-fn a_client_without_certificate_that_is_asked_for_one_says_so_in_a_record() {
+fn a_client_without_a_certificate_says_so_when_asked_for_one() {
     plays([
         &new_hellos(),
         &[client(data(NO_CERTIFICATE), InFlight), client(data(FINISHED), Unused), client(data(200), InFlight)],
     ]);
+    let both = NO_CERTIFICATE + FINISHED - 17;
+    plays([&new_hellos(), &[client(data(both), Unused), client(data(200), InFlight)]]);
 }
 
 /// One record that is no Finished: it may be all of the flight or its beginning, but no request was sent.
