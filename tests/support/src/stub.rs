@@ -242,6 +242,9 @@ async fn accept_when_wanted<Handling>(
             () = accept_all(&listener, &seen, &handler) => {}
             change = wish.wait_for(|wanted| !wanted) => if change.is_err() { return },
         }
+        // Closing alone may leave it listening for a moment: a child that another test is about to start has a copy of
+        // the descriptor until its exec.
+        rustix::net::shutdown(&listener, rustix::net::Shutdown::Read).expect("a listener can be shut down");
         drop(listener);
         state.send_replace(false);
         if wish.wait_for(|wanted| *wanted).await.is_err() {
