@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod credentials;
+pub mod follow;
 pub mod forward;
 pub mod head;
 pub mod hop;

@@ -2,7 +2,7 @@
 //!
 //! It is fed every byte of both directions, in any pieces, with the time at which they pass, and answers at any moment
 //! whether something is in flight. Of encrypted records it sees type and length (RFC 8446, section 5; RFC 5246, section
-//! 6.2), of the handshake also the two hellos. It never decrypts, keeps no payload, reads no clock and fails on nothing:
+//! 6.2), of the handshake also the two hellos. It never decrypts, keeps no payload, reads no clock and never fails:
 //! whatever it does not understand is at best [`Doing::Unsure`], and while the client spoke last [`Doing::InFlight`].
 //! Every doubt is decided against taking the connection away. It presumes HTTP/1.1 without pipelining inside the TLS.
 
@@ -24,7 +24,8 @@ use self::talk::Talk;
 /// What a tunnel is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Doing {
-    /// The client has asked nothing: no byte passed at all, or the handshake is over and only session tickets came since.
+    /// The client has asked nothing: no byte passed at all, or the handshake is over and at most session tickets came
+    /// since.
     Unused,
     /// The client asked, and the server spoke last, on a complete record that looks like the last one of an answer.
     Idle,
@@ -124,6 +125,13 @@ impl Follower {
             Stage::Handshake(_) if self.client.inside() || self.talk.is_asked() => Doing::InFlight,
             Stage::Handshake(handshake) => handshake.doing(self.server.inside()),
         }
+    }
+
+    /// Whether a request that is in flight may have been answered after all: in TLS 1.3 the server has sent something
+    /// since, which is presumed to be session tickets, and is the whole answer if this server sends none.
+    #[must_use]
+    pub fn perhaps_answered(&self) -> bool {
+        matches!(self.stage, Stage::Open) && !self.client.inside() && self.talk.is_perhaps_answered()
     }
 
     /// When the last byte of either side passed; before the first, when the tunnel began.

@@ -74,7 +74,8 @@ pub(super) enum Flight {
     NoCertificate,
     /// One record that is no Finished alone: a Certificate, or all of a flight in one record. Nothing was asked so far.
     Certificate,
-    /// After that one a record of this length that may be a `CertificateVerify`; or a request, if the flight was complete.
+    /// After that one a record of this length that may be a `CertificateVerify`; or a request, if the flight was
+    /// complete.
     CertificateVerify(u16),
 }
 
@@ -265,6 +266,7 @@ impl Flight {
             Flight::EarlyEnded | Flight::NoCertificate => return Meaning::Unexpected,
             Flight::Certificate if lengths.is_certificate_verify(length) => *self = Flight::CertificateVerify(length),
             Flight::Certificate => return Meaning::WasOver { asked: None },
+            // Or a request of just that length and a second record of just this one, after a flight in one record.
             Flight::CertificateVerify(_) if lengths.is_finished(length) => return Meaning::Over,
             Flight::CertificateVerify(before) => return Meaning::WasOver { asked: Some(before) },
         }

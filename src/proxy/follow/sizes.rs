@@ -1,7 +1,8 @@
 //! The size that one direction repeats while much is to be sent.
 //!
 //! A sender that has more to say fills its records; nginx without buffering fills them up to what it reads at once from
-//! behind, which may be any size. So a record of the size that repeats is one of many, and a shorter one may be the last.
+//! behind, which may be any size. So a record of the size that repeats is one of many, and a shorter one may be the
+//! last.
 
 /// The most plaintext that a record holds (RFC 8446, section 5.1): always full.
 const FULLEST: u16 = 1 << 14;

@@ -11,8 +11,8 @@ use super::{Doing, Pause, Side};
 /// How long after the first session ticket others like it may come. They are written at once.
 const TICKET_BURST: Duration = Duration::from_secs(1);
 
-/// How much the tickets of one burst differ in length. The least difference between a ticket and a whole answer that was
-/// seen is 17.
+/// How much the tickets of one burst differ in length. The least difference between a ticket and a whole answer that
+/// was seen is 17.
 const TICKETS_ALIKE: u16 = 8;
 
 /// `HTTP/1.1 100 Continue` and an empty line, sealed with a suite of TLS 1.2 that adds 24 bytes. No answer that ends
@@ -56,8 +56,10 @@ enum Turn {
     Unasked,
     /// The same, yet the server has said what is no session ticket.
     Unprompted,
-    /// The server's: it has been asked, and has at most sent tickets since.
+    /// The server's: it has been asked, and has said nothing since.
     Asked,
+    /// The same, but for what is presumed to be tickets.
+    Ticketed,
     /// The client's, if the answer is over.
     Answered,
     /// The server's, by the look of the last record; perhaps the client's.
@@ -92,7 +94,7 @@ impl Talk {
             Turn::Unasked if sound => Doing::Unused,
             Turn::Answered if sound && !self.terms.unclear => Doing::Idle,
             Turn::Unasked | Turn::Unprompted | Turn::Answered | Turn::Answering => Doing::Unsure,
-            Turn::Asked => Doing::InFlight,
+            Turn::Asked | Turn::Ticketed => Doing::InFlight,
         }
     }
 
@@ -103,7 +105,12 @@ impl Talk {
 
     /// Whether the server has been asked and has not begun to answer.
     pub fn is_asked(&self) -> bool {
-        self.turn == Turn::Asked
+        matches!(self.turn, Turn::Asked | Turn::Ticketed)
+    }
+
+    /// Whether it may have answered, if what is presumed to be tickets was the answer.
+    pub fn is_perhaps_answered(&self) -> bool {
+        self.turn == Turn::Ticketed
     }
 
     /// A data record of the client's begins, after both sides were silent for `quiet`; `server_inside` if it breaks
@@ -114,14 +121,14 @@ impl Talk {
             return None;
         }
         self.parted = None;
-        if self.is(Lengths::is_key_update, length) && self.turn != Turn::Asked {
+        if self.is(Lengths::is_key_update, length) && !self.is_asked() {
             self.interrupt();
             return None;
         }
         let pause = match self.turn {
             Turn::Unasked | Turn::Unprompted => Some(Pause::BeforeFirstRequest(quiet)),
             Turn::Answered => Some(Pause::BeforeNextRequest(quiet)),
-            Turn::Asked | Turn::Answering => None,
+            Turn::Asked | Turn::Ticketed | Turn::Answering => None,
         };
         if matches!(self.turn, Turn::Answered | Turn::Answering) {
             self.request.next();
@@ -135,8 +142,8 @@ impl Talk {
         pause
     }
 
-    /// A data record of the server's begins at `began`, after both sides were silent for `quiet`, and `waited` after the
-    /// client's last byte.
+    /// A data record of the server's begins at `began`, after both sides were silent for `quiet`, and `waited` after
+    /// the client's last byte.
     pub fn server_said(&mut self, length: u16, began: Duration, quiet: Duration, waited: Duration) -> Option<Pause> {
         if self.is(Lengths::is_alert, length) {
             // While something is in flight it may as well be data. If it is a goodbye, the FIN tells soon.
@@ -150,6 +157,7 @@ impl Talk {
             return None;
         }
         if self.is_ticket(length, began) {
+            self.turn = if self.is_asked() { Turn::Ticketed } else { self.turn };
             return None;
         }
         let pause = match self.turn {
@@ -157,7 +165,7 @@ impl Talk {
                 self.interrupt();
                 return None;
             }
-            Turn::Asked => Some(Pause::BeforeAnswer(waited)),
+            Turn::Asked | Turn::Ticketed => Some(Pause::BeforeAnswer(waited)),
             Turn::Answered | Turn::Answering => self.answer_paused(quiet, false),
         };
         self.parted = None;
@@ -201,7 +209,7 @@ impl Talk {
     fn interrupt(&mut self) {
         self.turn = match self.turn {
             Turn::Unasked | Turn::Unprompted => Turn::Unprompted,
-            Turn::Asked => Turn::Asked,
+            Turn::Asked | Turn::Ticketed => self.turn,
             Turn::Answered | Turn::Answering => Turn::Answering,
         };
     }
