@@ -3,6 +3,7 @@
 //! It reads snapshots and never decides anything. The metrics listener is the same without what concerns only the
 //! operator of the node.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use serde_json::{Map, Value};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Bound, Party, Snapshot};
 use crate::metrics::{Gauges, Metrics};
 use crate::proxy::Proxy;
 use crate::upstream::Upstream;
@@ -41,6 +43,9 @@ pub struct Admin {
     draining: CancellationToken,
     started: Instant,
 }
+
+const HERE: &str =
+    "here are /healthz, /readyz, /metrics, /status, /queue and POST /registries/NAME/pause and /resume\n";
 
 /// A client of the admin port that is slower than this has lost interest.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,17 +88,39 @@ impl Admin {
 
     fn answer(&self, request: &Request<Incoming>, scope: Scope) -> Response<Full<Bytes>> {
         let readable = request.method() == Method::GET || request.method() == Method::HEAD;
-        match (request.uri().path(), scope) {
-            ("/healthz" | "/readyz" | "/metrics", _) | ("/status", Scope::Admin) if !readable => {
+        let path = request.uri().path();
+        if scope == Scope::Admin
+            && let Some((name, action)) = path.strip_prefix("/registries/").and_then(|rest| rest.split_once('/'))
+        {
+            return self.control(request.method(), name, action);
+        }
+        match (path, scope) {
+            ("/healthz" | "/readyz" | "/metrics", _) | ("/status" | "/queue", Scope::Admin) if !readable => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n")
             }
             ("/healthz", _) => text(StatusCode::OK, "ok\n"),
             ("/readyz", _) => self.readiness(),
             ("/metrics", _) => self.scrape(),
             ("/status", Scope::Admin) => self.status(),
-            (_, Scope::Admin) => text(StatusCode::NOT_FOUND, "here are /healthz, /readyz, /metrics and /status\n"),
+            ("/queue", Scope::Admin) => self.queue(),
+            (_, Scope::Admin) => text(StatusCode::NOT_FOUND, HERE),
             (_, Scope::Metrics) => text(StatusCode::NOT_FOUND, "here are /healthz, /readyz and /metrics\n"),
         }
+    }
+
+    /// Pauses or resumes a registry. Only POST, so that no page that somebody looks at can do it by a link.
+    fn control(&self, method: &Method, name: &str, action: &str) -> Response<Full<Bytes>> {
+        let Some(upstream) = self.proxy.routes().registries().find(|upstream| upstream.name == name) else {
+            return text(StatusCode::NOT_FOUND, "no such registry\n");
+        };
+        match (action, method == Method::POST) {
+            ("pause", true) => upstream.gate.pause(),
+            ("resume", true) => upstream.gate.resume(),
+            ("pause" | "resume", false) => return text(StatusCode::METHOD_NOT_ALLOWED, "POST only\n"),
+            _ => return text(StatusCode::NOT_FOUND, "a registry can pause and resume\n"),
+        }
+        tracing::info!(registry = name, action, "told by the operator");
+        response(StatusCode::OK, "application/json", picture(upstream).to_string() + "\n")
     }
 
     fn readiness(&self) -> Response<Full<Bytes>> {
@@ -105,7 +132,8 @@ impl Admin {
     }
 
     fn scrape(&self) -> Response<Full<Bytes>> {
-        let gauges: Vec<Gauges<'_>> = self.proxy.routes().upstreams().map(|upstream| gauges(upstream)).collect();
+        let upstreams = self.proxy.routes().upstreams();
+        let gauges: Vec<Gauges<'_>> = upstreams.map(|upstream| gauges(upstream, &upstream.gate.snapshot())).collect();
         let body = self.metrics.render(&gauges, self.proxy.clients());
         response(StatusCode::OK, prometheus::TEXT_FORMAT, body)
     }
@@ -127,6 +155,52 @@ impl Admin {
         let body = serde_json::to_string_pretty(&status).expect("strings and numbers become JSON");
         response(StatusCode::OK, "application/json", body + "\n")
     }
+
+    fn queue(&self) -> Response<Full<Bytes>> {
+        let mut registries = Map::new();
+        for upstream in self.proxy.routes().registries() {
+            registries.insert(upstream.name.clone(), explanation(upstream));
+        }
+        let body = serde_json::json!({ "registries": registries });
+        response(StatusCode::OK, "application/json", format!("{body:#}\n"))
+    }
+}
+
+/// Those who wait and those who hold, in `/queue`.
+fn explanation(upstream: &Upstream) -> Value {
+    const MOST: usize = 1000;
+    let explanation = upstream.gate.explain(MOST);
+    let class = |party: &Party| upstream.classes[party.class.0].clone();
+    let waiters = explanation.waiters.iter().map(|waiter| {
+        serde_json::json!({
+            "position": waiter.position,
+            "client": &*waiter.party.client,
+            "class": class(&waiter.party),
+            "target": &*waiter.target,
+            "waited_seconds": seconds(waiter.age),
+            "patience_left_seconds": seconds(waiter.patience_left),
+            "expected_wait_seconds": seconds(waiter.expected_wait),
+        })
+    });
+    let holders = explanation.holders.iter().map(|holder| {
+        let (party, target) = holder.tenant.as_ref().map(|(party, target)| (party, target)).unzip();
+        serde_json::json!({
+            "client": party.map(|party| &*party.client),
+            "class": party.map(class),
+            "target": target.map(|target| &**target),
+            "state": holder.state.as_str(),
+            "age_seconds": seconds(holder.age),
+        })
+    });
+    serde_json::json!({
+        "bound": explanation.bound.map(Bound::as_str),
+        "waiting": waiters.collect::<Vec<_>>(),
+        "holders": holders.collect::<Vec<_>>(),
+    })
+}
+
+fn seconds(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
 #[derive(Serialize)]
@@ -152,10 +226,23 @@ struct Picture {
     waiting: usize,
     oldest_wait_seconds: f64,
     paused: bool,
+    /// What keeps the one whose turn it is from being admitted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bound: Option<&'static str>,
+    classes: BTreeMap<String, ClassPicture>,
+}
+
+/// One class of a registry in `/status`.
+#[derive(Serialize)]
+struct ClassPicture {
+    waiting: usize,
 }
 
 fn picture(upstream: &Upstream) -> Value {
-    let gauges = gauges(upstream);
+    let now = upstream.gate.snapshot();
+    let gauges = gauges(upstream, &now);
+    let classes =
+        gauges.waiting.iter().map(|(class, waiting)| ((*class).to_owned(), ClassPicture { waiting: *waiting }));
     let picture = Picture {
         slots: gauges.slots,
         open: gauges.connecting + gauges.active + gauges.idle + gauges.closing,
@@ -163,15 +250,17 @@ fn picture(upstream: &Upstream) -> Value {
         active: gauges.active,
         idle: gauges.idle,
         closing: gauges.closing,
-        waiting: gauges.waiting,
-        oldest_wait_seconds: (gauges.oldest_wait.as_secs_f64() * 1000.0).round() / 1000.0,
-        paused: false,
+        waiting: now.waiting,
+        oldest_wait_seconds: seconds(gauges.oldest_wait),
+        paused: now.paused,
+        bound: now.bound.map(Bound::as_str),
+        classes: classes.collect(),
     };
     serde_json::to_value(picture).expect("numbers become JSON")
 }
 
-fn gauges(upstream: &Upstream) -> Gauges<'_> {
-    let now = upstream.gate.snapshot();
+fn gauges<'a>(upstream: &'a Upstream, now: &Snapshot) -> Gauges<'a> {
+    let classes = upstream.classes.iter().map(String::as_str);
     Gauges {
         registry: &upstream.name,
         slots: (now.slots != usize::MAX).then_some(now.slots),
@@ -179,7 +268,7 @@ fn gauges(upstream: &Upstream) -> Gauges<'_> {
         active: now.open.active,
         idle: now.open.idle,
         closing: now.open.closing,
-        waiting: now.waiting,
+        waiting: classes.zip(now.waiting_by_class.iter().copied()).collect(),
         oldest_wait: now.oldest_wait,
     }
 }

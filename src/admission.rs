@@ -25,10 +25,14 @@ mod core_tests;
 mod handover;
 mod idle;
 mod moment;
+mod outages;
 mod pace;
+mod places;
 mod queue;
+mod quiet;
 mod rate;
 mod slots;
+mod turns;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -38,14 +42,16 @@ use std::task::{Context, Poll};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use self::core::{CloseCause, Core};
-pub use self::core::{Limits, Refusal, RefusalReason, Snapshot};
+use self::core::Core;
+pub use self::core::{Bound, Explanation, HolderInfo, Limits, Refusal, RefusalReason, Snapshot, WaiterInfo};
 use self::handover::{Aftermath, Call, Handover};
 pub use self::moment::Moment;
 pub use self::queue::{Ask, Place, ReuseKey};
+pub use self::quiet::{Evidence, Quiet};
 pub use self::rate::Rate;
-pub use self::slots::{Counts, Slot, SlotId, SlotKeeper, SlotState};
-use crate::metrics::{RegistryMetrics, WaitOutcome};
+pub use self::slots::{Counts, Recall, Slot, SlotId, SlotKeeper, SlotState};
+pub use self::turns::{ClassId, Client, Lane, Party};
+use crate::metrics::{Reclaimed, RegistryMetrics, WaitOutcome};
 
 /// Admits requests to one registry; cheap to clone. `P` is a kept connection: opaque here, closed by dropping it.
 pub struct Gate<P> {
@@ -85,10 +91,17 @@ impl<P: Send + 'static> Gate<P> {
         Gate { shared }
     }
 
-    /// A place at the end of the order for a request that arrives now.
+    /// A place for a request of this client for this target that arrives now, and whether it came back to a place that
+    /// was kept for it.
     #[must_use]
-    pub fn place(&self) -> Place {
-        self.shared.handover.place(self.shared.now())
+    pub fn place(&self, client: &Client, target: &Arc<str>) -> (Place, bool) {
+        self.shared.handover.place(client, target, self.shared.now())
+    }
+
+    /// What the time of this gate counts from.
+    #[must_use]
+    pub fn epoch(&self) -> Instant {
+        self.shared.epoch
     }
 
     /// What time it is for this gate.
@@ -102,7 +115,8 @@ impl<P: Send + 'static> Gate<P> {
     /// # Errors
     /// The refusal, when `depth`, the deadline or the end of the process forbids to wait on.
     pub fn admit(&self, ask: Ask) -> Admit<'_, P> {
-        Admit { gate: self, place: ask.place, key: ask.reuse.clone(), since: self.now(), stage: Stage::New(ask) }
+        let (place, class, key) = (ask.place, ask.party.class, ask.reuse.clone());
+        Admit { gate: self, place, class, key, since: self.now(), stage: Stage::New(ask) }
     }
 
     /// Keeps a connection for the next request for `key`, or closes it when that may not be.
@@ -116,6 +130,18 @@ impl<P: Send + 'static> Gate<P> {
         self.shared.settle(self.shared.handover.event(|core| core.resize(slots, now)));
     }
 
+    /// Holds all admissions; who comes waits.
+    pub fn pause(&self) {
+        let now = self.now();
+        self.shared.settle(self.shared.handover.event(|core| core.pause(now)));
+    }
+
+    /// Goes on after a pause, in order.
+    pub fn resume(&self) {
+        let now = self.now();
+        self.shared.settle(self.shared.handover.event(|core| core.resume(now)));
+    }
+
     /// Closes kept connections and keeps none from now on; who waits is still served.
     pub fn drain(&self) {
         let now = self.now();
@@ -126,6 +152,12 @@ impl<P: Send + 'static> Gate<P> {
     pub fn end(&self) {
         let now = self.now();
         self.shared.settle(self.shared.handover.event(|core| core.end(now)));
+    }
+
+    /// Who waits for what, at most `most` of those who wait and of those who hold.
+    #[must_use]
+    pub fn explain(&self, most: usize) -> Explanation {
+        self.shared.handover.explain(most, self.now())
     }
 
     /// The picture now.
@@ -156,10 +188,8 @@ impl<P> Shared<P> {
         if aftermath.rearm {
             self.alarm.notify_one();
         }
-        for cause in aftermath.settle() {
-            if cause == CloseCause::Reclaimed {
-                self.metrics.reclaimed();
-            }
+        for _ in 0..aftermath.settle() {
+            self.metrics.reclaimed(Reclaimed::Pooled);
         }
     }
 }
@@ -177,6 +207,20 @@ impl<P: Send + 'static> SlotKeeper for Shared<P> {
 
     fn entered(&self, id: SlotId, state: SlotState) {
         self.settle(self.handover.entered(id, state, self.now()));
+    }
+
+    fn established(&self, id: SlotId) {
+        let now = self.now();
+        self.settle(self.handover.event(|core| core.established(id, now)));
+    }
+
+    fn unreachable(&self, id: SlotId) {
+        let now = self.now();
+        self.settle(self.handover.event(|core| core.unreachable(id, now)));
+    }
+
+    fn quiet(&self, id: SlotId, quiet: Quiet, recall: Recall) {
+        self.settle(self.handover.quiet(id, quiet, recall, self.now()));
     }
 
     fn released(&self, id: SlotId) {
@@ -209,6 +253,7 @@ async fn keep_time<P>(gate: Weak<Shared<P>>, alarm: Arc<Notify>) {
 pub struct Admit<'a, P: Send + 'static> {
     gate: &'a Gate<P>,
     place: Place,
+    class: ClassId,
     key: Option<ReuseKey>,
     since: Moment,
     stage: Stage,
@@ -226,15 +271,15 @@ impl<P: Send + 'static> Admit<'_, P> {
         let shared = &self.gate.shared;
         match call {
             Call::Dial { slot, waited } => {
-                shared.metrics.waited(WaitOutcome::Admitted, waited);
+                shared.metrics.waited(self.class.0, WaitOutcome::Admitted, waited);
                 Ok(Admission::New(Slot::new(slot, shared.clone())))
             }
             Call::Reuse { kept, waited, .. } => {
-                shared.metrics.waited(WaitOutcome::Admitted, waited);
+                shared.metrics.waited(self.class.0, WaitOutcome::Admitted, waited);
                 Ok(Admission::Kept(kept))
             }
             Call::Refused(refusal) => {
-                shared.metrics.waited(WaitOutcome::Refused, refusal.waited);
+                shared.metrics.waited(self.class.0, WaitOutcome::Refused, refusal.waited);
                 Err(refusal)
             }
         }
@@ -264,7 +309,7 @@ impl<P: Send + 'static> Drop for Admit<'_, P> {
             let shared = &self.gate.shared;
             let now = shared.now();
             shared.settle(shared.handover.leave(self.place, now, self.key.as_ref()));
-            shared.metrics.waited(WaitOutcome::ClientLeft, now.since(self.since));
+            shared.metrics.waited(self.class.0, WaitOutcome::ClientLeft, now.since(self.since));
         }
     }
 }

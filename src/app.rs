@@ -13,6 +13,8 @@ use crate::admin::{Admin, Scope};
 use crate::admission::{Gate, Limits, Rate};
 use crate::config::{self, Config, OtherHosts};
 use crate::metrics::{Metrics, OTHER_HOSTS};
+use crate::proxy::clients::Classes;
+use crate::proxy::pauses::{Bounds, Pauses};
 use crate::proxy::route::{Claim, Routes};
 use crate::proxy::{ClientTerms, Proxy};
 use crate::target::{Host, HostPattern};
@@ -91,7 +93,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         allow_clients: listen.allow_clients.clone(),
     };
     let routes = routes(&config, &metrics, addresses, &ended);
-    let proxy = Proxy::new(routes, terms, pseudonym(), draining.clone(), cut_short.clone());
+    let classes = Classes::new(config.classes.iter().map(|class| class.users.as_slice()));
+    let proxy = Proxy::new(routes, terms, classes, pseudonym(), draining.clone(), cut_short.clone());
     let admin = Admin::new(proxy.clone(), metrics, draining.clone());
 
     tokio::spawn(proxy.clone().accept(proxy_listener));
@@ -160,9 +163,21 @@ fn pseudonym() -> String {
 /// What all upstreams share.
 struct Shared<'a> {
     metrics: &'a Metrics,
+    classes: &'a [config::Class],
+    names: Arc<[String]>,
     resolver: Arc<Resolver>,
     own: Arc<[SocketAddr]>,
     ended: CancellationToken,
+}
+
+impl Shared<'_> {
+    fn weights(&self) -> Vec<u32> {
+        self.classes.iter().map(|class| class.weight).collect()
+    }
+
+    fn by_class(&self, timeout: impl Fn(&config::Class) -> Duration) -> Vec<Duration> {
+        self.classes.iter().map(timeout).collect()
+    }
 }
 
 fn routes(config: &Config, metrics: &Metrics, addresses: Addresses, ended: &CancellationToken) -> Routes {
@@ -171,27 +186,48 @@ fn routes(config: &Config, metrics: &Metrics, addresses: Addresses, ended: &Canc
     let own = [Some(addresses.proxy), Some(addresses.admin), addresses.metrics];
     let shared = Shared {
         metrics,
+        classes: &config.classes,
+        names: config.classes.iter().map(|class| class.name.clone()).collect(),
         resolver: Arc::new(Resolver::new(names)),
         own: own.into_iter().flatten().collect(),
         ended: ended.clone(),
     };
-    let claims = config
-        .registries
-        .iter()
-        .map(|registry| Claim { hosts: registry.hosts.clone(), upstream: Arc::new(upstream_of(registry, &shared)) });
+    let claims = config.registries.iter().map(|registry| Claim {
+        hosts: registry.hosts.clone(),
+        upstream: Arc::new(upstream_of(registry, &shared)),
+        pauses: pauses_of(&registry.reclaim),
+    });
     let claims = claims.collect();
-    let other_hosts = Arc::new(other_hosts(&shared));
+    let other_hosts = Claim {
+        hosts: Vec::new(),
+        upstream: Arc::new(other_hosts(&shared)),
+        // Nothing is ever taken back there: slots do not bind.
+        pauses: Arc::new(Pauses::new(Bounds::default())),
+    };
     Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, shared.resolver)
 }
 
+fn pauses_of(reclaim: &config::Reclaim) -> Arc<Pauses> {
+    Arc::new(Pauses::new(Bounds {
+        idle: reclaim.idle_after,
+        unused: reclaim.unused_after,
+        unsure: reclaim.unsure_after,
+        stalled: reclaim.stall_timeout,
+        learn: reclaim.learn,
+    }))
+}
+
 fn upstream_of(registry: &config::Registry, shared: &Shared<'_>) -> Upstream {
-    let metrics = shared.metrics.of_registry(&registry.name);
+    let metrics = shared.metrics.of_registry(&registry.name, &shared.names);
     let limits = Limits {
         slots: registry.slots,
         depth: registry.queue.depth,
         rate: registry.rate.map(|rate| Rate { period: rate.period, burst: rate.burst }),
         idle_timeout: registry.idle_timeout,
         max_lifetime: registry.max_lifetime,
+        max_connecting: registry.max_connecting,
+        keep_place: registry.queue.keep_place,
+        weights: shared.weights(),
     };
     Upstream {
         name: registry.name.clone(),
@@ -205,9 +241,10 @@ fn upstream_of(registry: &config::Registry, shared: &Shared<'_>) -> Upstream {
         insist: true,
         queue: QueueTerms {
             depth: registry.queue.depth,
-            tunnel_timeout: registry.queue.tunnel_timeout,
-            request_timeout: registry.queue.request_timeout,
+            tunnel_timeout: shared.by_class(|class| class.tunnel_timeout.unwrap_or(registry.queue.tunnel_timeout)),
+            request_timeout: shared.by_class(|class| class.request_timeout.unwrap_or(registry.queue.request_timeout)),
         },
+        classes: shared.names.clone(),
         resolver: shared.resolver.clone(),
         ended: shared.ended.clone(),
     }
@@ -215,13 +252,16 @@ fn upstream_of(registry: &config::Registry, shared: &Shared<'_>) -> Upstream {
 
 /// Other hosts pass without bound: they are counted, not queued.
 fn other_hosts(shared: &Shared<'_>) -> Upstream {
-    let metrics = shared.metrics.of_registry(OTHER_HOSTS);
+    let metrics = shared.metrics.of_registry(OTHER_HOSTS, &shared.names);
     let limits = Limits {
         slots: usize::MAX,
         depth: usize::MAX,
         rate: None,
         idle_timeout: OTHER_HOSTS_IDLE_TIMEOUT,
         max_lifetime: Duration::from_secs(30 * 60),
+        max_connecting: usize::MAX,
+        keep_place: Duration::ZERO,
+        weights: shared.weights(),
     };
     Upstream {
         name: OTHER_HOSTS.to_owned(),
@@ -232,9 +272,10 @@ fn other_hosts(shared: &Shared<'_>) -> Upstream {
         insist: false,
         queue: QueueTerms {
             depth: usize::MAX,
-            tunnel_timeout: Duration::from_secs(50),
-            request_timeout: Duration::from_secs(25),
+            tunnel_timeout: shared.by_class(|_| Duration::from_secs(50)),
+            request_timeout: shared.by_class(|_| Duration::from_secs(25)),
         },
+        classes: shared.names.clone(),
         resolver: shared.resolver.clone(),
         ended: shared.ended.clone(),
     }

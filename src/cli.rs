@@ -1,5 +1,7 @@
 //! The command line.
 
+mod ask;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -33,6 +35,20 @@ enum Command {
     Run,
     /// Check the config: print the slots of each registry, or every problem at once.
     Check,
+    /// Hold all admissions to a registry, for its maintenance; the queue stays.
+    Pause(Control),
+    /// Go on after a pause, in order.
+    Resume(Control),
+}
+
+#[derive(Debug, clap::Args)]
+struct Control {
+    /// The registry, as the config names it.
+    registry: String,
+
+    /// Where the sidecar's admin listener is [default: listen.admin of the config].
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
 }
 
 const AFTER_HELP: &str = "\
@@ -52,13 +68,38 @@ Exit status: 0 fine, 1 failed while running, 2 wrong usage, config or listen add
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    match &arguments.command {
+        Some(Command::Pause(control)) => return tell(control, "pause", &arguments.config),
+        Some(Command::Resume(control)) => return tell(control, "resume", &arguments.config),
+        Some(Command::Run | Command::Check) | None => {}
+    }
     let config = match Config::load(&arguments.config) {
         Ok(config) => config,
         Err(error) => return fail(EXIT_USAGE, &error),
     };
-    match arguments.command.unwrap_or(Command::Run) {
-        Command::Check => check(&config, &arguments.config),
-        Command::Run => run(config, &arguments.config),
+    match arguments.command {
+        Some(Command::Check) => check(&config, &arguments.config),
+        _ => run(config, &arguments.config),
+    }
+}
+
+/// Tells a running sidecar to do something with a registry.
+fn tell(control: &Control, action: &str, file: &Path) -> ExitCode {
+    let Control { registry, admin } = control;
+    let admin = match admin {
+        Some(url) => url.trim_start_matches("http://").trim_end_matches('/').to_owned(),
+        None => match Config::load(file) {
+            Ok(config) => config.listen.admin.to_string(),
+            Err(error) => return fail(EXIT_USAGE, &format!("{error}\nname the sidecar with --admin URL")),
+        },
+    };
+    match ask::post(&admin, &format!("/registries/{registry}/{action}")) {
+        Ok((200, _)) => {
+            println!("registry {registry}: {action}d");
+            ExitCode::SUCCESS
+        }
+        Ok((status, body)) => fail(EXIT_FAILURE, &format!("{admin} answered {status}: {}", body.trim())),
+        Err(error) => fail(EXIT_FAILURE, &format!("{admin}: {error}")),
     }
 }
 

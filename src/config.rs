@@ -42,6 +42,8 @@ pub struct Config {
     pub log: Log,
     /// The registries, at least one, in the order of the file.
     pub registries: Vec<Registry>,
+    /// The classes of clients; the first is `default`, which always exists.
+    pub classes: Vec<Class>,
     /// What happens to hosts that no registry lists.
     pub other_hosts: OtherHosts,
     /// What is allowed but likely not meant, in the order of the file.
@@ -109,8 +111,12 @@ pub struct Registry {
     pub idle_timeout: Duration,
     /// How old a connection may get and still be reused. Default 30 minutes.
     pub max_lifetime: Duration,
+    /// Slots that may be dialling at once, 1 to 1000000. Default: all of them.
+    pub max_connecting: usize,
     /// How requests wait for a slot.
     pub queue: Queue,
+    /// When idle tunnels are given up for those who wait.
+    pub reclaim: Reclaim,
 }
 
 /// The part `queue` of a registry.
@@ -122,6 +128,38 @@ pub struct Queue {
     pub tunnel_timeout: Duration,
     /// Longest wait of a request that the sidecar sees. Default 25 s.
     pub request_timeout: Duration,
+    /// How long the place of one who left unserved is kept for it. Default 30 s.
+    pub keep_place: Duration,
+}
+
+/// The part `reclaim` of a registry: how long a tunnel must have been quiet before it is given up for one who waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reclaim {
+    /// One whose last request was answered. Default 300 ms.
+    pub idle_after: Duration,
+    /// One that never carried a request. Default 1 s.
+    pub unused_after: Duration,
+    /// One in which an answer may still be under way. Default 10 s.
+    pub unsure_after: Duration,
+    /// One whose request is under way, but does not move. Default 5 minutes.
+    pub stall_timeout: Duration,
+    /// Whether the first three are only upper bounds, lowered by what is seen. Default true.
+    pub learn: bool,
+}
+
+/// One class of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// Its name in the file and in metrics, like a registry's.
+    pub name: String,
+    /// The users that belong to it.
+    pub users: Vec<String>,
+    /// Its part of the slots, against the weights of the other classes that wait; 1 to 1000. Default 1.
+    pub weight: u32,
+    /// Longest wait of its tunnels, if not the registry's.
+    pub tunnel_timeout: Option<Duration>,
+    /// Longest wait of its visible requests, if not the registry's.
+    pub request_timeout: Option<Duration>,
 }
 
 /// The part `other_hosts`: what happens to hosts that no registry lists.

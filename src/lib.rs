@@ -20,7 +20,7 @@
 //! 4 surfaces    proxy   admin
 //! 3 upstream    upstream
 //! 2 decision    admission
-//! 1 vocabulary  config   target   address   metrics
+//! 1 vocabulary  config   target   address   metrics   kernel
 //! ```
 //!
 //! # Promises kept, and the tests that prove them
@@ -39,17 +39,23 @@
 //!    served is never refused. *`storm::clients_that_cut_in_absolute_form_take_nothing_with_them`,
 //!    `storm::clients_that_cut_their_tunnels_take_nothing_with_them`*
 //! 5. **Nothing idles that could work.** *`core_tests::random_histories_keep_every_promise`*
-//! 6. **One slot is enough** for HTTP that is visible: kept connections are given up when somebody waits.
-//!    *`forward::one_slot_serves_two_authorities_in_turn`, `forward::an_idle_connection_gives_way_to_a_tunnel`*
-//! 7. **It is never an open door.** It listens on loopback unless told otherwise, refuses addresses that the operator
+//! 6. **Nobody starves.** Classes share by weight and clients take turns, both by slot-seconds held; one client's
+//!    requests are first in, first out in two lanes.
+//!    *`turns::clients_take_turns_however_many_requests_each_has`,
+//!    `turns::classes_share_by_weight_and_an_idle_one_saves_nothing_up`,
+//!    `turns::small_requests_pass_a_blob_eight_times_and_no_more`, `core_tests::who_comes_back_goes_on_with_its_old_age`*
+//! 7. **One slot is enough to make progress.** Idle connections, kept ones and tunnels, are given up when somebody waits,
+//!    and no others. *`forward::one_slot_serves_two_authorities_in_turn`,
+//!    `reclaim::an_unused_tunnel_gives_way_after_its_pause`,
+//!    `reclaim::a_tunnel_with_a_request_in_flight_is_never_taken`*
+//! 8. **It is never an open door.** It listens on loopback unless told otherwise, refuses addresses that the operator
 //!    did not allow, and dials the address that it checked.
 //!    *`refusals::dangerous_addresses_are_denied_in_every_spelling`, `refusals::other_hosts_are_denied_by_policy`,
 //!    `refusals::another_spelling_takes_the_slot`*
 //!
 //! # Not yet
-//! Turns among clients, classes and weights; kept places for clients that come back; reclaim of idle *tunnels* (a
-//! tunnel holds its slot until its client or the registry ends it); pause and resume; the mirror listener, TLS to the
-//! registry, retry and repair; shares leased from a store; counting what a crashed predecessor left in the kernel.
+//! The mirror listener, TLS to the registry, retry and repair; shares leased from a store; reload; counting what a crashed
+//! predecessor left in the kernel.
 
 pub mod address;
 pub mod admin;
@@ -57,6 +63,7 @@ pub mod admission;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod kernel;
 pub mod metrics;
 pub mod proxy;
 pub mod target;

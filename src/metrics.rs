@@ -128,6 +128,36 @@ impl Reason {
     }
 }
 
+/// What spoke for a connection being idle that was closed because somebody waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reclaimed {
+    /// A kept HTTP connection: known to be idle.
+    Pooled,
+    /// A tunnel that never carried a request.
+    Unused,
+    /// A tunnel whose last request was answered.
+    Idle,
+    /// A tunnel that lay still, though an answer may have been under way.
+    Unsure,
+    /// A tunnel whose request did not move for `reclaim.stall_timeout`.
+    Stalled,
+}
+
+impl Reclaimed {
+    const ALL: [Reclaimed; 5] =
+        [Reclaimed::Pooled, Reclaimed::Unused, Reclaimed::Idle, Reclaimed::Unsure, Reclaimed::Stalled];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Reclaimed::Pooled => "pooled",
+            Reclaimed::Unused => "unused",
+            Reclaimed::Idle => "idle",
+            Reclaimed::Unsure => "unsure",
+            Reclaimed::Stalled => "stalled",
+        }
+    }
+}
+
 /// Which way bytes flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -231,20 +261,25 @@ impl Metrics {
         metrics
     }
 
-    /// The handles of one registry. Its series exist, at zero, from now on.
+    /// The handles of one registry with these classes. Its series exist, at zero, from now on.
     #[must_use]
-    pub fn of_registry(&self, name: &str) -> Arc<RegistryMetrics> {
-        let class = DEFAULT_CLASS;
+    pub fn of_registry(&self, name: &str, classes: &[String]) -> Arc<RegistryMetrics> {
         Arc::new(RegistryMetrics {
-            admitted: self.admitted.with_label_values(&[name, class]),
+            classes: classes.iter().map(|class| self.of_class(name, class)).collect(),
             refused: Reason::ALL.map(|reason| self.refused.with_label_values(&[name, reason.as_str()])),
             outcomes: Outcome::ALL.map(|outcome| self.outcomes.with_label_values(&[name, outcome.as_str()])),
-            reclaimed: self.reclaimed.with_label_values(&[name, "pooled"]),
+            reclaimed: Reclaimed::ALL.map(|evidence| self.reclaimed.with_label_values(&[name, evidence.as_str()])),
             up: self.bytes.with_label_values(&[name, "up"]),
             down: self.bytes.with_label_values(&[name, "down"]),
-            waits: WaitOutcome::ALL.map(|outcome| self.wait.with_label_values(&[name, class, outcome.as_str()])),
             connect: self.connect.with_label_values(&[name]),
         })
+    }
+
+    fn of_class(&self, name: &str, class: &str) -> ClassMetrics {
+        ClassMetrics {
+            admitted: self.admitted.with_label_values(&[name, class]),
+            waits: WaitOutcome::ALL.map(|outcome| self.wait.with_label_values(&[name, class, outcome.as_str()])),
+        }
     }
 
     /// The text of `/metrics`, with the gauges as they stand now.
@@ -276,13 +311,15 @@ impl Metrics {
         for (state, sockets) in states {
             self.open.with_label_values(&[name, state]).set(count(sockets));
         }
-        self.waiting.with_label_values(&[name, DEFAULT_CLASS]).set(count(gauges.waiting));
+        for (class, waiting) in &gauges.waiting {
+            self.waiting.with_label_values(&[name, class]).set(count(*waiting));
+        }
         self.oldest_wait.with_label_values(&[name]).set(gauges.oldest_wait.as_secs_f64());
     }
 }
 
 /// What the gauges of one registry show.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Gauges<'a> {
     /// The registry's name.
     pub registry: &'a str,
@@ -296,8 +333,8 @@ pub struct Gauges<'a> {
     pub idle: usize,
     /// Sockets on their way out.
     pub closing: usize,
-    /// Requests in the queue.
-    pub waiting: usize,
+    /// Requests in the queue, by class.
+    pub waiting: Vec<(&'a str, usize)>,
     /// The time since the arrival of the one that waits longest.
     pub oldest_wait: Duration,
 }
@@ -348,14 +385,20 @@ impl Families<'_> {
 /// What counts for one registry.
 #[derive(Debug)]
 pub struct RegistryMetrics {
-    admitted: IntCounter,
+    classes: Vec<ClassMetrics>,
     refused: [IntCounter; Reason::ALL.len()],
     outcomes: [IntCounter; Outcome::ALL.len()],
-    reclaimed: IntCounter,
+    reclaimed: [IntCounter; Reclaimed::ALL.len()],
     up: IntCounter,
     down: IntCounter,
-    waits: [Histogram; WaitOutcome::ALL.len()],
     connect: Histogram,
+}
+
+/// What counts for one class of one registry.
+#[derive(Debug)]
+struct ClassMetrics {
+    admitted: IntCounter,
+    waits: [Histogram; WaitOutcome::ALL.len()],
 }
 
 impl RegistryMetrics {
@@ -369,12 +412,13 @@ impl RegistryMetrics {
         self.refused[reason as usize].inc();
     }
 
-    /// A wait ended.
-    pub fn waited(&self, outcome: WaitOutcome, wait: Duration) {
+    /// A wait in this class ended.
+    pub fn waited(&self, class: usize, outcome: WaitOutcome, wait: Duration) {
+        let class = &self.classes[class];
         if outcome == WaitOutcome::Admitted {
-            self.admitted.inc();
+            class.admitted.inc();
         }
-        self.waits[outcome as usize].observe(wait.as_secs_f64());
+        class.waits[outcome as usize].observe(wait.as_secs_f64());
     }
 
     /// `connect()` succeeded.
@@ -382,9 +426,9 @@ impl RegistryMetrics {
         self.connect.observe(took.as_secs_f64());
     }
 
-    /// A kept connection was closed because somebody waited.
-    pub fn reclaimed(&self) {
-        self.reclaimed.inc();
+    /// An idle connection was closed because somebody waited.
+    pub fn reclaimed(&self, evidence: Reclaimed) {
+        self.reclaimed[evidence as usize].inc();
     }
 
     /// Bytes were carried.
@@ -406,5 +450,6 @@ mod tests {
         assert!(Reason::ALL.iter().enumerate().all(|(index, reason)| *reason as usize == index));
         assert!(Outcome::ALL.iter().enumerate().all(|(index, outcome)| *outcome as usize == index));
         assert!(WaitOutcome::ALL.iter().enumerate().all(|(index, outcome)| *outcome as usize == index));
+        assert!(Reclaimed::ALL.iter().enumerate().all(|(index, evidence)| *evidence as usize == index));
     }
 }

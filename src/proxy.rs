@@ -4,16 +4,19 @@
 //! [`forward`] serves. Both find their registry through [`route`], ask its gate, and leave one [`record`].
 
 pub mod client;
+pub mod clients;
 pub mod credentials;
 pub mod follow;
 pub mod forward;
 pub mod head;
 pub mod hop;
+pub mod pauses;
 pub mod record;
 pub mod relay;
 pub mod respond;
 pub mod route;
 pub mod tunnel;
+pub mod watch;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -27,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::client::Client;
+use self::clients::Classes;
 use self::head::{FirstHead, HeadError};
 use self::record::{Kind, Record};
 use self::respond::Answer;
@@ -51,6 +55,7 @@ pub struct ClientTerms {
 pub struct Proxy {
     routes: Routes,
     terms: ClientTerms,
+    classes: Classes,
     clients: AtomicUsize,
     /// The name with which this process signs messages in Via; unlike that of any other.
     pseudonym: String,
@@ -65,12 +70,13 @@ impl Proxy {
     pub fn new(
         routes: Routes,
         terms: ClientTerms,
+        classes: Classes,
         pseudonym: String,
         draining: CancellationToken,
         cut_short: CancellationToken,
     ) -> Arc<Proxy> {
         let clients = AtomicUsize::new(0);
-        Arc::new(Proxy { routes, terms, clients, pseudonym, draining, cut_short, tasks: TaskTracker::new() })
+        Arc::new(Proxy { routes, terms, classes, clients, pseudonym, draining, cut_short, tasks: TaskTracker::new() })
     }
 
     /// Accepts connections until draining begins; then the listener is closed.
@@ -103,6 +109,12 @@ impl Proxy {
     #[must_use]
     pub fn routes(&self) -> &Routes {
         &self.routes
+    }
+
+    /// Which class a client belongs to.
+    #[must_use]
+    pub fn classes(&self) -> &Classes {
+        &self.classes
     }
 
     /// The tasks that serve clients.
@@ -163,14 +175,14 @@ impl Proxy {
 
     /// Answers a connection on which no request is served.
     async fn turn_away(&self, client: &Client, answer: Answer) {
-        self.record(client.peer().ip().to_string(), Kind::Unknown).answered(answer.reason);
+        self.record(&client.peer().ip().to_string(), Kind::Unknown).answered(answer.reason);
         if client.write_all(&answer.to_bytes(OTHER_HOSTS)).await.is_ok() {
             client.see_off().await;
         }
     }
 
     /// The record of a request that has just arrived.
-    fn record(&self, client: String, kind: Kind) -> Record {
+    fn record(&self, client: &str, kind: Kind) -> Record {
         let metrics = self.routes.other_hosts().metrics.clone();
         Record::open(metrics, client, kind, self.cut_short.clone())
     }

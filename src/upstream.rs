@@ -20,13 +20,13 @@ use self::http::Kept;
 use self::resolve::{ResolveError, Resolver};
 use self::socket::Socket;
 use crate::address::{AddressClass, classify};
-use crate::admission::{Admission, Ask, Gate, Moment, Place, Refusal, ReuseKey};
+use crate::admission::{Admission, Ask, Gate, Lane, Moment, Party, Place, Refusal, ReuseKey};
 use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
 use crate::target::Target;
 
-/// First pause after every address of a registry failed; it doubles up to [`LONGEST_PAUSE`].
+/// First pause after a name could not be resolved; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause between two rounds of dials.
+/// Longest pause before a name is resolved anew.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// One registry, or all other hosts, as seen by those who want to reach it.
@@ -46,6 +46,8 @@ pub struct Upstream {
     pub insist: bool,
     /// What its queue promises.
     pub queue: QueueTerms,
+    /// The names of the classes, in their order.
+    pub classes: Arc<[String]>,
     /// Names to addresses; shared by all.
     pub resolver: Arc<Resolver>,
     /// Cancelled when those who are still on their way are refused as draining.
@@ -53,14 +55,14 @@ pub struct Upstream {
 }
 
 /// What the queue of one registry promises.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct QueueTerms {
     /// Waiters at once.
     pub depth: usize,
-    /// The longest wait of a CONNECT.
-    pub tunnel_timeout: Duration,
-    /// The longest wait of a request that is visible as HTTP.
-    pub request_timeout: Duration,
+    /// The longest wait of a CONNECT, by class.
+    pub tunnel_timeout: Vec<Duration>,
+    /// The longest wait of a request that is visible as HTTP, by class.
+    pub request_timeout: Vec<Duration>,
 }
 
 /// Which addresses may be dialled, beyond those that nothing speaks against.
@@ -149,6 +151,12 @@ pub struct Patience {
 pub struct Trip {
     /// Where it wants to go.
     pub way: Way,
+    /// Who asks.
+    pub party: Party,
+    /// What it asks for.
+    pub lane: Lane,
+    /// The target as text: what a place is kept for, and what an outage is noted for.
+    pub name: Arc<str>,
     /// How long it waits.
     pub patience: Patience,
     /// Where it stands in the order.
@@ -235,12 +243,26 @@ impl Upstream {
         if self.name == OTHER_HOSTS { "the other host".to_owned() } else { format!("registry {}", self.name) }
     }
 
-    /// A place in the order for a request that arrives now.
+    /// A place in the order for a request that arrives now, or the one that its client left not long ago. Its patience
+    /// counts from now in any case.
     #[must_use]
-    pub fn trip(&self, way: Way, patience: Patience) -> Trip {
-        let place = self.gate.place();
-        let deadline = place.arrived() + patience.limit;
-        Trip { way, patience, place, deadline, again: false, queued: false, waited: Duration::ZERO, connect: None }
+    pub fn trip(&self, way: Way, party: Party, lane: Lane, patience: Patience) -> Trip {
+        let name: Arc<str> = way.target.to_string().into();
+        let (place, again) = self.gate.place(&party.client, &name);
+        let deadline = self.gate.now() + patience.limit;
+        Trip {
+            way,
+            party,
+            lane,
+            name,
+            patience,
+            place,
+            deadline,
+            again,
+            queued: false,
+            waited: Duration::ZERO,
+            connect: None,
+        }
     }
 
     /// Lets the request wait once more from now on: it was admitted in time, but what it was given did not serve.
@@ -280,13 +302,16 @@ impl Upstream {
                 (Err(Failure::Refused(_)), Some(before)) => return Err(before),
                 (done, _) => return done,
             };
-            tracing::debug!(registry = self.name, target = %trip.way.target, error = %failure, ?pause, "will try again");
-            let until = trip.deadline.min(self.gate.now() + pause);
-            self.pause_until(until, requester).await?;
-            if until == trip.deadline {
-                return Err(failure);
+            tracing::debug!(registry = self.name, target = %trip.way.target, error = %failure, "will try again");
+            // Where dials failed, the gate lets it wait until another one is due.
+            if matches!(failure, Failure::Unknown(_)) {
+                let until = trip.deadline.min(self.gate.now() + pause);
+                self.pause_until(until, requester).await?;
+                if until == trip.deadline {
+                    return Err(failure);
+                }
+                pause = LONGEST_PAUSE.min(pause * 2);
             }
-            pause = LONGEST_PAUSE.min(pause * 2);
             before = Some(failure);
         }
     }
@@ -299,7 +324,9 @@ impl Upstream {
         requester: &impl Requester,
     ) -> Result<Reached, Failure> {
         let mut failed: Option<DialError> = None;
-        for address in self.addresses(trip, requester).await? {
+        let addresses = self.addresses(trip, requester).await?;
+        let last = addresses.len() - 1;
+        for (index, address) in addresses.into_iter().enumerate() {
             let admitted = self.admit(trip, reuse, requester).await;
             let slot = match (admitted, failed.take()) {
                 (Ok(Admission::New(slot)), _) => slot,
@@ -311,9 +338,11 @@ impl Upstream {
             if requester.is_broken() || trip.queued && requester.has_ended() {
                 return Err(Failure::ClientLeft);
             }
+            // Of a registry, the last word counts; other hosts have nothing in common.
+            let tells = self.insist && index == last;
             let dialled = tokio::select! {
                 biased;
-                dialled = connect::dial(slot, address, self.terms, &self.metrics) => dialled,
+                dialled = connect::dial(slot, address, self.terms, tells, &self.metrics) => dialled,
                 () = gone(requester, trip.queued) => return Err(Failure::ClientLeft),
             };
             match dialled {
@@ -350,7 +379,15 @@ impl Upstream {
         reuse: Option<&ReuseKey>,
         requester: &impl Requester,
     ) -> Result<Admission<Kept>, Failure> {
-        let ask = Ask { place: trip.place, deadline: trip.deadline, reuse: reuse.cloned(), again: trip.again };
+        let ask = Ask {
+            place: trip.place,
+            deadline: trip.deadline,
+            party: trip.party.clone(),
+            lane: trip.lane,
+            target: trip.name.clone(),
+            reuse: reuse.cloned(),
+            again: trip.again,
+        };
         trip.again = true;
         let since = Instant::now();
         let admitted = tokio::select! {

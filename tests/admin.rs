@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use roadstead_test_support::http::request;
 use roadstead_test_support::{
-    Metrics, Sidecar, StubRegistry, Wire, config, connect_through, eventually, eventually_is, get_through,
+    KEEP_TUNNELS, Metrics, Sidecar, StubRegistry, Wire, config, connect_through, eventually, eventually_is, get_through,
 };
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ async fn stage(slots: usize, queue: &str) -> (StubRegistry, Sidecar) {
     let stub = StubRegistry::builder().start().await;
     let registries = format!(
         "[registries.stub]\nhosts = [\"{}\"]\ncap = {slots}\nshare = 1\n[registries.stub.queue]\n{queue}\n\
-         [registries.quiet]\nhosts = [\"quiet.example.com\"]\ncap = 100\nshare = \"5%\"\n",
+         [registries.quiet]\nhosts = [\"quiet.example.com\"]\ncap = 100\nshare = \"5%\"\n{KEEP_TUNNELS}",
         stub.address()
     );
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registries)).await;

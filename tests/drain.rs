@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use roadstead_test_support::http::{Framing, request};
 use roadstead_test_support::{
-    Response, Sidecar, Signal, StubRegistry, Wire, config, connect_through, eventually_is, get_through,
+    KEEP_TUNNELS, Response, Sidecar, Signal, StubRegistry, Wire, config, connect_through, eventually_is, get_through,
 };
 
 /// Long enough for the slowest machine; nothing waits for it unless it fails.
@@ -20,7 +20,8 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 /// A registry, and a sidecar with `slots` for it that drains for `drain_timeout`.
 async fn stage(slots: usize, drain_timeout: &str) -> (StubRegistry, Sidecar) {
     let stub = StubRegistry::builder().start().await;
-    let registry = format!("[registries.stub]\nhosts = [\"{}\"]\ncap = {slots}\nshare = 1", stub.address());
+    let registry =
+        format!("[registries.stub]\nhosts = [\"{}\"]\ncap = {slots}\nshare = 1\n{KEEP_TUNNELS}", stub.address());
     let text = format!("drain_timeout = \"{drain_timeout}\"\n{}", config(&registry));
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text).await;
     (stub, sidecar)

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use roadstead_test_support::http::{Framing, request};
 use roadstead_test_support::{
-    Head, Outcomes, Random, Response, Sidecar, StubRegistry, Wire, blob_of, config, connect_through, eventually,
-    eventually_is, get_through,
+    Head, KEEP_TUNNELS, Outcomes, Random, Response, Sidecar, StubRegistry, Wire, blob_of, config, connect_through,
+    eventually, eventually_is, get_through,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 
@@ -24,7 +24,7 @@ const BLOB_PATH: &str = "/v2/team/image/blobs/sha256:1";
 /// A sidecar with `slots` for one registry; `more` goes into the registry's table.
 async fn sidecar_for(hosts: &[SocketAddr], slots: usize, more: &str) -> Sidecar {
     let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
-    let registry = format!("[registries.stub]\nhosts = {hosts:?}\ncap = {slots}\nshare = 1\n{more}\n");
+    let registry = format!("[registries.stub]\nhosts = {hosts:?}\ncap = {slots}\nshare = 1\n{more}\n{KEEP_TUNNELS}");
     Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await
 }
 

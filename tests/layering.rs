@@ -5,8 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The layers from the bottom to the top. Neighbours on one level may meet only where it says so.
-const LAYERS: [&[&str]; 5] =
-    [&["config", "target", "address", "metrics"], &["admission"], &["upstream"], &["proxy", "admin"], &["cli", "app"]];
+const LAYERS: [&[&str]; 5] = [
+    &["config", "target", "address", "metrics", "kernel"],
+    &["admission"],
+    &["upstream"],
+    &["proxy", "admin"],
+    &["cli", "app"],
+];
 
 /// Uses on one level that are part of the plan: who uses whom.
 const NEIGHBOURS: [(&str, &str); 3] = [("config", "target"), ("admin", "proxy"), ("cli", "app")];

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use roadstead_test_support::http::request;
 use roadstead_test_support::{
-    Outcomes, Response, Sidecar, StubRegistry, Wire, config, connect_through, eventually_is, get_through,
+    KEEP_TUNNELS, Outcomes, Response, Sidecar, StubRegistry, Wire, config, connect_through, eventually_is, get_through,
 };
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ const LATE: Duration = Duration::from_secs(2);
 /// A sidecar with one slot for a registry with these hosts; `more` goes into the registry's table, and may go on with
 /// other tables.
 async fn sidecar_for(host: &str, more: &str) -> Sidecar {
-    let registry = format!("[registries.stub]\nhosts = [\"{host}\"]\ncap = 1\nshare = 1\n{more}\n");
+    let registry = format!("[registries.stub]\nhosts = [\"{host}\"]\ncap = 1\nshare = 1\n{more}\n{KEEP_TUNNELS}");
     Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await
 }
 

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use roadstead_test_support::{
-    Outcomes, Random, Sidecar, SocketWatch, StubConnection, StubRegistry, Wire, config, connect_through, eventually,
-    eventually_is,
+    KEEP_TUNNELS, Outcomes, Random, Sidecar, SocketWatch, StubConnection, StubRegistry, Wire, config, connect_through,
+    eventually, eventually_is,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpSocket};
@@ -24,7 +24,8 @@ const A_WHILE: Duration = Duration::from_millis(50);
 
 /// A sidecar with `slots` for one registry; `more` goes into the registry's table.
 async fn sidecar_for(address: SocketAddr, slots: usize, more: &str) -> Sidecar {
-    let registry = format!("[registries.stub]\nhosts = [\"{address}\"]\ncap = {slots}\nshare = 1\n{more}\n");
+    let registry =
+        format!("[registries.stub]\nhosts = [\"{address}\"]\ncap = {slots}\nshare = 1\n{more}\n{KEEP_TUNNELS}");
     Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await
 }
 

@@ -7,12 +7,18 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use std::sync::Arc;
+
 use super::idle::IdleSlots;
 use super::moment::Moment;
+use super::outages::Outages;
 use super::pace::Pace;
-use super::queue::{Ask, Place, Queue, ReuseKey};
+use super::places::KeptPlaces;
+use super::queue::{Ask, Place, Queue, ReuseKey, Waiter};
+use super::quiet::{Evidence, Quiet, QuietTunnels};
 use super::rate::{Bucket, Rate};
-use super::slots::{Counts, Ledger, SlotId, SlotState};
+use super::slots::{Counts, Ledger, SlotId, SlotState, Tenant};
+use super::turns::{ClassId, Client, Party};
 
 /// What holds for one registry on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +33,12 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How old a connection may get and still be kept.
     pub max_lifetime: Duration,
+    /// Slots that may be dialling at once.
+    pub max_connecting: usize,
+    /// How long the place of one who left is kept for it.
+    pub keep_place: Duration,
+    /// The weights of the classes; the first is `default`.
+    pub weights: Vec<u32>,
 }
 
 /// What the driver is to do.
@@ -63,6 +75,13 @@ pub enum Decision {
         slot: SlotId,
         /// What made it go.
         cause: CloseCause,
+    },
+    /// Ask a quiet tunnel to close, because somebody waits. It answers by closing, or by going on.
+    Recall {
+        /// The slot of the tunnel.
+        slot: SlotId,
+        /// What spoke for it being idle.
+        evidence: Evidence,
     },
 }
 
@@ -101,12 +120,43 @@ pub enum RefusalReason {
     QueueFull,
     /// The request's own deadline came.
     QueueTimeout,
+    /// The request's own deadline came while the registry took no connections.
+    Unreachable,
     /// The process is going down, and its `drain_timeout` is over.
     Draining,
 }
 
-/// The picture at one moment.
+/// What keeps the one whose turn it is from being admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Admissions are held by the operator.
+    Paused,
+    /// The registry takes no connections.
+    Unreachable,
+    /// `max_connecting` slots are dialling.
+    Connecting,
+    /// No slot is free.
+    Slots,
+    /// No token is due.
+    Rate,
+}
+
+impl Bound {
+    /// The word in status pages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Bound::Paused => "paused",
+            Bound::Unreachable => "unreachable",
+            Bound::Connecting => "max_connecting",
+            Bound::Slots => "slots",
+            Bound::Rate => "rate_per_second",
+        }
+    }
+}
+
+/// The picture at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// Slots.
     pub slots: usize,
@@ -114,8 +164,55 @@ pub struct Snapshot {
     pub open: Counts,
     /// Those who wait.
     pub waiting: usize,
+    /// Those who wait, by class.
+    pub waiting_by_class: Vec<usize>,
     /// The time since the arrival of the one who waits longest.
     pub oldest_wait: Duration,
+    /// Whether admissions are held.
+    pub paused: bool,
+    /// What keeps the one whose turn it is from being admitted, if somebody waits.
+    pub bound: Option<Bound>,
+}
+
+/// Who waits for what.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// What keeps the one whose turn it is from being admitted, if somebody waits.
+    pub bound: Option<Bound>,
+    /// Those who wait.
+    pub waiters: Vec<WaiterInfo>,
+    /// Those who hold a slot.
+    pub holders: Vec<HolderInfo>,
+}
+
+/// One who waits.
+#[derive(Clone, Debug)]
+pub struct WaiterInfo {
+    /// By arrival, from 1.
+    pub position: usize,
+    /// Who asks.
+    pub party: Party,
+    /// Where it wants to go.
+    pub target: Arc<str>,
+    /// The time since it first arrived.
+    pub age: Duration,
+    /// The time until its patience ends.
+    pub patience_left: Duration,
+    /// When it will be admitted, as far as the past tells.
+    pub expected_wait: Duration,
+}
+
+/// One who holds a slot.
+#[derive(Clone, Debug)]
+pub struct HolderInfo {
+    /// The slot.
+    pub slot: SlotId,
+    /// What its socket is doing.
+    pub state: SlotState,
+    /// The time since it was granted.
+    pub age: Duration,
+    /// Whose request it serves, and where that goes; nobody's while it is kept for reuse.
+    pub tenant: Option<(Party, Arc<str>)>,
 }
 
 /// The admission state of one registry.
@@ -126,10 +223,18 @@ pub struct Core {
     idle: IdleSlots,
     queue: Queue,
     bucket: Option<Bucket>,
+    quiet: QuietTunnels,
+    places: KeptPlaces,
+    outages: Outages,
     pace: Pace,
     mode: Mode,
+    paused: bool,
+    bound: Option<Bound>,
     decisions: VecDeque<Decision>,
-    token_due: Option<Moment>,
+    /// When the bound may give way by time alone.
+    bound_until: Option<Moment>,
+    /// What a request is charged for in advance: the smoothed time that slots are held.
+    estimate: Duration,
     arrivals: u64,
 }
 
@@ -143,41 +248,47 @@ enum Mode {
     Ended,
 }
 
-/// What keeps the head of the queue where it is.
-enum Bound {
-    Slots,
-    Rate,
-}
-
 impl Core {
     /// Nothing taken, nobody waiting, a full bucket.
     #[must_use]
     pub fn new(limits: Limits, now: Moment) -> Core {
         Core {
             bucket: limits.rate.map(|rate| Bucket::new(rate, now)),
-            limits,
             ledger: Ledger::default(),
             idle: IdleSlots::default(),
-            queue: Queue::default(),
+            queue: Queue::new(&limits.weights),
+            quiet: QuietTunnels::default(),
+            places: KeptPlaces::new(limits.keep_place),
+            outages: Outages::default(),
             pace: Pace::default(),
             mode: Mode::Running,
+            paused: false,
+            bound: None,
             decisions: VecDeque::new(),
-            token_due: None,
+            bound_until: None,
+            estimate: Duration::from_secs(1),
             arrivals: 0,
+            limits,
         }
     }
 
-    /// A new place at the end of the order, for a request that arrives now. It costs nothing and need not be used.
-    pub fn place(&mut self, now: Moment) -> Place {
+    /// A place for a request that arrives now: the one that was kept for this client and target, if it left unserved
+    /// not long ago, or one at the end of the order. The flag tells whether it came back. A place costs nothing and need
+    /// not be used.
+    pub fn place(&mut self, client: &Client, target: &Arc<str>, now: Moment) -> (Place, bool) {
+        if let Some(kept) = self.places.take(client, target, now) {
+            return (kept, true);
+        }
         self.arrivals += 1;
-        Place::new(now, self.arrivals)
+        (Place::new(now, self.arrivals), false)
     }
 
     /// Somebody asks to be admitted. The answer is a decision for `ask.place`, now or later.
     pub fn arrive(&mut self, ask: Ask, now: Moment) {
         let place = ask.place;
         let may_wait = ask.again || self.queue.len() < self.limits.depth;
-        self.queue.push(ask, now);
+        let aside = self.outages.is_out(&ask.target);
+        self.queue.push(ask, aside, now);
         // Nothing is closed for one who may not wait for it.
         self.dispatch_with(may_wait, now);
         if !may_wait {
@@ -187,7 +298,9 @@ impl Core {
 
     /// One who waits has left. Without effect if a decision was already made.
     pub fn leave(&mut self, place: Place, now: Moment) {
-        if self.queue.remove(place).is_some() {
+        if let Some(waiter) = self.queue.remove(place) {
+            self.outages.gone(&waiter.ask.target, place, now);
+            self.keep_place(&waiter, now);
             self.dispatch(now);
         }
     }
@@ -200,7 +313,50 @@ impl Core {
     /// The socket in this slot does something else now.
     pub fn enter(&mut self, slot: SlotId, state: SlotState, now: Moment) {
         self.idle.remove(slot);
+        self.quiet.remove(slot);
         self.ledger.enter(slot, state);
+        self.dispatch(now);
+    }
+
+    /// The connection in this slot stands: its target takes connections.
+    pub fn established(&mut self, slot: SlotId, now: Moment) {
+        if let Some(tenant) = self.ledger.tenant(slot)
+            && self.outages.over(&tenant.target)
+        {
+            self.queue.bring_all_back(&tenant.target);
+        }
+        self.enter(slot, SlotState::Active, now);
+    }
+
+    /// Every address of its target refused the holder of this slot, which is about to be released.
+    pub fn unreachable(&mut self, slot: SlotId, now: Moment) {
+        if let Some(tenant) = self.ledger.tenant(slot) {
+            self.outages.failed(&tenant.target, tenant.place, now);
+            self.queue.set_aside(&tenant.target);
+        }
+        self.dispatch(now);
+    }
+
+    /// The tunnel in this slot lies quiet.
+    pub fn quiet(&mut self, slot: SlotId, quiet: Quiet, now: Moment) {
+        let client = self.ledger.tenant(slot).map(|tenant| tenant.party.client.clone());
+        if let Some(client) = client
+            && self.ledger.enter(slot, SlotState::Idle)
+        {
+            self.quiet.add(slot, client, quiet);
+            self.dispatch(now);
+        }
+    }
+
+    /// Holds all admissions; the queue stays and takes more.
+    pub fn pause(&mut self, now: Moment) {
+        self.paused = true;
+        self.dispatch(now);
+    }
+
+    /// Goes on, in order.
+    pub fn resume(&mut self, now: Moment) {
+        self.paused = false;
         self.dispatch(now);
     }
 
@@ -212,6 +368,8 @@ impl Core {
         if !self.ledger.enter(slot, SlotState::Idle) {
             return false;
         }
+        self.quiet.remove(slot);
+        self.settle(slot, now);
         self.idle.add(slot, key, now, expires_in);
         self.dispatch(now);
         true
@@ -221,6 +379,8 @@ impl Core {
     /// goes to one who waits.
     pub fn released(&mut self, slot: SlotId, now: Moment) {
         self.idle.remove(slot);
+        self.quiet.remove(slot);
+        self.settle(slot, now);
         let Some(entry) = self.ledger.release(slot) else {
             return;
         };
@@ -268,7 +428,8 @@ impl Core {
     /// When to call [`Core::tick`], if nothing happens before.
     #[must_use]
     pub fn wake_at(&self) -> Option<Moment> {
-        [self.queue.next_deadline(), self.idle.next_expiry(), self.token_due].into_iter().flatten().min()
+        let probe = if self.queue.is_empty() { None } else { self.outages.next_due() };
+        [self.queue.next_deadline(), self.idle.next_expiry(), self.bound_until, probe].into_iter().flatten().min()
     }
 
     /// The picture now.
@@ -278,8 +439,39 @@ impl Core {
             slots: self.limits.slots,
             open: self.ledger.counts(),
             waiting: self.queue.len(),
+            waiting_by_class: (0..self.limits.weights.len())
+                .map(|class| self.queue.waiting_in(ClassId(class)))
+                .collect(),
             oldest_wait: self.queue.oldest_wait(now),
+            paused: self.paused,
+            bound: self.bound,
         }
+    }
+
+    /// Who waits, by arrival, and who holds what, the oldest first; at most `most` of each.
+    #[must_use]
+    pub fn explain(&self, most: usize, now: Moment) -> Explanation {
+        let waiters = self.queue.by_arrival().take(most).enumerate().map(|(index, waiter)| WaiterInfo {
+            position: index + 1,
+            party: waiter.ask.party.clone(),
+            target: waiter.ask.target.clone(),
+            age: now.since(waiter.ask.place.arrived()),
+            patience_left: waiter.ask.deadline.since(now),
+            expected_wait: self.pace.expected_wait(index + 1),
+        });
+        let mut holders: Vec<HolderInfo> = self
+            .ledger
+            .entries()
+            .map(|(slot, entry)| HolderInfo {
+                slot,
+                state: entry.state,
+                age: now.since(entry.born),
+                tenant: entry.tenant.as_ref().map(|tenant| (tenant.party.clone(), tenant.target.clone())),
+            })
+            .collect();
+        holders.sort_by_key(|holder| holder.slot);
+        holders.truncate(most);
+        Explanation { bound: self.bound, waiters: waiters.collect(), holders }
     }
 
     /// Decides all that can be decided now.
@@ -290,18 +482,46 @@ impl Core {
     fn dispatch_with(&mut self, may_reclaim: bool, now: Moment) {
         self.close_what_must_go(now);
         while let Some(place) = self.queue.overdue(now) {
-            self.refuse(place, RefusalReason::QueueTimeout, now);
+            self.refuse_overdue(place, now);
         }
-        self.token_due = None;
+        self.send_probes(now);
+        self.bound = None;
+        self.bound_until = None;
         match self.mode {
-            Mode::Running | Mode::Draining => self.admit_in_order(may_reclaim, now),
+            Mode::Running | Mode::Draining => self.admit_in_turn(may_reclaim, now),
             Mode::Ended => self.refuse_all(now),
         }
     }
 
-    /// Admits from the head of the queue until something binds.
-    fn admit_in_order(&mut self, may_reclaim: bool, now: Moment) {
+    fn refuse_overdue(&mut self, place: Place, now: Moment) {
+        let out = self.queue.get(place).is_some_and(|waiter| self.outages.is_out(&waiter.ask.target));
+        let reason = if out { RefusalReason::Unreachable } else { RefusalReason::QueueTimeout };
+        if let Some(waiter) = self.refuse(place, reason, now) {
+            self.outages.gone(&waiter.ask.target, place, now);
+            self.keep_place(&waiter, now);
+        }
+    }
+
+    /// One request for each target that is out and may be probed takes its turn again. Where nobody waits for it, the
+    /// outage is forgotten: the next to come finds out by itself.
+    fn send_probes(&mut self, now: Moment) {
+        for target in self.outages.due(now) {
+            match self.queue.bring_one_back(&target) {
+                Some(place) => self.outages.probe(&target, place),
+                None => {
+                    self.outages.over(&target);
+                }
+            }
+        }
+    }
+
+    /// Admits whose turn it is until something binds.
+    fn admit_in_turn(&mut self, may_reclaim: bool, now: Moment) {
         while let Some(head) = self.queue.head() {
+            if self.paused {
+                self.bound = Some(Bound::Paused);
+                return;
+            }
             let place = head.ask.place;
             let kept = head.ask.reuse.as_ref().and_then(|key| self.idle.freshest(key));
             if let Some(slot) = kept {
@@ -310,28 +530,40 @@ impl Core {
             }
             match self.take_slot_and_token(now) {
                 Ok(slot) => self.admit_to_new(place, slot, now),
-                Err(Bound::Slots) if may_reclaim => return self.reclaim(now),
-                Err(Bound::Slots | Bound::Rate) => return self.reuse_past_the_head(now),
+                Err(bound) => {
+                    self.bound = Some(bound);
+                    if bound == Bound::Slots && may_reclaim {
+                        self.make_room(now);
+                    }
+                    return self.reuse_out_of_turn(now);
+                }
             }
+        }
+        if !self.queue.is_empty() {
+            self.bound = Some(if self.paused { Bound::Paused } else { Bound::Unreachable });
         }
     }
 
     /// Slot and token together, or neither.
     fn take_slot_and_token(&mut self, now: Moment) -> Result<SlotId, Bound> {
+        if self.ledger.counts().connecting >= self.limits.max_connecting {
+            return Err(Bound::Connecting);
+        }
         if self.ledger.open() >= self.limits.slots {
             return Err(Bound::Slots);
         }
         if let Some(bucket) = &mut self.bucket
             && let Err(due) = bucket.take(now)
         {
-            self.token_due = Some(due);
+            self.bound_until = Some(due);
             return Err(Bound::Rate);
         }
         Ok(self.ledger.take(now))
     }
 
-    /// Tokens bind: a kept connection costs none, so it goes to the first who can use it.
-    fn reuse_past_the_head(&mut self, now: Moment) {
+    /// Whose turn it is cannot go on, but a kept connection takes no slot, no token and no dial from it: it goes to the
+    /// first who can use it.
+    fn reuse_out_of_turn(&mut self, now: Moment) {
         while let Some((place, key)) = self.first_who_can_reuse() {
             let slot = self.idle.freshest(&key).expect("the key was taken from the kept ones");
             self.admit_to_kept(place, slot, now);
@@ -343,70 +575,90 @@ impl Core {
         wanted.min_by_key(|(place, _)| *place)
     }
 
-    /// Slots bind: goes down the queue and gives each waiter, in order, what there is for it: a kept connection it can
-    /// use, else a slot that is already on its way back, else a kept connection that is closed for it. One victim for
-    /// one waiter, and none for which no token is there.
-    fn reclaim(&mut self, now: Moment) {
-        if self.idle.is_empty() {
+    /// Slots bind: connections that do nothing give way, one for each who waits beyond the slots that are on their way
+    /// back, and none for which no token is there. The first goes for the one whose turn it is; what is left of kept
+    /// connections goes to those who can use it, before more are closed.
+    fn make_room(&mut self, now: Moment) {
+        let tokens = self.bucket.as_ref().map_or(usize::MAX, |bucket| bucket.available(now));
+        if tokens == 0 {
+            self.bound_until = self.bucket.as_ref().map(Bucket::next_due);
             return;
         }
-        let mut coming = self.coming_back();
-        let available = self.bucket.as_ref().map_or(usize::MAX, |bucket| bucket.available(now));
-        let mut tokens = available.saturating_sub(coming);
-        let asks: Vec<(Place, Option<ReuseKey>)> = self
-            .queue
-            .in_order()
-            .take(coming + self.idle.len())
-            .map(|waiter| (waiter.ask.place, waiter.ask.reuse.clone()))
-            .collect();
-        for (place, key) in asks {
-            if let Some(slot) = key.and_then(|key| self.idle.freshest(&key)) {
-                self.admit_to_kept(place, slot, now);
-            } else if coming > 0 {
-                coming -= 1;
-            } else if tokens > 0
-                && let Some(victim) = self.idle.nearest_to_its_end()
-            {
-                tokens -= 1;
-                self.close(victim, CloseCause::Reclaimed);
+        let Some(head) = self.queue.head().map(|head| head.ask.party.client.clone()) else {
+            return;
+        };
+        while self.coming_back() < self.queue.in_line().min(tokens) {
+            if !self.close_or_recall_one(&head, now) {
+                self.bound_until = self.quiet.next_due(&head);
+                return;
             }
-        }
-        if tokens == 0 {
-            self.reuse_past_the_head(now);
-        }
-        if available == 0 {
-            self.token_due = self.bucket.as_ref().map(Bucket::next_due);
+            self.reuse_out_of_turn(now);
         }
     }
 
-    /// Slots that are closing and will be free for a waiter: not those that only bring a shrunk registry down to size.
+    fn close_or_recall_one(&mut self, waiting: &Client, now: Moment) -> bool {
+        if let Some(slot) = self.idle.nearest_to_its_end() {
+            self.close(slot, CloseCause::Reclaimed);
+            return true;
+        }
+        let Some((slot, evidence)) = self.quiet.victim(waiting, |client| self.ledger.held_by(client), now) else {
+            return false;
+        };
+        self.recall(slot, evidence);
+        true
+    }
+
+    fn recall(&mut self, slot: SlotId, evidence: Evidence) {
+        self.quiet.recall(slot);
+        self.decisions.push_back(Decision::Recall { slot, evidence });
+    }
+
+    /// Slots that are on their way back and will be free for a waiter: not those that only bring a shrunk registry down
+    /// to size.
     fn coming_back(&self) -> usize {
         let excess = self.ledger.open().saturating_sub(self.limits.slots);
-        self.ledger.counts().closing.saturating_sub(excess)
+        (self.ledger.counts().closing + self.quiet.recalled()).saturating_sub(excess)
     }
 
     fn admit_to_new(&mut self, place: Place, slot: SlotId, now: Moment) {
-        let waited = self.leave_queue(place, now);
+        let waited = self.admit(place, slot, now);
         self.decisions.push_back(Decision::Dial { place, slot, waited });
     }
 
     fn admit_to_kept(&mut self, place: Place, slot: SlotId, now: Moment) {
         self.idle.remove(slot);
         self.ledger.enter(slot, SlotState::Active);
-        let waited = self.leave_queue(place, now);
+        let waited = self.admit(place, slot, now);
         self.decisions.push_back(Decision::Reuse { place, slot, waited });
     }
 
-    fn leave_queue(&mut self, place: Place, now: Moment) -> Duration {
-        let waiter = self.queue.remove(place).expect("only those who wait are admitted");
+    fn admit(&mut self, place: Place, slot: SlotId, now: Moment) -> Duration {
+        let charged = nanos(self.estimate);
+        let waiter = self.queue.take(place, charged).expect("only those who wait are admitted");
         self.pace.admitted(now, !self.queue.is_empty());
-        waiter.waited(now)
+        let had_to_wait = waiter.waited(now);
+        let Ask { party, target, .. } = waiter.ask;
+        self.ledger.let_to(slot, Tenant { party, target, place, since: now, charged });
+        had_to_wait
     }
 
-    fn refuse(&mut self, place: Place, reason: RefusalReason, now: Moment) {
-        let Some(waiter) = self.queue.remove(place) else {
+    /// The slot serves its request no longer: what was charged in advance is set right.
+    fn settle(&mut self, slot: SlotId, now: Moment) {
+        let Some(tenant) = self.ledger.vacate(slot) else {
             return;
         };
+        self.outages.gone(&tenant.target, tenant.place, now);
+        let held = now.since(tenant.since);
+        self.queue.settle(&tenant.party, tenant.charged, nanos(held));
+        self.estimate = (self.estimate * 7 + held) / 8;
+    }
+
+    fn keep_place(&mut self, waiter: &Waiter, now: Moment) {
+        self.places.keep(&waiter.ask.party.client, &waiter.ask.target, waiter.ask.place, now);
+    }
+
+    fn refuse(&mut self, place: Place, reason: RefusalReason, now: Moment) -> Option<Waiter> {
+        let waiter = self.queue.remove(place)?;
         let refusal = Refusal {
             reason,
             waited: waiter.waited(now),
@@ -415,10 +667,11 @@ impl Core {
             retry_after: self.pace.expected_wait(self.queue.len()),
         };
         self.decisions.push_back(Decision::Refuse { place, refusal });
+        Some(waiter)
     }
 
     fn refuse_all(&mut self, now: Moment) {
-        while let Some(place) = self.queue.head().map(|head| head.ask.place) {
+        while let Some(place) = self.queue.first().map(|waiter| waiter.ask.place) {
             self.refuse(place, RefusalReason::Draining, now);
         }
     }
@@ -452,4 +705,8 @@ impl Core {
         self.ledger.enter(slot, SlotState::Closing);
         self.decisions.push_back(Decision::Close { slot, cause });
     }
+}
+
+fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }

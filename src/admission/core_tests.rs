@@ -3,15 +3,18 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::core::{CloseCause, Core, Decision, Limits, RefusalReason};
+use super::core::{Bound, CloseCause, Core, Decision, Limits, RefusalReason};
 use super::moment::Moment;
 use super::queue::{Ask, Place, ReuseKey};
+use super::quiet::{Evidence, Quiet};
 use super::rate::Rate;
 use super::slots::{SlotId, SlotState};
+use super::turns::{ClassId, Client, Lane, Party};
 
 const IDLE_TIMEOUT: Duration = Duration::from_millis(400);
 const MAX_LIFETIME: Duration = Duration::from_millis(900);
@@ -22,7 +25,16 @@ fn ms(millis: u64) -> Duration {
 
 fn limits(slots: usize, depth: usize, rate: Option<(u64, u32)>) -> Limits {
     let rate = rate.map(|(period, burst)| Rate { period: ms(period), burst: NonZeroU32::new(burst).unwrap() });
-    Limits { slots, depth, rate, idle_timeout: IDLE_TIMEOUT, max_lifetime: MAX_LIFETIME }
+    Limits {
+        slots,
+        depth,
+        rate,
+        idle_timeout: IDLE_TIMEOUT,
+        max_lifetime: MAX_LIFETIME,
+        max_connecting: usize::MAX,
+        keep_place: Duration::ZERO,
+        weights: vec![1],
+    }
 }
 
 /// Drives a core through a history and knows, naively, what must hold.
@@ -38,15 +50,26 @@ struct World {
     draining: bool,
     log: Vec<Decision>,
     dials: Vec<Moment>,
+    paused: bool,
+    /// Targets that refused, and have not been reached since.
+    out: HashSet<Arc<str>>,
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "a naive model: what is true of a slot, one by one")]
 struct Held {
     slot: SlotId,
     dialled: bool,
     /// The key it is kept for, while it is idle in the pool.
     kept: Option<ReuseKey>,
     closing: bool,
+    /// Whether it serves nobody's request: it was kept, and taken out by no request.
+    vacant: bool,
+    /// From when on it may be recalled, while it is a quiet tunnel.
+    quiet: Option<Moment>,
+    recalled: bool,
+    target: Arc<str>,
+    place: Place,
 }
 
 /// A token bucket as a child would build it: a level that rises.
@@ -99,6 +122,8 @@ impl World {
             draining: false,
             log: Vec::new(),
             dials: Vec::new(),
+            paused: false,
+            out: HashSet::new(),
         }
     }
 
@@ -110,8 +135,15 @@ impl World {
     }
 
     fn arrive(&mut self, key: Option<&str>, patience: Duration, again: bool) -> Place {
-        let place = self.core.place(self.now);
-        let ask = Ask { place, deadline: self.now + patience, reuse: key.map(ReuseKey::from), again };
+        self.arrive_as("client", key, patience, again)
+    }
+
+    fn arrive_as(&mut self, client: &str, key: Option<&str>, patience: Duration, again: bool) -> Place {
+        let (client, target): (Client, Arc<str>) = (client.into(), key.unwrap_or("tunnel:443").into());
+        let (place, _) = self.core.place(&client, &target, self.now);
+        let party = Party { class: ClassId::default(), client };
+        let deadline = self.now + patience;
+        let ask = Ask { place, deadline, party, lane: Lane::Blob, target, reuse: key.map(ReuseKey::from), again };
         let before = self.waiting.len();
         self.waiting.insert(place, ask.clone());
         self.core.arrive(ask, self.now);
@@ -134,6 +166,8 @@ impl World {
     fn enter(&mut self, slot: SlotId, state: SlotState) {
         let held = self.held_mut(slot);
         held.kept = None;
+        held.quiet = None;
+        held.recalled = false;
         held.closing |= state == SlotState::Closing;
         self.core.enter(slot, state, self.now);
         self.settle(None);
@@ -142,8 +176,12 @@ impl World {
     fn park(&mut self, slot: SlotId, key: &str) {
         let key = ReuseKey::from(key);
         self.held_mut(slot).kept = Some(key.clone());
-        if !self.core.park(slot, key, self.now) {
-            self.held_mut(slot).kept = None;
+        let kept = self.core.park(slot, key, self.now);
+        let held = self.held_mut(slot);
+        if kept {
+            (held.vacant, held.quiet, held.recalled) = (true, None, false);
+        } else {
+            held.kept = None;
         }
         self.settle(None);
     }
@@ -159,6 +197,45 @@ impl World {
         if let Some(tokens) = &mut self.tokens {
             tokens.in_hand = 0;
         }
+    }
+
+    fn quiet(&mut self, slot: SlotId, pause: Duration) {
+        let from = self.now + pause;
+        let held = self.held_mut(slot);
+        if !held.recalled {
+            held.quiet = Some(from);
+        }
+        let quiet = Quiet { evidence: Evidence::Idle, since: self.now, from, from_for_own: from };
+        self.core.quiet(slot, quiet, self.now);
+        self.settle(None);
+    }
+
+    fn unreachable(&mut self, slot: SlotId) {
+        let target = self.held_mut(slot).target.clone();
+        self.out.insert(target);
+        self.core.unreachable(slot, self.now);
+        self.settle(None);
+    }
+
+    fn established(&mut self, slot: SlotId) {
+        let target = self.held_mut(slot).target.clone();
+        self.out.remove(&target);
+        let held = self.held_mut(slot);
+        held.kept = None;
+        held.quiet = None;
+        held.recalled = false;
+        self.core.established(slot, self.now);
+        self.settle(None);
+    }
+
+    fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+        if paused {
+            self.core.pause(self.now);
+        } else {
+            self.core.resume(self.now);
+        }
+        self.settle(None);
     }
 
     fn resize(&mut self, slots: usize) {
@@ -187,9 +264,19 @@ impl World {
                     let ask = self.decide(place);
                     match refusal.reason {
                         RefusalReason::QueueFull => assert_eq!(may_be_full, Some(place), "refused with room left"),
-                        RefusalReason::QueueTimeout => assert!(ask.deadline <= self.now, "refused before its time"),
+                        RefusalReason::QueueTimeout | RefusalReason::Unreachable => {
+                            assert!(ask.deadline <= self.now, "refused before its time");
+                        }
                         RefusalReason::Draining => assert!(self.ended, "refused as draining without an end"),
                     }
+                }
+                Decision::Recall { slot, .. } => {
+                    assert!(!self.waiting.is_empty() && !self.paused, "recalled for nobody");
+                    assert!(self.open() >= self.limits.slots, "recalled though a slot is free");
+                    let now = self.now;
+                    let held = self.held_mut(slot);
+                    assert!(held.quiet.take().is_some_and(|from| from <= now), "recalled before its time");
+                    assert!(!std::mem::replace(&mut held.recalled, true), "recalled twice");
                 }
                 Decision::Close { slot, cause } => {
                     if cause == CloseCause::Reclaimed {
@@ -213,13 +300,29 @@ impl World {
     }
 
     fn check_dial(&mut self, place: Place, slot: SlotId) {
-        let first = *self.waiting.keys().next().unwrap();
-        assert_eq!(first, place, "out of order");
+        assert!(!self.paused, "admitted while paused");
+        let asked = self.waiting.get(&place).expect("only who waits is admitted").clone();
+        let own = self.waiting.values().filter(|ask| ask.party == asked.party && !self.out.contains(&ask.target));
+        if !self.out.contains(&asked.target) {
+            assert_eq!(own.map(|ask| ask.place).next(), Some(place), "out of order among its client's own");
+        }
         let ask = self.decide(place);
         assert!(ask.deadline > self.now, "admitted after its deadline");
         assert!(!self.ended, "admitted after the end");
         assert!(self.held.iter().all(|held| held.slot != slot), "a slot granted twice");
-        self.held.push(Held { slot, dialled: false, kept: None, closing: false });
+        let target = ask.target;
+        let (kept, quiet) = (None, None);
+        self.held.push(Held {
+            slot,
+            dialled: false,
+            kept,
+            closing: false,
+            vacant: false,
+            quiet,
+            recalled: false,
+            target,
+            place,
+        });
         assert!(self.open() <= self.limits.slots, "more open than slots");
         if let Some(tokens) = &mut self.tokens {
             tokens.take();
@@ -229,7 +332,12 @@ impl World {
 
     fn check_reuse(&mut self, place: Place, slot: SlotId) {
         let ask = self.decide(place);
-        let kept = self.held_mut(slot).kept.take();
+        assert!(!self.paused, "admitted while paused");
+        let held = self.held_mut(slot);
+        held.vacant = false;
+        held.target = ask.target.clone();
+        held.place = place;
+        let kept = held.kept.take();
         assert!(kept.is_some() && kept == ask.reuse, "given a connection to somewhere else");
     }
 
@@ -252,20 +360,41 @@ impl World {
         assert!(!self.ended || self.waiting.is_empty());
         let kept: Vec<&ReuseKey> = self.held.iter().filter_map(|held| held.kept.as_ref()).collect();
         assert!(kept.is_empty() || !self.draining, "kept while draining");
-        let wanted = |key: &ReuseKey| self.waiting.values().any(|ask| ask.reuse.as_ref() == Some(key));
+        if self.paused {
+            return;
+        }
+        // Who waits for a target that refuses has no turn but for the probes; somebody has one if others wait.
+        let in_line = self.waiting.values().filter(|ask| !self.out.contains(&ask.target)).count();
+        let wanted = |key: &ReuseKey| {
+            let mut asks = self.waiting.values().filter(|ask| !self.out.contains(&ask.target));
+            asks.any(|ask| ask.reuse.as_ref() == Some(key))
+        };
         assert!(!kept.iter().any(|key| wanted(key)), "a kept connection idles that somebody could use");
-        if self.waiting.is_empty() {
+        if in_line == 0 {
             return;
         }
         let has_token = self.tokens.as_ref().is_none_or(NaiveBucket::has_one);
+        let connecting = self.core.snapshot(self.now).open.connecting;
+        if connecting >= self.limits.max_connecting {
+            return;
+        }
         assert!(self.open() >= self.limits.slots || !has_token, "slot and token idle while somebody waits");
-        // Kept connections of no use to those who wait give way, one for each, as far as tokens go.
+        // Kept connections of no use to those who wait give way, one for each, as far as tokens go; so do tunnels that
+        // have been quiet for long enough.
         let excess = self.open().saturating_sub(self.limits.slots);
-        let coming = self.held.iter().filter(|held| held.closing).count().saturating_sub(excess);
+        let on_their_way = self.held.iter().filter(|held| held.closing || held.recalled).count();
+        let coming = on_their_way.saturating_sub(excess);
         let tokens = self.tokens.as_ref().map_or(usize::MAX, NaiveBucket::count);
-        let served_soon = self.waiting.len().min(tokens);
+        let served_soon = in_line.min(tokens);
         let blocked_by_rate = self.open() < self.limits.slots;
-        assert!(kept.is_empty() || blocked_by_rate || coming >= served_soon, "a kept connection blocks who waits");
+        let eligible = self.held.iter().any(|held| held.quiet.is_some_and(|from| from <= self.now));
+        let can_give_way = !kept.is_empty() || eligible;
+        assert!(
+            !can_give_way || blocked_by_rate || coming >= served_soon,
+            "an idle connection blocks who waits: {served_soon} to serve, {coming} coming, {:?} {:?}",
+            self.held,
+            self.core
+        );
     }
 
     /// The core wants to be woken in time for whatever changes by time alone.
@@ -276,8 +405,10 @@ impl World {
             assert!(by(deadline), "nobody would notice a deadline");
         }
         if let Some(tokens) = &self.tokens
-            && !self.waiting.is_empty()
+            && self.waiting.values().any(|ask| !self.out.contains(&ask.target))
             && self.open() < self.limits.slots
+            && self.core.snapshot(self.now).open.connecting < self.limits.max_connecting
+            && !self.paused
         {
             let due = self.now + self.tokens.as_ref().unwrap().rate.period.saturating_sub(tokens.level);
             assert!(by(due), "nobody would notice the next token");
@@ -288,11 +419,15 @@ impl World {
 /// One step of a history. Numbers pick one of what is there at that time.
 #[derive(Clone, Debug)]
 enum Step {
-    Arrive { key: usize, patience: u64, again: bool },
+    Arrive { client: usize, key: usize, patience: u64, again: bool },
     Leave(usize),
     Dialled(usize),
     Enter(usize, SlotState),
     Park(usize, usize),
+    Quiet(usize, u64),
+    Unreachable(usize),
+    Established(usize),
+    Pause(bool),
     Release(usize),
     Resize(usize),
     Pass(u64),
@@ -304,13 +439,17 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let states = prop_oneof![Just(SlotState::Active), Just(SlotState::Idle), Just(SlotState::Closing)];
     prop_oneof![
-        8 => (0..3_usize, 1..300_u64, prop::bool::weighted(0.1))
-            .prop_map(|(key, patience, again)| Step::Arrive { key, patience, again }),
+        8 => (0..3_usize, 0..3_usize, 1..300_u64, prop::bool::weighted(0.1))
+            .prop_map(|(client, key, patience, again)| Step::Arrive { client, key, patience, again }),
         2 => any::<usize>().prop_map(Step::Leave),
         5 => any::<usize>().prop_map(Step::Dialled),
         2 => (any::<usize>(), states).prop_map(|(slot, state)| Step::Enter(slot, state)),
         5 => (any::<usize>(), 0..2_usize).prop_map(|(slot, key)| Step::Park(slot, key)),
         5 => any::<usize>().prop_map(Step::Release),
+        3 => (any::<usize>(), 0..200_u64).prop_map(|(slot, pause)| Step::Quiet(slot, pause)),
+        2 => any::<usize>().prop_map(Step::Unreachable),
+        4 => any::<usize>().prop_map(Step::Established),
+        1 => any::<bool>().prop_map(Step::Pause),
         1 => (1..6_usize).prop_map(Step::Resize),
         5 => (0..60_u64).prop_map(Step::Pass),
         3 => Just(Step::PassToWake),
@@ -328,9 +467,34 @@ const KEYS: [Option<&str>; 3] = [Some("a:80"), Some("b:80"), None];
 impl World {
     fn take_step(&mut self, step: &Step) {
         match step {
-            Step::Arrive { key, patience, again } => {
-                self.arrive(KEYS[*key], ms(*patience), *again);
+            Step::Arrive { client, key, patience, again } => {
+                self.arrive_as(["x", "y", "z"][*client], KEYS[*key], ms(*patience), *again);
             }
+            Step::Quiet(pick, pause) => {
+                let tunnel = |held: &&Held| held.dialled && !held.closing && !held.vacant;
+                if let Some(held) = nth(self.held.iter().filter(tunnel), *pick) {
+                    let slot = held.slot;
+                    self.quiet(slot, ms(*pause));
+                }
+            }
+            Step::Unreachable(pick) => {
+                if let Some(held) =
+                    nth(self.held.iter().filter(|held| held.dialled && !held.closing && !held.vacant), *pick)
+                {
+                    let slot = held.slot;
+                    self.unreachable(slot);
+                    self.release(slot);
+                }
+            }
+            Step::Established(pick) => {
+                if let Some(held) =
+                    nth(self.held.iter().filter(|held| held.dialled && !held.closing && !held.vacant), *pick)
+                {
+                    let slot = held.slot;
+                    self.established(slot);
+                }
+            }
+            Step::Pause(paused) => self.pause(*paused),
             Step::Leave(pick) => {
                 if let Some(place) = nth(self.waiting.keys().copied(), *pick) {
                     self.leave(place);
@@ -397,11 +561,12 @@ proptest! {
     #[test]
     fn random_histories_keep_every_promise(
         slots in 1..5_usize,
+        max_connecting in 1..5_usize,
         depth in 0..8_usize,
         rate in prop::option::of((1..50_u64, 1..4_u32)),
         steps in history(),
     ) {
-        let mut world = World::new(limits(slots, depth, rate));
+        let mut world = World::new(Limits { max_connecting, ..limits(slots, depth, rate) });
         for step in &steps {
             world.take_step(step);
         }
@@ -584,4 +749,85 @@ fn kept_connections_expire_by_idleness_and_by_age() {
     world.pass(ms(100));
     world.tick();
     assert_eq!(world.log.last(), Some(&Decision::Close { slot: slots[1], cause: CloseCause::Expired }));
+}
+
+#[test]
+fn no_more_than_max_connecting_dial_at_once() {
+    let mut world = World::new(Limits { max_connecting: 2, ..limits(10, 10, None) });
+    for _ in 0..5 {
+        world.arrive(None, ms(500), false);
+    }
+    assert_eq!((world.open(), world.core.snapshot(world.now).bound), (2, Some(Bound::Connecting)));
+    let slot = dialled_slots(&world)[0];
+    world.dialled(slot);
+    world.established(slot);
+    assert_eq!(world.open(), 3);
+}
+
+#[test]
+fn who_comes_back_goes_on_with_its_old_age() {
+    let mut world = World::new(Limits { keep_place: ms(1000), ..limits(1, 10, None) });
+    world.arrive_as("holder", None, ms(9000), false);
+    let gave_up = world.arrive_as("one", None, ms(100), false);
+    world.pass(ms(50));
+    let patient = world.arrive_as("one", None, ms(9000), false);
+    world.pass(ms(50));
+    world.tick();
+    assert!(world.decided.contains(&gave_up), "its wait timed out");
+    world.decided.remove(&gave_up);
+    assert_eq!(world.arrive_as("one", None, ms(500), false), gave_up, "its place was kept");
+    let slot = dialled_slots(&world)[0];
+    world.release(slot);
+    assert!(world.decided.contains(&gave_up) && !world.decided.contains(&patient));
+}
+
+#[test]
+fn a_target_that_refuses_is_probed_by_one_and_holds_up_nobody_else() {
+    let mut world = World::new(limits(4, 100, None));
+    world.arrive(Some("a:80"), ms(5000), false);
+    let refused = dialled_slots(&world)[0];
+    world.dialled(refused);
+    world.unreachable(refused);
+    world.release(refused);
+    let waiting: Vec<Place> = (0..3).map(|_| world.arrive(Some("a:80"), ms(5000), false)).collect();
+    let elsewhere = world.arrive(Some("b:80"), ms(5000), false);
+    assert!(world.decided.contains(&elsewhere));
+    assert_eq!(world.core.snapshot(world.now).bound, Some(Bound::Unreachable));
+    world.pass(ms(100));
+    world.tick();
+    let admitted = |world: &World| waiting.iter().filter(|place| world.decided.contains(place)).count();
+    assert_eq!(admitted(&world), 1, "one probes");
+    let probe = *dialled_slots(&world).last().unwrap();
+    world.dialled(probe);
+    world.established(probe);
+    assert_eq!(admitted(&world), 3, "and all go on when it stands");
+}
+
+#[test]
+fn a_recalled_tunnel_that_moves_after_all_is_left_alone_and_another_is_asked() {
+    let mut world = World::new(limits(2, 10, None));
+    world.arrive_as("x", None, ms(500), false);
+    world.arrive_as("y", None, ms(500), false);
+    let slots = dialled_slots(&world);
+    for slot in &slots {
+        world.dialled(*slot);
+        world.established(*slot);
+        world.quiet(*slot, ms(50));
+    }
+    let waiter = world.arrive_as("x", None, ms(500), false);
+    world.pass(ms(50));
+    world.tick();
+    let recalls = |world: &World| -> Vec<SlotId> {
+        let recalled = |decision: &Decision| match decision {
+            Decision::Recall { slot, .. } => Some(*slot),
+            _ => None,
+        };
+        world.log.iter().filter_map(recalled).collect()
+    };
+    assert_eq!(recalls(&world), [slots[0]], "its own client's first");
+    world.enter(slots[0], SlotState::Active);
+    assert_eq!(recalls(&world), slots);
+    world.enter(slots[1], SlotState::Closing);
+    world.release(slots[1]);
+    assert!(world.decided.contains(&waiter));
 }

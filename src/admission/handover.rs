@@ -6,14 +6,16 @@
 //! what time it is.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::core::{CloseCause, Core, Decision, Refusal, Snapshot};
+use super::core::{CloseCause, Core, Decision, Explanation, Refusal, Snapshot};
 use super::moment::Moment;
 use super::queue::{Ask, Place, ReuseKey};
-use super::slots::{SlotId, SlotState};
+use super::quiet::{Evidence, Quiet};
+use super::slots::{Recall, SlotId, SlotState};
+use super::turns::Client;
 
 /// The shared state of one gate; `P` is a kept connection.
 pub(super) struct Handover<P> {
@@ -24,6 +26,8 @@ struct State<P> {
     core: Core,
     seats: HashMap<Place, Seat<P>>,
     kept: HashMap<SlotId, P>,
+    /// How to ask the quiet tunnels to close.
+    quiet: HashMap<SlotId, Recall>,
     /// When the driver will call again.
     armed: Option<Moment>,
 }
@@ -48,30 +52,33 @@ pub(super) enum Call<P> {
 pub(super) struct Aftermath<P> {
     wakers: Vec<Waker>,
     closed: Vec<(P, CloseCause)>,
+    recalled: Vec<(Recall, Evidence)>,
     /// The driver must look at [`Handover::wake_at`] anew.
     pub rearm: bool,
 }
 
 impl<P> Aftermath<P> {
-    /// Wakes who was called and closes what must go; tells why each connection was closed.
-    pub fn settle(self) -> impl Iterator<Item = CloseCause> {
+    /// Wakes who was called, asks quiet tunnels to close, and closes what must go; tells how many kept connections went
+    /// because somebody waits.
+    pub fn settle(self) -> usize {
         self.wakers.into_iter().for_each(Waker::wake);
-        self.closed.into_iter().map(|(connection, cause)| {
-            drop(connection);
-            cause
-        })
+        self.recalled.into_iter().for_each(|(recall, evidence)| recall(evidence));
+        let reclaimed = self.closed.iter().filter(|(_, cause)| *cause == CloseCause::Reclaimed).count();
+        drop(self.closed);
+        reclaimed
     }
 }
 
 impl<P> Handover<P> {
     pub fn new(core: Core) -> Handover<P> {
-        let state = State { core, seats: HashMap::new(), kept: HashMap::new(), armed: None };
+        let (seats, kept, quiet) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let state = State { core, seats, kept, quiet, armed: None };
         Handover { state: Mutex::new(state) }
     }
 
-    /// A new place at the end of the order.
-    pub fn place(&self, now: Moment) -> Place {
-        self.lock().core.place(now)
+    /// A place for a request that arrives now, and whether it came back to it.
+    pub fn place(&self, client: &Client, target: &Arc<str>, now: Moment) -> (Place, bool) {
+        self.lock().core.place(client, target, now)
     }
 
     /// Sits down to wait. What comes of it is found with [`Handover::poll_call`].
@@ -124,6 +131,7 @@ impl<P> Handover<P> {
     /// The socket does something else now. A kept connection that says so is kept no longer.
     pub fn entered(&self, slot: SlotId, to: SlotState, now: Moment) -> Aftermath<P> {
         let mut state = self.lock();
+        state.quiet.remove(&slot);
         let gone = state.kept.remove(&slot);
         state.core.enter(slot, to, now);
         let mut aftermath = state.carry_out();
@@ -132,9 +140,20 @@ impl<P> Handover<P> {
         aftermath
     }
 
+    /// The tunnel lies quiet; `recall` asks it to close.
+    pub fn quiet(&self, slot: SlotId, quiet: Quiet, recall: Recall, now: Moment) -> Aftermath<P> {
+        let mut state = self.lock();
+        state.quiet.insert(slot, recall);
+        state.core.quiet(slot, quiet, now);
+        state.carry_out()
+    }
+
     /// The socket is gone.
     pub fn released(&self, slot: SlotId, now: Moment) -> Aftermath<P> {
-        self.event(|core| core.released(slot, now))
+        let mut state = self.lock();
+        state.quiet.remove(&slot);
+        state.core.released(slot, now);
+        state.carry_out()
     }
 
     /// Lets an event happen to the core.
@@ -149,6 +168,11 @@ impl<P> Handover<P> {
         let mut state = self.lock();
         state.armed = state.core.wake_at();
         state.armed
+    }
+
+    /// Who waits for what.
+    pub fn explain(&self, most: usize, now: Moment) -> Explanation {
+        self.lock().core.explain(most, now)
     }
 
     /// The picture now.
@@ -177,6 +201,7 @@ impl<P> State<P> {
     fn carry_out(&mut self) -> Aftermath<P> {
         let mut wakers = Vec::new();
         let mut closed = Vec::new();
+        let mut recalled = Vec::new();
         while let Some(decision) = self.core.next_decision() {
             match decision {
                 Decision::Dial { place, slot, waited } => {
@@ -190,6 +215,9 @@ impl<P> State<P> {
                 Decision::Close { slot, cause } => {
                     closed.extend(self.kept.remove(&slot).map(|connection| (connection, cause)));
                 }
+                Decision::Recall { slot, evidence } => {
+                    recalled.extend(self.quiet.remove(&slot).map(|recall| (recall, evidence)));
+                }
             }
         }
         let wake_at = self.core.wake_at();
@@ -197,7 +225,7 @@ impl<P> State<P> {
         if rearm {
             self.armed = wake_at;
         }
-        Aftermath { wakers, closed, rearm }
+        Aftermath { wakers, closed, recalled, rearm }
     }
 
     fn call(&mut self, place: Place, call: Call<P>) -> Waker {

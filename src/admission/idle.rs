@@ -24,14 +24,6 @@ struct Kept {
 }
 
 impl IdleSlots {
-    pub fn len(&self) -> usize {
-        self.kept.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.kept.is_empty()
-    }
-
     pub fn add(&mut self, id: SlotId, key: ReuseKey, since: Moment, timeout: Duration) {
         let expires = since + timeout;
         self.by_key.entry(key.clone()).or_default().insert((since, id));

@@ -1,13 +1,11 @@
-//! Those who wait: in the order of their places, each with a deadline.
-//!
-//! First in, first out. Classes, turns among clients and kept places will go here: the core asks only for the next
-//! waiter, walks them in order, and takes one out; what "order" means is this file's secret.
+//! Those who wait: each with a place by arrival, a deadline, and a turn that [`Turns`] decides.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::moment::Moment;
+use super::turns::{ClassId, Lane, Party, Turns};
 
 /// A place in the order: by arrival, ties by sequence. It names the request for as long as that waits, also across
 /// several admissions (a dial that failed gives its slot back and waits again on its old place).
@@ -39,9 +37,16 @@ pub struct Ask {
     pub place: Place,
     /// When waiting ends with a refusal.
     pub deadline: Moment,
+    /// Who asks.
+    pub party: Party,
+    /// What is asked for.
+    pub lane: Lane,
+    /// Where the request wants to go; what a kept place is kept for.
+    pub target: Arc<str>,
     /// Kept connections that would do as well as a new one; `None`: only a new one will do.
     pub reuse: Option<ReuseKey>,
-    /// Whether this request was admitted before (its dial failed). It is not counted against `depth` again.
+    /// Whether this request was admitted before (its dial failed), or came back to a place that was kept for it. It is
+    /// not counted against `depth`.
     pub again: bool,
 }
 
@@ -51,6 +56,8 @@ pub(super) struct Waiter {
     pub ask: Ask,
     /// When this ask began to wait; later than the place's arrival for one who asks again.
     pub since: Moment,
+    /// Whether it is set aside, because its target takes no connections.
+    aside: bool,
 }
 
 impl Waiter {
@@ -59,15 +66,31 @@ impl Waiter {
     }
 }
 
-/// The waiting, in order.
-#[derive(Debug, Default)]
+/// The waiting.
+#[derive(Debug)]
 pub(super) struct Queue {
     waiters: BTreeMap<Place, Waiter>,
+    turns: Turns,
+    /// Those who get no turn for now, by target.
+    aside: HashMap<Arc<str>, BTreeSet<Place>>,
     deadlines: BTreeSet<(Moment, Place)>,
     by_key: HashMap<ReuseKey, BTreeSet<Place>>,
+    by_class: Vec<usize>,
 }
 
 impl Queue {
+    /// Nobody waits; classes have these weights.
+    pub fn new(weights: &[u32]) -> Queue {
+        Queue {
+            waiters: BTreeMap::new(),
+            turns: Turns::new(weights),
+            aside: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            by_key: HashMap::new(),
+            by_class: vec![0; weights.len()],
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.waiters.len()
     }
@@ -76,18 +99,102 @@ impl Queue {
         self.waiters.is_empty()
     }
 
-    pub fn push(&mut self, ask: Ask, now: Moment) {
+    /// Those who are not set aside.
+    pub fn in_line(&self) -> usize {
+        self.waiters.len() - self.aside.values().map(BTreeSet::len).sum::<usize>()
+    }
+
+    pub fn waiting_in(&self, class: ClassId) -> usize {
+        self.by_class.get(class.0).copied().unwrap_or(0)
+    }
+
+    /// Somebody begins to wait; `aside` for one who gets no turn for now.
+    pub fn push(&mut self, ask: Ask, aside: bool, now: Moment) {
         let place = ask.place;
         debug_assert!(!self.waiters.contains_key(&place), "a request waits once at a time");
+        if aside {
+            self.aside.entry(ask.target.clone()).or_default().insert(place);
+        } else {
+            self.turns.push(&ask.party, ask.lane, place);
+        }
+        self.by_class[ask.party.class.0] += 1;
         self.deadlines.insert((ask.deadline, place));
         if let Some(key) = &ask.reuse {
             self.by_key.entry(key.clone()).or_default().insert(place);
         }
-        self.waiters.insert(place, Waiter { ask, since: now });
+        self.waiters.insert(place, Waiter { ask, since: now, aside });
     }
 
+    /// Gives no turn to those who wait for this target, until they are brought back.
+    pub fn set_aside(&mut self, target: &Arc<str>) {
+        let places: Vec<Place> = self
+            .waiters
+            .values()
+            .filter(|waiter| waiter.ask.target == *target)
+            .map(|waiter| waiter.ask.place)
+            .collect();
+        for place in places {
+            let waiter = self.waiters.get_mut(&place).expect("it was just found");
+            if !std::mem::replace(&mut waiter.aside, true) {
+                self.turns.remove(&waiter.ask.party, waiter.ask.lane, place);
+                self.aside.entry(target.clone()).or_default().insert(place);
+            }
+        }
+    }
+
+    /// Lets the longest waiting of those who were set aside take its turn; tells which.
+    pub fn bring_one_back(&mut self, target: &Arc<str>) -> Option<Place> {
+        let places = self.aside.get_mut(target)?;
+        let place = places.pop_first()?;
+        if places.is_empty() {
+            self.aside.remove(target);
+        }
+        let waiter = self.waiters.get_mut(&place).expect("who is set aside waits");
+        waiter.aside = false;
+        self.turns.push(&waiter.ask.party, waiter.ask.lane, place);
+        Some(place)
+    }
+
+    /// Lets all of them take their turns.
+    pub fn bring_all_back(&mut self, target: &Arc<str>) {
+        while self.bring_one_back(target).is_some() {}
+    }
+
+    /// Takes out one who waits no more, without a turn.
     pub fn remove(&mut self, place: Place) -> Option<Waiter> {
+        let waiter = self.detach(place)?;
+        if !waiter.aside {
+            self.turns.remove(&waiter.ask.party, waiter.ask.lane, place);
+        }
+        Some(waiter)
+    }
+
+    /// Takes out one whose turn it is, charged for `slot_nanos` in advance.
+    pub fn take(&mut self, place: Place, slot_nanos: u64) -> Option<Waiter> {
+        let mut waiter = self.detach(place)?;
+        if std::mem::take(&mut waiter.aside) {
+            self.turns.push(&waiter.ask.party, waiter.ask.lane, place);
+        }
+        self.turns.take(&waiter.ask.party, waiter.ask.lane, place, slot_nanos);
+        Some(waiter)
+    }
+
+    /// A slot came back after `slot_nanos`, for which `charged` had been charged.
+    pub fn settle(&mut self, party: &Party, charged: u64, slot_nanos: u64) {
+        self.turns.settle(party, charged, slot_nanos);
+    }
+
+    fn detach(&mut self, place: Place) -> Option<Waiter> {
         let waiter = self.waiters.remove(&place)?;
+        self.by_class[waiter.ask.party.class.0] -= 1;
+        if waiter.aside
+            && let Some(places) = self.aside.get_mut(&waiter.ask.target)
+        {
+            places.remove(&place);
+            if places.is_empty() {
+                self.aside.remove(&waiter.ask.target);
+            }
+        }
         self.deadlines.remove(&(waiter.ask.deadline, place));
         if let Some(key) = &waiter.ask.reuse
             && let Some(places) = self.by_key.get_mut(key)
@@ -102,15 +209,24 @@ impl Queue {
 
     /// The one whose turn it is.
     pub fn head(&self) -> Option<&Waiter> {
+        self.waiters.get(&self.turns.next()?)
+    }
+
+    pub fn get(&self, place: Place) -> Option<&Waiter> {
+        self.waiters.get(&place)
+    }
+
+    /// The one who has waited longest.
+    pub fn first(&self) -> Option<&Waiter> {
         self.waiters.values().next()
     }
 
-    /// All who wait, in the order of their turns.
-    pub fn in_order(&self) -> impl Iterator<Item = &Waiter> {
+    /// All who wait, by arrival.
+    pub fn by_arrival(&self) -> impl Iterator<Item = &Waiter> {
         self.waiters.values()
     }
 
-    /// The first in order who could use a kept connection for `key`.
+    /// The first to arrive who could use a kept connection for `key`.
     pub fn first_for(&self, key: &ReuseKey) -> Option<Place> {
         self.by_key.get(key)?.first().copied()
     }
@@ -128,6 +244,6 @@ impl Queue {
 
     /// The time since the arrival of the one who waits longest.
     pub fn oldest_wait(&self, now: Moment) -> Duration {
-        self.head().map_or(Duration::ZERO, |head| now.since(head.ask.place.arrived()))
+        self.waiters.keys().next().map_or(Duration::ZERO, |place| now.since(place.arrived()))
     }
 }

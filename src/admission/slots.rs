@@ -8,6 +8,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::moment::Moment;
+use super::queue::Place;
+use super::quiet::{Evidence, Quiet};
+use super::turns::Party;
 
 /// Names one taken slot; never used twice by one core, so a late word about an old holder cannot hit a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,6 +27,19 @@ pub enum SlotState {
     Idle,
     /// On its way out: our end was announced or the connection was cut, the registry's side may not know yet.
     Closing,
+}
+
+impl SlotState {
+    /// The word in status pages and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SlotState::Connecting => "connecting",
+            SlotState::Active => "active",
+            SlotState::Idle => "idle",
+            SlotState::Closing => "closing",
+        }
+    }
 }
 
 /// Taken slots by state.
@@ -65,13 +81,26 @@ pub(super) struct Ledger {
 }
 
 /// One taken slot.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub state: SlotState,
     /// When the slot was granted; what `max_lifetime` counts from.
     pub born: Moment,
     /// Whether `connect()` was called: from then on the token is spent.
     pub dialled: bool,
+    /// Whose request it serves, from when on, and what was charged for it; nobody's while it is kept for reuse.
+    pub tenant: Option<Tenant>,
+}
+
+/// Whose request a slot serves.
+#[derive(Clone, Debug)]
+pub(super) struct Tenant {
+    pub party: Party,
+    pub target: Arc<str>,
+    pub place: Place,
+    pub since: Moment,
+    /// Slot-nanoseconds charged in advance.
+    pub charged: u64,
 }
 
 impl Ledger {
@@ -87,13 +116,41 @@ impl Ledger {
         self.entries.get(&id)
     }
 
+    /// Slots that serve this client's requests.
+    pub fn held_by(&self, client: &str) -> usize {
+        let tenants = self.entries.values().filter_map(|entry| entry.tenant.as_ref());
+        tenants.filter(|tenant| &*tenant.party.client == client).count()
+    }
+
+    /// Whose request a slot serves.
+    pub fn tenant(&self, id: SlotId) -> Option<&Tenant> {
+        self.entries.get(&id)?.tenant.as_ref()
+    }
+
+    /// All taken slots.
+    pub fn entries(&self) -> impl Iterator<Item = (SlotId, &Entry)> {
+        self.entries.iter().map(|(id, entry)| (*id, entry))
+    }
+
+    /// Lets a slot serve somebody's request.
+    pub fn let_to(&mut self, id: SlotId, tenant: Tenant) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.tenant = Some(tenant);
+        }
+    }
+
+    /// Whose request the slot served; it serves nobody's now.
+    pub fn vacate(&mut self, id: SlotId) -> Option<Tenant> {
+        self.entries.get_mut(&id)?.tenant.take()
+    }
+
     /// Takes a new slot, in [`SlotState::Connecting`].
     pub fn take(&mut self, now: Moment) -> SlotId {
         let id = SlotId(self.next);
         self.next += 1;
-        let entry = Entry { state: SlotState::Connecting, born: now, dialled: false };
+        let entry = Entry { state: SlotState::Connecting, born: now, dialled: false, tenant: None };
         self.entries.insert(id, entry);
-        *self.counts.of(entry.state) += 1;
+        self.counts.connecting += 1;
         id
     }
 
@@ -126,12 +183,21 @@ impl Ledger {
     }
 }
 
+/// Asks a quiet tunnel to close, telling it what spoke for it being idle.
+pub type Recall = Box<dyn FnOnce(Evidence) + Send>;
+
 /// Where a [`Slot`] reports what its socket does.
 pub trait SlotKeeper: Send + Sync {
     /// `connect()` is about to be called: the token is spent.
     fn dialled(&self, id: SlotId);
+    /// The connection stands.
+    fn established(&self, id: SlotId);
+    /// Every address refused the holder of this slot.
+    fn unreachable(&self, id: SlotId);
     /// The socket changed what it is doing.
     fn entered(&self, id: SlotId, state: SlotState);
+    /// The tunnel lies quiet, and may be asked to close.
+    fn quiet(&self, id: SlotId, quiet: Quiet, recall: Recall);
     /// The socket is gone, and the registry had the chance to see it go.
     fn released(&self, id: SlotId);
 }
@@ -160,9 +226,25 @@ impl Slot {
         self.keeper.dialled(self.id);
     }
 
+    /// Tells that the connection stands.
+    pub fn established(&self) {
+        self.keeper.established(self.id);
+    }
+
+    /// Tells that every address refused, this one last.
+    pub fn unreachable(&self) {
+        self.keeper.unreachable(self.id);
+    }
+
     /// Tells what the socket is doing now.
     pub fn enter(&self, state: SlotState) {
         self.keeper.entered(self.id, state);
+    }
+
+    /// Tells that the tunnel lies quiet. From then on `recall` may be called, once, from any thread; the tunnel answers
+    /// by closing, or with [`Slot::enter`] when something moves after all.
+    pub fn quiet(&self, quiet: Quiet, recall: Recall) {
+        self.keeper.quiet(self.id, quiet, recall);
     }
 }
 

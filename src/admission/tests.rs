@@ -21,14 +21,25 @@ impl Drop for Connection {
 }
 
 fn gate(slots: usize, depth: usize, rate: Option<Rate>) -> Gate<Connection> {
-    let limits =
-        Limits { slots, depth, rate, idle_timeout: Duration::from_secs(60), max_lifetime: Duration::from_secs(600) };
-    Gate::new(limits, Metrics::new().of_registry("test"))
+    let limits = Limits {
+        slots,
+        depth,
+        rate,
+        idle_timeout: Duration::from_secs(60),
+        max_lifetime: Duration::from_secs(600),
+        max_connecting: usize::MAX,
+        keep_place: Duration::from_secs(30),
+        weights: vec![1],
+    };
+    Gate::new(limits, Metrics::new().of_registry("test", &["default".to_owned()]))
 }
 
 fn ask(gate: &Gate<Connection>, patience: Duration, reuse: Option<&str>) -> Ask {
-    let place = gate.place();
-    Ask { place, deadline: place.arrived() + patience, reuse: reuse.map(ReuseKey::from), again: false }
+    let (client, target): (Client, Arc<str>) = ("client".into(), "target:443".into());
+    let (place, again) = gate.place(&client, &target);
+    let party = Party { class: ClassId::default(), client };
+    let deadline = gate.now() + patience;
+    Ask { place, deadline, party, lane: Lane::Blob, target, reuse: reuse.map(ReuseKey::from), again }
 }
 
 const LONG: Duration = Duration::from_secs(50);

@@ -8,8 +8,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::reader::{Noted, Read, Section};
-use super::value::{address, count, decimal, duration, host, network, share, whole, word};
-use super::{Config, Listen, Log, LogFormat, OtherHosts, Queue, Rate, Registry, Share, warnings};
+use super::value::{address, count, decimal, duration, flag, host, network, share, text, whole, word};
+use super::{Class, Config, Listen, Log, LogFormat, OtherHosts, Queue, Rate, Reclaim, Registry, Share, warnings};
 use crate::target::HostPattern;
 
 /// The most of anything that is counted. More is a slip of the pen, and would not fit a machine.
@@ -18,7 +18,10 @@ const MOST: u32 = 1_000_000;
 /// The label of targets without a registry in metrics, so no registry may be called that.
 const RESERVED_NAME: &str = "other_hosts";
 
-/// Longest name of a registry, in bytes.
+/// The class of every client that no other class lists.
+const DEFAULT_CLASS: &str = "default";
+
+/// Longest name of a registry or a class, in bytes.
 const LONGEST_NAME: usize = 63;
 
 /// The whole file.
@@ -29,11 +32,13 @@ pub(super) fn config(root: &mut Section<'_>) -> Read<Config> {
     let listen = root.table("listen", |section| listen(section, other_hosts));
     let log = root.table("log", log);
     let registries = root.table("registries", registries);
+    let classes = root.table("classes", classes);
     let mut config = Config {
         drain_timeout: drain_timeout?,
         listen: listen?,
         log: log?,
         registries: registries?,
+        classes: classes?,
         other_hosts: other_hosts?,
         warnings: Vec::new(),
     };
@@ -83,7 +88,11 @@ fn registries(section: &mut Section<'_>) -> Read<Vec<Registry>> {
 }
 
 fn registry(name: &str, section: &mut Section<'_>, claims: &mut Claims) -> Read<Registry> {
-    check_name(section, name);
+    if name == RESERVED_NAME {
+        let reason = format!("the name {name} is taken: it stands for hosts that no registry lists");
+        section.problem("", reason);
+    }
+    check_name(section, "registry", name);
     let hosts = hosts(section, |pattern| claims.claim(name, pattern));
     let cap = section.required("cap", "200", whole(1..=MOST));
     let share = section.required("share", "\"1/20\"", share);
@@ -93,7 +102,9 @@ fn registry(name: &str, section: &mut Section<'_>, claims: &mut Claims) -> Read<
     let linger = section.optional("linger", seconds(1), duration);
     let max_lifetime = section.optional("max_lifetime", seconds(30 * 60), duration);
     let idle_timeout = section.optional("idle_timeout", seconds(60), duration);
+    let max_connecting = section.optional("max_connecting", None, |value| count(1..=MOST)(value).map(Some));
     let queue = section.table("queue", queue);
+    let reclaim = section.table("reclaim", reclaim);
     Ok(Registry {
         name: name.to_owned(),
         hosts: hosts?,
@@ -105,7 +116,9 @@ fn registry(name: &str, section: &mut Section<'_>, claims: &mut Claims) -> Read<
         linger: linger?,
         idle_timeout: idle_timeout?,
         max_lifetime: max_lifetime?,
+        max_connecting: max_connecting?.unwrap_or(slots?),
         queue: queue?,
+        reclaim: reclaim?,
     })
 }
 
@@ -113,7 +126,68 @@ fn queue(section: &mut Section<'_>) -> Read<Queue> {
     let depth = section.optional("depth", 10_000, count(0..=MOST));
     let tunnel_timeout = section.optional("tunnel_timeout", seconds(50), duration);
     let request_timeout = section.optional("request_timeout", seconds(25), duration);
-    Ok(Queue { depth: depth?, tunnel_timeout: tunnel_timeout?, request_timeout: request_timeout? })
+    let keep_place = section.optional("keep_place", seconds(30), duration);
+    Ok(Queue {
+        depth: depth?,
+        tunnel_timeout: tunnel_timeout?,
+        request_timeout: request_timeout?,
+        keep_place: keep_place?,
+    })
+}
+
+fn reclaim(section: &mut Section<'_>) -> Read<Reclaim> {
+    let idle_after = section.optional("idle_after", Duration::from_millis(300), duration);
+    let unused_after = section.optional("unused_after", seconds(1), duration);
+    let unsure_after = section.optional("unsure_after", seconds(10), duration);
+    let stall_timeout = section.optional("stall_timeout", seconds(5 * 60), duration);
+    let learn = section.optional("learn", true, flag);
+    Ok(Reclaim {
+        idle_after: idle_after?,
+        unused_after: unused_after?,
+        unsure_after: unsure_after?,
+        stall_timeout: stall_timeout?,
+        learn: learn?,
+    })
+}
+
+/// The classes, `default` first, whether the file names it or not. A user belongs to one class.
+fn classes(section: &mut Section<'_>) -> Read<Vec<Class>> {
+    let mut taken: Vec<(String, String)> = Vec::new();
+    let mut classes = section.each_table(|name, section| class(name, section, &mut taken))?;
+    match classes.iter().position(|class| class.name == DEFAULT_CLASS) {
+        Some(index) => classes[..=index].rotate_right(1),
+        None => classes.insert(0, Class::default()),
+    }
+    Ok(classes)
+}
+
+fn class(name: &str, section: &mut Section<'_>, taken: &mut Vec<(String, String)>) -> Read<Class> {
+    check_name(section, "class", name);
+    let users = section.list("users", "[\"kubelet\"]", |value| {
+        let user = text(value)?.to_owned();
+        if let Some((_, owner)) = taken.iter().find(|(other, owner)| *other == user && owner != name) {
+            return Err(format!("{user} is claimed by classes.{owner} and by classes.{name}: a user has one class"));
+        }
+        taken.push((user.clone(), name.to_owned()));
+        Ok(user)
+    });
+    let weight = section.optional("weight", 1, whole(1..=1000));
+    let tunnel_timeout = section.optional("tunnel_timeout", None, |value| duration(value).map(Some));
+    let request_timeout = section.optional("request_timeout", None, |value| duration(value).map(Some));
+    Ok(Class {
+        name: name.to_owned(),
+        users: users?.unwrap_or_default(),
+        weight: weight?,
+        tunnel_timeout: tunnel_timeout?,
+        request_timeout: request_timeout?,
+    })
+}
+
+impl Default for Class {
+    fn default() -> Class {
+        let name = DEFAULT_CLASS.to_owned();
+        Class { name, users: Vec::new(), weight: 1, tunnel_timeout: None, request_timeout: None }
+    }
 }
 
 fn other_hosts(section: &mut Section<'_>) -> Read<OtherHosts> {
@@ -121,14 +195,11 @@ fn other_hosts(section: &mut Section<'_>) -> Read<OtherHosts> {
     section.optional("policy", OtherHosts::Direct, policies)
 }
 
-fn check_name(section: &mut Section<'_>, name: &str) {
+fn check_name(section: &mut Section<'_>, what: &str, name: &str) {
     let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
-    if name == RESERVED_NAME {
-        let reason = format!("the name {name} is taken: it stands for hosts that no registry lists");
-        section.problem("", reason);
-    } else if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(allowed) {
+    if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(allowed) {
         let reason = format!(
-            "the name of a registry has 1 to {LONGEST_NAME} characters, each a small letter, a \
+            "the name of a {what} has 1 to {LONGEST_NAME} characters, each a small letter, a \
              digit, '_' or '-'"
         );
         section.problem("", reason);

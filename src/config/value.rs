@@ -109,6 +109,14 @@ pub(super) fn share(value: &DeValue<'_>) -> Meaning<Share> {
     share.map_err(|error| error.to_string())
 }
 
+/// Yes or no.
+pub(super) fn flag(value: &DeValue<'_>) -> Meaning<bool> {
+    match value {
+        DeValue::Boolean(flag) => Ok(*flag),
+        other => Err(expected("true or false", other)),
+    }
+}
+
 /// One word of a closed set.
 pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Meaning<T> {
     move |value| {
@@ -121,7 +129,8 @@ pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Mea
     }
 }
 
-fn text<'a>(value: &'a DeValue<'_>) -> Meaning<&'a str> {
+/// A string.
+pub(super) fn text<'a>(value: &'a DeValue<'_>) -> Meaning<&'a str> {
     value.as_str().ok_or_else(|| expected("a string in quotes", value))
 }
 

@@ -23,12 +23,11 @@ use tokio::sync::Notify;
 
 use super::Proxy;
 use super::client::{Client, ClientIo, LOOK_AGAIN};
-use super::credentials::user_name;
 use super::hop::{keeps_connection, strip_request, strip_response};
 use super::record::{Carried, Kind, Record};
 use super::respond::Answer;
 use super::tunnel::{self, NoTunnel, Tunnel};
-use crate::admission::ReuseKey;
+use crate::admission::{Lane, Party, ReuseKey};
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::target::Target;
 use crate::upstream::http::{AnswerBody, Kept, RequestBody, SendError};
@@ -69,7 +68,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Arc<Client>, replay: Bytes) {
     match served {
         // hyper has answered 400 by itself.
         Err(error) if error.is_parse() => {
-            proxy.record(client.peer().ip().to_string(), Kind::Unknown).answered(Reason::BadRequest);
+            proxy.record(&client.peer().ip().to_string(), Kind::Unknown).answered(Reason::BadRequest);
         }
         Err(error) => tracing::debug!(peer = %client.peer(), %error, "client connection ended"),
         Ok(()) => {}
@@ -143,7 +142,8 @@ async fn answer_request(
     asked: &Asked,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, ClientLeft> {
-    let mut record = proxy.record(client_name(&request, client), Kind::Request);
+    let party = party_of(proxy, &request, client);
+    let mut record = proxy.record(&party.client, Kind::Request);
     record.toward(shown(request.uri()));
     let outbound = match Outbound::of(request, proxy, record.carried()) {
         Ok(outbound) => outbound,
@@ -156,8 +156,8 @@ async fn answer_request(
     };
     let upstream = &route.upstream;
     record.belongs_to(&upstream.name, &upstream.metrics);
-    let patience = Patience { limit: upstream.queue.request_timeout, setting: "queue.request_timeout" };
-    let mut trip = upstream.trip(route.way, patience);
+    let patience = Patience { limit: upstream.queue.request_timeout[party.class.0], setting: "request_timeout" };
+    let mut trip = upstream.trip(route.way, party, outbound.lane, patience);
     let exchanged = outbound.exchange(upstream, &mut trip, client).await;
     record.reached(trip.waited, trip.connect);
     match exchanged {
@@ -169,9 +169,14 @@ async fn answer_request(
     }
 }
 
-fn client_name(request: &Request<Incoming>, client: &Client) -> String {
-    let user = request.headers().get(PROXY_AUTHORIZATION).and_then(|value| user_name(value.as_bytes()));
-    user.unwrap_or_else(|| client.peer().ip().to_string())
+fn party_of(proxy: &Proxy, request: &Request<Incoming>, client: &Client) -> Party {
+    let credentials = request.headers().get(PROXY_AUTHORIZATION).map(HeaderValue::as_bytes);
+    proxy.classes().party(credentials, client)
+}
+
+/// Blobs are what is large; everything else is small, and a blob cannot start without it.
+fn lane_of(path: &str) -> Lane {
+    if path.contains("/blobs/") { Lane::Blob } else { Lane::Small }
 }
 
 /// The target for the log: without the query, which may hold a signature.
@@ -201,6 +206,7 @@ fn relay(response: Response<AnswerBody>, mut record: Record, proxy: &Proxy, aske
 struct Outbound {
     target: Target,
     key: ReuseKey,
+    lane: Lane,
     request: Request<RequestBody>,
     /// Whether it may be sent once more on another connection: nothing changes by it, and nothing of it is lost.
     repeatable: bool,
@@ -228,7 +234,9 @@ impl Outbound {
         let safe = head.method == Method::GET || head.method == Method::HEAD;
         let repeatable = safe && body.is_end_stream();
         let request = Request::from_parts(head, RequestBody::new(body, carried.up));
-        Ok(Outbound { key: ReuseKey::from(target.to_string()), target, request, repeatable })
+        let lane = lane_of(request.uri().path());
+        let key = ReuseKey::from(target.to_string());
+        Ok(Outbound { target, key, lane, request, repeatable })
     }
 
     /// Gets the request to the registry and brings back the head of the answer.
@@ -283,9 +291,9 @@ async fn answer_connect(
     client: Arc<Client>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Reply>, ClientLeft> {
-    let user = request.headers().get(PROXY_AUTHORIZATION).and_then(|value| user_name(value.as_bytes()));
+    let party = party_of(&proxy, &request, &client);
     let authority = request.uri().to_string();
-    match tunnel::open(&proxy, &client, &authority, user).await {
+    match tunnel::open(&proxy, &client, &authority, party).await {
         Ok(tunnel) => {
             let upgrade = hyper::upgrade::on(&mut request);
             proxy.tasks().spawn(carry_upgraded(proxy.clone(), client, tunnel, upgrade));

@@ -64,11 +64,11 @@ impl Record {
     /// Opens the record of a request that has just arrived, at first under no registry's name. `cut_short` is cancelled
     /// when the process ends what is still under way.
     #[must_use]
-    pub fn open(metrics: Arc<RegistryMetrics>, client: String, kind: Kind, cut_short: CancellationToken) -> Record {
+    pub fn open(metrics: Arc<RegistryMetrics>, client: &str, kind: Kind, cut_short: CancellationToken) -> Record {
         let fields = Fields {
             registry: OTHER_HOSTS.to_owned(),
             metrics,
-            client,
+            client: client.to_owned(),
             kind,
             target: String::new(),
             waited: Duration::ZERO,

@@ -13,7 +13,8 @@ use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
 
 use super::client::until_broken;
-use crate::admission::SlotState;
+use super::watch::Watch;
+use crate::admission::Evidence;
 use crate::metrics::Direction;
 use crate::upstream::socket::Socket;
 
@@ -33,42 +34,53 @@ pub enum End {
     ClientBroke(io::Error),
     /// The registry's connection broke.
     RegistryBroke(io::Error),
+    /// Nothing was under way, and somebody waits.
+    Recalled(Evidence),
     /// `drain_timeout` was over.
     CutShort,
 }
 
-/// Relays until both sides have ended or one is broken; `early` are the bytes that the client sent before the tunnel
-/// stood. `carried` is told of all bytes as they pass. The socket is left knowing how to close.
-pub async fn relay(client: &TcpStream, registry: &Socket, early: Bytes, carried: impl Fn(Direction, usize)) -> End {
-    let carried = &carried;
+/// Relays until both sides have ended, one is broken, or the tunnel is recalled; `early` are the bytes that the client
+/// sent before the tunnel stood. `carried` is told of all bytes as they pass. The socket is left knowing how to close.
+pub async fn relay(
+    client: &TcpStream,
+    registry: &Socket,
+    watch: &Watch<'_>,
+    early: Bytes,
+    carried: impl Fn(Direction, usize),
+) -> End {
+    let sent_up = |bytes: &[u8]| {
+        watch.client_sent(bytes);
+        carried(Direction::Up, bytes.len());
+    };
+    let sent_down = |bytes: &[u8]| {
+        watch.server_sent(bytes);
+        carried(Direction::Down, bytes.len());
+    };
     let up = async {
-        let first_bytes = !early.is_empty();
-        if first_bytes {
-            registry.enter(SlotState::Active);
+        if !early.is_empty() {
+            sent_up(&early);
             write_all(registry.stream(), &early).await.map_err(End::RegistryBroke)?;
-            carried(Direction::Up, early.len());
         }
         drop(early);
-        let mut unused = !first_bytes;
-        let progress = |bytes| {
-            if std::mem::take(&mut unused) {
-                registry.enter(SlotState::Active);
-            }
-            carried(Direction::Up, bytes);
-        };
-        pump(client, registry.stream(), progress).await.map_err(|broken| match broken {
+        pump(client, registry.stream(), sent_up).await.map_err(|broken| match broken {
             Broken::Source(error) => End::ClientBroke(error),
             Broken::Sink(error) => End::RegistryBroke(error),
         })
     };
     let down = async {
-        let progress = |bytes| carried(Direction::Down, bytes);
-        pump(registry.stream(), client, progress).await.map_err(|broken| match broken {
+        pump(registry.stream(), client, sent_down).await.map_err(|broken| match broken {
             Broken::Source(error) => End::RegistryBroke(error),
             Broken::Sink(error) => End::ClientBroke(error),
         })
     };
-    join(client, up, down, registry).await.err().unwrap_or(End::Finished)
+    tokio::select! {
+        ended = join(client, up, down, registry) => ended.err().unwrap_or(End::Finished),
+        evidence = watch.recalled() => {
+            registry.ending().in_order();
+            End::Recalled(evidence)
+        }
+    }
 }
 
 /// Both directions, until both have ended; not for ever once the registry's side has.
@@ -111,8 +123,8 @@ enum Broken {
     Sink(io::Error),
 }
 
-/// One direction, up to and with the FIN.
-async fn pump(source: &TcpStream, sink: &TcpStream, mut progress: impl FnMut(usize)) -> Result<(), Broken> {
+/// One direction, up to and with the FIN. `passing` is shown all bytes before they are passed on.
+async fn pump(source: &TcpStream, sink: &TcpStream, passing: impl Fn(&[u8])) -> Result<(), Broken> {
     loop {
         source.readable().await.map_err(Broken::Source)?;
         let mut buffer = Vec::with_capacity(BUFFER);
@@ -120,9 +132,9 @@ async fn pump(source: &TcpStream, sink: &TcpStream, mut progress: impl FnMut(usi
             buffer.clear();
             match source.try_read_buf(&mut buffer) {
                 Ok(0) => return end(sink).map_err(Broken::Sink),
-                Ok(bytes) => {
+                Ok(_) => {
+                    passing(&buffer);
                     write_all(sink, &buffer).await.map_err(Broken::Sink)?;
-                    progress(bytes);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(Broken::Source(error)),

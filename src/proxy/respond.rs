@@ -107,6 +107,11 @@ impl Answer {
                 let message = format!("no connection to {title} became free in time ({setting} = {limit:?})");
                 Answer::plain(Reason::QueueTimeout, message)
             }
+            RefusalReason::Unreachable => {
+                let Patience { limit, setting } = trip.patience;
+                let message = format!("{title} took no connection in time ({setting} = {limit:?})");
+                Answer::plain(Reason::UpstreamUnreachable, message)
+            }
             RefusalReason::Draining => Answer::draining(&title),
         };
         let slots = (refusal.slots != usize::MAX).then_some(refusal.slots);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::pauses::Pauses;
 use crate::target::{Host, HostPattern, Target};
 use crate::upstream::resolve::{ResolveError, Resolver};
 use crate::upstream::{Upstream, Way};
@@ -23,7 +24,8 @@ const LOOKUP_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Routes {
     registries: Vec<Claim>,
-    other_hosts: Arc<Upstream>,
+    /// All other hosts; it claims none.
+    other_hosts: Claim,
     /// Whether `other_hosts.policy` is `direct`.
     direct: bool,
     resolver: Arc<Resolver>,
@@ -36,6 +38,8 @@ pub struct Claim {
     pub hosts: Vec<HostPattern>,
     /// The registry.
     pub upstream: Arc<Upstream>,
+    /// When its quiet tunnels may be taken back.
+    pub pauses: Arc<Pauses>,
 }
 
 /// Where a request goes.
@@ -45,6 +49,15 @@ pub struct Route {
     pub upstream: Arc<Upstream>,
     /// Where it goes.
     pub way: Way,
+    /// When a quiet tunnel there may be taken back.
+    pub pauses: Arc<Pauses>,
+}
+
+impl Claim {
+    fn route(&self, target: &Target, pinned: Option<Vec<SocketAddr>>, listed_host: bool) -> Route {
+        let way = Way { target: target.clone(), pinned, listed_host };
+        Route { upstream: self.upstream.clone(), way, pauses: self.pauses.clone() }
+    }
 }
 
 /// Why a request goes nowhere.
@@ -59,19 +72,19 @@ pub enum Lost {
 impl Routes {
     /// Routes to these registries, and to all other hosts if `direct`.
     #[must_use]
-    pub fn new(registries: Vec<Claim>, other_hosts: Arc<Upstream>, direct: bool, resolver: Arc<Resolver>) -> Routes {
+    pub fn new(registries: Vec<Claim>, other_hosts: Claim, direct: bool, resolver: Arc<Resolver>) -> Routes {
         Routes { registries, other_hosts, direct, resolver }
     }
 
     /// Where what no registry lists is counted.
     #[must_use]
     pub fn other_hosts(&self) -> &Arc<Upstream> {
-        &self.other_hosts
+        &self.other_hosts.upstream
     }
 
     /// All upstreams, other hosts last.
     pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
-        self.registries.iter().map(|claim| &claim.upstream).chain([&self.other_hosts])
+        self.registries.iter().map(|claim| &claim.upstream).chain([&self.other_hosts.upstream])
     }
 
     /// The registries alone.
@@ -80,9 +93,8 @@ impl Routes {
     }
 
     /// The registry that lists this target, and the pattern by which it does.
-    fn listed(&self, target: &Target) -> Option<(&HostPattern, &Arc<Upstream>)> {
-        let hosts =
-            self.registries.iter().flat_map(|claim| claim.hosts.iter().map(move |host| (host, &claim.upstream)));
+    fn listed(&self, target: &Target) -> Option<(&HostPattern, &Claim)> {
+        let hosts = self.registries.iter().flat_map(|claim| claim.hosts.iter().map(move |host| (host, claim)));
         hosts.filter(|(host, _)| host.matches(target)).max_by_key(|(host, _)| host.specificity())
     }
 
@@ -91,9 +103,8 @@ impl Routes {
     /// # Errors
     /// When it may not go anywhere, or nobody knows where that is.
     pub async fn find(&self, target: &Target) -> Result<Route, Lost> {
-        let way = |pinned, listed_host| Way { target: target.clone(), pinned, listed_host };
-        if let Some((host, upstream)) = self.listed(target) {
-            return Ok(Route { upstream: upstream.clone(), way: way(None, host.exact_host().is_some()) });
+        if let Some((host, claim)) = self.listed(target) {
+            return Ok(claim.route(target, None, host.exact_host().is_some()));
         }
         if !self.direct {
             return Err(Lost::Denied);
@@ -102,10 +113,10 @@ impl Routes {
         for claim in &self.registries {
             let shared = self.addresses_of(claim, &addresses).await;
             if !shared.is_empty() {
-                return Ok(Route { upstream: claim.upstream.clone(), way: way(Some(shared), true) });
+                return Ok(claim.route(target, Some(shared), true));
             }
         }
-        Ok(Route { upstream: self.other_hosts.clone(), way: way(Some(addresses), false) })
+        Ok(self.other_hosts.route(target, Some(addresses), false))
     }
 
     async fn addresses(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, ResolveError> {

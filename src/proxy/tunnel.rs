@@ -7,16 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::Proxy;
 use super::client::Client;
-use super::credentials::user_name;
 use super::head::Connect;
+use super::pauses::Pauses;
 use super::record::{Kind, Record};
 use super::relay::{End, relay};
 use super::respond::Answer;
-use crate::admission::SlotState;
-use crate::metrics::{Direction, Reason};
+use super::watch::Watch;
+use crate::admission::{Evidence, Lane, Party, SlotState};
+use crate::metrics::{Direction, Reason, Reclaimed};
 use crate::target::Target;
 use crate::upstream::socket::Socket;
 use crate::upstream::{Patience, Reached};
@@ -28,6 +30,9 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 pub struct Tunnel {
     socket: Socket,
     record: Record,
+    pauses: Arc<Pauses>,
+    /// What the time of its registry's gate counts from.
+    epoch: Instant,
 }
 
 /// Why there is no tunnel: what to tell, and under which registry. `None` when nobody is left to tell.
@@ -36,8 +41,8 @@ pub struct NoTunnel(pub Option<(Answer, String)>);
 
 /// Serves one CONNECT on a connection of its own, from the answer to the end of the tunnel.
 pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect) {
-    let user = connect.proxy_authorization.as_deref().and_then(user_name);
-    match open(proxy, &client, &connect.authority, user).await {
+    let party = proxy.classes().party(connect.proxy_authorization.as_deref(), &client);
+    match open(proxy, &client, &connect.authority, party).await {
         Ok(tunnel) => {
             if client.write_all(ESTABLISHED).await.is_ok() {
                 carry(proxy, tunnel, &client, connect.early).await;
@@ -56,9 +61,8 @@ pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect) {
 ///
 /// # Errors
 /// What to answer instead of `200`. It is counted and logged already.
-pub async fn open(proxy: &Proxy, client: &Client, authority: &str, user: Option<String>) -> Result<Tunnel, NoTunnel> {
-    let name = user.unwrap_or_else(|| client.peer().ip().to_string());
-    let mut record = proxy.record(name, Kind::Tunnel);
+pub async fn open(proxy: &Proxy, client: &Client, authority: &str, party: Party) -> Result<Tunnel, NoTunnel> {
+    let mut record = proxy.record(&party.client, Kind::Tunnel);
     let target = match Target::from_connect(authority) {
         Ok(target) => target,
         Err(error) => return Err(refuse(record, Answer::plain(Reason::BadRequest, format!("CONNECT: {error}")), None)),
@@ -71,15 +75,15 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, user: Option<
     };
     let upstream = &route.upstream;
     record.belongs_to(&upstream.name, &upstream.metrics);
-    let patience = Patience { limit: upstream.queue.tunnel_timeout, setting: "queue.tunnel_timeout" };
-    let mut trip = upstream.trip(route.way, patience);
+    let patience = Patience { limit: upstream.queue.tunnel_timeout[party.class.0], setting: "tunnel_timeout" };
+    let mut trip = upstream.trip(route.way, party, Lane::Blob, patience);
     let reached = upstream.reach(&mut trip, None, client).await;
     record.reached(trip.waited, trip.connect);
     match reached {
         Ok(Reached::New(socket)) => {
             // It has carried nothing yet.
             socket.enter(SlotState::Idle);
-            Ok(Tunnel { socket, record })
+            Ok(Tunnel { socket, record, pauses: route.pauses, epoch: upstream.gate.epoch() })
         }
         Ok(Reached::Kept(_)) => unreachable!("a tunnel names no key, so it is given no kept connection"),
         Err(failure) => match Answer::of_failure(&failure, upstream, &trip) {
@@ -97,7 +101,7 @@ fn refuse(record: Record, answer: Answer, registry: Option<&str>) -> NoTunnel {
 
 /// Relays until the tunnel ends, or until the process does.
 pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes) {
-    let Tunnel { socket, mut record } = tunnel;
+    let Tunnel { socket, mut record, pauses, epoch } = tunnel;
     let metrics = record.metrics();
     let carried = record.carried();
     let count = |direction, bytes: usize| {
@@ -108,9 +112,12 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
         };
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
     };
-    let end = tokio::select! {
-        end = relay(client.stream(), &socket, early, count) => end,
-        () = proxy.cut_short() => End::CutShort,
+    let end = {
+        let watch = Watch::new(client.stream(), &socket, &pauses, epoch);
+        tokio::select! {
+            end = relay(client.stream(), &socket, &watch, early, count) => end,
+            () = proxy.cut_short() => End::CutShort,
+        }
     };
     match end {
         End::Finished => record.served(),
@@ -119,9 +126,25 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
             client.cut();
             record.upstream_failed();
         }
+        End::Recalled(evidence) => {
+            metrics.reclaimed(evidence_of(evidence));
+            record.served();
+            // The slot goes back first; the client may take its time to notice.
+            drop(socket);
+            client.see_off().await;
+        }
         End::CutShort => {
             client.cut();
             record.answered(Reason::Draining);
         }
+    }
+}
+
+fn evidence_of(evidence: Evidence) -> Reclaimed {
+    match evidence {
+        Evidence::Unused => Reclaimed::Unused,
+        Evidence::Idle => Reclaimed::Idle,
+        Evidence::Unsure => Reclaimed::Unsure,
+        Evidence::Stalled => Reclaimed::Stalled,
     }
 }

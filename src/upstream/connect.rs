@@ -35,7 +35,8 @@ pub enum DialError {
 }
 
 /// Opens one connection. The socket stands in the slot from its first moment, so whatever happens in between, also a
-/// drop of this future, closes the one before it gives back the other.
+/// drop of this future, closes the one before it gives back the other. If the dial `tells`, its failure means that the
+/// target takes no connections.
 ///
 /// # Errors
 /// When the address does not take the connection in time.
@@ -43,11 +44,18 @@ pub async fn dial(
     slot: Slot,
     address: SocketAddr,
     terms: Terms,
+    tells: bool,
     metrics: &Arc<RegistryMetrics>,
 ) -> Result<(Socket, Duration), DialError> {
     let started = Instant::now();
     slot.dialled();
-    let stream = begin(address).map_err(|error| DialError::Failed(address, error))?;
+    let stream = match begin(address) {
+        Ok(stream) => stream,
+        Err(error) => {
+            report(&slot, tells);
+            return Err(DialError::Failed(address, error));
+        }
+    };
     let mut socket = Socket::new(stream, slot, terms.linger, metrics.clone());
     match timeout(terms.connect_timeout, finish(socket.stream())).await {
         Ok(Ok(())) => {
@@ -57,10 +65,20 @@ pub async fn dial(
             Ok((socket, took))
         }
         Ok(Err(error)) => {
+            report(socket.held(), tells);
             socket.never_stood();
             Err(DialError::Failed(address, error))
         }
-        Err(_) => Err(DialError::TimedOut(address, terms.connect_timeout)),
+        Err(_) => {
+            report(socket.held(), tells);
+            Err(DialError::TimedOut(address, terms.connect_timeout))
+        }
+    }
+}
+
+fn report(slot: &Slot, tells: bool) {
+    if tells {
+        slot.unreachable();
     }
 }
 

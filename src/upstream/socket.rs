@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::admission::{Slot, SlotId, SlotState};
+use crate::admission::{Quiet, Recall, Slot, SlotId, SlotState};
 use crate::metrics::{Direction, RegistryMetrics};
 
 /// How long at least the slot of a connection is held whose end the registry does not confirm.
@@ -102,7 +102,17 @@ impl Socket {
     /// The connection stands; `connect()` took one round trip.
     pub(super) fn established(&mut self, round_trip: Duration) {
         self.round_trip = round_trip;
-        self.enter(SlotState::Active);
+        self.inner().slot.established();
+    }
+
+    /// The slot itself.
+    pub(super) fn held(&self) -> &Slot {
+        &self.inner().slot
+    }
+
+    /// Tells the gate that the tunnel on this socket lies quiet, and how to ask it to close.
+    pub fn quiet(&self, quiet: Quiet, recall: Recall) {
+        self.inner().slot.quiet(quiet, recall);
     }
 
     /// The connection never stood: there is nothing to close.
@@ -201,6 +211,11 @@ async fn bid_farewell(stream: &TcpStream, deadline: Instant) -> bool {
 /// behind unread data.
 pub fn has_ended(stream: &TcpStream) -> bool {
     kernel_says(stream, PollFlags::RDHUP)
+}
+
+/// Whether something has come that was not read; asks the kernel.
+pub fn has_unread(stream: &TcpStream) -> bool {
+    kernel_says(stream, PollFlags::IN)
 }
 
 /// Whether the connection is broken or ended on both sides; asks the kernel.

@@ -26,6 +26,6 @@ pub use kernel::{Peak, SocketWatch};
 pub use look::Outcomes;
 pub use metrics::Metrics;
 pub use random::Random;
-pub use sidecar::{Sidecar, Signal, config};
+pub use sidecar::{KEEP_TUNNELS, Sidecar, Signal, config};
 pub use storm::{Cuts, Progress, Storm, Tally, Way};
 pub use stub::{StubBuilder, StubConnection, StubRegistry, blob_of, manifest_of};

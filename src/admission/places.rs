@@ -1,0 +1,121 @@
+//! Places kept for clients that come back: whose wait timed out, or whose connection was cut while it waited.
+//!
+//! A puller that gives up and asks again for the same thing goes on with its old age. Kept places are a bounded
+//! multiset for each client and target: the oldest is used first, each of them once.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::moment::Moment;
+use super::queue::Place;
+use super::turns::Client;
+
+/// Places kept at once; beyond it the ones that would be forgotten soonest go.
+const MOST: usize = 100_000;
+
+/// Whom a place is kept for, and what for.
+type Owner = (Client, Arc<str>);
+
+/// The places that are kept.
+#[derive(Debug)]
+pub(super) struct KeptPlaces {
+    keep: Duration,
+    by_owner: HashMap<Owner, BTreeSet<(Place, Moment)>>,
+    by_end: BTreeSet<(Moment, Place, Owner)>,
+}
+
+impl KeptPlaces {
+    /// Keeps each place for so long.
+    pub fn new(keep: Duration) -> KeptPlaces {
+        KeptPlaces { keep, by_owner: HashMap::new(), by_end: BTreeSet::new() }
+    }
+
+    /// Keeps the place of one who left without having been served.
+    pub fn keep(&mut self, client: &Client, target: &Arc<str>, place: Place, now: Moment) {
+        self.forget(now);
+        if self.keep.is_zero() {
+            return;
+        }
+        if self.by_end.len() >= MOST
+            && let Some((end, oldest, owner)) = self.by_end.pop_first()
+        {
+            self.drop_from_owner(&owner, oldest, end);
+        }
+        let owner = (client.clone(), target.clone());
+        let end = now + self.keep;
+        self.by_owner.entry(owner.clone()).or_default().insert((place, end));
+        self.by_end.insert((end, place, owner));
+    }
+
+    /// The oldest place kept for this client and target, if there is one; it is kept no longer.
+    pub fn take(&mut self, client: &Client, target: &Arc<str>, now: Moment) -> Option<Place> {
+        self.forget(now);
+        let owner = (client.clone(), target.clone());
+        let (place, end) = *self.by_owner.get(&owner)?.first()?;
+        self.drop_from_owner(&owner, place, end);
+        self.by_end.remove(&(end, place, owner));
+        Some(place)
+    }
+
+    fn forget(&mut self, now: Moment) {
+        while let Some((end, _, _)) = self.by_end.first()
+            && *end <= now
+        {
+            let (end, place, owner) = self.by_end.pop_first().expect("there is a first");
+            self.drop_from_owner(&owner, place, end);
+        }
+    }
+
+    fn drop_from_owner(&mut self, owner: &Owner, place: Place, end: Moment) {
+        if let Some(places) = self.by_owner.get_mut(owner) {
+            places.remove(&(place, end));
+            if places.is_empty() {
+                self.by_owner.remove(owner);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment(Duration::from_secs(seconds))
+    }
+
+    fn place(number: u64) -> Place {
+        Place::new(at(number), number)
+    }
+
+    #[test]
+    fn the_oldest_is_used_first_and_each_once() {
+        let (mut kept, client, target) = (KeptPlaces::new(Duration::from_secs(30)), "c".into(), "t:443".into());
+        kept.keep(&client, &target, place(2), at(3));
+        kept.keep(&client, &target, place(1), at(4));
+        assert_eq!(kept.take(&client, &"other:443".into(), at(5)), None);
+        assert_eq!(kept.take(&"other".into(), &target, at(5)), None);
+        assert_eq!(kept.take(&client, &target, at(5)), Some(place(1)));
+        assert_eq!(kept.take(&client, &target, at(5)), Some(place(2)));
+        assert_eq!(kept.take(&client, &target, at(5)), None);
+    }
+
+    #[test]
+    fn a_place_is_forgotten_when_its_time_is_over() {
+        let (mut kept, client, target) = (KeptPlaces::new(Duration::from_secs(30)), "c".into(), "t:443".into());
+        kept.keep(&client, &target, place(1), at(10));
+        kept.keep(&client, &target, place(2), at(20));
+        assert_eq!(kept.take(&client, &target, at(40)), Some(place(2)));
+        assert!(kept.by_owner.is_empty() && kept.by_end.is_empty());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut kept = KeptPlaces::new(Duration::from_secs(30));
+        for number in 0..MOST as u64 + 10 {
+            kept.keep(&"c".into(), &format!("t-{number}").into(), place(number), at(1));
+        }
+        assert_eq!((kept.by_end.len(), kept.by_owner.len()), (MOST, MOST));
+    }
+}

@@ -1,0 +1,100 @@
+//! What the kernel knows of one TCP socket, asked by netlink (`NETLINK_SOCK_DIAG`): who is behind it, and what of ours
+//! its other end has not acknowledged.
+//!
+//! The layout of question and answer is that of `linux/inet_diag.h`. Where the kernel does not answer (an old one, or a
+//! container that forbids it), nothing is known, and callers do without.
+
+use std::net::{IpAddr, SocketAddr};
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
+use tokio::net::TcpStream;
+
+const HEADER: usize = 16;
+const QUESTION: usize = HEADER + 56;
+const PROTOCOL_TCP: u8 = 6;
+/// `SOCK_DIAG_BY_FAMILY`, the type of question and answer.
+const SOCKET: u16 = 20;
+/// `NLM_F_REQUEST`: exactly this one.
+const REQUEST_ONE: u16 = 1;
+/// Where the answer has the bytes that are not acknowledged, and the user.
+const UNACKNOWLEDGED: usize = HEADER + 60;
+const UID: usize = HEADER + 64;
+
+/// The user that runs the other end of a connection within this machine.
+#[must_use]
+pub fn uid_behind(stream: &TcpStream) -> Option<u32> {
+    let (ours, theirs) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
+    word_of(&ask(theirs, ours)?, UID)
+}
+
+/// Bytes that were written to this connection and that the other end has not acknowledged.
+#[must_use]
+pub fn unacknowledged(stream: &TcpStream) -> Option<u32> {
+    let (ours, theirs) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
+    word_of(&ask(ours, theirs)?, UNACKNOWLEDGED)
+}
+
+fn ask(local: SocketAddr, remote: SocketAddr) -> Option<Vec<u8>> {
+    let protocol = Some(netlink::SOCK_DIAG);
+    let kernel = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, protocol).ok()?;
+    send(&kernel, &question(local, remote), SendFlags::empty()).ok()?;
+    let mut answer = vec![0; 1024];
+    let (length, _) = recv(&kernel, &mut answer[..], RecvFlags::DONTWAIT).ok()?;
+    answer.truncate(length);
+    let kind = u16::from_ne_bytes(answer.get(4..6)?.try_into().ok()?);
+    (kind == SOCKET).then_some(answer)
+}
+
+fn question(local: SocketAddr, remote: SocketAddr) -> [u8; QUESTION] {
+    let mut question = [0; QUESTION];
+    question[..4].copy_from_slice(&(u32::try_from(QUESTION).expect("a short message")).to_ne_bytes());
+    question[4..6].copy_from_slice(&SOCKET.to_ne_bytes());
+    question[6..8].copy_from_slice(&REQUEST_ONE.to_ne_bytes());
+    let body = &mut question[HEADER..];
+    body[0] = if local.is_ipv4() { 2 } else { 10 };
+    body[1] = PROTOCOL_TCP;
+    body[4..8].fill(0xff);
+    body[8..10].copy_from_slice(&local.port().to_be_bytes());
+    body[10..12].copy_from_slice(&remote.port().to_be_bytes());
+    write_address(&mut body[12..28], local.ip());
+    write_address(&mut body[28..44], remote.ip());
+    // INET_DIAG_NOCOOKIE: the addresses alone tell which one.
+    body[48..56].fill(0xff);
+    question
+}
+
+fn write_address(place: &mut [u8], ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => place[..4].copy_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => place.copy_from_slice(&ip.octets()),
+    }
+}
+
+fn word_of(answer: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(answer.get(at..at + 4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_tells_who_is_behind_a_local_connection_and_what_it_has_not_acknowledged() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).await.unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (server, _) = listener.accept().await.unwrap();
+            let uid = rustix::process::geteuid().as_raw();
+            assert_eq!(uid_behind(&server), Some(uid));
+            assert_eq!(unacknowledged(&client), Some(0));
+            // More than the other end can take: what does not fit stays with us.
+            let flood = vec![0; 16 * 1024 * 1024];
+            let stuck = tokio::time::timeout(std::time::Duration::from_millis(300), client.write_all(&flood)).await;
+            assert!(stuck.is_err());
+            assert!(unacknowledged(&client).unwrap() > 0);
+        }
+    }
+}

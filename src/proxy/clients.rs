@@ -1,0 +1,46 @@
+//! Who a client is, and which class it belongs to.
+//!
+//! The client is the user name of the proxy URL; without one, its address. On loopback all addresses are alike, so there
+//! it is the user that runs the process, as the kernel knows it.
+
+use std::collections::HashMap;
+
+use super::client::Client;
+use super::credentials::user_name;
+use crate::admission::{ClassId, Party};
+use crate::kernel;
+
+/// The classes, by the users that they list.
+#[derive(Debug, Default)]
+pub struct Classes {
+    by_user: HashMap<String, ClassId>,
+}
+
+impl Classes {
+    /// Classes in their order, each with its users; the first is `default`.
+    pub fn new<'a>(classes: impl Iterator<Item = &'a [String]>) -> Classes {
+        let by_user = classes
+            .enumerate()
+            .flat_map(|(index, users)| users.iter().map(move |user| (user.clone(), ClassId(index))))
+            .collect();
+        Classes { by_user }
+    }
+
+    /// Who asks: told by the Proxy-Authorization of the request, else by the connection.
+    #[must_use]
+    pub fn party(&self, proxy_authorization: Option<&[u8]>, client: &Client) -> Party {
+        let name = proxy_authorization.and_then(user_name).unwrap_or_else(|| anonymous(client));
+        let class = self.by_user.get(&name).copied().unwrap_or_default();
+        Party { class, client: name.into() }
+    }
+}
+
+fn anonymous(client: &Client) -> String {
+    let ip = client.peer().ip().to_canonical();
+    if ip.is_loopback()
+        && let Some(uid) = kernel::uid_behind(client.stream())
+    {
+        return format!("uid:{uid}");
+    }
+    ip.to_string()
+}

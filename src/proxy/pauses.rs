@@ -1,0 +1,204 @@
+//! How long a tunnel must have been quiet before it is safe to take it back, learned from the silences that were seen.
+//!
+//! The config's pauses are where it begins. From then on the largest silence of the last one to two minutes, with a
+//! margin, tells how long the registry stalls inside an answer, and how long clients take from handshake to request. A
+//! registry that stalls in mid-body raises the pause of idle tunnels up to that of unsure ones; one that does not lets
+//! it fall to the floor.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::follow::{Doing, Pause};
+
+/// No pause is learned to be shorter.
+const FLOOR: Duration = Duration::from_millis(50);
+/// What is seen is multiplied by it: the next silence may be longer than any before.
+const MARGIN: u32 = 3;
+/// Silences that must have been seen before a pause may fall.
+const ENOUGH: u32 = 32;
+/// How long the largest silence is remembered, at least.
+const MEMORY: Duration = Duration::from_secs(60);
+
+/// The pauses as the config gives them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bounds {
+    /// For tunnels whose last request was answered.
+    pub idle: Duration,
+    /// For tunnels that never carried a request.
+    pub unused: Duration,
+    /// For tunnels in which an answer may be under way.
+    pub unsure: Duration,
+    /// For tunnels whose request does not move.
+    pub stalled: Duration,
+    /// Whether to learn.
+    pub learn: bool,
+}
+
+/// The pauses of one registry.
+#[derive(Debug)]
+pub struct Pauses {
+    bounds: Bounds,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// Silences of the registry inside answers, where the answer looked finished.
+    idle: Largest,
+    /// Silences of clients between handshake and request.
+    unused: Largest,
+}
+
+impl Pauses {
+    /// Pauses that begin at their bounds.
+    #[must_use]
+    pub fn new(bounds: Bounds) -> Pauses {
+        Pauses { bounds, seen: Mutex::default() }
+    }
+
+    /// A silence ended at `now`.
+    pub fn saw(&self, pause: Pause, now: Duration) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match pause {
+            Pause::InAnswer { looked: Doing::Idle, lasted } => seen.idle.add(lasted, now),
+            // An answer that went on without one.
+            Pause::InAnswer { .. } | Pause::BeforeAnswer(_) => seen.idle.add(Duration::ZERO, now),
+            // A tunnel that was parked and is used later tells nothing about those that are used at once.
+            Pause::BeforeFirstRequest(lasted) if lasted <= self.bounds.unused => seen.unused.add(lasted, now),
+            Pause::BeforeFirstRequest(_) | Pause::BeforeNextRequest(_) => {}
+        }
+    }
+
+    /// How long a tunnel must be quiet whose last request was answered.
+    #[must_use]
+    pub fn idle(&self, now: Duration) -> Duration {
+        let learned = self.learned(|seen| &mut seen.idle, now);
+        learned.map_or(self.bounds.idle, |largest| largest.min(self.bounds.unsure.max(self.bounds.idle)))
+    }
+
+    /// How long a tunnel must be quiet that never carried a request.
+    #[must_use]
+    pub fn unused(&self, now: Duration) -> Duration {
+        let learned = self.learned(|seen| &mut seen.unused, now);
+        learned.map_or(self.bounds.unused, |largest| largest.min(self.bounds.unused))
+    }
+
+    /// The same, when its own client waits for another connection: then it will hardly use this one.
+    #[must_use]
+    pub fn unused_for_own(&self, now: Duration) -> Duration {
+        self.unused(now).min(self.bounds.idle)
+    }
+
+    /// How long a tunnel must be quiet in which an answer may be under way.
+    #[must_use]
+    pub fn unsure(&self) -> Duration {
+        self.bounds.unsure
+    }
+
+    /// How long a request may lie still.
+    #[must_use]
+    pub fn stalled(&self) -> Duration {
+        self.bounds.stalled
+    }
+
+    fn learned(&self, which: impl Fn(&mut Seen) -> &mut Largest, now: Duration) -> Option<Duration> {
+        if !self.bounds.learn {
+            return None;
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let largest = which(&mut seen).get(now)?;
+        Some((largest * MARGIN).max(FLOOR))
+    }
+}
+
+/// The largest of what was added lately: in the current window of [`MEMORY`] and in the one before.
+#[derive(Debug, Default)]
+struct Largest {
+    began: Duration,
+    current: Duration,
+    before: Duration,
+    count: u32,
+}
+
+impl Largest {
+    fn add(&mut self, lasted: Duration, now: Duration) {
+        self.turn(now);
+        self.current = self.current.max(lasted);
+        self.count = self.count.saturating_add(1);
+    }
+
+    /// The largest; `None` as long as there were too few to tell, unless even those were large.
+    fn get(&mut self, now: Duration) -> Option<Duration> {
+        self.turn(now);
+        let largest = self.current.max(self.before);
+        (self.count >= ENOUGH || largest >= FLOOR).then_some(largest)
+    }
+
+    fn turn(&mut self, now: Duration) {
+        let windows = now.saturating_sub(self.began).as_secs() / MEMORY.as_secs();
+        if windows > 0 {
+            self.before = if windows == 1 { self.current } else { Duration::ZERO };
+            self.current = Duration::ZERO;
+            self.began = now;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn pauses(learn: bool) -> Pauses {
+        Pauses::new(Bounds { idle: ms(300), unused: ms(1000), unsure: ms(10_000), stalled: ms(300_000), learn })
+    }
+
+    fn stall(lasted: u64) -> Pause {
+        Pause::InAnswer { looked: Doing::Idle, lasted: ms(lasted) }
+    }
+
+    #[test]
+    fn without_anything_seen_the_config_holds() {
+        let pauses = pauses(true);
+        assert_eq!((pauses.idle(ms(0)), pauses.unused(ms(0))), (ms(300), ms(1000)));
+    }
+
+    #[test]
+    fn a_registry_that_never_stalls_lets_the_pause_fall_to_the_floor() {
+        let pauses = pauses(true);
+        for number in 0..100 {
+            pauses.saw(Pause::BeforeAnswer(ms(2000)), ms(number));
+            pauses.saw(Pause::BeforeFirstRequest(ms(4)), ms(number));
+        }
+        assert_eq!((pauses.idle(ms(100)), pauses.unused(ms(100))), (ms(50), ms(50)));
+    }
+
+    #[test]
+    fn one_stall_raises_the_pause_at_once_and_for_a_minute_at_least() {
+        let pauses = pauses(true);
+        pauses.saw(stall(800), ms(0));
+        assert_eq!(pauses.idle(ms(1)), ms(2400));
+        assert_eq!(pauses.idle(ms(61_000)), ms(2400));
+        pauses.saw(stall(9000), ms(61_000));
+        assert_eq!(pauses.idle(ms(61_000)), ms(10_000), "no longer than where nothing is sure");
+    }
+
+    #[test]
+    fn a_parked_tunnel_that_is_used_late_does_not_raise_the_pause() {
+        let pauses = pauses(true);
+        pauses.saw(Pause::BeforeFirstRequest(ms(30_000)), ms(0));
+        assert_eq!(pauses.unused(ms(1)), ms(1000));
+    }
+
+    #[test]
+    fn learning_can_be_turned_off() {
+        let pauses = pauses(false);
+        for number in 0..100 {
+            pauses.saw(stall(900), ms(number));
+        }
+        assert_eq!(pauses.idle(ms(100)), ms(300));
+    }
+}

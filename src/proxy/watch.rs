@@ -1,0 +1,143 @@
+//! Watches one tunnel: follows its records, tells the gate when it lies quiet, and answers when it is asked to close.
+//!
+//! The gate is told only of silences that have lasted a little, so that a tunnel that moves costs it nothing. A recall is
+//! answered after a last look: at the client's socket, at the registry's, and at what the client has not acknowledged.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::follow::{Doing, Follower, Pause};
+use super::pauses::Pauses;
+use crate::admission::{Evidence, Moment, Quiet, SlotState};
+use crate::kernel;
+use crate::upstream::socket::{Socket, has_ended, has_unread};
+
+/// Silences that are shorter are not worth a word.
+const WORTH_TELLING: Duration = Duration::from_millis(50);
+
+/// What is known of one tunnel.
+pub struct Watch<'a> {
+    registry: &'a Socket,
+    client: &'a TcpStream,
+    pauses: &'a Pauses,
+    /// What the gate's time counts from.
+    epoch: Instant,
+    follower: Mutex<Follower>,
+    /// Whether the gate believes that it lies quiet, as it does of a tunnel that has just been opened.
+    told: AtomicBool,
+    moved: Notify,
+}
+
+impl<'a> Watch<'a> {
+    /// Watches a tunnel that stands now.
+    pub fn new(client: &'a TcpStream, registry: &'a Socket, pauses: &'a Pauses, epoch: Instant) -> Watch<'a> {
+        Watch {
+            registry,
+            client,
+            pauses,
+            epoch,
+            follower: Mutex::new(Follower::new(epoch.elapsed())),
+            told: AtomicBool::new(true),
+            moved: Notify::new(),
+        }
+    }
+
+    /// The client sent this; to be told before it is passed on.
+    pub fn client_sent(&self, bytes: &[u8]) {
+        self.follow(|follower, now| follower.client_sent(bytes, now));
+    }
+
+    /// The registry sent this; to be told before it is passed on.
+    pub fn server_sent(&self, bytes: &[u8]) {
+        self.follow(|follower, now| follower.server_sent(bytes, now));
+    }
+
+    fn follow(&self, feed: impl FnOnce(&mut Follower, Duration) -> Option<Pause>) {
+        let now = self.epoch.elapsed();
+        let pause = feed(&mut self.follower.lock().unwrap_or_else(PoisonError::into_inner), now);
+        if let Some(pause) = pause {
+            self.pauses.saw(pause, now);
+        }
+        if self.told.swap(false, Ordering::AcqRel) {
+            self.registry.enter(SlotState::Active);
+            self.moved.notify_one();
+        }
+    }
+
+    /// Completes when the tunnel is to be taken back: it was asked for, and nothing speaks against it.
+    pub async fn recalled(&self) -> Evidence {
+        loop {
+            let (doing, since) = self.doing();
+            let quiet_at = self.epoch + since + WORTH_TELLING;
+            if Instant::now() < quiet_at {
+                sleep_until(quiet_at).await;
+                continue;
+            }
+            let recall = self.tell(doing, since);
+            tokio::select! {
+                biased;
+                () = self.moved.notified() => {}
+                Ok(evidence) = recall => {
+                    if self.nothing_speaks_against_it(since) {
+                        return evidence;
+                    }
+                    // Somebody else's turn; this one tells again when it is quiet again.
+                    self.told.store(false, Ordering::Release);
+                    self.registry.enter(SlotState::Active);
+                    sleep_until(Instant::now() + WORTH_TELLING).await;
+                }
+            }
+        }
+    }
+
+    fn doing(&self) -> (Doing, Duration) {
+        let follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
+        let doing = match follower.doing() {
+            // It may be that no session ticket came, and what looked like one was the answer.
+            Doing::InFlight if follower.perhaps_answered() => Doing::Unsure,
+            doing => doing,
+        };
+        (doing, follower.since())
+    }
+
+    /// Tells the gate that the tunnel lies quiet. What comes back completes when the gate wants it closed.
+    fn tell(&self, doing: Doing, since: Duration) -> oneshot::Receiver<Evidence> {
+        let now = self.epoch.elapsed();
+        let idle = self.pauses.idle(now);
+        let (evidence, pause, for_own) = match doing {
+            Doing::Unused => (Evidence::Unused, self.pauses.unused(now), self.pauses.unused_for_own(now)),
+            Doing::Idle | Doing::Closing => (Evidence::Idle, idle, idle),
+            Doing::Unsure => (Evidence::Unsure, self.pauses.unsure(), self.pauses.unsure()),
+            Doing::InFlight => (Evidence::Stalled, self.pauses.stalled(), self.pauses.stalled()),
+        };
+        let quiet = Quiet {
+            evidence,
+            since: Moment(since),
+            from: Moment(since + pause),
+            from_for_own: Moment(since + for_own),
+        };
+        let (recall, recalled) = oneshot::channel();
+        self.told.store(true, Ordering::Release);
+        self.registry.quiet(
+            quiet,
+            Box::new(move |evidence| {
+                // The tunnel may have moved, or ended, in this very moment.
+                let _ = recall.send(evidence);
+            }),
+        );
+        recalled
+    }
+
+    fn nothing_speaks_against_it(&self, since: Duration) -> bool {
+        self.doing().1 == since
+            && !has_unread(self.client)
+            && !has_unread(self.registry.stream())
+            && !has_ended(self.client)
+            && kernel::unacknowledged(self.client).is_none_or(|bytes| bytes == 0)
+    }
+}

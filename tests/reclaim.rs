@@ -1,0 +1,155 @@
+//! Idle tunnels give way to those who wait; tunnels with work do not.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use roadstead_test_support::{Sidecar, SocketWatch, StubRegistry, Wire, config, connect_through, eventually_is};
+
+async fn sidecar(stub: &StubRegistry, slots: usize, reclaim: &str) -> Sidecar {
+    let registry = format!(
+        "[registries.stub]\nhosts = [\"{}\"]\ncap = {slots}\nshare = 1\n[registries.stub.reclaim]\n{reclaim}\n",
+        stub.address()
+    );
+    Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await
+}
+
+async fn tunnel(sidecar: &Sidecar, stub: &StubRegistry) -> Wire {
+    connect_through(sidecar.proxy(), &stub.address().to_string(), &[]).await.expect("a tunnel")
+}
+
+async fn reclaimed(sidecar: &Sidecar, evidence: &str) -> u64 {
+    let labels = [("registry", "stub"), ("evidence", evidence)];
+    sidecar.metrics().await.count("roadstead_reclaimed_total", &labels)
+}
+
+/// A tunnel that never carried a byte gives its only slot to the next one within about `unused_after`, not before; its
+/// client sees an end in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unused_tunnel_gives_way_after_its_pause() {
+    let stub = StubRegistry::builder().start().await;
+    let sidecar = sidecar(&stub, 1, "unused_after = \"700ms\"\nidle_after = \"700ms\"\nlearn = false").await;
+    let watch = SocketWatch::start(stub.address());
+    let mut parked = tunnel(&sidecar, &stub).await;
+    let began = Instant::now();
+    let mut next = tunnel(&sidecar, &stub).await;
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(650) && took < Duration::from_millis(2700), "{took:?}");
+    assert!(parked.receive().await.expect("an end in order").is_empty());
+    assert_eq!(next.get("/v2/", &["Host: stub"]).await.unwrap().status(), 200);
+    assert_eq!(reclaimed(&sidecar, "unused").await, 1);
+    assert!(watch.stop().most <= 1 && stub.peak() <= 1);
+}
+
+/// While nobody waits, quiet tunnels live on, however short their pause.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quiet_tunnels_live_on_while_nobody_waits() {
+    let stub = StubRegistry::builder().start().await;
+    let sidecar = sidecar(&stub, 2, "unused_after = \"50ms\"\nidle_after = \"50ms\"\nlearn = false").await;
+    let mut quiet = tunnel(&sidecar, &stub).await;
+    eventually_is("the tunnel to lie idle", Duration::from_secs(5), 1, async || {
+        sidecar.status().await["registries"]["stub"]["idle"].as_u64().unwrap()
+    })
+    .await;
+    let _other = tunnel(&sidecar, &stub).await;
+    assert_eq!(quiet.get("/v2/", &["Host: stub"]).await.unwrap().status(), 200);
+    assert_eq!(reclaimed(&sidecar, "unused").await, 0);
+}
+
+/// A tunnel whose request the registry has not answered keeps its slot, whoever waits and however long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_with_a_request_in_flight_is_never_taken() {
+    let stub = StubRegistry::builder().answer_delay(Duration::from_millis(1500)).start().await;
+    let sidecar = sidecar(&stub, 1, "unused_after = \"50ms\"\nidle_after = \"50ms\"\nunsure_after = \"300ms\"").await;
+    let mut busy = tunnel(&sidecar, &stub).await;
+    let waiting = {
+        let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+        tokio::spawn(async move { connect_through(proxy, &authority, &[]).await })
+    };
+    assert_eq!(busy.get("/v2/", &["Host: stub"]).await.unwrap().status(), 200, "answered after 1.5 s, and not cut");
+    // Plain HTTP inside the tunnel cannot be read by its records: it is taken when it was quiet for `unsure_after`.
+    waiting.await.unwrap().expect("the slot of the tunnel that is quiet now");
+    assert_eq!(reclaimed(&sidecar, "unsure").await, 1);
+}
+
+/// A client that answers a recall by speaking is not cut: the bytes that were in its socket pass first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_tunnels_of_clients_that_park_share_two_slots() {
+    let stub = Arc::new(StubRegistry::builder().start().await);
+    let sidecar =
+        Arc::new(sidecar(&stub, 2, "unused_after = \"100ms\"\nidle_after = \"100ms\"\nunsure_after = \"200ms\"").await);
+    let watch = SocketWatch::start(stub.address());
+    let clients: Vec<_> = (0..20)
+        .map(|_| {
+            let (sidecar, stub) = (sidecar.clone(), stub.clone());
+            tokio::spawn(async move {
+                let mut wire = tunnel(&sidecar, &stub).await;
+                let status = wire.get("/v2/", &["Host: stub"]).await.unwrap().status();
+                // It keeps its connection, as daemons do.
+                (status, wire)
+            })
+        })
+        .collect();
+    for client in clients {
+        assert_eq!(client.await.unwrap().0, 200);
+    }
+    assert!(watch.stop().most <= 2 && stub.peak() <= 2);
+}
+
+/// Paused, nobody is admitted and who waits stays; resumed, it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_registry_holds_its_queue() {
+    let stub = StubRegistry::builder().start().await;
+    let sidecar = sidecar(&stub, 2, "").await;
+    let told = |action: &'static str| {
+        let admin = format!("http://{}", sidecar.admin());
+        std::process::Command::new(env!("CARGO_BIN_EXE_roadstead"))
+            .args([action, "stub", "--admin", &admin])
+            .output()
+            .expect("the binary runs")
+    };
+    assert!(told("pause").status.success());
+    let mut asking = Wire::open(sidecar.proxy()).await.unwrap();
+    asking.send(format!("CONNECT {} HTTP/1.1\r\n\r\n", stub.address()).as_bytes()).await.unwrap();
+    let waiting = async || sidecar.status().await["registries"]["stub"]["waiting"].as_u64().unwrap();
+    eventually_is("the request to wait", Duration::from_secs(5), 1, waiting).await;
+    let status = sidecar.status().await["registries"]["stub"].clone();
+    assert_eq!((&status["paused"], &status["bound"]), (&true.into(), &"paused".into()));
+    assert!(stub.accept_log().is_empty());
+    let queue = sidecar.ask_admin("GET", "/queue").await.json();
+    assert_eq!(queue["registries"]["stub"]["waiting"][0]["target"], stub.address().to_string());
+    assert!(told("resume").status.success());
+    assert_eq!(asking.read_answer().await.unwrap().status(), 200);
+    assert_eq!(told("pause").status.code(), Some(0));
+    let unknown = std::process::Command::new(env!("CARGO_BIN_EXE_roadstead"))
+        .args(["pause", "nobody", "--admin", &sidecar.admin().to_string()])
+        .output()
+        .unwrap();
+    assert_eq!(unknown.status.code(), Some(1));
+}
+
+/// A registry that takes no connections for a while costs no request that still has patience, and is not dialled by all
+/// of them at once when it comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_costs_nobody_and_is_probed_by_one_at_a_time() {
+    let stub = StubRegistry::builder().start().await;
+    let sidecar = sidecar(&stub, 20, "").await;
+    stub.refuse().await;
+    let clients: Vec<_> = (0..50)
+        .map(|_| {
+            let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+            tokio::spawn(async move {
+                let mut wire = connect_through(proxy, &authority, &[]).await.ok()?;
+                wire.get("/v2/", &["Host: stub", "Connection: close"]).await.ok().map(|answer| answer.status())
+            })
+        })
+        .collect();
+    let out = async || {
+        let status = sidecar.status().await["registries"]["stub"].clone();
+        (status["waiting"].as_u64().unwrap_or(0) >= 49, status["bound"] == "unreachable")
+    };
+    eventually_is("all to wait for the registry", Duration::from_secs(10), (true, true), out).await;
+    stub.accept_again().await;
+    for client in clients {
+        assert_eq!(client.await.unwrap(), Some(200));
+    }
+}
