@@ -190,6 +190,9 @@ fn explanation(upstream: &Upstream) -> Value {
             "target": target.map(|target| &**target),
             "state": holder.state.as_str(),
             "age_seconds": seconds(holder.age),
+            "doing": holder.quiet.map(|(evidence, _)| evidence.as_str()),
+            "quiet_seconds": holder.quiet.map(|(_, quiet)| seconds(quiet)),
+            "recalled": holder.recalled,
         })
     });
     serde_json::json!({

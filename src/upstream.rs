@@ -302,6 +302,9 @@ impl Upstream {
                 (Err(Failure::Refused(_)), Some(before)) => return Err(before),
                 (done, _) => return done,
             };
+            if self.gate.now() >= trip.deadline {
+                return Err(failure);
+            }
             tracing::debug!(registry = self.name, target = %trip.way.target, error = %failure, "will try again");
             // Where dials failed, the gate lets it wait until another one is due.
             if matches!(failure, Failure::Unknown(_)) {

@@ -211,6 +211,10 @@ pub struct HolderInfo {
     pub state: SlotState,
     /// The time since it was granted.
     pub age: Duration,
+    /// What a tunnel that lies quiet seems to be doing, and for how long.
+    pub quiet: Option<(Evidence, Duration)>,
+    /// Whether a tunnel was asked to close, and has not answered yet.
+    pub recalled: bool,
     /// Whose request it serves, and where that goes; nobody's while it is kept for reuse.
     pub tenant: Option<(Party, Arc<str>)>,
 }
@@ -291,8 +295,8 @@ impl Core {
         self.queue.push(ask, aside, now);
         // Nothing is closed for one who may not wait for it.
         self.dispatch_with(may_wait, now);
-        if !may_wait {
-            self.refuse(place, RefusalReason::QueueFull, now);
+        if !may_wait && self.refuse(place, RefusalReason::QueueFull, now).is_some() {
+            self.dispatch(now);
         }
     }
 
@@ -331,8 +335,9 @@ impl Core {
     /// Every address of its target refused the holder of this slot, which is about to be released.
     pub fn unreachable(&mut self, slot: SlotId, now: Moment) {
         if let Some(tenant) = self.ledger.tenant(slot) {
-            self.outages.failed(&tenant.target, tenant.place, now);
-            self.queue.set_aside(&tenant.target);
+            if self.outages.failed(&tenant.target, tenant.place, now) {
+                self.queue.set_aside(&tenant.target);
+            }
         }
         self.dispatch(now);
     }
@@ -340,8 +345,12 @@ impl Core {
     /// The tunnel in this slot lies quiet.
     pub fn quiet(&mut self, slot: SlotId, quiet: Quiet, now: Moment) {
         let client = self.ledger.tenant(slot).map(|tenant| tenant.party.client.clone());
+        let state = match quiet.evidence {
+            Evidence::Unused | Evidence::Idle => SlotState::Idle,
+            Evidence::Unsure | Evidence::Stalled => SlotState::Active,
+        };
         if let Some(client) = client
-            && self.ledger.enter(slot, SlotState::Idle)
+            && self.ledger.enter(slot, state)
         {
             self.quiet.add(slot, client, quiet);
             self.dispatch(now);
@@ -466,6 +475,8 @@ impl Core {
                 slot,
                 state: entry.state,
                 age: now.since(entry.born),
+                quiet: self.quiet.get(slot).map(|quiet| (quiet.evidence, now.since(quiet.since))),
+                recalled: self.quiet.is_recalled(slot),
                 tenant: entry.tenant.as_ref().map(|tenant| (tenant.party.clone(), tenant.target.clone())),
             })
             .collect();
@@ -481,7 +492,7 @@ impl Core {
 
     fn dispatch_with(&mut self, may_reclaim: bool, now: Moment) {
         self.close_what_must_go(now);
-        while let Some(place) = self.queue.overdue(now) {
+        while let Some(place) = self.queue.take_overdue(now) {
             self.refuse_overdue(place, now);
         }
         self.send_probes(now);
@@ -497,7 +508,6 @@ impl Core {
         let out = self.queue.get(place).is_some_and(|waiter| self.outages.is_out(&waiter.ask.target));
         let reason = if out { RefusalReason::Unreachable } else { RefusalReason::QueueTimeout };
         if let Some(waiter) = self.refuse(place, reason, now) {
-            self.outages.gone(&waiter.ask.target, place, now);
             self.keep_place(&waiter, now);
         }
     }
@@ -541,6 +551,9 @@ impl Core {
         }
         if !self.queue.is_empty() {
             self.bound = Some(if self.paused { Bound::Paused } else { Bound::Unreachable });
+        }
+        if !self.paused {
+            self.reuse_out_of_turn(now);
         }
     }
 
@@ -628,6 +641,10 @@ impl Core {
     fn admit_to_kept(&mut self, place: Place, slot: SlotId, now: Moment) {
         self.idle.remove(slot);
         self.ledger.enter(slot, SlotState::Active);
+        // It tells nothing about whether its target takes connections: another one may probe.
+        if let Some(waiter) = self.queue.get(place) {
+            self.outages.gone(&waiter.ask.target, place, now);
+        }
         let waited = self.admit(place, slot, now);
         self.decisions.push_back(Decision::Reuse { place, slot, waited });
     }
@@ -659,6 +676,7 @@ impl Core {
 
     fn refuse(&mut self, place: Place, reason: RefusalReason, now: Moment) -> Option<Waiter> {
         let waiter = self.queue.remove(place)?;
+        self.outages.gone(&waiter.ask.target, place, now);
         let refusal = Refusal {
             reason,
             waited: waiter.waited(now),

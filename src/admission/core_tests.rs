@@ -202,9 +202,8 @@ impl World {
     fn quiet(&mut self, slot: SlotId, pause: Duration) {
         let from = self.now + pause;
         let held = self.held_mut(slot);
-        if !held.recalled {
-            held.quiet = Some(from);
-        }
+        held.recalled = false;
+        held.quiet = Some(from);
         let quiet = Quiet { evidence: Evidence::Idle, since: self.now, from, from_for_own: from };
         self.core.quiet(slot, quiet, self.now);
         self.settle(None);

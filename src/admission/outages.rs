@@ -36,12 +36,13 @@ impl Outages {
         self.targets.contains_key(target)
     }
 
-    /// Every address refused this request.
-    pub fn failed(&mut self, target: &Arc<str>, place: Place, now: Moment) {
+    /// Every address refused this request. Tells whether that is news.
+    pub fn failed(&mut self, target: &Arc<str>, place: Place, now: Moment) -> bool {
         match self.targets.get_mut(target) {
             None => {
                 let outage = Outage { pause: FIRST_PAUSE, due: now + FIRST_PAUSE, probe: None };
                 self.targets.insert(target.clone(), outage);
+                return true;
             }
             Some(outage) if outage.probe == Some(place) => {
                 outage.pause = LONGEST_PAUSE.min(outage.pause * 2);
@@ -51,6 +52,7 @@ impl Outages {
             // It was dialled before the outage was known, and tells nothing new.
             Some(_) => {}
         }
+        false
     }
 
     /// A connection stands. Tells whether that ended an outage.

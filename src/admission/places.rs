@@ -43,6 +43,7 @@ impl KeptPlaces {
             self.drop_from_owner(&owner, oldest, end);
         }
         let owner = (client.clone(), target.clone());
+        self.drop_place(&owner, place);
         let end = now + self.keep;
         self.by_owner.entry(owner.clone()).or_default().insert((place, end));
         self.by_end.insert((end, place, owner));
@@ -56,6 +57,15 @@ impl KeptPlaces {
         self.drop_from_owner(&owner, place, end);
         self.by_end.remove(&(end, place, owner));
         Some(place)
+    }
+
+    /// A place is kept once, however often its request left.
+    fn drop_place(&mut self, owner: &Owner, place: Place) {
+        let known = self.by_owner.get(owner).and_then(|places| places.iter().find(|(kept, _)| *kept == place).copied());
+        if let Some((_, end)) = known {
+            self.drop_from_owner(owner, place, end);
+            self.by_end.remove(&(end, place, owner.clone()));
+        }
     }
 
     fn forget(&mut self, now: Moment) {
@@ -108,6 +118,15 @@ mod tests {
         kept.keep(&client, &target, place(2), at(20));
         assert_eq!(kept.take(&client, &target, at(40)), Some(place(2)));
         assert!(kept.by_owner.is_empty() && kept.by_end.is_empty());
+    }
+
+    #[test]
+    fn a_place_that_is_kept_twice_is_given_once() {
+        let (mut kept, client, target) = (KeptPlaces::new(Duration::from_secs(30)), "c".into(), "t:443".into());
+        kept.keep(&client, &target, place(1), at(3));
+        kept.keep(&client, &target, place(1), at(4));
+        assert_eq!(kept.take(&client, &target, at(5)), Some(place(1)));
+        assert_eq!(kept.take(&client, &target, at(5)), None);
     }
 
     #[test]

@@ -231,10 +231,13 @@ impl Queue {
         self.by_key.get(key)?.first().copied()
     }
 
-    /// One whose deadline has come.
-    pub fn overdue(&self, now: Moment) -> Option<Place> {
-        let (deadline, place) = self.deadlines.first()?;
-        (*deadline <= now).then_some(*place)
+    /// One whose deadline has come; it is told once.
+    pub fn take_overdue(&mut self, now: Moment) -> Option<Place> {
+        let (deadline, _) = self.deadlines.first()?;
+        if *deadline > now {
+            return None;
+        }
+        self.deadlines.pop_first().map(|(_, place)| place)
     }
 
     /// The next moment at which somebody's patience ends.

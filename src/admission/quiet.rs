@@ -22,6 +22,19 @@ pub enum Evidence {
     Stalled,
 }
 
+impl Evidence {
+    /// The word in status pages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Evidence::Unused => "unused",
+            Evidence::Idle => "idle",
+            Evidence::Unsure => "unsure",
+            Evidence::Stalled => "in_flight",
+        }
+    }
+}
+
 /// A quiet tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quiet {
@@ -43,17 +56,26 @@ pub(super) struct QuietTunnels {
 }
 
 impl QuietTunnels {
-    /// This tunnel lies quiet. One that was recalled already stays so.
+    /// This tunnel lies quiet. One that says so after a recall has not followed it.
     pub fn add(&mut self, slot: SlotId, client: Client, quiet: Quiet) {
-        if !self.recalled.contains(&slot) {
-            self.tunnels.insert(slot, (client, quiet));
-        }
+        self.recalled.remove(&slot);
+        self.tunnels.insert(slot, (client, quiet));
     }
 
     /// It moves again, or is gone.
     pub fn remove(&mut self, slot: SlotId) {
         self.tunnels.remove(&slot);
         self.recalled.remove(&slot);
+    }
+
+    /// What is known of a tunnel that lies quiet.
+    pub fn get(&self, slot: SlotId) -> Option<&Quiet> {
+        self.tunnels.get(&slot).map(|(_, quiet)| quiet)
+    }
+
+    /// Whether it was asked to close, and has not answered yet.
+    pub fn is_recalled(&self, slot: SlotId) -> bool {
+        self.recalled.contains(&slot)
     }
 
     /// It was asked to close.

@@ -115,30 +115,36 @@ impl Pauses {
 #[derive(Debug, Default)]
 struct Largest {
     began: Duration,
-    current: Duration,
-    before: Duration,
+    current: Window,
+    before: Window,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    largest: Duration,
     count: u32,
 }
 
 impl Largest {
     fn add(&mut self, lasted: Duration, now: Duration) {
         self.turn(now);
-        self.current = self.current.max(lasted);
-        self.count = self.count.saturating_add(1);
+        self.current.largest = self.current.largest.max(lasted);
+        self.current.count = self.current.count.saturating_add(1);
     }
 
-    /// The largest; `None` as long as there were too few to tell, unless even those were large.
+    /// The largest; `None` as long as there were too few lately to tell, unless even those were large.
     fn get(&mut self, now: Duration) -> Option<Duration> {
         self.turn(now);
-        let largest = self.current.max(self.before);
-        (self.count >= ENOUGH || largest >= FLOOR).then_some(largest)
+        let largest = self.current.largest.max(self.before.largest);
+        let count = self.current.count.saturating_add(self.before.count);
+        (count >= ENOUGH || largest >= FLOOR).then_some(largest)
     }
 
     fn turn(&mut self, now: Duration) {
         let windows = now.saturating_sub(self.began).as_secs() / MEMORY.as_secs();
         if windows > 0 {
-            self.before = if windows == 1 { self.current } else { Duration::ZERO };
-            self.current = Duration::ZERO;
+            self.before = if windows == 1 { self.current } else { Window::default() };
+            self.current = Window::default();
             self.began = now;
         }
     }
@@ -174,6 +180,8 @@ mod tests {
             pauses.saw(Pause::BeforeFirstRequest(ms(4)), ms(number));
         }
         assert_eq!((pauses.idle(ms(100)), pauses.unused(ms(100))), (ms(50), ms(50)));
+        let later = ms(200_000);
+        assert_eq!((pauses.idle(later), pauses.unused(later)), (ms(300), ms(1000)), "what was long ago tells nothing");
     }
 
     #[test]

@@ -75,7 +75,12 @@ pub async fn relay(
         })
     };
     tokio::select! {
-        ended = join(client, up, down, registry) => ended.err().unwrap_or(End::Finished),
+        ended = join(client, up, down, registry) => match ended {
+            Ok(()) => End::Finished,
+            // A registry that closes while the client says its TLS goodbye resets; all that it said came through.
+            Err(End::RegistryBroke(_)) if watch.is_at_rest() => End::Finished,
+            Err(end) => end,
+        },
         evidence = watch.recalled() => {
             registry.ending().in_order();
             End::Recalled(evidence)

@@ -63,9 +63,10 @@ impl<'a> Watch<'a> {
         if let Some(pause) = pause {
             self.pauses.saw(pause, now);
         }
-        if self.told.swap(false, Ordering::AcqRel) {
-            self.registry.enter(SlotState::Active);
-            self.moved.notify_one();
+        if self.told.load(Ordering::Acquire) {
+            self.go_on();
+            // Nobody waits for it but in the same task, and a permit kept for later would be taken for a movement.
+            self.moved.notify_waiters();
         }
     }
 
@@ -81,18 +82,29 @@ impl<'a> Watch<'a> {
             let recall = self.tell(doing, since);
             tokio::select! {
                 biased;
-                () = self.moved.notified() => {}
                 Ok(evidence) = recall => {
                     if self.nothing_speaks_against_it(since) {
                         return evidence;
                     }
                     // Somebody else's turn; this one tells again when it is quiet again.
-                    self.told.store(false, Ordering::Release);
-                    self.registry.enter(SlotState::Active);
+                    self.go_on();
                     sleep_until(Instant::now() + WORTH_TELLING).await;
                 }
+                () = self.moved.notified() => self.go_on(),
             }
         }
+    }
+
+    /// The tunnel does not lie quiet any more: whatever was asked of it meanwhile is answered with that.
+    fn go_on(&self) {
+        if self.told.swap(false, Ordering::AcqRel) {
+            self.registry.enter(SlotState::Active);
+        }
+    }
+
+    /// Whether nothing was under way when the last byte passed.
+    pub fn is_at_rest(&self) -> bool {
+        matches!(self.doing().0, Doing::Unused | Doing::Idle | Doing::Closing)
     }
 
     fn doing(&self) -> (Doing, Duration) {
@@ -135,9 +147,8 @@ impl<'a> Watch<'a> {
 
     fn nothing_speaks_against_it(&self, since: Duration) -> bool {
         self.doing().1 == since
-            && !has_unread(self.client)
+            && (has_ended(self.client) || !has_unread(self.client))
             && !has_unread(self.registry.stream())
-            && !has_ended(self.client)
             && kernel::unacknowledged(self.client).is_none_or(|bytes| bytes == 0)
     }
 }
