@@ -334,10 +334,10 @@ impl Core {
 
     /// Every address of its target refused the holder of this slot, which is about to be released.
     pub fn unreachable(&mut self, slot: SlotId, now: Moment) {
-        if let Some(tenant) = self.ledger.tenant(slot) {
-            if self.outages.failed(&tenant.target, tenant.place, now) {
-                self.queue.set_aside(&tenant.target);
-            }
+        if let Some(tenant) = self.ledger.tenant(slot)
+            && self.outages.failed(&tenant.target, tenant.place, now)
+        {
+            self.queue.set_aside(&tenant.target);
         }
         self.dispatch(now);
     }
