@@ -30,7 +30,8 @@
 //!    `connect()` until the registry, too, had the chance to see the end.
 //!    *`storm::a_storm_in_absolute_form_is_served_whole_within_the_cap`,
 //!    `storm::a_storm_of_tunnels_is_served_whole_within_the_cap`,
-//!    `tunnel::a_slot_is_given_on_only_when_the_registry_saw_the_end`*
+//!    `tunnel::a_slot_is_given_on_only_when_the_registry_saw_the_end`,
+//!    `forward::a_registry_that_lingers_is_reset_before_the_slot_is_given_on`*
 //! 2. **A waiter holds nothing**: no slot, no token, no socket toward a registry.
 //!    *`core_tests::random_histories_keep_every_promise`*
 //! 3. **Slot and token are taken together** by one decision, or neither is.
