@@ -11,11 +11,13 @@
 //! 3. Slot and token are taken together or not at all; a token whose waiter vanished before `connect()` goes to one who
 //!    waits. *`core_tests::a_vanished_waiters_slot_and_token_go_to_the_next`*
 //! 4. A request is called exactly once: admitted or refused. Only `depth`, its deadline and the end of the process
-//!    refuse it. *`core_tests::random_histories_keep_every_promise`*
+//!    refuse it, and it waits once at a time. *`core_tests::random_histories_keep_every_promise`,
+//!    `places::a_place_that_is_kept_twice_is_given_once`*
 //! 5. No slot is free, with a token due, while somebody waits who may use them.
 //!    *`core_tests::random_histories_keep_every_promise`*
-//! 6. A kept connection gives way when slots are what binds, one for one waiter.
-//!    *`core_tests::one_slot_serves_two_authorities_in_turn`*
+//! 6. Idle connections give way when slots are what binds, one for one waiter, and quiet tunnels not before their time.
+//!    *`core_tests::one_slot_serves_two_authorities_in_turn`,
+//!    `core_tests::a_recalled_tunnel_that_moves_after_all_is_left_alone_and_another_is_asked`*
 //! 7. A dropped [`Admit`] leaves no trace: not in the queue, not in a slot, not in the bucket.
 //!    *`tests::an_admission_dropped_at_any_point_leaves_no_trace`*
 

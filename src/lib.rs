@@ -6,7 +6,7 @@
 //! ```text
 //! listener -> head -> target -> route -> gate.admit().await -> connect -> relay -> outcome recorded, slot freed by Drop
 //!                                 |            |
-//!                            other_hosts   queue (bounded, first in first out, with deadlines)
+//!                            other_hosts   queue (bounded, in turns, with deadlines)
 //! ```
 //! [`proxy`] reads the first head of a connection and finds out what it wants; [`upstream`] resolves the name, asks the
 //! registry's [`admission::Gate`], and dials in the slot that it was given; the bytes are relayed, and the slot goes
