@@ -3,7 +3,7 @@
 //! It reads snapshots and never decides anything. The metrics listener is the same without what concerns only the
 //! operator of the node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,9 +22,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Bound, Party, Snapshot};
-use crate::metrics::{Gauges, Metrics};
+use crate::metrics::{Gauges, MemberGauges, Metrics};
 use crate::proxy::Proxy;
 use crate::upstream::Upstream;
+use crate::upstream::cluster::Cluster;
 
 /// Which endpoints a listener offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub enum Scope {
 #[derive(Debug)]
 pub struct Admin {
     proxy: Arc<Proxy>,
+    /// The nodes of the registries that have a mirror, by the registry's name.
+    nodes: HashMap<String, Arc<Cluster>>,
     metrics: Arc<Metrics>,
     draining: CancellationToken,
     started: Instant,
@@ -53,8 +56,13 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 impl Admin {
     /// Shows what `proxy` does.
     #[must_use]
-    pub fn new(proxy: Arc<Proxy>, metrics: Arc<Metrics>, draining: CancellationToken) -> Arc<Admin> {
-        Arc::new(Admin { proxy, metrics, draining, started: Instant::now() })
+    pub fn new(
+        proxy: Arc<Proxy>,
+        nodes: HashMap<String, Arc<Cluster>>,
+        metrics: Arc<Metrics>,
+        draining: CancellationToken,
+    ) -> Arc<Admin> {
+        Arc::new(Admin { proxy, nodes, metrics, draining, started: Instant::now() })
     }
 
     /// Accepts connections until the process ends.
@@ -120,7 +128,7 @@ impl Admin {
             _ => return text(StatusCode::NOT_FOUND, "a registry can pause and resume\n"),
         }
         tracing::info!(registry = name, action, "told by the operator");
-        response(StatusCode::OK, "application/json", picture(upstream).to_string() + "\n")
+        response(StatusCode::OK, "application/json", self.picture(upstream).to_string() + "\n")
     }
 
     fn readiness(&self) -> Response<Full<Bytes>> {
@@ -133,7 +141,8 @@ impl Admin {
 
     fn scrape(&self) -> Response<Full<Bytes>> {
         let upstreams = self.proxy.routes().upstreams();
-        let gauges: Vec<Gauges<'_>> = upstreams.map(|upstream| gauges(upstream, &upstream.gate.snapshot())).collect();
+        let gauges: Vec<Gauges<'_>> =
+            upstreams.map(|upstream| self.gauges(upstream, &upstream.gate.snapshot())).collect();
         let body = self.metrics.render(&gauges, self.proxy.clients());
         response(StatusCode::OK, prometheus::TEXT_FORMAT, body)
     }
@@ -142,7 +151,7 @@ impl Admin {
         let routes = self.proxy.routes();
         let mut registries = Map::new();
         for upstream in routes.registries() {
-            registries.insert(upstream.name.clone(), picture(upstream));
+            registries.insert(upstream.name.clone(), self.picture(upstream));
         }
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
@@ -150,7 +159,7 @@ impl Admin {
             draining: self.draining.is_cancelled(),
             clients: self.proxy.clients(),
             registries,
-            other_hosts: picture(routes.other_hosts()),
+            other_hosts: self.picture(routes.other_hosts()),
         };
         let body = serde_json::to_string_pretty(&status).expect("strings and numbers become JSON");
         response(StatusCode::OK, "application/json", body + "\n")
@@ -164,6 +173,47 @@ impl Admin {
         let body = serde_json::json!({ "registries": registries });
         response(StatusCode::OK, "application/json", format!("{body:#}\n"))
     }
+
+    fn picture(&self, upstream: &Upstream) -> Value {
+        let now = upstream.gate.snapshot();
+        let gauges = self.gauges(upstream, &now);
+        let classes =
+            gauges.waiting.iter().map(|(class, waiting)| ((*class).to_owned(), ClassPicture { waiting: *waiting }));
+        let picture = Picture {
+            slots: gauges.slots,
+            open: gauges.connecting + gauges.active + gauges.idle + gauges.closing,
+            connecting: gauges.connecting,
+            active: gauges.active,
+            idle: gauges.idle,
+            closing: gauges.closing,
+            waiting: now.waiting,
+            oldest_wait_seconds: seconds(gauges.oldest_wait),
+            paused: now.paused,
+            bound: now.bound.map(Bound::as_str),
+            classes: classes.collect(),
+            upstreams: gauges.members.iter().map(node).collect(),
+        };
+        serde_json::to_value(picture).expect("numbers become JSON")
+    }
+
+    fn gauges<'a>(&self, upstream: &'a Upstream, now: &Snapshot) -> Gauges<'a> {
+        let classes = upstream.classes.iter().map(String::as_str);
+        Gauges {
+            registry: &upstream.name,
+            slots: (now.slots != usize::MAX).then_some(now.slots),
+            connecting: now.open.connecting,
+            active: now.open.active,
+            idle: now.open.idle,
+            closing: now.open.closing,
+            waiting: classes.zip(now.waiting_by_class.iter().copied()).collect(),
+            oldest_wait: now.oldest_wait,
+            members: self.nodes.get(&upstream.name).map(|cluster| cluster.gauges()).unwrap_or_default(),
+        }
+    }
+}
+
+fn node(gauges: &MemberGauges) -> NodePicture {
+    NodePicture { url: gauges.url.clone(), open: gauges.open, up: gauges.up }
 }
 
 /// Those who wait and those who hold, in `/queue`.
@@ -233,47 +283,23 @@ struct Picture {
     #[serde(skip_serializing_if = "Option::is_none")]
     bound: Option<&'static str>,
     classes: BTreeMap<String, ClassPicture>,
+    /// The nodes of the mirror.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    upstreams: Vec<NodePicture>,
+}
+
+/// One URL of `mirror.upstream` in `/status`.
+#[derive(Serialize)]
+struct NodePicture {
+    url: String,
+    open: usize,
+    up: bool,
 }
 
 /// One class of a registry in `/status`.
 #[derive(Serialize)]
 struct ClassPicture {
     waiting: usize,
-}
-
-fn picture(upstream: &Upstream) -> Value {
-    let now = upstream.gate.snapshot();
-    let gauges = gauges(upstream, &now);
-    let classes =
-        gauges.waiting.iter().map(|(class, waiting)| ((*class).to_owned(), ClassPicture { waiting: *waiting }));
-    let picture = Picture {
-        slots: gauges.slots,
-        open: gauges.connecting + gauges.active + gauges.idle + gauges.closing,
-        connecting: gauges.connecting,
-        active: gauges.active,
-        idle: gauges.idle,
-        closing: gauges.closing,
-        waiting: now.waiting,
-        oldest_wait_seconds: seconds(gauges.oldest_wait),
-        paused: now.paused,
-        bound: now.bound.map(Bound::as_str),
-        classes: classes.collect(),
-    };
-    serde_json::to_value(picture).expect("numbers become JSON")
-}
-
-fn gauges<'a>(upstream: &'a Upstream, now: &Snapshot) -> Gauges<'a> {
-    let classes = upstream.classes.iter().map(String::as_str);
-    Gauges {
-        registry: &upstream.name,
-        slots: (now.slots != usize::MAX).then_some(now.slots),
-        connecting: now.open.connecting,
-        active: now.open.active,
-        idle: now.open.idle,
-        closing: now.open.closing,
-        waiting: classes.zip(now.waiting_by_class.iter().copied()).collect(),
-        oldest_wait: now.oldest_wait,
-    }
 }
 
 fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {

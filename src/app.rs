@@ -10,16 +10,20 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Scope};
-use crate::admission::{Gate, Limits, Rate};
+use crate::admission::{ClassId, Gate, Limits, Rate};
 use crate::config::{self, Config, OtherHosts};
 use crate::metrics::{Metrics, OTHER_HOSTS};
 use crate::proxy::clients::Classes;
+use crate::proxy::mirror::Mirror;
 use crate::proxy::pauses::{Bounds, Pauses};
 use crate::proxy::route::{Claim, Routes};
-use crate::proxy::{ClientTerms, Proxy};
-use crate::target::{Host, HostPattern};
+use crate::proxy::{ClientTerms, Entry, Proxy};
+use crate::repair::Repair;
+use crate::target::{Host, HostPattern, Origin};
+use crate::upstream::cluster::Cluster;
 use crate::upstream::connect::Terms;
 use crate::upstream::resolve::Resolver;
+use crate::upstream::tls::{Tls, TlsError, TlsTerms};
 use crate::upstream::{AddressPolicy, QueueTerms, Upstream};
 
 /// What other hosts are granted, for whom no registry's settings hold.
@@ -37,11 +41,19 @@ pub enum StartError {
     #[error("cannot listen on {address} ({key}): {cause}")]
     Bind {
         /// The setting.
-        key: &'static str,
+        key: String,
         /// Its value.
         address: SocketAddr,
         /// What the kernel said.
         cause: io::Error,
+    },
+    /// The files that TLS to a registry needs are not usable.
+    #[error("registries.{registry}.{error}")]
+    Tls {
+        /// The registry's name.
+        registry: String,
+        /// The setting, the file and what is wrong with it.
+        error: TlsError,
     },
 }
 
@@ -57,7 +69,7 @@ pub struct Running {
 }
 
 /// Where a running sidecar listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addresses {
     /// The proxy.
     pub proxy: SocketAddr,
@@ -65,12 +77,14 @@ pub struct Addresses {
     pub admin: SocketAddr,
     /// Metrics and probes for others, if configured.
     pub metrics: Option<SocketAddr>,
+    /// The mirrors, each with the name of its registry.
+    pub mirrors: Vec<(String, SocketAddr)>,
 }
 
 /// Binds every listener, then starts. Must be called inside a tokio runtime.
 ///
 /// # Errors
-/// When a listener cannot be bound; nothing runs then.
+/// When a listener cannot be bound, or a file of TLS is not usable; nothing runs then.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let listen = &config.listen;
     let proxy_listener = bind("listen.proxy", listen.proxy).await?;
@@ -79,10 +93,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         Some(address) => Some(bind("listen.metrics", address).await?),
         None => None,
     };
+    let mirror_listeners = bind_mirrors(&config).await?;
     let addresses = Addresses {
         proxy: bound(&proxy_listener, listen.proxy),
         admin: bound(&admin_listener, listen.admin),
         metrics: metrics_listener.as_ref().zip(listen.metrics).map(|(listener, asked)| bound(listener, asked)),
+        mirrors: mirror_listeners
+            .iter()
+            .map(|(registry, mirror, listener)| (registry.name.clone(), bound(listener, mirror.listen)))
+            .collect(),
     };
 
     let metrics = Arc::new(Metrics::new());
@@ -92,12 +111,18 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         head_timeout: listen.head_timeout,
         allow_clients: listen.allow_clients.clone(),
     };
-    let routes = routes(&config, &metrics, addresses, &ended);
+    let routes = routes(&config, &metrics, &addresses, &ended);
+    check_tls(&config, &routes)?;
+    let mirrors = mirrors(&config, &routes, &addresses);
     let classes = Classes::new(config.classes.iter().map(|class| class.users.as_slice()));
     let proxy = Proxy::new(routes, terms, classes, pseudonym(), draining.clone(), cut_short.clone());
-    let admin = Admin::new(proxy.clone(), metrics, draining.clone());
+    let nodes = mirrors.iter().map(|mirror| (mirror.upstream.name.clone(), mirror.cluster().clone())).collect();
+    let admin = Admin::new(proxy.clone(), nodes, metrics, draining.clone());
 
-    tokio::spawn(proxy.clone().accept(proxy_listener));
+    tokio::spawn(proxy.clone().accept(proxy_listener, Entry::Proxy));
+    for ((_, _, listener), mirror) in mirror_listeners.into_iter().zip(mirrors) {
+        tokio::spawn(proxy.clone().accept(listener, Entry::Mirror(mirror)));
+    }
     tokio::spawn(admin.clone().accept(admin_listener, Scope::Admin));
     if let Some(listener) = metrics_listener {
         tokio::spawn(admin.accept(listener, Scope::Metrics));
@@ -108,8 +133,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 impl Running {
     /// Where it listens.
     #[must_use]
-    pub fn addresses(&self) -> Addresses {
-        self.addresses
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
     }
 
     /// Ends in order: accepts nobody any more, serves those who came for up to `drain_timeout`, refuses and cuts the
@@ -145,8 +170,43 @@ impl Running {
     }
 }
 
-async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|cause| StartError::Bind { key, address, cause })
+async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|cause| StartError::Bind { key: key.to_owned(), address, cause })
+}
+
+/// The listener of each registry that has a mirror.
+async fn bind_mirrors(config: &Config) -> Result<Vec<(&config::Registry, &config::Mirror, TcpListener)>, StartError> {
+    let mut listeners = Vec::new();
+    for registry in &config.registries {
+        let Some(mirror) = &registry.mirror else { continue };
+        let key = format!("registries.{}.mirror.listen", registry.name);
+        listeners.push((registry, mirror, bind(&key, mirror.listen).await?));
+    }
+    Ok(listeners)
+}
+
+/// Reads the files of TLS where the config speaks of it; a wrong one is better known now than with the first pull.
+fn check_tls(config: &Config, routes: &Routes) -> Result<(), StartError> {
+    for (registry, upstream) in config.registries.iter().zip(routes.registries()) {
+        if registry.mirror.is_some() || registry.tls != config::Tls::default() {
+            upstream.tls.check().map_err(|error| StartError::Tls { registry: registry.name.clone(), error })?;
+        }
+    }
+    Ok(())
+}
+
+/// The mirrors, in the order of their listeners.
+fn mirrors(config: &Config, routes: &Routes, addresses: &Addresses) -> Vec<Arc<Mirror>> {
+    let registries = config.registries.iter().zip(routes.registries());
+    let with_mirror =
+        registries.filter_map(|(registry, upstream)| Some((registry, registry.mirror.as_ref()?, upstream)));
+    let mirrors = with_mirror.zip(&addresses.mirrors).map(|((registry, mirror, upstream), (_, address))| {
+        let class = config.classes.iter().position(|class| class.name == mirror.class).unwrap_or_default();
+        let cluster = Cluster::new(mirror.upstream.clone());
+        let hosts = registry.hosts.clone();
+        Arc::new(Mirror::new(upstream.clone(), ClassId(class), cluster, hosts, mirror.rewrite, *address))
+    });
+    mirrors.collect()
 }
 
 /// The address with the port that the kernel chose, where the config left it open.
@@ -180,20 +240,21 @@ impl Shared<'_> {
     }
 }
 
-fn routes(config: &Config, metrics: &Metrics, addresses: Addresses, ended: &CancellationToken) -> Routes {
-    let hosts = config.registries.iter().flat_map(|registry| registry.hosts.iter().filter_map(HostPattern::exact_host));
-    let names = hosts.filter(|host| host.ip().is_none()).map(Host::to_string);
-    let own = [Some(addresses.proxy), Some(addresses.admin), addresses.metrics];
+fn routes(config: &Config, metrics: &Metrics, addresses: &Addresses, ended: &CancellationToken) -> Routes {
+    let hosts = config.registries.iter().flat_map(claimed_hosts).filter_map(|host| host.exact_host().cloned());
+    let names = hosts.filter(|host| host.ip().is_none()).map(|host| host.to_string());
+    let mirrors = addresses.mirrors.iter().map(|(_, address)| Some(*address));
+    let own = [Some(addresses.proxy), Some(addresses.admin), addresses.metrics].into_iter().chain(mirrors);
     let shared = Shared {
         metrics,
         classes: &config.classes,
         names: config.classes.iter().map(|class| class.name.clone()).collect(),
         resolver: Arc::new(Resolver::new(names)),
-        own: own.into_iter().flatten().collect(),
+        own: own.flatten().collect(),
         ended: ended.clone(),
     };
     let claims = config.registries.iter().map(|registry| Claim {
-        hosts: registry.hosts.clone(),
+        hosts: claimed_hosts(registry),
         upstream: Arc::new(upstream_of(registry, &shared)),
         pauses: pauses_of(&registry.reclaim),
     });
@@ -205,6 +266,12 @@ fn routes(config: &Config, metrics: &Metrics, addresses: Addresses, ended: &Canc
         pauses: Arc::new(Pauses::new(Bounds::default())),
     };
     Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, shared.resolver)
+}
+
+/// The hosts of a registry, with those that only its mirror names: what goes there takes its slots, whoever asks.
+fn claimed_hosts(registry: &config::Registry) -> Vec<HostPattern> {
+    let of_mirror = registry.mirror.iter().flat_map(|mirror| mirror.upstream.iter().map(Origin::pattern));
+    registry.hosts.iter().cloned().chain(of_mirror).collect()
 }
 
 fn pauses_of(reclaim: &config::Reclaim) -> Arc<Pauses> {
@@ -235,7 +302,7 @@ fn upstream_of(registry: &config::Registry, shared: &Shared<'_>) -> Upstream {
         metrics,
         terms: Terms { connect_timeout: registry.connect_timeout, linger: registry.linger },
         addresses: AddressPolicy {
-            listed: registry.hosts.iter().filter_map(HostPattern::exact_host).filter_map(Host::ip).collect(),
+            listed: claimed_hosts(registry).iter().filter_map(HostPattern::exact_host).filter_map(Host::ip).collect(),
             own: shared.own.clone(),
         },
         insist: true,
@@ -245,9 +312,23 @@ fn upstream_of(registry: &config::Registry, shared: &Shared<'_>) -> Upstream {
             request_timeout: shared.by_class(|class| class.request_timeout.unwrap_or(registry.queue.request_timeout)),
         },
         classes: shared.names.clone(),
+        tls: Arc::new(Tls::new(tls_terms(&registry.tls))),
+        repair: registry.repair.enabled.then(|| Arc::new(Repair::new(registry.repair.ambiguous_401))),
+        slots_of_each: slots_of_each(registry),
         resolver: shared.resolver.clone(),
         ended: shared.ended.clone(),
     }
+}
+
+fn tls_terms(tls: &config::Tls) -> TlsTerms {
+    let config::Tls { ca_file, client, insecure_skip_verify } = tls.clone();
+    TlsTerms { ca_file, client, insecure_skip_verify }
+}
+
+/// The slots of each node, where each has its own.
+fn slots_of_each(registry: &config::Registry) -> Option<usize> {
+    let mirror = registry.mirror.as_ref().filter(|mirror| mirror.cap_per_upstream)?;
+    Some(registry.slots / mirror.upstream.len())
 }
 
 /// Other hosts pass without bound: they are counted, not queued.
@@ -276,6 +357,9 @@ fn other_hosts(shared: &Shared<'_>) -> Upstream {
             request_timeout: shared.by_class(|_| Duration::from_secs(25)),
         },
         classes: shared.names.clone(),
+        tls: Arc::new(Tls::new(TlsTerms::default())),
+        repair: None,
+        slots_of_each: None,
         resolver: shared.resolver.clone(),
         ended: shared.ended.clone(),
     }

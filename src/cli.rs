@@ -154,12 +154,15 @@ async fn serve(config: Config) -> ExitCode {
         Ok(running) => running,
         Err(error) => return fail(EXIT_USAGE, &error),
     };
-    let addresses = running.addresses();
-    tracing::info!(listener = "proxy", address = %addresses.proxy, "listening");
-    tracing::info!(listener = "admin", address = %addresses.admin, "listening");
+    let addresses = running.addresses().clone();
+    for (registry, address) in &addresses.mirrors {
+        tracing::info!(listener = "mirror", registry, %address, "listening");
+    }
     if let Some(metrics) = addresses.metrics {
         tracing::info!(listener = "metrics", address = %metrics, "listening");
     }
+    tracing::info!(listener = "admin", address = %addresses.admin, "listening");
+    tracing::info!(listener = "proxy", address = %addresses.proxy, "listening");
     let signal = signals.next().await;
     tracing::info!(signal, ?drain_timeout, "draining; a second signal ends at once");
     tokio::select! {

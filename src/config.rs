@@ -6,6 +6,7 @@
 //! loads it, and hands the parts of [`Config`] to those that need them.
 
 mod fraction;
+mod http;
 mod problem;
 mod rate;
 mod reader;
@@ -17,7 +18,7 @@ mod value;
 mod warnings;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -27,7 +28,7 @@ pub use problem::{LoadError, Problem, Problems};
 pub use rate::Rate;
 pub use share::{BadShare, Share};
 
-use crate::target::HostPattern;
+use crate::target::{HostPattern, Origin};
 use reader::Section;
 use report::Report;
 
@@ -98,7 +99,8 @@ pub struct Registry {
     pub cap: u32,
     /// This node's part of the cap.
     pub share: Share,
-    /// Connections that this node may have open at once: `floor(cap x share)`, at least 1.
+    /// Connections that this node may have open at once: `floor(cap x share)`, at least 1; with
+    /// `mirror.cap_per_upstream` that many for each URL of the mirror.
     pub slots: usize,
     /// Limit on new connections in time; `None` (the default) for no limit.
     pub rate: Option<Rate>,
@@ -117,6 +119,48 @@ pub struct Registry {
     pub queue: Queue,
     /// When idle tunnels are given up for those who wait.
     pub reclaim: Reclaim,
+    /// How TLS is spoken to it, where the sidecar itself does.
+    pub tls: Tls,
+    /// The address at which the sidecar stands in for it; `None` (the default) for none.
+    pub mirror: Option<Mirror>,
+    /// Which of its answers are asked for again.
+    pub repair: Repair,
+}
+
+/// The part `tls` of a registry: how TLS is spoken to it, for the mirror and for absolute `https` URLs. The system's
+/// roots are trusted in any case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Certificates of further authorities, in PEM. Default none.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate chain and the key that the sidecar shows of itself, in PEM. Default none.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// Whether to talk to whoever answers. Default false.
+    pub insecure_skip_verify: bool,
+}
+
+/// The part `mirror` of a registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    /// Address of the mirror listener.
+    pub listen: SocketAddr,
+    /// Where requests go, at least one URL; several are the nodes of one cluster.
+    pub upstream: Vec<Origin>,
+    /// Whether the realm of challenges, and Location, lead back to the mirror. Default true.
+    pub rewrite: bool,
+    /// The class of its clients. Default `default`.
+    pub class: String,
+    /// Whether the slots are those of each URL, and not of all together. Default false.
+    pub cap_per_upstream: bool,
+}
+
+/// The part `repair` of a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repair {
+    /// Whether answers that show overload are asked for again, where it is safe. Default true.
+    pub enabled: bool,
+    /// How often an answer is asked for again that may be a real denial, 0 to 10. Default 0.
+    pub ambiguous_401: u32,
 }
 
 /// The part `queue` of a registry.

@@ -11,7 +11,7 @@
 //! [`proxy`] reads the first head of a connection and finds out what it wants; [`upstream`] resolves the name, asks the
 //! registry's [`admission::Gate`], and dials in the slot that it was given; the bytes are relayed, and the slot goes
 //! back when the socket is gone. [`app`] wires the parts, [`admin`] shows them, [`config`] is the only one that knows
-//! TOML.
+//! TOML. Where HTTP is visible, [`repair`] says which answers are worth asking for again.
 //!
 //! # Layers
 //! Modules use only what stands below them; `tests/layering.rs` checks it.
@@ -19,7 +19,7 @@
 //! 5 process     cli   app
 //! 4 surfaces    proxy   admin
 //! 3 upstream    upstream
-//! 2 decision    admission
+//! 2 decision    admission   repair
 //! 1 vocabulary  config   target   address   metrics   kernel
 //! ```
 //!
@@ -55,8 +55,7 @@
 //!    `refusals::another_spelling_takes_the_slot`*
 //!
 //! # Not yet
-//! The mirror listener, TLS to the registry, retry and repair; shares leased from a store; reload; counting what a crashed
-//! predecessor left in the kernel.
+//! Shares leased from a store; reload; counting what a crashed predecessor left in the kernel.
 
 pub mod address;
 pub mod admin;
@@ -67,5 +66,6 @@ pub mod config;
 pub mod kernel;
 pub mod metrics;
 pub mod proxy;
+pub mod repair;
 pub mod target;
 pub mod upstream;

@@ -158,6 +158,63 @@ impl Reclaimed {
     }
 }
 
+/// Why an answer is worth asking again for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// A database error dressed as 401.
+    DatabaseError,
+    /// The same to a HEAD, whose answer has no body that would tell a real denial from it.
+    Unseen401,
+    /// A denial, or a database error that was swallowed.
+    Ambiguous401,
+    /// A token that lacks an action that was asked for.
+    PoisonedToken,
+    /// 500.
+    InternalError,
+    /// 502.
+    BadGateway,
+    /// 503.
+    Unavailable,
+    /// 504.
+    GatewayTimeout,
+    /// 429, with the time when to come back.
+    TooManyRequests,
+    /// The connection ended before the answer did.
+    Broken,
+}
+
+impl Sign {
+    const ALL: [Sign; 10] = [
+        Sign::DatabaseError,
+        Sign::Unseen401,
+        Sign::Ambiguous401,
+        Sign::PoisonedToken,
+        Sign::InternalError,
+        Sign::BadGateway,
+        Sign::Unavailable,
+        Sign::GatewayTimeout,
+        Sign::TooManyRequests,
+        Sign::Broken,
+    ];
+
+    /// The word in metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Sign::DatabaseError => "database_error",
+            Sign::Unseen401 => "unseen_401",
+            Sign::Ambiguous401 => "ambiguous_401",
+            Sign::PoisonedToken => "poisoned_token",
+            Sign::InternalError => "internal_error",
+            Sign::BadGateway => "bad_gateway",
+            Sign::Unavailable => "unavailable",
+            Sign::GatewayTimeout => "gateway_timeout",
+            Sign::TooManyRequests => "too_many_requests",
+            Sign::Broken => "broken",
+        }
+    }
+}
+
 /// Which way bytes flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -183,6 +240,11 @@ pub struct Metrics {
     bytes: IntCounterVec,
     wait: HistogramVec,
     connect: HistogramVec,
+    requests: IntCounterVec,
+    retries: IntCounterVec,
+    repaired: IntCounterVec,
+    member_open: GaugeVec,
+    member_up: GaugeVec,
 }
 
 const WAIT_BUCKETS: [f64; 13] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0];
@@ -254,6 +316,31 @@ impl Metrics {
                 &["registry"],
                 &CONNECT_BUCKETS,
             ),
+            requests: families.counters(
+                "roadstead_requests_total",
+                "Visible requests sent to the registry, by whether their connection was new (dialled) or kept (reused).",
+                &["registry", "connection"],
+            ),
+            retries: families.counters(
+                "roadstead_retries_total",
+                "Requests asked again, by what was wrong with the answer.",
+                &["registry", "sign"],
+            ),
+            repaired: families.counters(
+                "roadstead_repaired_total",
+                "Requests that were asked again and then answered well, by what was wrong at first.",
+                &["registry", "sign"],
+            ),
+            member_open: families.gauges(
+                "roadstead_upstream_open_connections",
+                "Sockets of the mirror's requests that stand, by URL of mirror.upstream.",
+                &["registry", "upstream"],
+            ),
+            member_up: families.gauges(
+                "roadstead_upstream_up",
+                "Whether the URL of mirror.upstream takes connections: 0 while it is left out.",
+                &["registry", "upstream"],
+            ),
             registry: registry.clone(),
         };
         families.build_info();
@@ -272,6 +359,9 @@ impl Metrics {
             up: self.bytes.with_label_values(&[name, "up"]),
             down: self.bytes.with_label_values(&[name, "down"]),
             connect: self.connect.with_label_values(&[name]),
+            requests: ["dialled", "reused"].map(|connection| self.requests.with_label_values(&[name, connection])),
+            retries: Sign::ALL.map(|sign| self.retries.with_label_values(&[name, sign.as_str()])),
+            repaired: Sign::ALL.map(|sign| self.repaired.with_label_values(&[name, sign.as_str()])),
         })
     }
 
@@ -315,6 +405,11 @@ impl Metrics {
             self.waiting.with_label_values(&[name, class]).set(count(*waiting));
         }
         self.oldest_wait.with_label_values(&[name]).set(gauges.oldest_wait.as_secs_f64());
+        for member in &gauges.members {
+            let labels = [name, &member.url];
+            self.member_open.with_label_values(&labels).set(count(member.open));
+            self.member_up.with_label_values(&labels).set(f64::from(u8::from(member.up)));
+        }
     }
 }
 
@@ -337,6 +432,19 @@ pub struct Gauges<'a> {
     pub waiting: Vec<(&'a str, usize)>,
     /// The time since the arrival of the one that waits longest.
     pub oldest_wait: Duration,
+    /// The URLs of `mirror.upstream`.
+    pub members: Vec<MemberGauges>,
+}
+
+/// What the gauges of one URL of `mirror.upstream` show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberGauges {
+    /// The URL, without a path.
+    pub url: String,
+    /// Sockets that stand.
+    pub open: usize,
+    /// Whether it takes connections.
+    pub up: bool,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges are floats; counts stay far below 2^52")]
@@ -392,6 +500,9 @@ pub struct RegistryMetrics {
     up: IntCounter,
     down: IntCounter,
     connect: Histogram,
+    requests: [IntCounter; 2],
+    retries: [IntCounter; Sign::ALL.len()],
+    repaired: [IntCounter; Sign::ALL.len()],
 }
 
 /// What counts for one class of one registry.
@@ -410,6 +521,21 @@ impl RegistryMetrics {
     /// A request was answered by roadstead itself.
     pub fn refused(&self, reason: Reason) {
         self.refused[reason as usize].inc();
+    }
+
+    /// A visible request is sent, on a connection that carried others before or on a new one.
+    pub fn sent(&self, on_kept: bool) {
+        self.requests[usize::from(on_kept)].inc();
+    }
+
+    /// A request is asked again.
+    pub fn retried(&self, sign: Sign) {
+        self.retries[sign as usize].inc();
+    }
+
+    /// A request that was asked again was answered well.
+    pub fn repaired(&self, sign: Sign) {
+        self.repaired[sign as usize].inc();
     }
 
     /// A wait in this class ended.

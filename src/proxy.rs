@@ -1,8 +1,9 @@
-//! The proxy listener: accepts connections and reads what each of them wants.
+//! The proxy and mirror listeners: accept connections and read what each of them wants.
 //!
 //! A connection is a CONNECT, which becomes a [`tunnel`], or carries requests that are visible as HTTP, which
 //! [`forward`] serves. Both find their registry through [`route`], ask its gate, and leave one [`record`].
 
+pub mod asked;
 pub mod client;
 pub mod clients;
 pub mod credentials;
@@ -10,10 +11,16 @@ pub mod follow;
 pub mod forward;
 pub mod head;
 pub mod hop;
+pub mod mirror;
+pub mod outbound;
 pub mod pauses;
+pub mod peeked;
 pub mod record;
 pub mod relay;
+pub mod repairing;
+pub mod reply;
 pub mod respond;
+pub mod rewrite;
 pub mod route;
 pub mod tunnel;
 pub mod watch;
@@ -32,6 +39,7 @@ use tokio_util::task::TaskTracker;
 use self::client::Client;
 use self::clients::Classes;
 use self::head::{FirstHead, HeadError};
+use self::mirror::Mirror;
 use self::record::{Kind, Record};
 use self::respond::Answer;
 use self::route::{Lost, Route, Routes};
@@ -48,6 +56,15 @@ pub struct ClientTerms {
     pub head_timeout: Duration,
     /// Who may come, beside this machine itself.
     pub allow_clients: Vec<IpNet>,
+}
+
+/// What a client takes the listener for.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    /// A forward proxy.
+    Proxy,
+    /// A registry.
+    Mirror(Arc<Mirror>),
 }
 
 /// The proxy: what its connections share.
@@ -80,7 +97,7 @@ impl Proxy {
     }
 
     /// Accepts connections until draining begins; then the listener is closed.
-    pub async fn accept(self: Arc<Self>, listener: TcpListener) {
+    pub async fn accept(self: Arc<Self>, listener: TcpListener, entry: Entry) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -88,7 +105,7 @@ impl Proxy {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    self.tasks.spawn(self.clone().serve(stream, peer));
+                    self.tasks.spawn(self.clone().serve(stream, peer, entry.clone()));
                 }
                 Err(error) => {
                     // Out of descriptors, mostly. The connection stays in the backlog; hurrying does not help.
@@ -133,7 +150,7 @@ impl Proxy {
         self.cut_short.cancelled().await;
     }
 
-    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, entry: Entry) {
         let client = Client::new(stream, peer);
         if let Err(answer) = self.welcome(peer.ip()) {
             return self.turn_away(&client, answer).await;
@@ -142,14 +159,18 @@ impl Proxy {
             let message = format!("too many client connections (listen.max_clients = {})", self.terms.max_clients);
             return self.turn_away(&client, Answer::plain(Reason::TooManyClients, message)).await;
         };
-        match self.first_head(&client).await {
-            Ok(FirstHead::Connect(connect)) => tunnel::serve(&self, client, connect).await,
-            Ok(FirstHead::Other(bytes)) => forward::serve(self.clone(), client, bytes).await,
-            Err(HeadError::Closed | HeadError::Silent) => {}
-            Err(error @ HeadError::TimedOut(_)) => {
+        match (self.first_head(&client).await, &entry) {
+            (Ok(FirstHead::Connect(connect)), Entry::Proxy) => tunnel::serve(&self, client, connect).await,
+            (Ok(FirstHead::Connect(_)), Entry::Mirror(_)) => {
+                let message = "this is a registry mirror: point HTTPS_PROXY at listen.proxy";
+                self.turn_away(&client, Answer::plain(Reason::BadRequest, message)).await;
+            }
+            (Ok(FirstHead::Other(bytes)), _) => forward::serve(self.clone(), entry, client, bytes).await,
+            (Err(HeadError::Closed | HeadError::Silent), _) => {}
+            (Err(error @ HeadError::TimedOut(_)), _) => {
                 self.turn_away(&client, Answer::plain(Reason::HeadTimeout, error.to_string())).await;
             }
-            Err(error @ HeadError::Malformed(_)) => {
+            (Err(error @ HeadError::Malformed(_)), _) => {
                 self.turn_away(&client, Answer::plain(Reason::BadRequest, error.to_string())).await;
             }
         }
@@ -188,10 +209,10 @@ impl Proxy {
     }
 
     /// Where a request goes; otherwise what to answer, or nothing when the client left meanwhile.
-    async fn route(&self, target: &Target, requester: &impl Requester) -> Result<Route, Option<Answer>> {
+    async fn route(&self, target: &Target, secure: bool, requester: &impl Requester) -> Result<Route, Option<Answer>> {
         let found = tokio::select! {
             biased;
-            found = self.routes.find(target) => found,
+            found = self.routes.find(target, secure) => found,
             () = requester.ended() => return Err(None),
         };
         found.map_err(|lost| match lost {

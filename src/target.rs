@@ -5,8 +5,12 @@
 //! and never lets through a spelling that a resolver could read as some other host. The proxy parses every request
 //! with it; the configuration parses `hosts` with it.
 
+mod origin;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+pub use self::origin::{BadOrigin, Origin};
 
 /// Longest host name in bytes, without the trailing dot (RFC 1035 section 2.3.4).
 const MAX_NAME: usize = 253;

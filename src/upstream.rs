@@ -3,25 +3,33 @@
 //! Names are resolved before admission, never on a slot. One address is dialled at a time, each `connect()` with an
 //! admission of its own; a dial that failed gives its slot back, and the request waits on in its old place.
 
+pub mod cluster;
 pub mod connect;
+mod doors;
 pub mod http;
 pub mod resolve;
 pub mod socket;
+pub mod tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use self::connect::{DialError, Terms};
+use self::cluster::{Berth, Cluster};
+use self::connect::{DialError, Standing, Terms, Undialled};
+use self::doors::Doors;
 use self::http::Kept;
 use self::resolve::{ResolveError, Resolver};
 use self::socket::Socket;
+use self::tls::Tls;
 use crate::address::{AddressClass, classify};
 use crate::admission::{Admission, Ask, Gate, Lane, Moment, Party, Place, Refusal, ReuseKey};
 use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
+use crate::repair::Repair;
 use crate::target::Target;
 
 /// First pause after a name could not be resolved; it doubles up to [`LONGEST_PAUSE`].
@@ -48,6 +56,12 @@ pub struct Upstream {
     pub queue: QueueTerms,
     /// The names of the classes, in their order.
     pub classes: Arc<[String]>,
+    /// How TLS is spoken to it.
+    pub tls: Arc<Tls>,
+    /// Which of its answers are asked for again; `None`: none.
+    pub repair: Option<Arc<Repair>>,
+    /// Slots for each node, where each has its own.
+    pub slots_of_each: Option<usize>,
     /// Names to addresses; shared by all.
     pub resolver: Arc<Resolver>,
     /// Cancelled when those who are still on their way are refused as draining.
@@ -129,12 +143,29 @@ fn is_same(own: SocketAddr, address: SocketAddr) -> bool {
 /// Where a request goes.
 #[derive(Clone, Debug)]
 pub struct Way {
-    /// The host and port that it names.
+    /// The host and port that it names; of the first node, where there are several.
     pub target: Target,
+    /// Whether we speak TLS with it.
+    pub secure: bool,
     /// The only addresses that may be dialled for it, if they were found before.
     pub pinned: Option<Vec<SocketAddr>>,
     /// Whether the operator listed this very host, and not only a pattern that it matches.
     pub listed_host: bool,
+    /// The nodes that can serve it, where the operator named them.
+    pub cluster: Option<Arc<Cluster>>,
+}
+
+impl Way {
+    /// What places are kept for, and outages noted for: the target, or all nodes together.
+    fn name(&self) -> Arc<str> {
+        match &self.cluster {
+            Some(cluster) if cluster.origins().len() > 1 => {
+                let nodes: Vec<String> = cluster.origins().iter().map(ToString::to_string).collect();
+                nodes.join(" ").into()
+            }
+            _ => self.target.to_string().into(),
+        }
+    }
 }
 
 /// How long a request waits.
@@ -178,6 +209,8 @@ pub struct Trip {
 pub enum Reached {
     /// A new connection, which has carried nothing.
     New(Socket),
+    /// The same, inside TLS.
+    Secured(Box<TlsStream<Socket>>),
     /// A connection that was kept.
     Kept(Kept),
 }
@@ -214,6 +247,17 @@ pub enum Failure {
     ClientLeft,
 }
 
+impl Failure {
+    /// Whether the same might succeed a moment later.
+    fn may_pass(&self) -> bool {
+        match self {
+            Failure::Unknown(_) => true,
+            Failure::Undialled(error) => !matches!(error, DialError::Untrusted(..)),
+            _ => false,
+        }
+    }
+}
+
 /// Who asks, as far as the way to the registry needs to know.
 pub trait Requester: Sync {
     /// Completes when the client has ended its side, or is gone, even with unread bytes before that. For one who waits
@@ -247,7 +291,7 @@ impl Upstream {
     /// counts from now in any case.
     #[must_use]
     pub fn trip(&self, way: Way, party: Party, lane: Lane, patience: Patience) -> Trip {
-        let name: Arc<str> = way.target.to_string().into();
+        let name = way.name();
         let (place, again) = self.gate.place(&party.client, &name);
         let deadline = self.gate.now() + patience.limit;
         Trip {
@@ -297,7 +341,7 @@ impl Upstream {
         let mut before: Option<Failure> = None;
         loop {
             let failure = match (self.try_each_address(trip, reuse, requester).await, before) {
-                (Err(failure @ (Failure::Unknown(_) | Failure::Undialled(_))), _) if self.insist => failure,
+                (Err(failure), _) if self.insist && failure.may_pass() => failure,
                 // Its patience ended in the queue, but what kept it from being served is the dials that failed.
                 (Err(Failure::Refused(_)), Some(before)) => return Err(before),
                 (done, _) => return done,
@@ -319,7 +363,7 @@ impl Upstream {
         }
     }
 
-    /// One round: each address once, in the resolver's order.
+    /// One round: each address once.
     async fn try_each_address(
         &self,
         trip: &mut Trip,
@@ -327,9 +371,8 @@ impl Upstream {
         requester: &impl Requester,
     ) -> Result<Reached, Failure> {
         let mut failed: Option<DialError> = None;
-        let addresses = self.addresses(trip, requester).await?;
-        let last = addresses.len() - 1;
-        for (index, address) in addresses.into_iter().enumerate() {
+        let mut doors = self.doors(trip, requester).await?;
+        while doors.any_left() {
             let admitted = self.admit(trip, reuse, requester).await;
             let slot = match (admitted, failed.take()) {
                 (Ok(Admission::New(slot)), _) => slot,
@@ -341,39 +384,125 @@ impl Upstream {
             if requester.is_broken() || trip.queued && requester.has_ended() {
                 return Err(Failure::ClientLeft);
             }
-            // Of a registry, the last word counts; other hosts have nothing in common.
-            let tells = self.insist && index == last;
+            let Some(door) = doors.next(self.gate.now()) else { break };
             let dialled = tokio::select! {
                 biased;
-                dialled = connect::dial(slot, address, self.terms, tells, &self.metrics) => dialled,
+                dialled = connect::dial(slot, door, self.terms, &self.tls, &self.metrics) => dialled,
                 () = gone(requester, trip.queued) => return Err(Failure::ClientLeft),
             };
             match dialled {
-                Ok((socket, took)) => {
+                Ok((standing, took)) => {
                     trip.connect = Some(took);
-                    return Ok(Reached::New(socket));
+                    return Ok(self.stands(standing, &trip.way));
                 }
-                Err(error) => failed = Some(error),
+                Err(undialled) => failed = Some(self.failed(undialled, &doors, &trip.way)),
             }
         }
-        Err(failed.expect("there is at least one address").into())
+        Err(failed.map_or(Failure::ClientLeft, Failure::from))
+    }
+
+    fn stands(&self, standing: Standing, way: &Way) -> Reached {
+        let socket = match &standing {
+            Standing::Plain(socket) => socket,
+            Standing::Secured(stream) => stream.get_ref().0,
+        };
+        if socket.berth().is_some_and(Berth::stands) {
+            self.nodes_changed(way);
+        }
+        match standing {
+            Standing::Plain(socket) => Reached::New(socket),
+            Standing::Secured(stream) => Reached::Secured(stream),
+        }
+    }
+
+    /// Notes a failed dial, and gives its slot back.
+    fn failed(&self, undialled: Undialled, doors: &Doors, way: &Way) -> DialError {
+        if let Some(berth) = undialled.berth()
+            && doors.is_spent(berth)
+            && berth.failed(self.gate.now())
+        {
+            self.nodes_changed(way);
+        }
+        // Of a registry, the last word counts; other hosts have nothing in common. Who cannot prove who he is takes
+        // connections all the same.
+        let tells = self.insist && doors.failure_tells(undialled.berth());
+        if tells && !matches!(undialled.error, DialError::Untrusted(..)) {
+            undialled.tell();
+        }
+        undialled.into_error()
+    }
+
+    /// Where each node has slots of its own, those of a node that is out are not there.
+    fn nodes_changed(&self, way: &Way) {
+        let Some(cluster) = &way.cluster else { return };
+        tracing::info!(
+            registry = self.name,
+            up = cluster.living(),
+            of = cluster.origins().len(),
+            "nodes that take connections"
+        );
+        if let Some(slots) = self.slots_of_each {
+            self.gate.resize(slots * cluster.living().max(1));
+        }
     }
 
     /// The addresses that may be dialled; at least one.
-    async fn addresses(&self, trip: &Trip, requester: &impl Requester) -> Result<Vec<SocketAddr>, Failure> {
-        let Way { target, pinned, listed_host } = &trip.way;
-        if let Some(pinned) = pinned {
-            return self.addresses.allowed(pinned.iter().copied(), *listed_host);
+    async fn doors(&self, trip: &Trip, requester: &impl Requester) -> Result<Doors, Failure> {
+        let Way { target, secure, pinned, listed_host, cluster } = &trip.way;
+        if let Some(cluster) = cluster {
+            return self.doors_of_nodes(cluster, trip, requester).await;
         }
+        let addresses = match pinned {
+            Some(pinned) => self.addresses.allowed(pinned.iter().copied(), *listed_host)?,
+            None => self.resolve(target, *listed_host, trip.deadline, requester).await?,
+        };
+        Ok(Doors::Host(addresses.into(), secure.then(|| target.host().clone())))
+    }
+
+    /// Those of every node whose name can be resolved.
+    async fn doors_of_nodes(
+        &self,
+        cluster: &Arc<Cluster>,
+        trip: &Trip,
+        requester: &impl Requester,
+    ) -> Result<Doors, Failure> {
+        let mut nodes = Vec::new();
+        let mut lost = None;
+        for origin in cluster.origins() {
+            let found = self.resolve(&origin.target, true, trip.deadline, requester).await;
+            let addresses = match found {
+                Err(failure @ (Failure::ClientLeft | Failure::Draining)) => return Err(failure),
+                Err(failure) => {
+                    lost = Some(failure);
+                    Vec::new()
+                }
+                Ok(addresses) => addresses,
+            };
+            nodes.push(addresses.into());
+        }
+        let doors = Doors::Nodes(cluster.clone(), nodes);
+        match lost {
+            Some(failure) if !doors.any_left() => Err(failure),
+            _ => Ok(doors),
+        }
+    }
+
+    async fn resolve(
+        &self,
+        target: &Target,
+        listed_host: bool,
+        deadline: Moment,
+        requester: &impl Requester,
+    ) -> Result<Vec<SocketAddr>, Failure> {
         let resolving = self.resolver.resolve(target.host());
         let resolved = tokio::select! {
             biased;
-            resolved = timeout_at(self.instant(trip.deadline), resolving) => resolved,
+            resolved = timeout_at(self.instant(deadline), resolving) => resolved,
             () = requester.ended() => return Err(Failure::ClientLeft),
         };
         let addresses = resolved.unwrap_or_else(|_| Err(ResolveError::silent(target.host())))?;
         let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, target.port()));
-        self.addresses.allowed(addresses, *listed_host)
+        self.addresses.allowed(addresses, listed_host)
     }
 
     async fn admit(
@@ -402,14 +531,21 @@ impl Upstream {
         admitted
     }
 
-    async fn pause_until(&self, moment: Moment, requester: &impl Requester) -> Result<(), Failure> {
+    /// Waits, holding nothing.
+    ///
+    /// # Errors
+    /// When the client leaves, or the process is going down.
+    pub async fn pause_until(&self, moment: Moment, requester: &impl Requester) -> Result<(), Failure> {
         tokio::select! {
             () = sleep_until(self.instant(moment)) => Ok(()),
             () = requester.ended() => Err(Failure::ClientLeft),
+            () = self.ended.cancelled() => Err(Failure::Draining),
         }
     }
 
-    fn instant(&self, moment: Moment) -> Instant {
+    /// The gate's time as tokio's.
+    #[must_use]
+    pub fn instant(&self, moment: Moment) -> Instant {
         Instant::now() + moment.since(self.gate.now())
     }
 }

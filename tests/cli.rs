@@ -196,7 +196,10 @@ async fn secrets_are_never_logged() {
     const BASIC: &str = "a3ViZWxldDpodW50ZXIy";
     let stub = StubRegistry::builder().start().await;
     let address = stub.address().to_string();
-    let registry = format!("level = \"trace\"\n[registries.stub]\nhosts = [\"{address}\"]\ncap = 2\nshare = 1");
+    let registry = format!(
+        "level = \"trace\"\n[registries.stub]\nhosts = [\"{address}\"]\ncap = 2\nshare = 1\n\
+         [registries.stub.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{address}\""
+    );
     let mut sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
     let (proxy, own) = (sidecar.proxy(), format!("Proxy-Authorization: Basic {BASIC}"));
     let bearer = format!("Authorization: Bearer {SECRET}");
@@ -208,10 +211,14 @@ async fn secrets_are_never_logged() {
     let mut tunnel = connect_through(proxy, &address, &headers).await.unwrap();
     assert_eq!(tunnel.get("/v2/", &[&bearer]).await.unwrap().status(), 200);
     drop(tunnel);
+    let mut mirrored = Wire::open(sidecar.listener("mirror").unwrap()).await.unwrap();
+    let signed = format!("/v2/a/blobs/b?signature={SECRET}");
+    assert_eq!(mirrored.get(&signed, &[&bearer, &cookie]).await.unwrap().status(), 200);
     let refused = [
         ("GET", format!("http://user:{SECRET}@{address}/v2/")),
         ("GET", format!("http://user:{SECRET}@{address}/v2/?token={SECRET}")),
-        ("GET", format!("https://{address}/v2/?token={SECRET}")),
+        ("GET", format!("https://169.254.169.254/v2/?token={SECRET}")),
+        ("GET", format!("ftp://{address}/v2/?token={SECRET}")),
         ("GET", format!("http://169.254.169.254/?token={SECRET}")),
         ("GET", format!("/v2/?token={SECRET}")),
         ("CONNECT", format!("user:{SECRET}@{address}")),
@@ -228,7 +235,7 @@ async fn secrets_are_never_logged() {
     let mut garbage = Wire::open(proxy).await.unwrap();
     garbage.send(format!("Authorization: {SECRET}\r\n\r\n").as_bytes()).await.unwrap();
     assert_eq!(garbage.read_answer().await.unwrap().status(), 400);
-    eventually_is("all to be recorded", SOON, refused.len() + 3, async || sidecar.finished().len()).await;
+    eventually_is("all to be recorded", SOON, refused.len() + 4, async || sidecar.finished().len()).await;
     sidecar.terminate();
     assert!(sidecar.wait().await.success());
 

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 /// The layers from the bottom to the top. Neighbours on one level may meet only where it says so.
 const LAYERS: [&[&str]; 5] = [
     &["config", "target", "address", "metrics", "kernel"],
-    &["admission"],
+    &["admission", "repair"],
     &["upstream"],
     &["proxy", "admin"],
     &["cli", "app"],
 ];
 
 /// Uses on one level that are part of the plan: who uses whom.
-const NEIGHBOURS: [(&str, &str); 3] = [("config", "target"), ("admin", "proxy"), ("cli", "app")];
+const NEIGHBOURS: [(&str, &str); 4] =
+    [("config", "target"), ("repair", "admission"), ("admin", "proxy"), ("cli", "app")];
 
 #[test]
 fn modules_use_only_what_stands_below_them() {

@@ -105,6 +105,18 @@ impl<'a> Section<'a> {
         self.descend(key, found, read)
     }
 
+    /// Reads the table under `key`, if the file has it.
+    pub(super) fn optional_table<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&mut Section<'_>) -> Read<T>,
+    ) -> Read<Option<T>> {
+        match self.find(key) {
+            None => Ok(None),
+            found => self.descend(key, found, read).map(Some),
+        }
+    }
+
     /// Reads every table in this one, in the order of the file, with the name of each.
     pub(super) fn each_table<T>(&mut self, mut read: impl FnMut(&str, &mut Section<'_>) -> Read<T>) -> Read<Vec<T>> {
         let mut entries: Vec<_> = self.table.into_iter().flatten().collect();

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::reader::{Noted, Read, Section};
 use super::value::{address, count, decimal, duration, flag, host, network, share, text, whole, word};
-use super::{Class, Config, Listen, Log, LogFormat, OtherHosts, Queue, Rate, Reclaim, Registry, Share, warnings};
-use crate::target::HostPattern;
+use super::{Class, Config, Listen, Log, LogFormat, OtherHosts, Queue, Rate, Reclaim, Registry, Share, http, warnings};
+use crate::target::{HostPattern, Origin};
 
 /// The most of anything that is counted. More is a slip of the pen, and would not fit a machine.
 const MOST: u32 = 1_000_000;
@@ -19,7 +19,7 @@ const MOST: u32 = 1_000_000;
 const RESERVED_NAME: &str = "other_hosts";
 
 /// The class of every client that no other class lists.
-const DEFAULT_CLASS: &str = "default";
+pub(super) const DEFAULT_CLASS: &str = "default";
 
 /// Longest name of a registry or a class, in bytes.
 const LONGEST_NAME: usize = 63;
@@ -33,6 +33,9 @@ pub(super) fn config(root: &mut Section<'_>) -> Read<Config> {
     let log = root.table("log", log);
     let registries = root.table("registries", registries);
     let classes = root.table("classes", classes);
+    if let (Ok(listen), Ok(registries)) = (&listen, &registries) {
+        check_mirrors(root, listen, registries, classes.as_deref().ok());
+    }
     let mut config = Config {
         drain_timeout: drain_timeout?,
         listen: listen?,
@@ -105,6 +108,16 @@ fn registry(name: &str, section: &mut Section<'_>, claims: &mut Claims) -> Read<
     let max_connecting = section.optional("max_connecting", None, |value| count(1..=MOST)(value).map(Some));
     let queue = section.table("queue", queue);
     let reclaim = section.table("reclaim", reclaim);
+    let tls = section.table("tls", http::tls);
+    let mirror = section.optional_table("mirror", |section| {
+        http::mirror(section, |origin: &Origin| claims.claim(name, &origin.pattern()))
+    });
+    let repair = section.table("repair", http::repair);
+    let mirror = mirror?;
+    let slots = slots.map(|slots| match &mirror {
+        Some(mirror) if mirror.cap_per_upstream => slots * mirror.upstream.len(),
+        _ => slots,
+    });
     Ok(Registry {
         name: name.to_owned(),
         hosts: hosts?,
@@ -119,7 +132,41 @@ fn registry(name: &str, section: &mut Section<'_>, claims: &mut Claims) -> Read<
         max_connecting: max_connecting?.unwrap_or(slots?),
         queue: queue?,
         reclaim: reclaim?,
+        tls: tls?,
+        mirror,
+        repair: repair?,
     })
+}
+
+/// What a mirror must agree on with the rest of the file.
+fn check_mirrors(root: &mut Section<'_>, listen: &Listen, registries: &[Registry], classes: Option<&[Class]>) {
+    let mut taken: Vec<(String, SocketAddr)> =
+        vec![("listen.proxy".to_owned(), listen.proxy), ("listen.admin".to_owned(), listen.admin)];
+    taken.extend(listen.metrics.map(|address| ("listen.metrics".to_owned(), address)));
+    for registry in registries {
+        let Some(mirror) = &registry.mirror else { continue };
+        let key = |key: &str| format!("registries.{}.mirror.{key}", registry.name);
+        let address = mirror.listen;
+        if let Some((other_key, other)) = taken.iter().find(|(_, other)| collide(address, *other)) {
+            root.problem(
+                &key("listen"),
+                format!("{address} cannot be bound beside {other_key} = {other}: choose another port"),
+            );
+        }
+        taken.push((key("listen"), address));
+        if !address.ip().to_canonical().is_loopback() && listen.allow_clients.is_empty() {
+            let reason = format!(
+                "{address} is not a loopback address, so listen.allow_clients is required: write \
+                 allow_clients = [\"10.0.0.0/8\"] with the addresses of your clients"
+            );
+            root.problem(&key("listen"), reason);
+        }
+        if let Some(classes) = classes
+            && !classes.iter().any(|class| class.name == mirror.class)
+        {
+            root.problem(&key("class"), format!("there is no [classes.{}]", mirror.class));
+        }
+    }
 }
 
 fn queue(section: &mut Section<'_>) -> Read<Queue> {

@@ -79,6 +79,9 @@ fn the_least_file_gives_the_defaults() {
                 stall_timeout: seconds(300),
                 learn: true,
             },
+            tls: Tls::default(),
+            mirror: None,
+            repair: Repair { enabled: true, ambiguous_401: 0 },
         }],
         other_hosts: OtherHosts::Direct,
         warnings: Vec::new(),
@@ -189,13 +192,89 @@ redis = "redis://127.0.0.1:6379/0"
 #[test]
 fn keys_that_are_not_built_are_unknown() {
     for (lines, expected) in [
-        ("[registries.harbor.tls]", "5 registries.harbor.tls: unknown key"),
         ("[lease]", "5 lease: unknown key"),
         ("[listen]\nproxy_addr = 1", "6 listen.proxy_addr: unknown key"),
         ("[log]\nlevle = 'info'", "6 log.levle: unknown key, did you mean `level`?"),
     ] {
         assert_problems(&with(lines), &[expected]);
     }
+}
+
+#[test]
+fn a_mirror_is_read_with_its_tls_and_repair() {
+    let config = Config::parse(&with(
+        r#"
+[registries.harbor.tls]
+ca_file = "/ca.pem"
+client_cert_file = "/cert.pem"
+client_key_file = "/key.pem"
+insecure_skip_verify = true
+[registries.harbor.mirror]
+listen = "127.0.0.1:4130"
+upstream = ["https://a.example.com", "http://b.example.com:8080/"]
+rewrite = false
+class = "bulk"
+cap_per_upstream = true
+[registries.harbor.repair]
+enabled = false
+ambiguous_401 = 2
+[classes.bulk]
+"#,
+    ))
+    .unwrap();
+    let registry = &config.registries[0];
+    let tls = Tls {
+        ca_file: Some("/ca.pem".into()),
+        client: Some(("/cert.pem".into(), "/key.pem".into())),
+        insecure_skip_verify: true,
+    };
+    let mirror = Mirror {
+        listen: "127.0.0.1:4130".parse().unwrap(),
+        upstream: ["https://a.example.com", "http://b.example.com:8080"].map(|url| Origin::parse(url).unwrap()).into(),
+        rewrite: false,
+        class: "bulk".to_owned(),
+        cap_per_upstream: true,
+    };
+    assert_eq!((&registry.tls, &registry.mirror), (&tls, &Some(mirror)));
+    assert_eq!(registry.repair, Repair { enabled: false, ambiguous_401: 2 });
+    assert_eq!((registry.slots, registry.max_connecting), (20, 20), "ten for each URL");
+    let warned: Vec<_> = config.warnings.iter().map(|warning| warning.key.as_str()).collect();
+    assert_eq!(warned, ["registries.harbor.tls.insecure_skip_verify"]);
+}
+
+#[test]
+fn a_mirror_must_agree_with_the_rest_of_the_file() {
+    let mirror = "[registries.harbor.mirror]\nupstream = 'https://harbor.example.com'\n";
+    let wide = "6 registries.harbor.mirror.listen: 0.0.0.0:1 is not a loopback address, so listen.allow_clients";
+    for (lines, expected) in [
+        ("", "5 registries.harbor.mirror.listen: is required, for instance listen = \"127.0.0.1:4130\""),
+        (
+            "listen = '127.0.0.1:4129'",
+            "7 registries.harbor.mirror.listen: 127.0.0.1:4129 cannot be bound beside listen.admin",
+        ),
+        ("listen = '0.0.0.0:1'", &wide.replace("6 ", "7 ")),
+        ("listen = '127.0.0.1:1'\nclass = 'x'", "8 registries.harbor.mirror.class: there is no [classes.x]"),
+        (
+            "listen = '127.0.0.1:1'\nrewrit = true",
+            "8 registries.harbor.mirror.rewrit: unknown key, did you mean `rewrite`?",
+        ),
+        ("listen = '127.0.0.1:1'\n[registries.harbor.tls]\nca_file = ''", "9 registries.harbor.tls.ca_file: is empty"),
+        (
+            "listen = '127.0.0.1:1'\n[registries.harbor.tls]\nclient_key_file = 'k'",
+            "9 registries.harbor.tls.client_key_file: has no meaning without client_cert_file",
+        ),
+        (
+            "listen = '127.0.0.1:1'\n[registries.other]\nhosts = ['harbor.example.com:443']\ncap = 1\nshare = 1",
+            "9 registries.other.hosts: harbor.example.com:443 is claimed by registries.harbor and by registries.other",
+        ),
+    ] {
+        assert_problems(&with(&format!("{mirror}{lines}\n")), &[expected]);
+    }
+    let url = "[registries.harbor.mirror]\nlisten = '127.0.0.1:1'\nupstream = ['https://a/v2/']\n";
+    assert_problems(
+        &with(url),
+        &["7 registries.harbor.mirror.upstream: \"https://a/v2/\" is not the URL of a host: a path"],
+    );
 }
 
 #[test]
@@ -412,7 +491,7 @@ fn commented_out() -> Vec<(usize, bool)> {
             return Some(line.contains("# example:"));
         }
         let (key, rest) = line.split_once(" = ")?;
-        let is_key = key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        let is_key = key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
         is_key.then(|| rest.contains("# example:"))
     };
     let lines = SHIPPED.lines().enumerate();
@@ -435,14 +514,15 @@ fn commented_settings_of_the_shipped_file_are_the_defaults() {
     let numbers = |list: Vec<(usize, bool)>| list.into_iter().map(|(n, _)| n).collect::<Vec<_>>();
     let (examples, defaults) = (numbers(examples), numbers(defaults));
 
-    assert_eq!(defaults.len(), 21);
+    assert_eq!(defaults.len(), 24);
     for number in defaults {
         let text = uncommented(&[number]);
         assert_eq!(Config::parse(&text).as_ref(), Ok(&shipped), "line {}", number + 1);
     }
-    assert_eq!(examples.len(), 10);
+    assert_eq!(examples.len(), 19);
     let with_examples = Config::parse(&uncommented(&examples)).unwrap();
     assert!(with_examples.listen.metrics.is_some());
     assert!(!with_examples.listen.allow_clients.is_empty());
     assert_eq!(with_examples.registries[0].rate.unwrap().burst.get(), 100);
+    assert!(with_examples.registries[0].mirror.as_ref().is_some_and(|mirror| mirror.rewrite));
 }

@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use humantime::{format_duration, parse_duration};
@@ -13,7 +14,7 @@ use toml::de::{DeFloat, DeInteger, DeValue};
 
 use super::fraction::Fraction;
 use super::share::Share;
-use crate::target::HostPattern;
+use crate::target::{HostPattern, Origin};
 
 /// What a function here gives: the meaning, or the reason why there is none.
 pub(super) type Meaning<T> = Result<T, String>;
@@ -64,6 +65,26 @@ pub(super) fn network(value: &DeValue<'_>) -> Meaning<IpNet> {
 /// A host pattern.
 pub(super) fn host(value: &DeValue<'_>) -> Meaning<HostPattern> {
     HostPattern::parse(text(value)?).map_err(|error| error.to_string())
+}
+
+/// The URL of a host, or a list of them.
+pub(super) fn origins(value: &DeValue<'_>) -> Meaning<Vec<Origin>> {
+    match value {
+        DeValue::Array(urls) if urls.is_empty() => Err("is empty: write at least one URL".to_owned()),
+        DeValue::Array(urls) => urls.iter().map(|url| origin(url.get_ref())).collect(),
+        url => origin(url).map(|origin| vec![origin]),
+    }
+}
+
+fn origin(value: &DeValue<'_>) -> Meaning<Origin> {
+    let text = text(value)?;
+    Origin::parse(text).map_err(|error| format!("{text:?} is not the URL of a host: {error}"))
+}
+
+/// The path of a file.
+pub(super) fn path(value: &DeValue<'_>) -> Meaning<PathBuf> {
+    let text = text(value)?;
+    if text.is_empty() { Err("is empty: write the path of a file".to_owned()) } else { Ok(PathBuf::from(text)) }
 }
 
 /// A whole number from a range.

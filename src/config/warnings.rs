@@ -23,6 +23,7 @@ pub(super) fn about(config: &Config, line_of: impl Fn(&str) -> usize) -> Vec<Pro
     for registry in &config.registries {
         found.extend(late_refusals(registry));
         found.extend(long_idle(registry));
+        found.extend(blind_trust(registry));
     }
     let mut warnings: Vec<_> =
         found.into_iter().map(|(key, reason)| Problem { line: line_of(&key), key, reason }).collect();
@@ -70,5 +71,13 @@ fn long_idle(registry: &Registry) -> Option<Remark> {
             format_duration(SERVER_IDLE_TIMEOUT),
         );
         (format!("registries.{}.idle_timeout", registry.name), reason)
+    })
+}
+
+fn blind_trust(registry: &Registry) -> Option<Remark> {
+    registry.tls.insecure_skip_verify.then(|| {
+        let reason = "the sidecar will talk to whoever answers in the registry's name, and hand over the pullers' \
+                      credentials: set ca_file instead";
+        (format!("registries.{}.tls.insecure_skip_verify", registry.name), reason.to_owned())
     })
 }

@@ -33,6 +33,12 @@ impl Classes {
         let class = self.by_user.get(&name).copied().unwrap_or_default();
         Party { class, client: name.into() }
     }
+
+    /// Who asks, where all who come belong to one class.
+    #[must_use]
+    pub fn party_of_class(&self, class: ClassId, client: &Client) -> Party {
+        Party { class, client: anonymous(client).into() }
+    }
 }
 
 fn anonymous(client: &Client) -> String {

@@ -47,6 +47,7 @@ struct Fields {
     target: String,
     waited: Duration,
     connect: Option<Duration>,
+    retries: u32,
     carried: Carried,
     cut_short: CancellationToken,
 }
@@ -73,6 +74,7 @@ impl Record {
             target: String::new(),
             waited: Duration::ZERO,
             connect: None,
+            retries: 0,
             carried: Carried::default(),
             cut_short,
         };
@@ -96,6 +98,11 @@ impl Record {
         let fields = self.fields();
         fields.waited = waited;
         fields.connect = connect;
+    }
+
+    /// How often the registry was asked again for a better answer.
+    pub fn retried(&mut self, times: u32) {
+        self.fields().retries = times;
     }
 
     /// What counts for its registry.
@@ -178,6 +185,7 @@ impl Fields {
             reason = reason.map_or("", Reason::as_str),
             waited_ms = millis(self.waited),
             connect_ms = self.connect.map(millis),
+            retries = self.retries,
             bytes_up = self.carried.up.load(Ordering::Relaxed),
             bytes_down = self.carried.down.load(Ordering::Relaxed),
             "finished"

@@ -76,7 +76,9 @@ impl Answer {
             Failure::Undialled(error) => {
                 let reason = match error {
                     DialError::TimedOut(..) if !upstream.insist => Reason::UpstreamTimeout,
-                    DialError::TimedOut(..) | DialError::Failed(..) => Reason::UpstreamUnreachable,
+                    DialError::TimedOut(..) | DialError::Failed(..) | DialError::Untrusted(..) => {
+                        Reason::UpstreamUnreachable
+                    }
                 };
                 Answer::plain(reason, format!("{title} is unreachable: {error}"))
             }

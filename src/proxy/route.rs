@@ -54,8 +54,8 @@ pub struct Route {
 }
 
 impl Claim {
-    fn route(&self, target: &Target, pinned: Option<Vec<SocketAddr>>, listed_host: bool) -> Route {
-        let way = Way { target: target.clone(), pinned, listed_host };
+    fn route(&self, target: &Target, secure: bool, pinned: Option<Vec<SocketAddr>>, listed_host: bool) -> Route {
+        let way = Way { target: target.clone(), secure, pinned, listed_host, cluster: None };
         Route { upstream: self.upstream.clone(), way, pauses: self.pauses.clone() }
     }
 }
@@ -98,13 +98,13 @@ impl Routes {
         hosts.filter(|(host, _)| host.matches(target)).max_by_key(|(host, _)| host.specificity())
     }
 
-    /// Where a request for this target goes.
+    /// Where a request for this target goes; `secure`, if we are to speak TLS there.
     ///
     /// # Errors
     /// When it may not go anywhere, or nobody knows where that is.
-    pub async fn find(&self, target: &Target) -> Result<Route, Lost> {
+    pub async fn find(&self, target: &Target, secure: bool) -> Result<Route, Lost> {
         if let Some((host, claim)) = self.listed(target) {
-            return Ok(claim.route(target, None, host.exact_host().is_some()));
+            return Ok(claim.route(target, secure, None, host.exact_host().is_some()));
         }
         if !self.direct {
             return Err(Lost::Denied);
@@ -113,10 +113,10 @@ impl Routes {
         for claim in &self.registries {
             let shared = self.addresses_of(claim, &addresses).await;
             if !shared.is_empty() {
-                return Ok(claim.route(target, Some(shared), true));
+                return Ok(claim.route(target, secure, Some(shared), true));
             }
         }
-        Ok(self.other_hosts.route(target, Some(addresses), false))
+        Ok(self.other_hosts.route(target, secure, Some(addresses), false))
     }
 
     async fn addresses(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, ResolveError> {

@@ -68,7 +68,7 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, party: Party)
         Err(error) => return Err(refuse(record, Answer::plain(Reason::BadRequest, format!("CONNECT: {error}")), None)),
     };
     record.toward(target.to_string());
-    let route = match proxy.route(&target, client).await {
+    let route = match proxy.route(&target, false, client).await {
         Ok(route) => route,
         Err(None) => return Err(NoTunnel(None)),
         Err(Some(answer)) => return Err(refuse(record, answer, None)),
@@ -85,7 +85,9 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, party: Party)
             socket.enter(SlotState::Idle);
             Ok(Tunnel { socket, record, pauses: route.pauses, epoch: upstream.gate.epoch() })
         }
-        Ok(Reached::Kept(_)) => unreachable!("a tunnel names no key, so it is given no kept connection"),
+        Ok(Reached::Secured(_) | Reached::Kept(_)) => {
+            unreachable!("a tunnel speaks no TLS of ours, and names no key, so it is given no kept connection")
+        }
         Err(failure) => match Answer::of_failure(&failure, upstream, &trip) {
             Some(answer) => Err(refuse(record, answer, Some(&upstream.name))),
             None => Err(NoTunnel(None)),

@@ -8,11 +8,15 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::client::TlsStream;
 
+use super::cluster::Berth;
 use super::socket::Socket;
+use super::tls::{self, Tls};
 use crate::admission::Slot;
 use crate::metrics::RegistryMetrics;
+use crate::target::Host;
 
 /// What holds for every connection to one registry.
 #[derive(Clone, Copy, Debug)]
@@ -32,53 +36,126 @@ pub enum DialError {
     /// Nobody said anything.
     #[error("connecting to {0}: no answer within connect_timeout ({1:?})")]
     TimedOut(SocketAddr, Duration),
+    /// TLS failed, and would fail again.
+    #[error("TLS with {0}: {1}")]
+    Untrusted(SocketAddr, #[source] io::Error),
+}
+
+/// One address, and how to speak to it.
+#[derive(Debug)]
+pub(super) struct Door {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// The host that must prove itself, where TLS is spoken.
+    pub secure: Option<Host>,
+    /// Which node it leads to, where there is a choice.
+    pub berth: Option<Berth>,
+}
+
+/// A connection that stands.
+#[derive(Debug)]
+pub(super) enum Standing {
+    /// As it is.
+    Plain(Socket),
+    /// Inside TLS.
+    Secured(Box<TlsStream<Socket>>),
+}
+
+/// A dial that failed, with the slot that it had. Dropping it gives that back.
+#[derive(Debug)]
+pub(super) struct Undialled {
+    /// Why.
+    pub error: DialError,
+    held: Held,
+}
+
+#[derive(Debug)]
+enum Held {
+    Slot(Slot, Option<Berth>),
+    /// A socket whose `connect()` failed: there is nothing to close.
+    NeverStood(Socket),
+    Socket(Socket),
+}
+
+impl Undialled {
+    /// Which node failed, where there was a choice.
+    pub fn berth(&self) -> Option<&Berth> {
+        match &self.held {
+            Held::Slot(_, berth) => berth.as_ref(),
+            Held::NeverStood(socket) | Held::Socket(socket) => socket.berth(),
+        }
+    }
+
+    /// Tells the gate that the target takes no connections.
+    pub fn tell(&self) {
+        match &self.held {
+            Held::Slot(slot, _) => slot.unreachable(),
+            Held::NeverStood(socket) | Held::Socket(socket) => socket.held().unreachable(),
+        }
+    }
+
+    /// Gives the slot back.
+    pub fn into_error(self) -> DialError {
+        if let Held::NeverStood(socket) = self.held {
+            socket.never_stood();
+        }
+        self.error
+    }
 }
 
 /// Opens one connection. The socket stands in the slot from its first moment, so whatever happens in between, also a
-/// drop of this future, closes the one before it gives back the other. If the dial `tells`, its failure means that the
-/// target takes no connections.
+/// drop of this future, closes the one before it gives back the other. Also tells how long `connect()` took.
 ///
 /// # Errors
 /// When the address does not take the connection in time.
-pub async fn dial(
+pub(super) async fn dial(
     slot: Slot,
-    address: SocketAddr,
+    door: Door,
     terms: Terms,
-    tells: bool,
+    tls: &Tls,
     metrics: &Arc<RegistryMetrics>,
-) -> Result<(Socket, Duration), DialError> {
+) -> Result<(Standing, Duration), Undialled> {
+    let Door { address, secure, berth } = door;
     let started = Instant::now();
+    let deadline = started + terms.connect_timeout;
     slot.dialled();
     let stream = match begin(address) {
         Ok(stream) => stream,
         Err(error) => {
-            report(&slot, tells);
-            return Err(DialError::Failed(address, error));
+            return Err(Undialled { error: DialError::Failed(address, error), held: Held::Slot(slot, berth) });
         }
     };
-    let mut socket = Socket::new(stream, slot, terms.linger, metrics.clone());
-    match timeout(terms.connect_timeout, finish(socket.stream())).await {
-        Ok(Ok(())) => {
-            let took = started.elapsed();
-            metrics.connected(took);
-            socket.established(took);
-            Ok((socket, took))
-        }
+    let mut socket = Socket::new(stream, slot, berth, terms.linger, metrics.clone());
+    match timeout_at(deadline, finish(socket.stream())).await {
+        Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            report(socket.held(), tells);
-            socket.never_stood();
-            Err(DialError::Failed(address, error))
+            return Err(Undialled { error: DialError::Failed(address, error), held: Held::NeverStood(socket) });
         }
         Err(_) => {
-            report(socket.held(), tells);
-            Err(DialError::TimedOut(address, terms.connect_timeout))
+            let error = DialError::TimedOut(address, terms.connect_timeout);
+            return Err(Undialled { error, held: Held::Socket(socket) });
         }
     }
-}
-
-fn report(slot: &Slot, tells: bool) {
-    if tells {
-        slot.unreachable();
+    let took = started.elapsed();
+    metrics.connected(took);
+    socket.connected(took);
+    let Some(host) = secure else {
+        socket.established();
+        return Ok((Standing::Plain(socket), took));
+    };
+    match tls.handshake(&host, socket, deadline).await {
+        Ok(stream) => {
+            stream.get_ref().0.established();
+            Ok((Standing::Secured(Box::new(stream)), took))
+        }
+        Err((error, socket)) => {
+            let error = match error.kind() {
+                io::ErrorKind::TimedOut => DialError::TimedOut(address, terms.connect_timeout),
+                _ if tls::is_final(&error) => DialError::Untrusted(address, error),
+                _ => DialError::Failed(address, error),
+            };
+            Err(Undialled { error, held: Held::Socket(socket) })
+        }
     }
 }
 

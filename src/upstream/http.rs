@@ -14,9 +14,11 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 
-use super::socket::{Ending, Socket};
+use super::socket::{Ending, Glance, Socket};
 use crate::admission::{Gate, ReuseKey, SlotId};
 
 /// How long the rest of a request may take after its answer was read to the end.
@@ -28,6 +30,7 @@ pub struct Kept {
     sender: SendRequest<RequestBody>,
     ending: Ending,
     slot: SlotId,
+    glance: Glance,
     /// Whether it carried a request before.
     used: bool,
 }
@@ -52,16 +55,46 @@ impl Kept {
     /// # Errors
     /// When hyper refuses the connection; it does not at present.
     pub async fn start(socket: Socket) -> Result<Kept, hyper::Error> {
-        let ending = socket.ending();
-        let slot = socket.slot();
+        let (ending, slot, glance) = (socket.ending(), socket.slot(), socket.glance());
+        Kept::start_on(socket, ending, slot, glance).await
+    }
+
+    /// The same inside TLS.
+    ///
+    /// # Errors
+    /// As [`Kept::start`].
+    pub async fn start_secured(stream: TlsStream<Socket>) -> Result<Kept, hyper::Error> {
+        let socket = stream.get_ref().0;
+        let (ending, slot, glance) = (socket.ending(), socket.slot(), socket.glance());
+        Kept::start_on(stream, ending, slot, glance).await
+    }
+
+    async fn start_on(
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        ending: Ending,
+        slot: SlotId,
+        glance: Glance,
+    ) -> Result<Kept, hyper::Error> {
         ending.in_order();
-        let (sender, connection) = Builder::new().preserve_header_case(true).handshake(TokioIo::new(socket)).await?;
+        let (sender, connection) = Builder::new().preserve_header_case(true).handshake(TokioIo::new(io)).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection to the registry ended");
             }
         });
-        Ok(Kept { sender, ending, slot, used: false })
+        Ok(Kept { sender, ending, slot, glance, used: false })
+    }
+
+    /// Whether it carried a request before.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.used
+    }
+
+    /// Whether the registry has not ended it, as far as the kernel knows at this moment.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        !self.sender.is_closed() && self.glance.is_fresh()
     }
 
     /// Sends a request. The answer's body keeps the connection until it was read to its end; then the connection is

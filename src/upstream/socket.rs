@@ -7,8 +7,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::cluster::Berth;
 use crate::admission::{Quiet, Recall, Slot, SlotId, SlotState};
 use crate::metrics::{Direction, RegistryMetrics};
 
@@ -41,8 +42,30 @@ pub struct Socket {
 /// The fields drop in this order: the socket closes before the slot returns.
 #[derive(Debug)]
 struct Inner {
-    stream: TcpStream,
+    /// Shared only with a [`Glance`], for as long as that looks.
+    stream: Arc<TcpStream>,
     slot: Slot,
+    /// To which node it leads, where there is a choice.
+    berth: Option<Berth>,
+}
+
+/// A look at a socket that somebody else owns.
+#[derive(Clone, Debug)]
+pub struct Glance(Weak<TcpStream>);
+
+impl Glance {
+    /// Whether the socket still stands, with nothing to read and no end from the other side; asks the kernel.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.0.upgrade().is_some_and(|stream| !has_unread(&stream) && !has_ended(&stream))
+    }
+
+    /// Ends the connection under its owner.
+    pub(super) fn break_off(&self) {
+        if let Some(stream) = self.0.upgrade() {
+            let _ = rustix::net::shutdown(&stream, rustix::net::Shutdown::Both);
+        }
+    }
 }
 
 /// Says how a socket is to be closed when it is dropped, and can be held apart from it: hyper owns the socket, but only
@@ -94,15 +117,36 @@ impl Ending {
 
 impl Socket {
     /// A socket whose `connect()` is under way or done.
-    pub(super) fn new(stream: TcpStream, slot: Slot, linger: Duration, metrics: Arc<RegistryMetrics>) -> Socket {
-        let inner = Some(Inner { stream, slot });
+    pub(super) fn new(
+        stream: TcpStream,
+        slot: Slot,
+        berth: Option<Berth>,
+        linger: Duration,
+        metrics: Arc<RegistryMetrics>,
+    ) -> Socket {
+        let inner = Some(Inner { stream: Arc::new(stream), slot, berth });
         Socket { inner, ending: Ending::default(), linger, round_trip: Duration::ZERO, metrics }
     }
 
-    /// The connection stands; `connect()` took one round trip.
-    pub(super) fn established(&mut self, round_trip: Duration) {
+    /// `connect()` succeeded, and took one round trip.
+    pub(super) fn connected(&mut self, round_trip: Duration) {
         self.round_trip = round_trip;
+    }
+
+    /// Nothing more is needed before it can be used.
+    pub(super) fn established(&self) {
         self.inner().slot.established();
+    }
+
+    /// To which node it leads, where there is a choice.
+    pub(super) fn berth(&self) -> Option<&Berth> {
+        self.inner().berth.as_ref()
+    }
+
+    /// A way to look at it for those who do not own it.
+    #[must_use]
+    pub fn glance(&self) -> Glance {
+        Glance(Arc::downgrade(&self.inner().stream))
     }
 
     /// The slot itself.
@@ -167,7 +211,7 @@ impl Drop for Socket {
 
 /// Closes the connection, then gives the slot back.
 async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration) {
-    let Inner { stream, slot } = inner;
+    let Inner { stream, slot, berth } = inner;
     let deadline = Instant::now() + linger;
     let confirmed = match manner {
         Manner::Cut => false,
@@ -177,11 +221,23 @@ async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration) {
     if !confirmed {
         reset(&stream);
     }
-    drop(stream);
+    drop(unshared(stream).await);
     if !confirmed {
         sleep(hold).await;
     }
+    drop(berth);
     drop(slot);
+}
+
+/// The stream alone: a glance takes microseconds, and after this none can begin.
+async fn unshared(mut stream: Arc<TcpStream>) -> TcpStream {
+    loop {
+        match Arc::try_unwrap(stream) {
+            Ok(stream) => return stream,
+            Err(shared) => stream = shared,
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 /// A reset instead of a FIN when the socket closes. On a connection that has ended already it does nothing.
@@ -261,11 +317,18 @@ async fn until_kernel_forgets(stream: &TcpStream) {
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buffer.filled().len();
-        let stream = &mut this.inner.as_mut().expect("there until the drop").stream;
-        ready!(Pin::new(stream).poll_read(cx, buffer))?;
-        this.metrics.relayed(Direction::Down, buffer.filled().len() - before);
-        Poll::Ready(Ok(()))
+        let stream = &this.inner().stream;
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            match stream.try_read_buf(buffer) {
+                Ok(read) => {
+                    this.metrics.relayed(Direction::Down, read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
     }
 }
 
@@ -280,10 +343,18 @@ impl AsyncWrite for Socket {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let stream = &mut this.inner.as_mut().expect("there until the drop").stream;
-        let written = ready!(Pin::new(stream).poll_write_vectored(cx, slices))?;
-        this.metrics.relayed(Direction::Up, written);
-        Poll::Ready(Ok(written))
+        let stream = &this.inner().stream;
+        loop {
+            ready!(stream.poll_write_ready(cx))?;
+            match stream.try_write_vectored(slices) {
+                Ok(written) => {
+                    this.metrics.relayed(Direction::Up, written);
+                    return Poll::Ready(Ok(written));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -3,6 +3,7 @@
 //! * [`Sidecar`]: what does the real binary do? A child process with its ports, logs, status and metrics.
 //! * [`StubRegistry`]: what did the registry see? It counts its own open connections, accepts and heads, and
 //!   can refuse above a cap as Harbor does, hold its answers back, go away, or speak a test's own bytes.
+//! * [`StubHarbor`]: does it survive Harbor's bad days? Tokens and manifests that fail as Harbor's do, at random.
 //! * [`SocketWatch`]: what does the kernel say? The sidecar's sockets toward one registry, sampled throughout.
 //! * [`Storm`]: does a whole fleet get its images? Many pulls at once, every byte checked, some cut on purpose.
 //! * [`Wire`]: what exactly went over the connection? A raw HTTP/1.1 client that adds nothing of its own.
@@ -10,6 +11,7 @@
 //! * [`eventually()`]: has it happened yet? The only way for a test to wait.
 
 mod eventually;
+mod harbor;
 pub mod http;
 mod kernel;
 mod look;
@@ -21,6 +23,7 @@ mod storm;
 mod stub;
 
 pub use eventually::{eventually, eventually_is};
+pub use harbor::{Illness, PASSWORD, StubHarbor, USER};
 pub use http::{Head, Response, Wire, connect_through, get_through};
 pub use kernel::{Peak, SocketWatch};
 pub use look::Outcomes;

@@ -1,0 +1,204 @@
+//! A request as it goes to the registry.
+
+use hyper::body::{Body, Incoming};
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::http::uri::PathAndQuery;
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+
+use super::Proxy;
+use super::hop::strip_request;
+use super::mirror::Mirror;
+use super::record::Carried;
+use super::respond::Answer;
+use crate::admission::{Lane, ReuseKey};
+use crate::metrics::Reason;
+use crate::target::Origin;
+use crate::upstream::http::{AnswerBody, Kept, RequestBody, SendError};
+use crate::upstream::{Failure, Reached, Requester, Trip, Upstream};
+
+/// A request on its way out.
+#[derive(Debug)]
+pub struct Outbound {
+    head: Parts,
+    /// `None` once it was sent, where it cannot be sent again.
+    body: Option<RequestBody>,
+    key: ReuseKey,
+    lane: Lane,
+    /// Whether it may be sent more than once: nothing changes by it, and nothing of it is lost.
+    repeatable: bool,
+}
+
+impl Outbound {
+    /// The request for an absolute URL, and where it goes.
+    ///
+    /// # Errors
+    /// What to answer to a request that is malformed or went in a circle.
+    pub fn of_absolute(
+        request: Request<Incoming>,
+        proxy: &Proxy,
+        carried: Carried,
+    ) -> Result<(Outbound, Origin), Answer> {
+        let origin = origin_of(request.uri()).map_err(bad)?;
+        // RFC 9112, section 3.2.2: the Host that came with an absolute URL is ignored.
+        let host = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+        let host = host.ok_or_else(|| bad("the URL names no host"))?;
+        let key = ReuseKey::from(origin.to_string());
+        let outbound = Outbound::of(request, proxy, host, key, carried)?;
+        Ok((outbound, origin))
+    }
+
+    /// The request that came to a mirror.
+    ///
+    /// # Errors
+    /// What to answer to a request that is malformed or went in a circle.
+    pub fn of_origin_form(
+        request: Request<Incoming>,
+        proxy: &Proxy,
+        mirror: &Mirror,
+        carried: Carried,
+    ) -> Result<Outbound, Answer> {
+        let uri = request.uri();
+        if uri.scheme().is_some() || uri.authority().is_some() || !uri.path().starts_with('/') {
+            return Err(bad("this is a registry mirror: ask it for /v2/..., and point HTTP_PROXY at listen.proxy"));
+        }
+        Outbound::of(request, proxy, mirror.host().clone(), mirror.key().clone(), carried)
+    }
+
+    fn of(
+        request: Request<Incoming>,
+        proxy: &Proxy,
+        host: HeaderValue,
+        key: ReuseKey,
+        carried: Carried,
+    ) -> Result<Outbound, Answer> {
+        if request.headers().get_all(HOST).iter().nth(1).is_some() {
+            return Err(bad("more than one Host header"));
+        }
+        if proxy.has_signed(request.headers()) {
+            return Err(Answer::plain(Reason::LoopDetected, "this request came through this proxy before"));
+        }
+        let (mut head, body) = request.into_parts();
+        strip_request(&mut head.headers);
+        proxy.sign(&mut head.headers);
+        head.headers.insert(HOST, host);
+        let path = head.uri.path_and_query().cloned();
+        head.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        head.version = Version::HTTP_11;
+        let safe = head.method == Method::GET || head.method == Method::HEAD;
+        let repeatable = safe && body.is_end_stream();
+        let lane = lane_of(head.uri.path());
+        Ok(Outbound { head, body: Some(RequestBody::new(body, carried.up)), key, lane, repeatable })
+    }
+
+    /// What it asks for.
+    #[must_use]
+    pub fn lane(&self) -> Lane {
+        self.lane
+    }
+
+    /// Whether it may be sent more than once.
+    #[must_use]
+    pub fn is_repeatable(&self) -> bool {
+        self.repeatable
+    }
+
+    /// Its method.
+    #[must_use]
+    pub fn method(&self) -> &Method {
+        &self.head.method
+    }
+
+    /// Its path and query.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.head.uri
+    }
+
+    /// Its credentials, if it has any.
+    #[must_use]
+    pub fn credentials(&self) -> Option<&HeaderValue> {
+        let headers: &HeaderMap = &self.head.headers;
+        headers.get(AUTHORIZATION)
+    }
+
+    /// Gets the request to the registry and brings back the head of the answer. A kept connection that had ended is
+    /// replaced without anybody noticing.
+    ///
+    /// # Errors
+    /// When it does not come through, or its client leaves.
+    pub async fn send(
+        &mut self,
+        upstream: &Upstream,
+        trip: &mut Trip,
+        client: &impl Requester,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        let mut request = self.request();
+        loop {
+            let kept = self.connection(upstream, trip, client).await?;
+            upstream.metrics.sent(kept.is_used());
+            let sent = tokio::select! {
+                sent = kept.send(request, upstream.gate.clone(), self.key.clone()) => sent,
+                () = upstream.ended.cancelled() => return Err(Failure::Draining),
+            };
+            request = match sent {
+                Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => return Err(Failure::Switched),
+                Ok(response) => return Ok(response),
+                Err(SendError::Unsent(request)) => *request,
+                Err(SendError::Died { was_kept: true, .. }) if self.repeatable => self.request(),
+                Err(SendError::Died { cause, .. }) => return Err(Failure::Died(cause)),
+            };
+            upstream.renew(trip);
+        }
+    }
+
+    /// What to send; with a body the first time.
+    fn request(&mut self) -> Request<RequestBody> {
+        let body = self.body.take().unwrap_or_else(RequestBody::empty);
+        Request::from_parts(self.head.clone(), body)
+    }
+
+    /// A connection to send it on. What cannot be sent twice goes out on a new one, or on one that was just checked.
+    async fn connection(&self, upstream: &Upstream, trip: &mut Trip, client: &impl Requester) -> Result<Kept, Failure> {
+        loop {
+            match upstream.reach(trip, Some(&self.key), client).await? {
+                Reached::New(socket) => return Kept::start(socket).await.map_err(Failure::Died),
+                Reached::Secured(stream) => return Kept::start_secured(*stream).await.map_err(Failure::Died),
+                Reached::Kept(kept) if self.repeatable || kept.is_fresh() => return Ok(kept),
+                Reached::Kept(stale) => drop(stale),
+            }
+            upstream.renew(trip);
+        }
+    }
+}
+
+fn bad(message: impl Into<String>) -> Answer {
+    Answer::plain(Reason::BadRequest, message)
+}
+
+/// Blobs are what is large; everything else is small, and a blob cannot start without it.
+fn lane_of(path: &str) -> Lane {
+    if path.contains("/blobs/") { Lane::Blob } else { Lane::Small }
+}
+
+/// The target for the log: without the query, which may hold a signature.
+#[must_use]
+pub fn shown(uri: &Uri) -> String {
+    const MOST: usize = 512;
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{host}{}", uri.path()).chars().take(MOST).collect()
+}
+
+fn origin_of(uri: &Uri) -> Result<Origin, String> {
+    let secure = match uri.scheme_str() {
+        Some("http") => false,
+        Some("https") => true,
+        Some(_) => return Err("the URL is neither http nor https".to_owned()),
+        None => {
+            return Err("this is a forward proxy: point HTTP_PROXY at it, and ask for an absolute URL".to_owned());
+        }
+    };
+    let authority = uri.authority().ok_or("the URL names no host")?;
+    Origin::of(secure, authority.as_str()).map_err(|error| format!("the URL: {error}"))
+}

@@ -1,0 +1,197 @@
+//! Repair: which answers of an overloaded registry are worth asking again for, how often, and when.
+//!
+//! Harbor shows the overload of its database as answers that look final: a `401` whose body is a database error, a token
+//! without the actions that were asked for. Only a GET or a HEAD is ever asked again, and only before a byte of the
+//! answer went to the client. [`signs`] is the table of what is worth it, [`tokens`] reads tokens, [`budget`] keeps
+//! repair from becoming a storm of its own, [`denials`] remembers what was a real denial. No I/O here, and no clock.
+
+pub mod budget;
+pub mod denials;
+pub mod signs;
+pub mod tokens;
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use self::budget::Budget;
+use self::denials::{Denial, Denials};
+use crate::admission::Moment;
+use crate::metrics::Sign;
+
+/// The first pause before asking again; it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a HEAD is asked again whose answer may hide a real denial: it has no body that would tell.
+const UNSEEN_TRIES: u32 = 3;
+
+/// What is known of the repair of one registry's answers.
+#[derive(Debug)]
+pub struct Repair {
+    /// How often an answer is asked for again that may be a real denial.
+    pub ambiguous_401: u32,
+    budget: Mutex<Budget>,
+    denials: Mutex<Denials>,
+}
+
+impl Repair {
+    /// Nothing was seen yet.
+    #[must_use]
+    pub fn new(ambiguous_401: u32) -> Repair {
+        Repair { ambiguous_401, budget: Mutex::default(), denials: Mutex::default() }
+    }
+
+    /// A request came that could be repaired.
+    pub fn request(&self, now: Moment) {
+        lock(&self.budget).request(now);
+    }
+
+    /// Takes the right to ask a request again.
+    ///
+    /// # Errors
+    /// When too many are asked again, with the moment at which it is worth trying once more.
+    pub fn take(&self, now: Moment) -> Result<(), Moment> {
+        lock(&self.budget).take(now)
+    }
+
+    /// The denial of `asked` to these credentials.
+    #[must_use]
+    pub fn denial_of(&self, credentials: &[u8], asked: &str) -> Denial {
+        lock(&self.denials).of(credentials, asked)
+    }
+
+    /// Whether a denial proved real not long ago.
+    #[must_use]
+    pub fn knows(&self, denial: Denial, now: Moment) -> bool {
+        lock(&self.denials).knows(denial, now)
+    }
+
+    /// A denial proved real.
+    pub fn remember(&self, denial: Denial, now: Moment) {
+        lock(&self.denials).remember(denial, now);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How often one request was asked again, and for what.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tries {
+    all: u32,
+    ambiguous: u32,
+    unseen: u32,
+    first: Option<Sign>,
+}
+
+impl Tries {
+    /// Notes one more answer with this sign, and tells the pause before the request is asked again; `None` when it is
+    /// not. `ambiguous_401` bounds how often an ambiguous answer is asked again for; `asked` is what the registry itself
+    /// demands by Retry-After; `chance` is uniform over all numbers.
+    #[must_use]
+    pub fn pause_after(
+        &mut self,
+        sign: Sign,
+        ambiguous_401: u32,
+        asked: Option<Duration>,
+        chance: u64,
+    ) -> Option<Duration> {
+        let worth_it = match sign {
+            Sign::Ambiguous401 => within(&mut self.ambiguous, ambiguous_401),
+            Sign::Unseen401 => within(&mut self.unseen, UNSEEN_TRIES),
+            _ => true,
+        };
+        if !worth_it {
+            return None;
+        }
+        self.first = self.first.or(Some(sign));
+        let tries = self.all;
+        self.all += 1;
+        match (sign, asked) {
+            (_, Some(asked)) => Some(asked),
+            (Sign::PoisonedToken, None) => Some(Duration::ZERO),
+            (_, None) => Some(jittered(FIRST_PAUSE.saturating_mul(1 << tries.min(10)).min(LONGEST_PAUSE), chance)),
+        }
+    }
+
+    /// The first sign that was seen.
+    #[must_use]
+    pub fn first(&self) -> Option<Sign> {
+        self.first
+    }
+
+    /// How often it was asked again.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.all
+    }
+}
+
+fn within(count: &mut u32, most: u32) -> bool {
+    *count += 1;
+    *count <= most
+}
+
+/// From half of the pause up to all of it: those who failed together do not come back together.
+fn jittered(pause: Duration, chance: u64) -> Duration {
+    let half = pause / 2;
+    let share = u32::try_from(chance >> 32).unwrap_or(u32::MAX);
+    half + half.mul_f64(f64::from(share) / f64::from(u32::MAX))
+}
+
+/// A number that nobody can foretell.
+#[must_use]
+pub fn chance() -> u64 {
+    RandomState::new().hash_one(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOW: u64 = 0;
+    const HIGH: u64 = u64::MAX;
+
+    #[test]
+    fn pauses_grow_up_to_a_bound_and_vary_by_half() {
+        let pauses = |chance| {
+            let mut tries = Tries::default();
+            (0..8)
+                .map(|_| tries.pause_after(Sign::BadGateway, 0, None, chance).unwrap().as_millis())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(pauses(HIGH), [200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
+        assert_eq!(pauses(LOW), [100, 200, 400, 800, 1600, 2500, 2500, 2500]);
+    }
+
+    #[test]
+    fn what_the_registry_asks_for_is_obeyed() {
+        let mut tries = Tries::default();
+        let asked = Some(Duration::from_secs(7));
+        assert_eq!(tries.pause_after(Sign::TooManyRequests, 0, asked, HIGH), asked);
+    }
+
+    #[test]
+    fn an_ambiguous_denial_is_asked_again_for_as_often_as_the_operator_says() {
+        let pauses = |most| {
+            let mut tries = Tries::default();
+            (0..5).filter(|_| tries.pause_after(Sign::Ambiguous401, most, None, HIGH).is_some()).count()
+        };
+        assert_eq!([pauses(0), pauses(1), pauses(2)], [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_denial_that_shows_nothing_is_asked_again_for_three_times() {
+        let mut tries = Tries::default();
+        let again = (0..9).filter(|_| tries.pause_after(Sign::Unseen401, 0, None, HIGH).is_some()).count();
+        assert_eq!((again, tries.count(), tries.first()), (3, 3, Some(Sign::Unseen401)));
+    }
+
+    #[test]
+    fn a_reduced_token_is_asked_for_again_at_once() {
+        let mut tries = Tries::default();
+        assert_eq!(tries.pause_after(Sign::PoisonedToken, 0, None, HIGH), Some(Duration::ZERO));
+    }
+}

@@ -1,0 +1,230 @@
+//! TLS to a registry, on top of the socket that holds the slot.
+//!
+//! The settings are read once, when they are first needed; a registry that has a mirror or TLS settings of its own reads
+//! them at the start, so that a wrong file is told at once. Sessions are resumed, HTTP/1.1 is all that is offered.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::socket::Socket;
+use crate::target::Host;
+
+mod unverified;
+
+/// What the config says of TLS to one registry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsTerms {
+    /// Authorities that are trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate chain and the key that are shown of ourselves.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// Whether the other side's certificate is looked at, at all.
+    pub insecure_skip_verify: bool,
+}
+
+/// Speaks TLS with one registry.
+pub struct Tls {
+    terms: TlsTerms,
+    built: OnceLock<Result<Arc<ClientConfig>, TlsError>>,
+}
+
+/// Why the settings do not make a TLS client. It never shows what stands in a file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read, or holds nothing of the kind.
+    #[error("{key}: {path}: {reason}")]
+    File {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Certificate and key do not belong together, or are of an unknown kind.
+    #[error("tls.client_cert_file and tls.client_key_file: {0}")]
+    Client(String),
+    /// The library does not take what it is given.
+    #[error("TLS: {0}")]
+    Unusable(String),
+}
+
+impl Tls {
+    /// TLS by these terms.
+    #[must_use]
+    pub fn new(terms: TlsTerms) -> Tls {
+        Tls { terms, built: OnceLock::new() }
+    }
+
+    /// Reads the files, if that was not done yet.
+    ///
+    /// # Errors
+    /// When a file does not hold what it should.
+    pub fn check(&self) -> Result<(), TlsError> {
+        self.config().map(|_| ())
+    }
+
+    /// Makes the connection on this socket a secure one, to the host of this name.
+    ///
+    /// # Errors
+    /// When the files are not usable, the other side is not who it should be, the connection ends, or `deadline` comes.
+    /// The socket is given back.
+    pub async fn handshake(
+        &self,
+        host: &Host,
+        socket: Socket,
+        deadline: Instant,
+    ) -> Result<TlsStream<Socket>, (io::Error, Socket)> {
+        let (config, name) = match self.config().and_then(|config| Ok((config, server_name(host)?))) {
+            Ok(ready) => ready,
+            Err(error) => return Err((io::Error::new(io::ErrorKind::InvalidInput, error), socket)),
+        };
+        let glance = socket.glance();
+        let mut handshake = TlsConnector::from(config).connect(name, socket).into_fallible();
+        if let Ok(done) = timeout_at(deadline, &mut handshake).await {
+            return done;
+        }
+        // Only the handshake can give the socket back, and it does when the connection ends.
+        glance.break_off();
+        handshake.await.map_err(|(_, socket)| (io::ErrorKind::TimedOut.into(), socket))
+    }
+
+    fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
+        self.built.get_or_init(|| build(&self.terms).map(Arc::new)).clone()
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("terms", &self.terms).finish_non_exhaustive()
+    }
+}
+
+fn server_name(host: &Host) -> Result<ServerName<'static>, TlsError> {
+    match host {
+        Host::Name(name) => ServerName::try_from(name.clone()).map_err(|error| TlsError::Unusable(error.to_string())),
+        Host::V4(ip) => Ok(ServerName::from(IpAddr::from(*ip))),
+        Host::V6(ip) => Ok(ServerName::from(IpAddr::from(*ip))),
+    }
+}
+
+/// Whether a handshake failed for good: the same would come of another one.
+#[must_use]
+pub fn is_final(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
+}
+
+fn build(terms: &TlsTerms) -> Result<ClientConfig, TlsError> {
+    // Named, because another crate's choice of features must not decide it.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::Unusable(error.to_string()))?;
+    let builder = if terms.insecure_skip_verify {
+        builder.dangerous().with_custom_certificate_verifier(unverified::verifier(provider))
+    } else {
+        builder.with_root_certificates(roots(terms)?)
+    };
+    let mut config = match &terms.client {
+        Some((certificate, key)) => {
+            let chain = certificates("tls.client_cert_file", certificate)?;
+            let key = private_key("tls.client_key_file", key)?;
+            builder.with_client_auth_cert(chain, key).map_err(|error| TlsError::Client(error.to_string()))?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// The system's roots, and those of `ca_file`. A system without any is fine as long as there is a `ca_file`.
+fn roots(terms: &TlsTerms) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    for error in &system.errors {
+        tracing::debug!(%error, "a root certificate of the system cannot be read");
+    }
+    roots.add_parsable_certificates(system.certs);
+    if let Some(path) = &terms.ca_file {
+        for certificate in certificates("tls.ca_file", path)? {
+            roots.add(certificate).map_err(|error| unreadable("tls.ca_file", path, &error))?;
+        }
+    }
+    Ok(roots)
+}
+
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match read {
+        Ok(found) if found.is_empty() => Err(unreadable(key, path, &"there is no certificate in it")),
+        Ok(found) => Ok(found),
+        Err(error) => Err(unreadable(key, path, &error)),
+    }
+}
+
+fn private_key(key: &'static str, path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| unreadable(key, path, &error))
+}
+
+fn unreadable(key: &'static str, path: &Path, reason: &dyn fmt::Display) -> TlsError {
+    TlsError::File { key, path: path.to_owned(), reason: reason.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(terms: TlsTerms) -> String {
+        Tls::new(terms).check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn without_files_the_systems_roots_are_enough() {
+        assert_eq!(Tls::new(TlsTerms::default()).check(), Ok(()));
+    }
+
+    #[test]
+    fn a_wrong_file_is_named_with_its_setting() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing.pem");
+        let empty = folder.path().join("empty.pem");
+        std::fs::write(&empty, "secret words\n").unwrap();
+        let shown = error(TlsTerms { ca_file: Some(missing.clone()), ..TlsTerms::default() });
+        assert!(shown.starts_with(&format!("tls.ca_file: {}: ", missing.display())), "{shown}");
+        let shown = error(TlsTerms { ca_file: Some(empty.clone()), ..TlsTerms::default() });
+        assert!(shown.ends_with("there is no certificate in it"), "{shown}");
+        let certified = rcgen::generate_simple_self_signed(["sidecar".to_owned()]).unwrap();
+        let certificate = folder.path().join("client.pem");
+        std::fs::write(&certificate, certified.cert.pem()).unwrap();
+        let shown = error(TlsTerms { client: Some((certificate, empty)), ..TlsTerms::default() });
+        assert!(shown.starts_with("tls.client_key_file: ") && !shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
+    fn a_certificate_and_the_key_of_another_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let one = rcgen::generate_simple_self_signed(["one".to_owned()]).unwrap();
+        let other = rcgen::generate_simple_self_signed(["other".to_owned()]).unwrap();
+        let certificate = write("one.pem", one.cert.pem());
+        let fitting = write("one.key", one.signing_key.serialize_pem());
+        let foreign = write("other.key", other.signing_key.serialize_pem());
+        let terms = |key| TlsTerms { client: Some((certificate.clone(), key)), ..TlsTerms::default() };
+        assert_eq!(Tls::new(terms(fitting)).check(), Ok(()));
+        assert!(error(terms(foreign)).starts_with("tls.client_cert_file and tls.client_key_file: "));
+    }
+}

@@ -1,0 +1,217 @@
+//! Harbor's bad days: answers that its overload spoils are asked for again, and real denials are not.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use roadstead_test_support::{Illness, PASSWORD, Response, Sidecar, StubHarbor, USER, Wire, config};
+
+/// Pulls of the great storm.
+const PULLS: u64 = 2000;
+const PULLERS: u64 = 50;
+
+const ALL: [Illness; 6] = [
+    Illness::DatabaseError,
+    Illness::PoisonedToken,
+    Illness::InternalError,
+    Illness::BadGateway,
+    Illness::Unavailable,
+    Illness::Reset,
+];
+
+async fn start(harbor: &StubHarbor, repair: &str) -> (Sidecar, SocketAddr) {
+    let registry = format!(
+        "[registries.harbor]\nhosts = [\"registry.test\"]\ncap = 10\nshare = 1\n\
+         [registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{}\"\n{repair}\n",
+        harbor.address()
+    );
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
+    let mirror = sidecar.listener("mirror").unwrap();
+    (sidecar, mirror)
+}
+
+/// A puller as they all are: it does what the challenge says, and gives up at the first refusal.
+struct Puller {
+    wire: Wire,
+    name: String,
+}
+
+impl Puller {
+    async fn new(mirror: SocketAddr, name: String) -> Puller {
+        Puller { wire: Wire::open(mirror).await.unwrap(), name: format!("X-Pull: {name}") }
+    }
+
+    async fn get(&mut self, path: &str, authorization: Option<&str>) -> Result<Response, String> {
+        let authorization = authorization.map(|value| format!("Authorization: {value}"));
+        let headers: Vec<&str> = [Some(self.name.as_str()), authorization.as_deref()].into_iter().flatten().collect();
+        self.wire.get(path, &headers).await.map_err(|error| format!("{path}: {error}"))
+    }
+
+    async fn expect(&mut self, path: &str, authorization: Option<&str>) -> Result<Response, String> {
+        let answer = self.get(path, authorization).await?;
+        if answer.status() == 200 { Ok(answer) } else { Err(format!("{path}: {} {}", answer.status(), answer.text())) }
+    }
+
+    async fn token(&mut self, repository: &str, password: &str) -> Result<Response, String> {
+        let path = format!("/service/token?service=harbor-registry&scope=repository:{repository}:pull");
+        self.get(&path, Some(&basic(USER, password))).await
+    }
+
+    async fn pull(&mut self, repository: &str) -> Result<(), String> {
+        let manifest = format!("/v2/{repository}/manifests/v1");
+        let challenged = self.get(&manifest, None).await?;
+        if challenged.status() != 401 {
+            return Err(format!("{manifest}: {} instead of a challenge", challenged.status()));
+        }
+        let answer = self.token(repository, PASSWORD).await?;
+        if answer.status() != 200 {
+            return Err(format!("token: {} {}", answer.status(), answer.text()));
+        }
+        let token = format!("Bearer {}", answer.json()["token"].as_str().ok_or("no token")?);
+        self.expect(&manifest, Some(&token)).await?;
+        self.expect(&format!("/v2/{repository}/blobs/sha256:1"), Some(&token)).await?;
+        Ok(())
+    }
+}
+
+fn basic(user: &str, password: &str) -> String {
+    use base64::Engine;
+    format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(format!("{user}:{password}")))
+}
+
+/// All pulls, each by one of the pullers; tells which failed.
+async fn pull_all(mirror: SocketAddr, pulls: u64) -> Vec<String> {
+    let next = Arc::new(AtomicU64::new(0));
+    let pullers = (0..PULLERS).map(|_| {
+        let next = next.clone();
+        tokio::spawn(async move {
+            let mut failed = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= pulls {
+                    return failed;
+                }
+                let mut puller = Puller::new(mirror, number.to_string()).await;
+                failed.extend(puller.pull(&format!("team/app{}", number % 20)).await.err());
+            }
+        })
+    });
+    let mut failed = Vec::new();
+    for puller in pullers.collect::<Vec<_>>() {
+        failed.extend(puller.await.unwrap());
+    }
+    failed
+}
+
+/// All of a counter, whatever its other labels.
+async fn total(sidecar: &Sidecar, name: &str) -> u64 {
+    sidecar.metrics().await.count(name, &[("registry", "harbor")])
+}
+
+async fn retries(sidecar: &Sidecar) -> u64 {
+    total(sidecar, "roadstead_retries_total").await
+}
+
+/// A tenth of the token and manifest requests fails in every way there is; nobody notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_on_a_sick_harbor_is_served_whole() {
+    let harbor = StubHarbor::start(&ALL, 10, 7).await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    let began = Instant::now();
+    let failed = pull_all(mirror, PULLS).await;
+    let struck = harbor.struck();
+    let again = retries(&sidecar).await;
+    let mut ways: BTreeMap<String, usize> = BTreeMap::new();
+    for illness in &struck {
+        *ways.entry(format!("{illness:?}")).or_default() += 1;
+    }
+    println!(
+        "{PULLS} pulls in {:.1?}: {} answers spoiled {ways:?}, {again} asked again",
+        began.elapsed(),
+        struck.len()
+    );
+    assert_eq!(failed, [""; 0], "pulls that failed");
+    assert!(struck.len() > 300 && ways.len() == ALL.len(), "{ways:?}");
+    // A kept connection that is reset may have been closed before the request came: that is replaced, not asked again.
+    let resets = struck.iter().filter(|illness| **illness == Illness::Reset).count();
+    let spoiled = (struck.len() - resets) as u64..=struck.len() as u64;
+    assert!(
+        spoiled.contains(&again),
+        "each spoiled answer was asked for again, and nothing else: {again} in {spoiled:?}"
+    );
+    let requests = PULLS * 4;
+    assert!(again * 5 <= requests + 3 * 5 * began.elapsed().as_secs(), "the budget: {again} of {requests}");
+    assert!(harbor.stub().peak() <= 10, "peak {}", harbor.stub().peak());
+    assert!(total(&sidecar, "roadstead_repaired_total").await > 300);
+}
+
+/// The same without repair, so that the test above shows what repair does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_repair_a_large_part_fails() {
+    let harbor = StubHarbor::start(&ALL, 10, 7).await;
+    let (sidecar, mirror) = start(&harbor, "[registries.harbor.repair]\nenabled = false").await;
+    let failed = pull_all(mirror, 200).await;
+    println!("without repair {} of 200 pulls failed", failed.len());
+    assert!(failed.len() > 20, "{}", failed.len());
+    assert_eq!(retries(&sidecar).await, 0);
+}
+
+/// Denials that hide a database error are only asked again for where the operator says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ambiguous_denials_are_repaired_where_it_is_allowed() {
+    let harbor = StubHarbor::start(&[Illness::AmbiguousDenial], 10, 7).await;
+    let (_sidecar, mirror) = start(&harbor, "[registries.harbor.repair]\nambiguous_401 = 2").await;
+    assert_eq!(pull_all(mirror, 300).await, [""; 0]);
+    assert!(harbor.struck().len() > 10);
+    let harbor = StubHarbor::start(&[Illness::AmbiguousDenial], 10, 7).await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    assert!(!pull_all(mirror, 300).await.is_empty());
+    assert_eq!(retries(&sidecar).await, 0);
+}
+
+/// Wrong password, no such project, not allowed: once, unchanged, at once.
+#[tokio::test]
+async fn a_real_denial_is_handed_on_unchanged_and_at_once() {
+    let harbor = StubHarbor::start(&[], 1, 1).await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    let began = Instant::now();
+    let mut puller = Puller::new(mirror, "1".to_owned()).await;
+    let wrong = puller.token("team/app", "wrong").await.unwrap();
+    assert_eq!((wrong.status(), wrong.header("Www-Authenticate")), (401, Some("Basic realm=\"harbor\"")));
+    let token = puller.token("nosuch/app", PASSWORD).await.unwrap().json()["token"].as_str().unwrap().to_owned();
+    let lost = puller.get("/v2/nosuch/app/manifests/v1", Some(&format!("Bearer {token}"))).await.unwrap();
+    assert!(lost.status() == 401 && lost.text().contains("project nosuch not found"), "{}", lost.text());
+    let denied = puller.get("/v2/team/other/manifests/v1", Some(&format!("Bearer {token}"))).await.unwrap();
+    assert!(denied.status() == 401 && denied.text().contains("unauthorized to access repository"));
+    assert_eq!(harbor.requests().len(), 4, "each was asked once");
+    assert_eq!(retries(&sidecar).await, 0);
+    assert!(began.elapsed().as_millis() < 2000, "without a pause");
+}
+
+/// A token that lacks the same twice is the registry's real answer, and is not doubted again for a minute.
+#[tokio::test]
+async fn a_token_that_is_reduced_twice_is_a_real_denial() {
+    let harbor = StubHarbor::start(&[], 1, 1).await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    let path = "/service/token?service=harbor-registry&scope=repository:private/app:pull";
+    let mut puller = Puller::new(mirror, "1".to_owned()).await;
+    assert_eq!(puller.get(path, None).await.unwrap().status(), 200);
+    assert_eq!(harbor.requests().len(), 2, "asked for once more");
+    assert_eq!(puller.get(path, None).await.unwrap().status(), 200);
+    assert_eq!(harbor.requests().len(), 3, "and then believed");
+    assert_eq!(puller.token("private/app", PASSWORD).await.unwrap().status(), 200);
+    assert_eq!(retries(&sidecar).await, 1);
+}
+
+/// Harbor stays ill: the client's own time ends it, and it gets Harbor's own words.
+#[tokio::test]
+async fn who_runs_out_of_time_gets_the_registrys_own_last_answer() {
+    let harbor = StubHarbor::start(&[Illness::BadGateway], 1, 1).await;
+    let (sidecar, mirror) = start(&harbor, "[registries.harbor.queue]\nrequest_timeout = \"150ms\"").await;
+    let mut puller = Puller::new(mirror, "1".to_owned()).await;
+    let answer = puller.token("team/app", PASSWORD).await.unwrap();
+    assert_eq!((answer.status(), answer.text().as_str()), (502, "<html><h1>502 Bad Gateway</h1></html>"));
+    assert!(retries(&sidecar).await <= 2);
+}

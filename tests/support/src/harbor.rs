@@ -1,0 +1,257 @@
+//! A Harbor that falls ill: tokens, manifests and blobs as Harbor's core answers them, and its failures on demand.
+//!
+//! Illness strikes token and manifest requests at random, and the same request at most twice in a row. Who sent which
+//! request is told by the header `X-Pull`, which the tests' pullers send.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use base64::Engine;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+
+use crate::http::{Framing, Head, Wire};
+use crate::{Random, StubConnection, StubRegistry, blob_of, manifest_of};
+
+/// The only user; anybody else's password is wrong.
+pub const USER: &str = "robot";
+/// Its password.
+pub const PASSWORD: &str = "hunter2";
+/// Bytes of each blob.
+const BLOB: usize = 16 * 1024;
+
+/// One way to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Illness {
+    /// A database error dressed as 401.
+    DatabaseError,
+    /// A token without the actions that were asked for. Strikes token requests only, and never twice in a row: two alike
+    /// are a real denial.
+    PoisonedToken,
+    /// 500.
+    InternalError,
+    /// 502 from nginx, as HTML.
+    BadGateway,
+    /// 503.
+    Unavailable,
+    /// The connection is reset.
+    Reset,
+    /// A denial that hides a database error. Strikes manifest requests only.
+    AmbiguousDenial,
+}
+
+/// A running stub Harbor.
+#[derive(Debug)]
+pub struct StubHarbor {
+    stub: StubRegistry,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    illnesses: Vec<Illness>,
+    one_in: u64,
+    random: Random,
+    /// How often in a row a request was struck, by puller and path.
+    in_a_row: HashMap<String, (u32, Option<Illness>)>,
+    struck: Vec<Illness>,
+    requests: Vec<String>,
+}
+
+impl StubHarbor {
+    /// Starts one in which one of `one_in` token and manifest requests falls ill, in one of these ways.
+    ///
+    /// # Panics
+    /// When no loopback port is free.
+    pub async fn start(illnesses: &[Illness], one_in: u64, seed: u64) -> StubHarbor {
+        let state = Arc::new(Mutex::new(State {
+            illnesses: illnesses.to_vec(),
+            one_in,
+            random: Random::new(seed),
+            in_a_row: HashMap::new(),
+            struck: Vec::new(),
+            requests: Vec::new(),
+        }));
+        let shared = state.clone();
+        let stub = StubRegistry::raw(move |connection| serve(connection, shared.clone())).await;
+        StubHarbor { stub, state }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.stub.address()
+    }
+
+    /// Its connections.
+    #[must_use]
+    pub fn stub(&self) -> &StubRegistry {
+        &self.stub
+    }
+
+    /// Every illness that struck, in order.
+    ///
+    /// # Panics
+    /// When the stub did.
+    #[must_use]
+    pub fn struck(&self) -> Vec<Illness> {
+        self.state.lock().expect("no panic under a lock").struck.clone()
+    }
+
+    /// Method and path of every request, in order.
+    ///
+    /// # Panics
+    /// When the stub did.
+    #[must_use]
+    pub fn requests(&self) -> Vec<String> {
+        self.state.lock().expect("no panic under a lock").requests.clone()
+    }
+}
+
+async fn serve(connection: StubConnection, state: Arc<Mutex<State>>) {
+    let mut wire = Wire::new(connection);
+    while let Ok(Some(head)) = wire.read_head().await {
+        if wire.body(Framing::of_request(&head)).collect().await.is_err() {
+            return;
+        }
+        let illness = state.lock().expect("no panic under a lock").strike(&head);
+        let answer = match illness {
+            Some(Illness::Reset) => {
+                let _ = wire.stream().set_zero_linger();
+                return;
+            }
+            Some(illness) => ill(illness, &head),
+            None => well(&head),
+        };
+        if wire.send(&answer).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl State {
+    /// Whether this request falls ill, and how.
+    fn strike(&mut self, head: &Head) -> Option<Illness> {
+        self.requests.push(format!("{} {}", head.method(), head.target()));
+        let is_token = head.target().starts_with("/service/token");
+        let is_manifest = head.target().contains("/manifests/") && head.header("Authorization").is_some();
+        if !is_token && !is_manifest {
+            return None;
+        }
+        let key = format!("{} {}", head.header("X-Pull").unwrap_or_default(), head.target());
+        let (times, before) = self.in_a_row.get(&key).copied().unwrap_or_default();
+        let fits = |illness: &Illness| match illness {
+            Illness::PoisonedToken => is_token && before != Some(Illness::PoisonedToken),
+            Illness::AmbiguousDenial => is_manifest,
+            _ => true,
+        };
+        let choices: Vec<Illness> = self.illnesses.iter().copied().filter(fits).collect();
+        if times >= 2 || choices.is_empty() || self.random.below(self.one_in) != 0 {
+            self.in_a_row.remove(&key);
+            return None;
+        }
+        let choice = usize::try_from(self.random.below(choices.len() as u64)).expect("a small number");
+        let illness = choices[choice];
+        self.in_a_row.insert(key, (times + 1, Some(illness)));
+        self.struck.push(illness);
+        Some(illness)
+    }
+}
+
+fn ill(illness: Illness, head: &Head) -> Vec<u8> {
+    match illness {
+        Illness::DatabaseError => {
+            let body =
+                r#"{"errors":[{"code":"UNAUTHORIZED","message":"unauthorized: pq: sorry, too many clients already"}]}"#;
+            answer(head, "401 Unauthorized", &["Www-Authenticate: "], body)
+        }
+        Illness::PoisonedToken => token(head, &[]),
+        Illness::InternalError => {
+            let body = r#"{"errors":[{"code":"UNKNOWN","message":"internal server error"}]}"#;
+            answer(head, "500 Internal Server Error", &[], body)
+        }
+        Illness::BadGateway => {
+            answer(head, "502 Bad Gateway", &["Content-Type: text/html"], "<html><h1>502 Bad Gateway</h1></html>")
+        }
+        Illness::Unavailable => answer(head, "503 Service Unavailable", &[], ""),
+        Illness::AmbiguousDenial => denied(head),
+        Illness::Reset => unreachable!("a reset is no answer"),
+    }
+}
+
+fn well(head: &Head) -> Vec<u8> {
+    let target = head.target();
+    if target.starts_with("/service/token") {
+        let expected = format!("Basic {}", BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}")));
+        return match head.header("Authorization") {
+            Some(given) if given == expected => token(head, &["pull"]),
+            Some(_) => {
+                let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"unauthorized"}]}"#;
+                answer(head, "401 Unauthorized", &["Www-Authenticate: Basic realm=\"harbor\""], body)
+            }
+            None => token(head, &[]),
+        };
+    }
+    let Some((repository, _)) = target
+        .trim_start_matches("/v2/")
+        .split_once("/manifests/")
+        .or_else(|| target.trim_start_matches("/v2/").split_once("/blobs/"))
+    else {
+        return answer(head, "404 Not Found", &[], "{}");
+    };
+    let Some(credentials) = head.header("Authorization") else {
+        let host = head.header("Host").unwrap_or_default();
+        let challenge = format!(
+            "Www-Authenticate: Bearer realm=\"http://{host}/service/token\",service=\"harbor-registry\",scope=\"repository:{repository}:pull\""
+        );
+        return answer(head, "401 Unauthorized", &[&challenge], r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#);
+    };
+    if repository.starts_with("nosuch/") {
+        let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"unauthorized: project nosuch not found"}]}"#;
+        return answer(head, "401 Unauthorized", &[], body);
+    }
+    if !allows(credentials, repository) {
+        return denied(head);
+    }
+    if target.contains("/manifests/") {
+        return answer_bytes(head, "200 OK", &[], &manifest_of(repository, BLOB));
+    }
+    answer_bytes(head, "200 OK", &[], &blob_of(target, BLOB))
+}
+
+fn denied(head: &Head) -> Vec<u8> {
+    let body =
+        r#"{"errors":[{"code":"UNAUTHORIZED","message":"unauthorized to access repository: app, action: pull"}]}"#;
+    answer(head, "401 Unauthorized", &["Www-Authenticate: Basic realm=\"harbor\""], body)
+}
+
+/// A token for the repository in the query, with these actions.
+fn token(head: &Head, actions: &[&str]) -> Vec<u8> {
+    let query = head.target().split_once('?').map_or("", |(_, query)| query);
+    let scope = query.split('&').find_map(|pair| pair.strip_prefix("scope=")).unwrap_or_default();
+    let repository = scope.split(':').nth(1).unwrap_or_default();
+    let payload = serde_json::json!({
+        "iss": "harbor-token-issuer",
+        "aud": "harbor-registry",
+        "access": [{"type": "repository", "name": repository, "actions": actions}],
+    });
+    let jwt = format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(payload.to_string()));
+    answer(head, "200 OK", &[], &serde_json::json!({"token": jwt, "access_token": "", "expires_in": 1800}).to_string())
+}
+
+fn allows(credentials: &str, repository: &str) -> bool {
+    let payload = credentials.strip_prefix("Bearer ").and_then(|jwt| jwt.split('.').nth(1));
+    let payload = payload.and_then(|payload| BASE64_URL_SAFE_NO_PAD.decode(payload).ok()).unwrap_or_default();
+    let Ok(payload) = serde_json::from_slice::<serde_json::Value>(&payload) else { return false };
+    payload["access"][0]["name"] == repository && payload["access"][0]["actions"][0] == "pull"
+}
+
+fn answer(head: &Head, status: &str, headers: &[&str], body: &str) -> Vec<u8> {
+    answer_bytes(head, status, headers, body.as_bytes())
+}
+
+fn answer_bytes(head: &Head, status: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
+    let headers: String = headers.iter().flat_map(|header| [header, "\r\n"]).collect();
+    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n", body.len()).into_bytes();
+    if head.method() == "HEAD" { answer } else { [answer, body.to_vec()].concat() }
+}
