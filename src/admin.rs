@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{Bound, Party, Snapshot};
+use crate::admission::{Bound, Census, Party, Snapshot};
 use crate::metrics::{Gauges, MemberGauges, Metrics};
 use crate::proxy::Proxy;
 use crate::upstream::Upstream;
@@ -177,8 +177,10 @@ impl Admin {
     fn picture(&self, upstream: &Upstream) -> Value {
         let now = upstream.gate.snapshot();
         let gauges = self.gauges(upstream, &now);
-        let classes =
-            gauges.waiting.iter().map(|(class, waiting)| ((*class).to_owned(), ClassPicture { waiting: *waiting }));
+        let census = upstream.gate.census(MOST_CLIENTS);
+        let classes = gauges.waiting.iter().zip(&census.holding_by_class).map(|((class, waiting), holding)| {
+            ((*class).to_owned(), ClassPicture { waiting: *waiting, holding: *holding })
+        });
         let picture = Picture {
             slots: gauges.slots,
             open: gauges.connecting + gauges.active + gauges.idle + gauges.closing,
@@ -191,6 +193,8 @@ impl Admin {
             paused: now.paused,
             bound: now.bound.map(Bound::as_str),
             classes: classes.collect(),
+            clients_left_out: census.left_out,
+            clients: clients(census, upstream),
             upstreams: gauges.members.iter().map(node).collect(),
         };
         serde_json::to_value(picture).expect("numbers become JSON")
@@ -226,10 +230,12 @@ fn explanation(upstream: &Upstream) -> Value {
             "position": waiter.position,
             "client": &*waiter.party.client,
             "class": class(&waiter.party),
+            "kind": waiter.kind.as_str(),
+            "lane": waiter.lane.as_str(),
             "target": &*waiter.target,
             "waited_seconds": seconds(waiter.age),
             "patience_left_seconds": seconds(waiter.patience_left),
-            "expected_wait_seconds": seconds(waiter.expected_wait),
+            "expected_wait_seconds": waiter.expected_wait.map(seconds),
         })
     });
     let holders = explanation.holders.iter().map(|holder| {
@@ -238,8 +244,12 @@ fn explanation(upstream: &Upstream) -> Value {
             "client": party.map(|party| &*party.client),
             "class": party.map(class),
             "target": target.map(|target| &**target),
+            "kind": holder.kind.as_str(),
             "state": holder.state.as_str(),
             "age_seconds": seconds(holder.age),
+            "last_bytes_seconds": holder.last_bytes.map(seconds),
+            "bytes_up": holder.bytes_up,
+            "bytes_down": holder.bytes_down,
             "doing": holder.quiet.map(|(evidence, _)| evidence.as_str()),
             "quiet_seconds": holder.quiet.map(|(_, quiet)| seconds(quiet)),
             "recalled": holder.recalled,
@@ -283,6 +293,10 @@ struct Picture {
     #[serde(skip_serializing_if = "Option::is_none")]
     bound: Option<&'static str>,
     classes: BTreeMap<String, ClassPicture>,
+    /// Those with the most requests first.
+    clients: Vec<ClientPicture>,
+    /// Clients beyond those.
+    clients_left_out: usize,
     /// The nodes of the mirror.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     upstreams: Vec<NodePicture>,
@@ -300,6 +314,29 @@ struct NodePicture {
 #[derive(Serialize)]
 struct ClassPicture {
     waiting: usize,
+    holding: usize,
+}
+
+/// One client of a registry in `/status`.
+#[derive(Serialize)]
+struct ClientPicture {
+    client: String,
+    class: String,
+    waiting: usize,
+    holding: usize,
+}
+
+/// Clients that `/status` names for each registry.
+const MOST_CLIENTS: usize = 100;
+
+fn clients(census: Census, upstream: &Upstream) -> Vec<ClientPicture> {
+    let named = census.clients.into_iter().map(|count| ClientPicture {
+        client: count.party.client.to_string(),
+        class: upstream.classes[count.party.class.0].clone(),
+        waiting: count.waiting,
+        holding: count.holding,
+    });
+    named.collect()
 }
 
 fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {

@@ -21,6 +21,8 @@
 //! 7. A dropped [`Admit`] leaves no trace: not in the queue, not in a slot, not in the bucket.
 //!    *`tests::an_admission_dropped_at_any_point_leaves_no_trace`*
 
+mod activity;
+mod census;
 pub mod core;
 #[cfg(test)]
 mod core_tests;
@@ -44,11 +46,12 @@ use std::task::{Context, Poll};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+pub use self::census::{Census, ClientCount};
 use self::core::Core;
 pub use self::core::{Bound, Explanation, HolderInfo, Limits, Refusal, RefusalReason, Snapshot, WaiterInfo};
 use self::handover::{Aftermath, Call, Handover};
 pub use self::moment::Moment;
-pub use self::queue::{Ask, Place, ReuseKey};
+pub use self::queue::{Ask, Kind, Place, ReuseKey};
 pub use self::quiet::{Evidence, Quiet};
 pub use self::rate::Rate;
 pub use self::slots::{Counts, Recall, Slot, SlotId, SlotKeeper, SlotState};
@@ -162,6 +165,18 @@ impl<P: Send + 'static> Gate<P> {
         self.shared.handover.explain(most, self.now())
     }
 
+    /// Who holds a slot, the oldest first, at most `most`.
+    #[must_use]
+    pub fn holders(&self, most: usize) -> Vec<HolderInfo> {
+        self.shared.handover.holders(most, self.now())
+    }
+
+    /// Who waits and who holds, by client, at most `most` of them.
+    #[must_use]
+    pub fn census(&self, most: usize) -> Census {
+        self.shared.handover.census(most)
+    }
+
     /// The picture now.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -216,6 +231,11 @@ impl<P: Send + 'static> SlotKeeper for Shared<P> {
         self.settle(self.handover.event(|core| core.established(id, now)));
     }
 
+    fn goes_on(&self, id: SlotId) {
+        let now = self.now();
+        self.settle(self.handover.event(|core| core.goes_on(id, now)));
+    }
+
     fn unreachable(&self, id: SlotId) {
         let now = self.now();
         self.settle(self.handover.event(|core| core.unreachable(id, now)));
@@ -227,6 +247,10 @@ impl<P: Send + 'static> SlotKeeper for Shared<P> {
 
     fn released(&self, id: SlotId) {
         self.settle(self.handover.released(id, self.now()));
+    }
+
+    fn now(&self) -> Moment {
+        self.now()
     }
 }
 
@@ -272,9 +296,9 @@ impl<P: Send + 'static> Admit<'_, P> {
         self.stage = Stage::Done;
         let shared = &self.gate.shared;
         match call {
-            Call::Dial { slot, waited } => {
+            Call::Dial { slot, activity, waited } => {
                 shared.metrics.waited(self.class.0, WaitOutcome::Admitted, waited);
-                Ok(Admission::New(Slot::new(slot, shared.clone())))
+                Ok(Admission::New(Slot::new(slot, activity, shared.clone())))
             }
             Call::Reuse { kept, waited, .. } => {
                 shared.metrics.waited(self.class.0, WaitOutcome::Admitted, waited);

@@ -30,6 +30,7 @@ use crate::upstream::{AddressPolicy, QueueTerms, Upstream};
 const OTHER_HOSTS_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const OTHER_HOSTS_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const LINGER: Duration = Duration::from_secs(1);
+const OTHER_HOSTS_STALL: Duration = Duration::from_secs(5 * 60);
 
 /// Time after `drain_timeout` in which the last refusals are written, and again in which cut connections are closed.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -263,7 +264,7 @@ fn routes(config: &Config, metrics: &Metrics, addresses: &Addresses, ended: &Can
         hosts: Vec::new(),
         upstream: Arc::new(other_hosts(&shared)),
         // Nothing is ever taken back there: slots do not bind.
-        pauses: Arc::new(Pauses::new(Bounds::default())),
+        pauses: Arc::new(Pauses::new(Bounds { stalled: OTHER_HOSTS_STALL, ..Bounds::default() })),
     };
     Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, shared.resolver)
 }

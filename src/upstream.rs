@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod connect;
 mod doors;
 pub mod http;
+pub mod keepalive;
 pub mod resolve;
 pub mod socket;
 pub mod tls;
@@ -426,8 +427,8 @@ impl Upstream {
         // Of a registry, the last word counts; other hosts have nothing in common. Who cannot prove who he is takes
         // connections all the same.
         let tells = self.insist && doors.failure_tells(undialled.berth());
-        if tells && !matches!(undialled.error, DialError::Untrusted(..)) {
-            undialled.tell();
+        if !matches!(undialled.error, DialError::Untrusted(..)) {
+            undialled.tell(tells);
         }
         undialled.into_error()
     }

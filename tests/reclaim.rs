@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use roadstead_test_support::{Sidecar, SocketWatch, StubRegistry, Wire, config, connect_through, eventually_is};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 async fn sidecar(stub: &StubRegistry, slots: usize, reclaim: &str) -> Sidecar {
     let registry = format!(
@@ -152,4 +153,63 @@ async fn an_outage_costs_nobody_and_is_probed_by_one_at_a_time() {
     for client in clients {
         assert_eq!(client.await.unwrap(), Some(200));
     }
+}
+
+/// A registry that never ends its side of a connection, whatever its peer does; after the peer's end it sends `words`,
+/// each after a pause.
+async fn registry_without_end(words: usize, pause: Duration) -> StubRegistry {
+    StubRegistry::raw(move |mut connection| async move {
+        let mut scratch = [0; 1024];
+        while let Ok(1..) = connection.read(&mut scratch).await {}
+        for _ in 0..words {
+            tokio::time::sleep(pause).await;
+            connection.write_all(b"word").await.expect("the tunnel stands");
+        }
+        std::future::pending::<()>().await;
+    })
+    .await
+}
+
+/// A client that has said all, and whose registry never ends, does not keep its slot from one who waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_closed_silent_tunnel_gives_way() {
+    for (said, words, evidence) in [(&b""[..], 0, "unused"), (b"GET / HTTP/1.1\r\n\r\n", 1, "unsure")] {
+        let stub = registry_without_end(words, Duration::ZERO).await;
+        let sidecar = sidecar(&stub, 1, "unused_after = \"300ms\"\nunsure_after = \"300ms\"\nlearn = false").await;
+        let mut half_closed = tunnel(&sidecar, &stub).await;
+        half_closed.send(said).await.unwrap();
+        half_closed.finish().await.unwrap();
+        let began = Instant::now();
+        let _next = tunnel(&sidecar, &stub).await;
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert_eq!(reclaimed(&sidecar, evidence).await, 1, "{evidence}");
+    }
+}
+
+/// Nor does it keep it for ever where nobody waits: it ends when nothing moved for `stall_timeout`, and not while
+/// something does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_closed_tunnel_ends_when_nothing_moves_for_long() {
+    const WORDS: usize = 5;
+    let (pause, stall) = (Duration::from_millis(500), Duration::from_millis(1500));
+    let stub = registry_without_end(WORDS, pause).await;
+    let sidecar = sidecar(&stub, 1, "stall_timeout = \"1500ms\"").await;
+    let mut half_closed = tunnel(&sidecar, &stub).await;
+    half_closed.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    half_closed.finish().await.unwrap();
+    let began = Instant::now();
+    let mut heard = Vec::new();
+    let hearing = async {
+        while let Ok(bytes) = half_closed.receive().await
+            && !bytes.is_empty()
+        {
+            heard.extend_from_slice(&bytes);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), hearing).await.expect("an end");
+    let took = began.elapsed();
+    assert_eq!(String::from_utf8(heard).unwrap(), "word".repeat(WORDS), "what moved came through");
+    let expected = pause * u32::try_from(WORDS).unwrap() + stall;
+    assert!(took >= expected && took < expected + Duration::from_secs(5), "{took:?} of {expected:?}");
+    sidecar.until("stub", "open", 0).await;
 }

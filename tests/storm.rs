@@ -3,6 +3,8 @@
 //!
 //! The judges are the registry's own count and the kernel's list of sockets, never the sidecar's numbers.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use roadstead_test_support::{
@@ -13,6 +15,12 @@ use tokio::sync::Mutex;
 
 const CAP: usize = 10;
 const BLOB: usize = 1024 * 1024;
+const SMALL_BLOB: usize = 64 * 1024;
+/// How long a restart of a registry takes.
+const OUTAGE: Duration = Duration::from_secs(20);
+/// Slow enough that an outage can begin in the middle of a storm.
+const ANSWER: Duration = Duration::from_millis(10);
+const MAX_CONNECTING: usize = 3;
 /// Long enough for the slowest machine; nothing here waits for it unless it fails.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -43,6 +51,83 @@ async fn sidecar_for(stub: &StubRegistry) -> Sidecar {
         stub.address()
     );
     Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await
+}
+
+/// A sidecar with the default patience, and few dials at once.
+async fn patient_sidecar(stub: &StubRegistry) -> Sidecar {
+    let registry = format!(
+        "[registries.stub]\nhosts = [\"{}\"]\ncap = {CAP}\nshare = 1\nmax_connecting = {MAX_CONNECTING}\n",
+        stub.address()
+    );
+    Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await
+}
+
+/// A storm of 300 pulls in whose middle the registry refuses new connections for 20 s. Then it listens again, but is
+/// slow to accept: whoever dials stands in a row, and the kernel can count the row. Without
+/// `hold_the_row` it accepts at once.
+async fn outage_costs_no_pull(way: impl Fn(&Sidecar) -> Way, stub: StubRegistry, hold_the_row: bool) {
+    const PULLS: usize = 300;
+    let _alone = STORM.lock().await;
+    let sidecar = patient_sidecar(&stub).await;
+    let storm = Storm { clients: PULLS, blob: SMALL_BLOB, ..Storm::new(way(&sidecar)) };
+    let sockets = SocketWatch::start(stub.address());
+    let dials = SocketWatch::of_dials(stub.address());
+    let (ended, address) = (Arc::new(AtomicUsize::new(0)), stub.address());
+    let count = ended.clone();
+    let running = tokio::spawn(storm.run_with(address, move |progress| {
+        count.fetch_max(progress.ended, Ordering::Relaxed);
+    }));
+    eventually("the middle of the storm", SOON, async || match ended.load(Ordering::Relaxed) {
+        pulls if pulls >= PULLS / 10 => Ok(()),
+        pulls => Err(pulls),
+    })
+    .await;
+    stub.refuse().await;
+    let accepted = stub.accept_log().len();
+    tokio::time::sleep(OUTAGE).await;
+    let during = stub.accept_log().len() - accepted;
+    let before = ended.load(Ordering::Relaxed);
+    if hold_the_row {
+        stub.listen_without_accepting().await;
+        // The row is full when no more may dial; what was not held back by then would be in it a moment later.
+        eventually("the row to be full", SOON, async || match sidecar.count("stub", "connecting").await {
+            dialling if dialling >= MAX_CONNECTING as u64 => Ok(()),
+            dialling => Err(dialling),
+        })
+        .await;
+        let enough = dials.samples() + 300;
+        eventually("a look at the row", SOON, async || if dials.samples() >= enough { Ok(()) } else { Err(()) }).await;
+    }
+    stub.accept_again().await;
+    let tally = running.await.expect("the storm runs to its end");
+    let (row, kernel) = (dials.stop(), sockets.stop());
+    println!(
+        "{tally}; {before} before the end of the outage; at most {} dials at once ({} samples), {} sockets",
+        row.most, row.samples, kernel.most
+    );
+    assert_eq!((tally.ok, tally.failed.len()), (PULLS, 0), "{tally}");
+    assert_eq!(during, 0, "nobody is accepted during an outage");
+    assert!(before < PULLS / 2, "{before} pulls had ended: the outage came too late to matter");
+    assert!(row.most <= MAX_CONNECTING, "{} dials at once", row.most);
+    if hold_the_row {
+        assert_eq!(row.most, MAX_CONNECTING, "the row was looked at while it was full");
+    }
+    assert_cap_held(&stub, kernel);
+}
+
+/// Through tunnels, each with a connection of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_20_s_costs_no_tunnel_of_a_storm() {
+    let stub = StubRegistry::builder().cap(CAP).answer_delay(ANSWER).blob_size(SMALL_BLOB).start().await;
+    outage_costs_no_pull(|sidecar| Way::Connect(sidecar.proxy()), stub, true).await;
+}
+
+/// In absolute-form, at a registry that closes each connection after its answer: a connection that is kept would carry
+/// the storm through the outage.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_20_s_costs_no_visible_request_of_a_storm() {
+    let stub = StubRegistry::builder().cap(CAP).answer_delay(ANSWER).close_each(true).blob_size(SMALL_BLOB);
+    outage_costs_no_pull(|sidecar| Way::AbsoluteForm(sidecar.proxy()), stub.start().await, false).await;
 }
 
 /// Runs a storm under the kernel's eye.

@@ -9,16 +9,22 @@ use std::time::Duration;
 
 use std::sync::Arc;
 
+use super::activity::Activity;
+use super::census::Census;
 use super::idle::IdleSlots;
 use super::moment::Moment;
 use super::outages::Outages;
 use super::pace::Pace;
 use super::places::KeptPlaces;
-use super::queue::{Ask, Place, Queue, ReuseKey, Waiter};
+use super::queue::{Ask, Kind, Place, Queue, ReuseKey, Waiter};
 use super::quiet::{Evidence, Quiet, QuietTunnels};
 use super::rate::{Bucket, Rate};
 use super::slots::{Counts, Ledger, SlotId, SlotState, Tenant};
-use super::turns::{ClassId, Client, Party};
+use super::turns::{ClassId, Client, Lane, Party};
+use crate::metrics::Direction;
+
+/// Positions are counted so far, that a refusal costs the same in the longest queue.
+const FARTHEST_POSITION: usize = 1000;
 
 /// What holds for one registry on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +117,12 @@ pub struct Refusal {
     pub slots: usize,
     /// When coming back makes sense.
     pub retry_after: Duration,
+    /// What kept the one whose turn it was from being admitted; `None` where waiting was not the reason.
+    pub bound: Option<Bound>,
+    /// By arrival among those who waited, from 1; `None` for one too far back to count.
+    pub position: Option<usize>,
+    /// How much longer it would have waited; `None` where the past does not tell.
+    pub expected_wait: Option<Duration>,
 }
 
 /// The bounds that may refuse a request because of load.
@@ -192,25 +204,37 @@ pub struct WaiterInfo {
     pub position: usize,
     /// Who asks.
     pub party: Party,
+    /// What kind of request it is.
+    pub kind: Kind,
+    /// Among its client's own requests.
+    pub lane: Lane,
     /// Where it wants to go.
     pub target: Arc<str>,
     /// The time since it first arrived.
     pub age: Duration,
     /// The time until its patience ends.
     pub patience_left: Duration,
-    /// When it will be admitted, as far as the past tells.
-    pub expected_wait: Duration,
+    /// When it will be admitted, as far as the past tells; `None` where it does not.
+    pub expected_wait: Option<Duration>,
 }
 
 /// One who holds a slot.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HolderInfo {
     /// The slot.
     pub slot: SlotId,
+    /// What it is used for.
+    pub kind: Kind,
     /// What its socket is doing.
     pub state: SlotState,
     /// The time since it was granted.
     pub age: Duration,
+    /// The time since its connection last carried a byte; `None` before the first.
+    pub last_bytes: Option<Duration>,
+    /// Bytes that its connection has carried to the registry.
+    pub bytes_up: u64,
+    /// And from the registry.
+    pub bytes_down: u64,
     /// What a tunnel that lies quiet seems to be doing, and for how long.
     pub quiet: Option<(Evidence, Duration)>,
     /// Whether a tunnel was asked to close, and has not answered yet.
@@ -291,7 +315,7 @@ impl Core {
     pub fn arrive(&mut self, ask: Ask, now: Moment) {
         let place = ask.place;
         let may_wait = ask.again || self.queue.len() < self.limits.depth;
-        let aside = self.outages.is_out(&ask.target);
+        let aside = self.outages.sets_aside(&ask.target, place);
         self.queue.push(ask, aside, now);
         // Nothing is closed for one who may not wait for it.
         self.dispatch_with(may_wait, now);
@@ -330,6 +354,14 @@ impl Core {
             self.queue.bring_all_back(&tenant.target);
         }
         self.enter(slot, SlotState::Active, now);
+    }
+
+    /// An address of its target refused the holder of this slot, which is about to be released; it will ask again for the
+    /// next address.
+    pub fn goes_on(&mut self, slot: SlotId, now: Moment) {
+        if let Some(tenant) = self.ledger.tenant(slot) {
+            self.outages.goes_on(&tenant.target, tenant.place, now);
+        }
     }
 
     /// Every address of its target refused the holder of this slot, which is about to be released.
@@ -463,18 +495,30 @@ impl Core {
         let waiters = self.queue.by_arrival().take(most).enumerate().map(|(index, waiter)| WaiterInfo {
             position: index + 1,
             party: waiter.ask.party.clone(),
+            kind: waiter.ask.kind(),
+            lane: waiter.ask.lane,
             target: waiter.ask.target.clone(),
             age: now.since(waiter.ask.place.arrived()),
             patience_left: waiter.ask.deadline.since(now),
-            expected_wait: self.pace.expected_wait(index + 1),
+            expected_wait: self.expected_wait(index + 1),
         });
+        Explanation { bound: self.bound, waiters: waiters.collect(), holders: self.holders(most, now) }
+    }
+
+    /// Who holds a slot, the oldest first, at most `most`.
+    #[must_use]
+    pub fn holders(&self, most: usize, now: Moment) -> Vec<HolderInfo> {
         let mut holders: Vec<HolderInfo> = self
             .ledger
             .entries()
             .map(|(slot, entry)| HolderInfo {
                 slot,
+                kind: entry.tenant.as_ref().map_or(Kind::Kept, |tenant| tenant.kind),
                 state: entry.state,
                 age: now.since(entry.born),
+                last_bytes: entry.activity.silence(now),
+                bytes_up: entry.activity.bytes(Direction::Up),
+                bytes_down: entry.activity.bytes(Direction::Down),
                 quiet: self.quiet.get(slot).map(|quiet| (quiet.evidence, now.since(quiet.since))),
                 recalled: self.quiet.is_recalled(slot),
                 tenant: entry.tenant.as_ref().map(|tenant| (tenant.party.clone(), tenant.target.clone())),
@@ -482,7 +526,26 @@ impl Core {
             .collect();
         holders.sort_by_key(|holder| holder.slot);
         holders.truncate(most);
-        Explanation { bound: self.bound, waiters: waiters.collect(), holders }
+        holders
+    }
+
+    /// Who waits and who holds, by client, at most `most` of them.
+    #[must_use]
+    pub fn census(&self, most: usize) -> Census {
+        Census::take(&self.queue, &self.ledger, self.limits.weights.len(), most)
+    }
+
+    /// Where the connection in this slot tells what it carries.
+    #[must_use]
+    pub fn activity(&self, slot: SlotId) -> Arc<Activity> {
+        self.ledger.get(slot).map(|entry| entry.activity.clone()).unwrap_or_default()
+    }
+
+    /// When the one at this position will be admitted, as far as the past tells: nobody knows when a pause or an outage
+    /// ends.
+    fn expected_wait(&self, position: usize) -> Option<Duration> {
+        let moves = !matches!(self.bound, Some(Bound::Paused | Bound::Unreachable));
+        moves.then(|| self.pace.expected_wait(position))
     }
 
     /// Decides all that can be decided now.
@@ -654,8 +717,9 @@ impl Core {
         let waiter = self.queue.take(place, charged).expect("only those who wait are admitted");
         self.pace.admitted(now, !self.queue.is_empty());
         let had_to_wait = waiter.waited(now);
+        let kind = waiter.ask.kind();
         let Ask { party, target, .. } = waiter.ask;
-        self.ledger.let_to(slot, Tenant { party, target, place, since: now, charged });
+        self.ledger.let_to(slot, Tenant { party, target, kind, place, since: now, charged });
         had_to_wait
     }
 
@@ -677,7 +741,16 @@ impl Core {
     fn refuse(&mut self, place: Place, reason: RefusalReason, now: Moment) -> Option<Waiter> {
         let waiter = self.queue.remove(place)?;
         self.outages.gone(&waiter.ask.target, place, now);
+        let bound = match reason {
+            RefusalReason::QueueFull | RefusalReason::QueueTimeout => self.bound,
+            RefusalReason::Unreachable => Some(Bound::Unreachable),
+            RefusalReason::Draining => None,
+        };
+        let ahead = self.queue.ahead_of(place, FARTHEST_POSITION);
         let refusal = Refusal {
+            bound,
+            position: (ahead < FARTHEST_POSITION).then_some(ahead + 1),
+            expected_wait: bound.and_then(|_| self.expected_wait(ahead + 1)),
             reason,
             waited: waiter.waited(now),
             waiting: self.queue.len(),

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::core::{CloseCause, Core, Decision, Explanation, Refusal, Snapshot};
+use super::activity::Activity;
+use super::census::Census;
+use super::core::{CloseCause, Core, Decision, Explanation, HolderInfo, Refusal, Snapshot};
 use super::moment::Moment;
 use super::queue::{Ask, Place, ReuseKey};
 use super::quiet::{Evidence, Quiet};
@@ -40,7 +42,7 @@ enum Seat<P> {
 /// What a waiter is called for.
 pub(super) enum Call<P> {
     /// Open a socket in this slot.
-    Dial { slot: SlotId, waited: Duration },
+    Dial { slot: SlotId, activity: Arc<Activity>, waited: Duration },
     /// Use this connection.
     Reuse { slot: SlotId, kept: P, waited: Duration },
     /// Go away.
@@ -175,6 +177,16 @@ impl<P> Handover<P> {
         self.lock().core.explain(most, now)
     }
 
+    /// Who holds a slot.
+    pub fn holders(&self, most: usize, now: Moment) -> Vec<HolderInfo> {
+        self.lock().core.holders(most, now)
+    }
+
+    /// Who waits and who holds, by client.
+    pub fn census(&self, most: usize) -> Census {
+        self.lock().core.census(most)
+    }
+
     /// The picture now.
     pub fn snapshot(&self, now: Moment) -> Snapshot {
         self.lock().core.snapshot(now)
@@ -205,7 +217,8 @@ impl<P> State<P> {
         while let Some(decision) = self.core.next_decision() {
             match decision {
                 Decision::Dial { place, slot, waited } => {
-                    wakers.push(self.call(place, Call::Dial { slot, waited }));
+                    let activity = self.core.activity(slot);
+                    wakers.push(self.call(place, Call::Dial { slot, activity, waited }));
                 }
                 Decision::Reuse { place, slot, waited } => {
                     let kept = self.kept.remove(&slot).expect("the core hands out only what was kept");

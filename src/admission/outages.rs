@@ -29,6 +29,15 @@ struct Outage {
     due: Moment,
     /// The request that finds out whether it is over.
     probe: Option<Place>,
+    /// Whether the probe is between two addresses: it holds no slot, but will ask for one at once.
+    between: bool,
+}
+
+impl Outage {
+    /// Whether another request may find out once it is due.
+    fn is_open(&self) -> bool {
+        self.probe.is_none() || self.between
+    }
 }
 
 impl Outages {
@@ -36,11 +45,23 @@ impl Outages {
         self.targets.contains_key(target)
     }
 
+    /// Whether this request, which asks now, gets no turn until the outage is over. The probe goes on to its next address.
+    pub fn sets_aside(&mut self, target: &str, place: Place) -> bool {
+        let Some(outage) = self.targets.get_mut(target) else {
+            return false;
+        };
+        let is_probe = outage.between && outage.probe == Some(place);
+        if is_probe {
+            outage.between = false;
+        }
+        !is_probe
+    }
+
     /// Every address refused this request. Tells whether that is news.
     pub fn failed(&mut self, target: &Arc<str>, place: Place, now: Moment) -> bool {
         match self.targets.get_mut(target) {
             None => {
-                let outage = Outage { pause: FIRST_PAUSE, due: now + FIRST_PAUSE, probe: None };
+                let outage = Outage { pause: FIRST_PAUSE, due: now + FIRST_PAUSE, probe: None, between: false };
                 self.targets.insert(target.clone(), outage);
                 return true;
             }
@@ -55,6 +76,17 @@ impl Outages {
         false
     }
 
+    /// An address refused this request, which will ask again for the next one. If it is the probe, it stays so: one probe
+    /// tries all addresses of its target. Should it not come back, another one may probe after the pause.
+    pub fn goes_on(&mut self, target: &str, place: Place, now: Moment) {
+        if let Some(outage) = self.targets.get_mut(target)
+            && outage.probe == Some(place)
+        {
+            outage.between = true;
+            outage.due = now + outage.pause;
+        }
+    }
+
     /// A connection stands. Tells whether that ended an outage.
     pub fn over(&mut self, target: &str) -> bool {
         self.targets.remove(target).is_some()
@@ -64,6 +96,7 @@ impl Outages {
     pub fn gone(&mut self, target: &str, place: Place, now: Moment) {
         if let Some(outage) = self.targets.get_mut(target)
             && outage.probe == Some(place)
+            && !outage.between
         {
             outage.probe = None;
             outage.due = now;
@@ -72,25 +105,31 @@ impl Outages {
 
     /// The targets that may be probed now.
     pub fn due(&self, now: Moment) -> Vec<Arc<str>> {
-        let due = self.targets.iter().filter(|(_, outage)| outage.probe.is_none() && outage.due <= now);
+        let due = self.targets.iter().filter(|(_, outage)| outage.is_open() && outage.due <= now);
         due.map(|(target, _)| target.clone()).collect()
     }
 
     /// When the next one may be probed.
     pub fn next_due(&self) -> Option<Moment> {
-        self.targets.values().filter(|outage| outage.probe.is_none()).map(|outage| outage.due).min()
+        self.targets.values().filter(|outage| outage.is_open()).map(|outage| outage.due).min()
     }
 
     /// This request finds out.
     pub fn probe(&mut self, target: &str, place: Place) {
         if let Some(outage) = self.targets.get_mut(target) {
             outage.probe = Some(place);
+            outage.between = false;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::core::{Core, Decision, Limits};
+    use super::super::queue::Ask;
+    use super::super::turns::{ClassId, Lane, Party};
     use super::*;
 
     #[test]
@@ -124,5 +163,86 @@ mod tests {
         outages.probe(&target, Place::new(now, 1));
         outages.gone(&target, Place::new(now, 1), now);
         assert_eq!(outages.due(now), [target]);
+    }
+
+    #[test]
+    fn a_probe_that_does_not_come_back_for_its_next_address_makes_room_after_the_pause() {
+        let mut outages = Outages::default();
+        let (target, now): (Arc<str>, _) = ("t:443".into(), Moment::default());
+        let [probe, other] = [1, 2].map(|number| Place::new(now, number));
+        outages.failed(&target, Place::new(now, 0), now);
+        outages.probe(&target, probe);
+        outages.goes_on(&target, probe, now);
+        outages.gone(&target, probe, now);
+        assert!(outages.due(now).is_empty() && outages.sets_aside(&target, other));
+        let due = now + FIRST_PAUSE;
+        assert_eq!((outages.next_due(), outages.due(due)), (Some(due), vec![target.clone()]));
+        outages.probe(&target, other);
+        assert!(outages.sets_aside(&target, probe), "it came too late");
+    }
+
+    /// Runs a core whose only target has so many addresses, all of which refuse at once; tells when it dialled, by
+    /// milliseconds, and how often.
+    fn dials_of_an_outage(addresses: usize, waiters: usize, until: Duration) -> BTreeMap<u128, usize> {
+        let limits = Limits {
+            slots: 10,
+            depth: 100,
+            rate: None,
+            idle_timeout: Duration::ZERO,
+            max_lifetime: Duration::ZERO,
+            max_connecting: 10,
+            keep_place: Duration::ZERO,
+            weights: vec![1],
+        };
+        let (mut core, mut now) = (Core::new(limits, Moment::default()), Moment::default());
+        let target: Arc<str> = "t:443".into();
+        let party = Party { class: ClassId::default(), client: "client".into() };
+        let ask = |place, again| Ask {
+            place,
+            deadline: Moment(Duration::from_secs(3600)),
+            party: party.clone(),
+            lane: Lane::Blob,
+            target: target.clone(),
+            reuse: None,
+            again,
+        };
+        for _ in 0..waiters {
+            let (place, _) = core.place(&party.client, &target, now);
+            core.arrive(ask(place, false), now);
+        }
+        let mut tried: HashMap<Place, usize> = HashMap::new();
+        let mut dials = BTreeMap::new();
+        loop {
+            while let Some(decision) = core.next_decision() {
+                let Decision::Dial { place, slot, .. } = decision else { panic!("{decision:?}") };
+                *dials.entry(now.0.as_millis()).or_insert(0) += 1;
+                core.dialled(slot);
+                let tried = tried.entry(place).or_default();
+                *tried += 1;
+                if tried.is_multiple_of(addresses) {
+                    core.unreachable(slot, now);
+                } else {
+                    core.goes_on(slot, now);
+                }
+                core.released(slot, now);
+                core.arrive(ask(place, true), now);
+            }
+            now = core.wake_at().expect("an outage is probed");
+            if now.0 > until {
+                return dials;
+            }
+            core.tick(now);
+        }
+    }
+
+    #[test]
+    fn a_probe_tries_every_address_once_and_the_pauses_hold_for_all_of_them() {
+        for addresses in 1..=4 {
+            let dials = dials_of_an_outage(addresses, 5, Duration::from_secs(10));
+            let times: Vec<u128> = dials.keys().copied().collect();
+            assert_eq!(times, [0, 100, 300, 700, 1500, 3100, 5100, 7100, 9100], "{addresses} addresses");
+            assert!(dials.iter().skip(1).all(|(_, dials)| *dials <= addresses), "{addresses} addresses: {dials:?}");
+            assert_eq!(dials[&9100], addresses);
+        }
     }
 }

@@ -50,6 +50,38 @@ pub struct Ask {
     pub again: bool,
 }
 
+impl Ask {
+    /// What kind of request asks: in a tunnel nothing is known of authorities, so no kept connection serves it, while
+    /// every visible request names the one it could use.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        if self.reuse.is_some() { Kind::Request } else { Kind::Tunnel }
+    }
+}
+
+/// What a slot is used for, or asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A CONNECT.
+    Tunnel,
+    /// A request that is visible as HTTP.
+    Request,
+    /// Nobody's request: a connection that is kept for the next one.
+    Kept,
+}
+
+impl Kind {
+    /// The word in status pages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Tunnel => "tunnel",
+            Kind::Request => "request",
+            Kind::Kept => "kept",
+        }
+    }
+}
+
 /// One who waits.
 #[derive(Clone, Debug)]
 pub(super) struct Waiter {
@@ -224,6 +256,11 @@ impl Queue {
     /// All who wait, by arrival.
     pub fn by_arrival(&self) -> impl Iterator<Item = &Waiter> {
         self.waiters.values()
+    }
+
+    /// How many of those who wait arrived before this place, counted up to `most`.
+    pub fn ahead_of(&self, place: Place, most: usize) -> usize {
+        self.waiters.range(..place).take(most).count()
     }
 
     /// The first to arrive who could use a kept connection for `key`.

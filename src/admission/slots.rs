@@ -6,11 +6,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::activity::Activity;
 use super::moment::Moment;
-use super::queue::Place;
+use super::queue::{Kind, Place};
 use super::quiet::{Evidence, Quiet};
 use super::turns::Party;
+use crate::metrics::Direction;
 
 /// Names one taken slot; never used twice by one core, so a late word about an old holder cannot hit a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,6 +91,8 @@ pub(super) struct Entry {
     pub born: Moment,
     /// Whether `connect()` was called: from then on the token is spent.
     pub dialled: bool,
+    /// What its connection has carried.
+    pub activity: Arc<Activity>,
     /// Whose request it serves, from when on, and what was charged for it; nobody's while it is kept for reuse.
     pub tenant: Option<Tenant>,
 }
@@ -97,6 +102,7 @@ pub(super) struct Entry {
 pub(super) struct Tenant {
     pub party: Party,
     pub target: Arc<str>,
+    pub kind: Kind,
     pub place: Place,
     pub since: Moment,
     /// Slot-nanoseconds charged in advance.
@@ -148,7 +154,8 @@ impl Ledger {
     pub fn take(&mut self, now: Moment) -> SlotId {
         let id = SlotId(self.next);
         self.next += 1;
-        let entry = Entry { state: SlotState::Connecting, born: now, dialled: false, tenant: None };
+        let activity = Arc::default();
+        let entry = Entry { state: SlotState::Connecting, born: now, dialled: false, activity, tenant: None };
         self.entries.insert(id, entry);
         self.counts.connecting += 1;
         id
@@ -192,6 +199,8 @@ pub trait SlotKeeper: Send + Sync {
     fn dialled(&self, id: SlotId);
     /// The connection stands.
     fn established(&self, id: SlotId);
+    /// One address refused the holder of this slot, who will ask again for the next one.
+    fn goes_on(&self, id: SlotId);
     /// Every address refused the holder of this slot.
     fn unreachable(&self, id: SlotId);
     /// The socket changed what it is doing.
@@ -200,6 +209,8 @@ pub trait SlotKeeper: Send + Sync {
     fn quiet(&self, id: SlotId, quiet: Quiet, recall: Recall);
     /// The socket is gone, and the registry had the chance to see it go.
     fn released(&self, id: SlotId);
+    /// What time it is.
+    fn now(&self) -> Moment;
 }
 
 /// The right to one socket. Whoever holds it may have one socket toward the registry; dropping it gives the right back,
@@ -207,12 +218,13 @@ pub trait SlotKeeper: Send + Sync {
 #[must_use = "a slot dropped at once is given back at once"]
 pub struct Slot {
     id: SlotId,
+    activity: Arc<Activity>,
     keeper: Arc<dyn SlotKeeper>,
 }
 
 impl Slot {
-    pub(super) fn new(id: SlotId, keeper: Arc<dyn SlotKeeper>) -> Slot {
-        Slot { id, keeper }
+    pub(super) fn new(id: SlotId, activity: Arc<Activity>, keeper: Arc<dyn SlotKeeper>) -> Slot {
+        Slot { id, activity, keeper }
     }
 
     /// The name of this slot.
@@ -229,6 +241,22 @@ impl Slot {
     /// Tells that the connection stands.
     pub fn established(&self) {
         self.keeper.established(self.id);
+    }
+
+    /// Tells that bytes moved on the connection. Cheap: no lock is taken.
+    pub fn carried(&self, direction: Direction, bytes: usize) {
+        self.activity.carried(direction, bytes, self.keeper.now());
+    }
+
+    /// The time since a byte last moved on the connection; `None` before the first.
+    #[must_use]
+    pub fn silence(&self) -> Option<Duration> {
+        self.activity.silence(self.keeper.now())
+    }
+
+    /// Tells that this address refused, and that its holder will ask again for the next one.
+    pub fn goes_on(&self) {
+        self.keeper.goes_on(self.id);
     }
 
     /// Tells that every address refused, this one last.

@@ -35,6 +35,17 @@ pub enum Lane {
     Blob,
 }
 
+impl Lane {
+    /// The word in status pages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Lane::Small => "small",
+            Lane::Blob => "blob",
+        }
+    }
+}
+
 /// How often a blob may be passed over by small requests of the same client.
 const MOST_PASSES: u8 = 8;
 

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::upstream::Requester;
+use crate::upstream::keepalive::watch_client;
 use crate::upstream::socket::{has_ended, is_broken, reset};
 
 /// How often a client that has ended its side is looked at again.
@@ -33,6 +34,7 @@ impl Client {
     pub fn new(stream: TcpStream, peer: SocketAddr) -> Arc<Client> {
         // Without it, answers of a few bytes wait for acknowledgements; it fails only on a connection that is gone.
         let _ = stream.set_nodelay(true);
+        watch_client(&stream);
         Arc::new(Client { stream, peer })
     }
 

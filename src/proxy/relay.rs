@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rustix::net::Shutdown;
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::client::until_broken;
 use super::watch::Watch;
@@ -24,6 +24,14 @@ const BUFFER: usize = 64 * 1024;
 /// How long a client may stay silent after the registry's FIN. The connection is of no more use to it by then, but
 /// holds a slot.
 const AFTER_REGISTRY_END: Duration = Duration::from_secs(10);
+
+/// How long a tunnel may last in which nothing moves, once its client has ended its side: for as long as a request under
+/// way may stall.
+#[derive(Clone, Copy, Debug)]
+pub struct HalfClosed {
+    /// Counted from the client's FIN, or from the last byte after it.
+    pub longest_silence: Duration,
+}
 
 /// How a tunnel ended.
 #[derive(Debug)]
@@ -47,14 +55,17 @@ pub async fn relay(
     registry: &Socket,
     watch: &Watch<'_>,
     early: Bytes,
+    half_closed: HalfClosed,
     carried: impl Fn(Direction, usize),
 ) -> End {
     let sent_up = |bytes: &[u8]| {
         watch.client_sent(bytes);
+        registry.carried(Direction::Up, bytes.len());
         carried(Direction::Up, bytes.len());
     };
     let sent_down = |bytes: &[u8]| {
         watch.server_sent(bytes);
+        registry.carried(Direction::Down, bytes.len());
         carried(Direction::Down, bytes.len());
     };
     let up = async {
@@ -75,7 +86,7 @@ pub async fn relay(
         })
     };
     tokio::select! {
-        ended = join(client, up, down, registry) => match ended {
+        ended = join(client, up, down, registry, half_closed) => match ended {
             Ok(()) => End::Finished,
             // A registry that closes while the client says its TLS goodbye resets; all that it said came through.
             Err(End::RegistryBroke(_)) if watch.is_at_rest() => End::Finished,
@@ -88,12 +99,13 @@ pub async fn relay(
     }
 }
 
-/// Both directions, until both have ended; not for ever once the registry's side has.
+/// Both directions, until both have ended; not for ever once one side has.
 async fn join(
     client: &TcpStream,
     up: impl Future<Output = Result<(), End>>,
     down: impl Future<Output = Result<(), End>>,
     registry: &Socket,
+    half_closed: HalfClosed,
 ) -> Result<(), End> {
     tokio::pin!(up, down);
     tokio::select! {
@@ -104,6 +116,11 @@ async fn join(
             let registry_ended = tokio::select! {
                 ended = down => ended,
                 () = until_broken(client) => return Err(End::ClientBroke(io::ErrorKind::ConnectionReset.into())),
+                () = until_silent(registry, half_closed.longest_silence) => {
+                    // It has our FIN already, and is asked for its own once more.
+                    registry.ending().in_order();
+                    return Err(End::RegistryBroke(io::ErrorKind::TimedOut.into()));
+                }
             };
             match (client_ended, registry_ended) {
                 // A registry that closes with the client's last words unread (a TLS goodbye, mostly) resets.
@@ -121,6 +138,18 @@ async fn join(
         }
     }
     Ok(())
+}
+
+/// Completes when nothing has moved for so long, from now on.
+async fn until_silent(registry: &Socket, longest: Duration) {
+    let began = Instant::now();
+    loop {
+        let silence = registry.silence().map_or(began.elapsed(), |silence| silence.min(began.elapsed()));
+        match longest.checked_sub(silence) {
+            Some(left) if !left.is_zero() => sleep(left).await,
+            _ => return,
+        }
+    }
 }
 
 enum Broken {

@@ -12,7 +12,7 @@ use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFT
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use crate::admission::{Refusal, RefusalReason};
+use crate::admission::{Bound, HolderInfo, Refusal, RefusalReason};
 use crate::metrics::Reason;
 use crate::upstream::connect::DialError;
 use crate::upstream::{Failure, Patience, Trip, Upstream};
@@ -28,17 +28,68 @@ pub struct Answer {
     pub waited: Duration,
     /// When coming back makes sense, where it ever does.
     pub retry_after: Option<Duration>,
-    /// Slots and others waiting at that moment, where a queue was involved.
-    pub load: Option<Load>,
+    /// How full the registry was, where a queue was involved.
+    pub load: Option<Box<Load>>,
 }
 
-/// How full a registry was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How full a registry was, and who was in the way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     /// Sockets that may stand at once; `None` where nothing bounds them.
     pub slots: Option<usize>,
     /// Requests in the queue.
     pub waiting: usize,
+    /// What kept the one whose turn it was from being admitted.
+    pub bound: Option<Bound>,
+    /// Where the request stood, by arrival, from 1.
+    pub position: Option<usize>,
+    /// How much longer it would have waited, as far as the past tells.
+    pub expected_wait: Option<Duration>,
+    /// Some of those who hold the slots, the oldest first.
+    pub holders: Vec<HolderInfo>,
+}
+
+/// Holders that an answer names.
+const MOST_HOLDERS: usize = 10;
+
+impl Load {
+    fn of_refusal(refusal: &Refusal, upstream: &Upstream) -> Load {
+        Load {
+            slots: (refusal.slots != usize::MAX).then_some(refusal.slots),
+            waiting: refusal.waiting,
+            bound: refusal.bound,
+            position: refusal.position,
+            expected_wait: refusal.expected_wait,
+            holders: upstream.gate.holders(MOST_HOLDERS),
+        }
+    }
+
+    /// Of a registry that takes no connections. Other hosts have no queue.
+    fn of_unreachable(upstream: &Upstream) -> Option<Box<Load>> {
+        let now = upstream.gate.snapshot();
+        let load = || Load {
+            slots: (now.slots != usize::MAX).then_some(now.slots),
+            waiting: now.waiting,
+            bound: Some(Bound::Unreachable),
+            holders: upstream.gate.holders(MOST_HOLDERS),
+            ..Load::default()
+        };
+        upstream.insist.then(|| Box::new(load()))
+    }
+
+    /// What bound, in words that end a sentence.
+    fn because(&self) -> String {
+        let Some(bound) = self.bound else { return String::new() };
+        match (bound, self.slots) {
+            (Bound::Slots, Some(1)) => ": its only slot is taken".to_owned(),
+            (Bound::Slots, Some(slots)) => format!(": all {slots} slots are taken"),
+            (Bound::Slots, None) => ": all slots are taken".to_owned(),
+            (Bound::Rate, _) => ": rate_per_second lets nobody connect yet".to_owned(),
+            (Bound::Connecting, _) => ": max_connecting dials are under way".to_owned(),
+            (Bound::Paused, _) => ": it is paused".to_owned(),
+            (Bound::Unreachable, _) => ": nothing answers there".to_owned(),
+        }
+    }
 }
 
 /// When to come back if nothing better is known.
@@ -72,7 +123,10 @@ impl Answer {
             Failure::ClientLeft => return None,
             Failure::Refused(refusal) => Answer::of_refusal(refusal, upstream, trip),
             Failure::Draining => Answer::draining(&title),
-            Failure::Unknown(error) => Answer::plain(Reason::UpstreamUnreachable, error.to_string()),
+            Failure::Unknown(error) => Answer {
+                load: Load::of_unreachable(upstream),
+                ..Answer::plain(Reason::UpstreamUnreachable, error.to_string())
+            },
             Failure::Undialled(error) => {
                 let reason = match error {
                     DialError::TimedOut(..) if !upstream.insist => Reason::UpstreamTimeout,
@@ -80,7 +134,8 @@ impl Answer {
                         Reason::UpstreamUnreachable
                     }
                 };
-                Answer::plain(reason, format!("{title} is unreachable: {error}"))
+                let message = format!("{title} is unreachable: {error}");
+                Answer { load: Load::of_unreachable(upstream), ..Answer::plain(reason, message) }
             }
             Failure::Died(_) => {
                 Answer::plain(Reason::UpstreamUnreachable, format!("{title} ended the connection before it answered"))
@@ -99,14 +154,16 @@ impl Answer {
 
     fn of_refusal(refusal: &Refusal, upstream: &Upstream, trip: &Trip) -> Answer {
         let title = upstream.title();
+        let load = Load::of_refusal(refusal, upstream);
+        let because = load.because();
         let answer = match refusal.reason {
             RefusalReason::QueueFull => {
-                let message = format!("queue full for {title} (queue.depth = {})", upstream.queue.depth);
+                let message = format!("queue full for {title} (queue.depth = {}){because}", upstream.queue.depth);
                 Answer::plain(Reason::QueueFull, message)
             }
             RefusalReason::QueueTimeout => {
                 let Patience { limit, setting } = trip.patience;
-                let message = format!("no connection to {title} became free in time ({setting} = {limit:?})");
+                let message = format!("no connection to {title} became free in time ({setting} = {limit:?}){because}");
                 Answer::plain(Reason::QueueTimeout, message)
             }
             RefusalReason::Unreachable => {
@@ -116,9 +173,7 @@ impl Answer {
             }
             RefusalReason::Draining => Answer::draining(&title),
         };
-        let slots = (refusal.slots != usize::MAX).then_some(refusal.slots);
-        let load = Some(Load { slots, waiting: refusal.waiting });
-        Answer { retry_after: Some(refusal.retry_after), load, ..answer }
+        Answer { retry_after: Some(refusal.retry_after), load: Some(Box::new(load)), ..answer }
     }
 
     fn draining(title: &str) -> Answer {
@@ -198,13 +253,15 @@ impl Answer {
         serde_json::to_vec(&errors).expect("strings and numbers become JSON")
     }
 
-    fn detail<'a>(&self, registry: &'a str) -> Detail<'a> {
+    fn detail<'a>(&'a self, registry: &'a str) -> Detail<'a> {
+        let load = self.load.as_deref();
         Detail {
             registry,
             reason: self.reason.as_str(),
-            waited_seconds: (self.waited.as_secs_f64() * 1000.0).round() / 1000.0,
-            slots: self.load.and_then(|load| load.slots),
-            waiting: self.load.map_or(0, |load| load.waiting),
+            waited_seconds: seconds(self.waited),
+            slots: load.and_then(|load| load.slots),
+            waiting: load.map_or(0, |load| load.waiting),
+            why: load.map(Why::of),
         }
     }
 
@@ -259,6 +316,48 @@ struct Detail<'a> {
     waited_seconds: f64,
     slots: Option<usize>,
     waiting: usize,
+    #[serde(flatten)]
+    why: Option<Why<'a>>,
+}
+
+/// Why the request was not admitted.
+#[derive(Serialize)]
+struct Why<'a> {
+    bound: Option<&'static str>,
+    position: Option<usize>,
+    expected_wait_seconds: Option<f64>,
+    holders: Vec<Holder<'a>>,
+}
+
+#[derive(Serialize)]
+struct Holder<'a> {
+    client: Option<&'a str>,
+    kind: &'static str,
+    state: &'static str,
+    age_seconds: f64,
+    last_bytes_seconds: Option<f64>,
+}
+
+impl Why<'_> {
+    fn of(load: &Load) -> Why<'_> {
+        let holders = load.holders.iter().map(|holder| Holder {
+            client: holder.tenant.as_ref().map(|(party, _)| &*party.client),
+            kind: holder.kind.as_str(),
+            state: holder.state.as_str(),
+            age_seconds: seconds(holder.age),
+            last_bytes_seconds: holder.last_bytes.map(seconds),
+        });
+        Why {
+            bound: load.bound.map(Bound::as_str),
+            position: load.position,
+            expected_wait_seconds: load.expected_wait.map(seconds),
+            holders: holders.collect(),
+        }
+    }
+}
+
+fn seconds(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
 #[cfg(test)]
@@ -269,7 +368,7 @@ mod tests {
     fn the_body_has_the_oci_form_and_names_the_setting() {
         let answer = Answer {
             waited: Duration::from_millis(1500),
-            load: Some(Load { slots: Some(10), waiting: 7 }),
+            load: Some(Box::new(Load { slots: Some(10), waiting: 7, position: Some(8), ..Load::default() })),
             ..Answer::plain(Reason::QueueFull, "queue full for registry harbor (queue.depth = 7)")
         };
         let body: serde_json::Value = serde_json::from_slice(&answer.body("harbor")).unwrap();
@@ -277,7 +376,8 @@ mod tests {
         assert_eq!(error["code"], "UNAVAILABLE");
         assert_eq!(error["message"], "queue full for registry harbor (queue.depth = 7)");
         let detail = serde_json::json!(
-            {"registry": "harbor", "reason": "queue_full", "waited_seconds": 1.5, "slots": 10, "waiting": 7}
+            {"registry": "harbor", "reason": "queue_full", "waited_seconds": 1.5, "slots": 10, "waiting": 7,
+             "bound": null, "position": 8, "expected_wait_seconds": null, "holders": []}
         );
         assert_eq!(error["detail"], detail);
     }

@@ -14,7 +14,7 @@ use super::client::Client;
 use super::head::Connect;
 use super::pauses::Pauses;
 use super::record::{Kind, Record};
-use super::relay::{End, relay};
+use super::relay::{End, HalfClosed, relay};
 use super::respond::Answer;
 use super::watch::Watch;
 use crate::admission::{Evidence, Lane, Party, SlotState};
@@ -114,10 +114,11 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
         };
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
     };
+    let half_closed = HalfClosed { longest_silence: pauses.stalled() };
     let end = {
         let watch = Watch::new(client.stream(), &socket, &pauses, epoch);
         tokio::select! {
-            end = relay(client.stream(), &socket, &watch, early, count) => end,
+            end = relay(client.stream(), &socket, &watch, early, half_closed, count) => end,
             () = proxy.cut_short() => End::CutShort,
         }
     };

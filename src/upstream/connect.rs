@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::client::TlsStream;
 
 use super::cluster::Berth;
+use super::keepalive::watch_registry;
 use super::socket::Socket;
 use super::tls::{self, Tls};
 use crate::admission::Slot;
@@ -86,12 +87,13 @@ impl Undialled {
         }
     }
 
-    /// Tells the gate that the target takes no connections.
-    pub fn tell(&self) {
-        match &self.held {
-            Held::Slot(slot, _) => slot.unreachable(),
-            Held::NeverStood(socket) | Held::Socket(socket) => socket.held().unreachable(),
-        }
+    /// Tells the gate whether the target takes no connections, or there is one more address to dial.
+    pub fn tell(&self, unreachable: bool) {
+        let slot = match &self.held {
+            Held::Slot(slot, _) => slot,
+            Held::NeverStood(socket) | Held::Socket(socket) => socket.held(),
+        };
+        if unreachable { slot.unreachable() } else { slot.goes_on() }
     }
 
     /// Gives the slot back.
@@ -166,6 +168,7 @@ fn begin(address: SocketAddr) -> io::Result<TcpStream> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
     rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
+    watch_registry(&socket)?;
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => TcpStream::from_std(std::net::TcpStream::from(socket)),
         Err(error) => Err(error.into()),

@@ -175,6 +175,17 @@ impl Socket {
         self.inner().slot.enter(state);
     }
 
+    /// Tells that bytes moved.
+    pub fn carried(&self, direction: Direction, bytes: usize) {
+        self.inner().slot.carried(direction, bytes);
+    }
+
+    /// The time since a byte last moved; `None` before the first.
+    #[must_use]
+    pub fn silence(&self) -> Option<Duration> {
+        self.inner().slot.silence()
+    }
+
     /// The slot it lives in.
     #[must_use]
     pub fn slot(&self) -> SlotId {
@@ -323,6 +334,7 @@ impl AsyncRead for Socket {
             match stream.try_read_buf(buffer) {
                 Ok(read) => {
                     this.metrics.relayed(Direction::Down, read);
+                    this.carried(Direction::Down, read);
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -349,6 +361,7 @@ impl AsyncWrite for Socket {
             match stream.try_write_vectored(slices) {
                 Ok(written) => {
                     this.metrics.relayed(Direction::Up, written);
+                    this.carried(Direction::Up, written);
                     return Poll::Ready(Ok(written));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

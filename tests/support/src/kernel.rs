@@ -43,6 +43,15 @@ pub struct Peak {
     pub samples: usize,
 }
 
+/// Which sockets toward a registry are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum States {
+    /// In every state but `TIME_WAIT`.
+    Open,
+    /// Only those whose handshake the registry has not answered.
+    Dialling,
+}
+
 /// What tells one socket from another in two readings of the same list.
 type Sockets = HashSet<u64>;
 
@@ -50,9 +59,19 @@ impl SocketWatch {
     /// Starts to watch.
     #[must_use]
     pub fn start(registry: SocketAddr) -> Self {
+        Self::of(registry, States::Open)
+    }
+
+    /// Starts to watch dials alone: sockets whose handshake the registry has not answered yet.
+    #[must_use]
+    pub fn of_dials(registry: SocketAddr) -> Self {
+        Self::of(registry, States::Dialling)
+    }
+
+    fn of(registry: SocketAddr, states: States) -> Self {
         let signs = Arc::new(Signs::default());
         let shared = signs.clone();
-        let thread = std::thread::spawn(move || watch(registry, &shared));
+        let thread = std::thread::spawn(move || watch(registry, states, &shared));
         Self { signs, thread }
     }
 
@@ -75,8 +94,8 @@ impl SocketWatch {
     }
 }
 
-fn watch(registry: SocketAddr, signs: &Signs) -> Peak {
-    let mut list = list_of(registry);
+fn watch(registry: SocketAddr, states: States, signs: &Signs) -> Peak {
+    let mut list = list_of(registry, states);
     let mut peak = Peak::default();
     let mut before = Sockets::new();
     while !signs.over.load(Ordering::Relaxed) {
@@ -91,10 +110,10 @@ fn watch(registry: SocketAddr, signs: &Signs) -> Peak {
 
 /// How to read the list: by a question to the kernel, which knows what to leave out, or, where that is not to be had,
 /// from the tables of all sockets, which takes ten times as long while a storm is on.
-fn list_of(registry: SocketAddr) -> Box<dyn FnMut() -> Sockets> {
-    match diag::Diag::open(registry) {
+fn list_of(registry: SocketAddr, states: States) -> Box<dyn FnMut() -> Sockets> {
+    match diag::Diag::open(registry, states) {
         Ok(mut diag) => Box::new(move || diag.sockets().expect("the kernel answers as before")),
-        Err(_) => Box::new(move || table::sockets(registry)),
+        Err(_) => Box::new(move || table::sockets(registry, states)),
     }
 }
 
@@ -145,8 +164,8 @@ mod tests {
         drop(Wire::open(address).await.unwrap());
         let mapped = SocketAddr::new(mapped(address.ip()).into(), address.port());
         let _kept = Wire::open(mapped).await.unwrap();
-        eventually_is("three in the tables", SOON, 3, async || table::sockets(address).len()).await;
-        if let Ok(mut diag) = diag::Diag::open(address) {
+        eventually_is("three in the tables", SOON, 3, async || table::sockets(address, States::Open).len()).await;
+        if let Ok(mut diag) = diag::Diag::open(address, States::Open) {
             eventually_is("three by question", SOON, 3, async || diag.sockets().unwrap().len()).await;
         }
         drop(half_closed);

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
 
 pub use content::{blob_of, manifest_of};
 pub use count::StubConnection;
@@ -30,10 +31,10 @@ const BACKLOG: u32 = 4096;
 pub struct StubRegistry {
     address: SocketAddr,
     seen: Arc<Seen>,
-    /// Whether it should listen: the wish of the test.
-    wanted: watch::Sender<bool>,
-    /// Whether it does.
-    listening: watch::Receiver<bool>,
+    /// What it should do: the wish of the test.
+    wanted: watch::Sender<Door>,
+    /// What it does.
+    door: watch::Receiver<Door>,
     /// Its end, by being dropped.
     _end: oneshot::Sender<()>,
 }
@@ -45,6 +46,17 @@ pub struct StubBuilder {
     answer_delay: Duration,
     close_each: bool,
     blob_size: usize,
+}
+
+/// How the stub treats new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    /// They are accepted.
+    Open,
+    /// It listens, and accepts nobody: the kernel lets a few in, and leaves the others without an answer.
+    Stuck,
+    /// It does not listen: the kernel refuses them.
+    Shut,
 }
 
 /// What the stub has seen, shared by all its connections.
@@ -126,13 +138,13 @@ impl StubRegistry {
     {
         let (bound, address) = oneshot::channel();
         let (end, ended) = oneshot::channel::<()>();
-        let (wanted, wish) = watch::channel(true);
-        let (state, listening) = watch::channel(true);
+        let (wanted, wish) = watch::channel(Door::Open);
+        let (state, door) = watch::channel(Door::Open);
         let shared = seen.clone();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime for the stub").block_on(async move {
-                let listener = listen((Ipv4Addr::LOCALHOST, 0).into());
+                let listener = listen((Ipv4Addr::LOCALHOST, 0).into(), BACKLOG);
                 // A test that is gone already needs no stub.
                 let _ = bound.send(listener.local_addr().expect("the address just bound"));
                 // A task like its connections, so that they take turns in the order of the kernel's news.
@@ -141,7 +153,7 @@ impl StubRegistry {
             });
         });
         let address = address.await.expect("the stub listens");
-        Self { address, seen, wanted, listening, _end: end }
+        Self { address, seen, wanted, door, _end: end }
     }
 
     /// Where it listens.
@@ -195,21 +207,26 @@ impl StubRegistry {
         self.seen.gate.release();
     }
 
-    /// Stops listening: new connections are refused by the kernel, accepted ones live on. Those that came but were not
-    /// accepted yet are reset.
+    /// Stops listening: new connections are refused by the kernel, those that came before live on.
     pub async fn refuse(&self) {
-        self.set_listening(false).await;
+        self.set(Door::Shut).await;
     }
 
     /// Listens again, on the same port.
     pub async fn accept_again(&self) {
-        self.set_listening(true).await;
+        self.set(Door::Open).await;
     }
 
-    async fn set_listening(&self, wanted: bool) {
+    /// Listens, on the same port, but accepts nobody, as a server that is still busy with its start: the kernel lets two
+    /// connections stand, and does not answer the others. What stands is accepted by [`StubRegistry::accept_again`].
+    pub async fn listen_without_accepting(&self) {
+        self.set(Door::Stuck).await;
+    }
+
+    async fn set(&self, wanted: Door) {
         self.wanted.send_replace(wanted);
-        let mut listening = self.listening.clone();
-        listening.wait_for(|state| *state == wanted).await.expect("the stub still runs");
+        let mut door = self.door.clone();
+        door.wait_for(|state| *state == wanted).await.expect("the stub still runs");
     }
 }
 
@@ -219,39 +236,69 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Binds with `SO_REUSEADDR`, so that the port can be taken again while old connections live.
-fn listen(address: SocketAddr) -> TcpListener {
+fn listen(address: SocketAddr, backlog: u32) -> TcpListener {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_reuseaddr(true).expect("SO_REUSEADDR");
     socket.bind(address).unwrap_or_else(|error| panic!("bind {address}: {error}"));
-    socket.listen(BACKLOG).unwrap_or_else(|error| panic!("listen on {address}: {error}"))
+    socket.listen(backlog).unwrap_or_else(|error| panic!("listen on {address}: {error}"))
 }
 
-/// Accepts while the test wants it, and drops the listener meanwhile.
+/// Treats new connections as the test wants it.
 async fn accept_when_wanted<Handling>(
-    mut listener: TcpListener,
-    mut wish: watch::Receiver<bool>,
-    state: watch::Sender<bool>,
+    listener: TcpListener,
+    mut wish: watch::Receiver<Door>,
+    state: watch::Sender<Door>,
     seen: Arc<Seen>,
     handler: impl Fn(StubConnection) -> Handling,
 ) where
     Handling: Future<Output = ()> + Send + 'static,
 {
     let address = listener.local_addr().expect("the address of the listener");
+    let (mut listener, mut door) = (Some(listener), Door::Open);
     loop {
+        let was_open = door == Door::Open;
+        let accepting = async {
+            match &listener {
+                Some(listener) if door == Door::Open => accept_all(listener, &seen, &handler).await,
+                _ => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = accept_all(&listener, &seen, &handler) => {}
-            change = wish.wait_for(|wanted| !wanted) => if change.is_err() { return },
+            () = accepting => {}
+            change = wish.wait_for(|wanted| *wanted != door) => match change {
+                Ok(wanted) => door = *wanted,
+                Err(_) => return,
+            },
         }
-        // Closing alone may leave it listening for a moment: a child that another test is about to start has a copy of
-        // the descriptor until its exec.
-        rustix::net::shutdown(&listener, rustix::net::Shutdown::Read).expect("a listener can be shut down");
-        drop(listener);
-        state.send_replace(false);
-        if wish.wait_for(|wanted| *wanted).await.is_err() {
-            return;
+        if let Some(open) = listener.as_ref().filter(|_| was_open) {
+            // Who stands in the kernel's row already is served: closing the listener would reset them.
+            let _ = timeout(Duration::from_millis(1), accept_all(open, &seen, &handler)).await;
         }
-        listener = listen(address);
-        state.send_replace(true);
+        listener = turn(listener, door, address);
+        state.send_replace(door);
+    }
+}
+
+/// The listener behind a door that was turned.
+fn turn(before: Option<TcpListener>, door: Door, address: SocketAddr) -> Option<TcpListener> {
+    match (before, door) {
+        (Some(stuck), Door::Open) => {
+            // The same socket, with room for everybody: what stands already is kept.
+            rustix::net::listen(&stuck, BACKLOG.cast_signed()).expect("a listener can be given another backlog");
+            Some(stuck)
+        }
+        (before, door) => {
+            if let Some(listener) = before {
+                // Closing alone may leave it listening for a moment: a child that another test is about to start has a
+                // copy of the descriptor until its exec.
+                rustix::net::shutdown(&listener, rustix::net::Shutdown::Read).expect("a listener can be shut down");
+            }
+            match door {
+                Door::Open => Some(listen(address, BACKLOG)),
+                Door::Stuck => Some(listen(address, 1)),
+                Door::Shut => None,
+            }
+        }
     }
 }
 

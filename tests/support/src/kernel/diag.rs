@@ -9,13 +9,15 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
 
-use super::{Sockets, mapped};
+use super::{Sockets, States, mapped};
 
 /// `AF_INET` and `AF_INET6`, as the question has them.
 const FAMILIES: [u8; 2] = [2, 10];
 const PROTOCOL_TCP: u8 = 6;
 /// One bit for each state; without the sixth, `TIME_WAIT`.
-const STATES: u32 = !(1 << 6);
+const OPEN: u32 = !(1 << 6);
+/// `SYN_SENT` alone.
+const DIALLING: u32 = 1 << 2;
 /// `SOCK_DIAG_BY_FAMILY`: the question, and each socket of the answer.
 const SOCKET: u16 = 20;
 /// `NLMSG_DONE`: the end of an answer.
@@ -31,15 +33,20 @@ const COOKIE: usize = HEADER + 44;
 pub(super) struct Diag {
     conversation: OwnedFd,
     registry: SocketAddr,
+    states: u32,
     buffer: Vec<u8>,
 }
 
 impl Diag {
     /// Opens it, and asks once: not every kernel and container knows these questions.
-    pub(super) fn open(registry: SocketAddr) -> io::Result<Self> {
+    pub(super) fn open(registry: SocketAddr, states: States) -> io::Result<Self> {
+        let states = match states {
+            States::Open => OPEN,
+            States::Dialling => DIALLING,
+        };
         let protocol = Some(netlink::SOCK_DIAG);
         let conversation = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, protocol)?;
-        let mut diag = Self { conversation, registry, buffer: vec![0; 64 * 1024] };
+        let mut diag = Self { conversation, registry, states, buffer: vec![0; 64 * 1024] };
         diag.sockets()?;
         Ok(diag)
     }
@@ -48,7 +55,7 @@ impl Diag {
     pub(super) fn sockets(&mut self) -> io::Result<Sockets> {
         let mut sockets = Sockets::new();
         for family in FAMILIES {
-            send(&self.conversation, &question(family, self.registry.port()), SendFlags::empty())?;
+            send(&self.conversation, &question(family, self.registry.port(), self.states), SendFlags::empty())?;
             while !self.read_answer(&mut sockets)? {}
         }
         Ok(sockets)
@@ -72,8 +79,8 @@ impl Diag {
     }
 }
 
-/// All TCP sockets of a family whose far end has this port, in any state but `TIME_WAIT`.
-fn question(family: u8, port: u16) -> [u8; HEADER + 56] {
+/// All TCP sockets of a family whose far end has this port, in these states.
+fn question(family: u8, port: u16, states: u32) -> [u8; HEADER + 56] {
     let mut question = [0; HEADER + 56];
     let length = u32::try_from(question.len()).expect("a short message");
     question[..4].copy_from_slice(&length.to_ne_bytes());
@@ -81,7 +88,7 @@ fn question(family: u8, port: u16) -> [u8; HEADER + 56] {
     question[6..8].copy_from_slice(&REQUEST_ALL.to_ne_bytes());
     question[HEADER] = family;
     question[HEADER + 1] = PROTOCOL_TCP;
-    question[HEADER + 4..HEADER + 8].copy_from_slice(&STATES.to_ne_bytes());
+    question[HEADER + 4..HEADER + 8].copy_from_slice(&states.to_ne_bytes());
     question[HEADER + 10..HEADER + 12].copy_from_slice(&port.to_be_bytes());
     question
 }

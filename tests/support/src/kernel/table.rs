@@ -5,22 +5,24 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::{Sockets, mapped};
+use super::{Sockets, States, mapped};
 
 /// `TIME_WAIT` as the tables write it: the connection is over on both sides.
 const TIME_WAIT: &str = "06";
+/// `SYN_SENT`: nobody answered yet.
+const SYN_SENT: &str = "02";
 
 /// Our ends of the connections to the registry, by their ports.
-pub(super) fn sockets(registry: SocketAddr) -> Sockets {
+pub(super) fn sockets(registry: SocketAddr, states: States) -> Sockets {
     let mut sockets = Sockets::new();
     if let IpAddr::V4(v4) = registry.ip() {
         let needle = format!("{}:{:04X}", word(v4.octets()), registry.port());
-        collect(&read("/proc/net/tcp").expect("/proc/net/tcp"), &needle, &mut sockets);
+        collect(&read("/proc/net/tcp").expect("/proc/net/tcp"), &needle, states, &mut sockets);
     }
     // A kernel without IPv6 has no such table.
     if let Some(table) = read("/proc/net/tcp6") {
         let needle = format!("{}:{:04X}", words(mapped(registry.ip())), registry.port());
-        collect(&table, &needle, &mut sockets);
+        collect(&table, &needle, states, &mut sockets);
     }
     sockets
 }
@@ -43,15 +45,19 @@ fn words(address: Ipv6Addr) -> String {
     })
 }
 
-/// Adds the local ports of all lines of `table` whose remote end is `needle`.
-fn collect(table: &str, needle: &str, sockets: &mut Sockets) {
+/// Adds the local ports of all lines of `table` whose remote end is `needle`, in these states.
+fn collect(table: &str, needle: &str, states: States, sockets: &mut Sockets) {
     for line in table.lines() {
         // sl, local, remote, state, ...
         let mut columns = line.split_ascii_whitespace().skip(1);
         let (Some(local), Some(remote), Some(state)) = (columns.next(), columns.next(), columns.next()) else {
             continue;
         };
-        if remote == needle && state != TIME_WAIT {
+        let looked_for = match states {
+            States::Open => state != TIME_WAIT,
+            States::Dialling => state == SYN_SENT,
+        };
+        if remote == needle && looked_for {
             let port = local.rsplit(':').next().and_then(|port| u64::from_str_radix(port, 16).ok());
             sockets.insert(port.expect("a local end has a port"));
         }
@@ -74,7 +80,7 @@ mod tests {
     #[test]
     fn every_state_but_time_wait_counts_and_only_our_ends() {
         let mut sockets = Sockets::new();
-        collect(TABLE, "0100007F:1F90", &mut sockets);
+        collect(TABLE, "0100007F:1F90", States::Open, &mut sockets);
         assert_eq!(sockets, [0xA001, 0xA003].into());
     }
 

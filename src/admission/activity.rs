@@ -1,0 +1,67 @@
+//! What the connection in a slot has carried, and when a byte last moved.
+//!
+//! Told by whoever moves the bytes, read by whoever explains the wait. Atomics alone: a byte on its way takes no lock,
+//! and nothing is decided by these numbers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::moment::Moment;
+use crate::metrics::Direction;
+
+/// The bytes of one connection so far.
+#[derive(Debug, Default)]
+pub struct Activity {
+    up: AtomicU64,
+    down: AtomicU64,
+    /// Nanoseconds of the moment of the last byte; 0 before the first.
+    moved: AtomicU64,
+}
+
+impl Activity {
+    /// So many bytes moved now.
+    pub fn carried(&self, direction: Direction, bytes: usize, now: Moment) {
+        let counter = match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        };
+        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.moved.store(u64::try_from(now.0.as_nanos()).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+    }
+
+    /// The bytes in this direction.
+    #[must_use]
+    pub fn bytes(&self, direction: Direction) -> u64 {
+        match direction {
+            Direction::Up => self.up.load(Ordering::Relaxed),
+            Direction::Down => self.down.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The time since the last byte moved, in either direction; `None` before the first.
+    #[must_use]
+    pub fn silence(&self, now: Moment) -> Option<Duration> {
+        match self.moved.load(Ordering::Relaxed) {
+            0 => None,
+            moved => Some(now.since(Moment(Duration::from_nanos(moved)))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_add_up_by_direction_and_the_last_one_ends_the_silence() {
+        let at = |seconds| Moment(Duration::from_secs(seconds));
+        let activity = Activity::default();
+        assert_eq!(activity.silence(at(5)), None);
+        activity.carried(Direction::Up, 3, at(0));
+        assert_eq!(activity.silence(at(5)).map(|silence| silence.as_secs_f64().round()), Some(5.0));
+        activity.carried(Direction::Down, 40, at(6));
+        activity.carried(Direction::Down, 2, at(7));
+        assert_eq!(activity.silence(at(9)), Some(Duration::from_secs(2)));
+        assert_eq!((activity.bytes(Direction::Up), activity.bytes(Direction::Down)), (3, 42));
+    }
+}

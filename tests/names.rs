@@ -1,0 +1,149 @@
+//! The name in the proxy URL: that real clients send it, that it decides about the class, and that it goes no further.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use roadstead_test_support::real::find_program;
+use roadstead_test_support::{KEEP_TUNNELS, Sidecar, StubRegistry, Wire, config, connect_through};
+use serde_json::{Value, json};
+use tokio::process::Command;
+use tokio::task::JoinHandle;
+
+/// A registry whose only slot is taken, so that whoever comes is seen waiting.
+struct Stage {
+    stub: StubRegistry,
+    sidecar: Sidecar,
+    holder: Wire,
+}
+
+impl Stage {
+    async fn set() -> Stage {
+        let stub = StubRegistry::builder().start().await;
+        let registry = format!(
+            "[registries.stub]\nhosts = [\"{}\"]\ncap = 1\nshare = 1\n{KEEP_TUNNELS}\n\
+             [classes.interactive]\nusers = [\"kubelet\"]\nweight = 8\n",
+            stub.address()
+        );
+        let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
+        let holder = connect_through(sidecar.proxy(), &stub.address().to_string(), &[]).await.expect("a tunnel");
+        Stage { stub, sidecar, holder }
+    }
+
+    /// Who waits, as soon as somebody does, and what the metrics say of the class.
+    async fn waiting(&self) -> Value {
+        self.sidecar.until("stub", "waiting", 1).await;
+        let shown = self.sidecar.ask_admin("GET", "/queue").await.json()["registries"]["stub"]["waiting"][0].take();
+        let class = shown["class"].as_str().expect("a class");
+        let labels = [("registry", "stub"), ("class", class)];
+        let counted = self.sidecar.metrics().await.sum("roadstead_waiting", &labels);
+        assert_eq!(counted.to_string(), "1", "{shown}");
+        shown
+    }
+
+    /// Lets the one who waits be served, and hands out what the registry was sent.
+    async fn served<T>(self, client: JoinHandle<T>) -> (T, Vec<String>) {
+        drop(self.holder);
+        let ended = tokio::time::timeout(Duration::from_secs(20), client).await.expect("an end");
+        (ended.expect("no panic"), self.stub.seen_requests())
+    }
+}
+
+fn assert_is_kubelet(waiting: &Value, kind: &str) {
+    let wanted = (json!("kubelet"), json!("interactive"), json!(kind));
+    assert_eq!((waiting["client"].clone(), waiting["class"].clone(), waiting["kind"].clone()), wanted);
+}
+
+fn assert_no_credentials(requests: &[String]) {
+    assert_eq!(requests.len(), 1, "{requests:?}");
+    let head = requests[0].to_ascii_lowercase();
+    assert!(!head.contains("proxy-authorization") && !head.contains("kubelet"), "{head}");
+    // `kubelet` in base64, and the way curl and reqwest would write it with any password.
+    assert!(!requests[0].contains("a3ViZWxld"), "{head}");
+}
+
+/// Runs curl through the sidecar; hands out whether it ended well, and what it said.
+fn curl(proxy: &[String], url: String, tunnel: bool) -> JoinHandle<(bool, String)> {
+    let mut command = Command::new(find_program("curl"));
+    command.env_clear().args(["--disable", "--silent", "--show-error", "--verbose", "--max-time", "20"]).args(proxy);
+    if tunnel {
+        command.arg("--proxytunnel");
+    }
+    command.arg(url).stdin(Stdio::null()).kill_on_drop(true);
+    tokio::spawn(async move {
+        let output = command.output().await.expect("curl can be started");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    })
+}
+
+/// The ways of telling curl a name: with any password, with an empty one, with none.
+fn curl_ways(proxy: SocketAddr) -> Vec<Vec<String>> {
+    let ways = [
+        vec!["--proxy".to_owned(), format!("http://kubelet:any@{proxy}")],
+        vec!["--proxy".to_owned(), format!("http://kubelet:@{proxy}")],
+        vec!["--proxy".to_owned(), format!("http://kubelet@{proxy}")],
+        vec!["--proxy".to_owned(), format!("http://{proxy}"), "--proxy-user".to_owned(), "kubelet:other".to_owned()],
+        vec!["--proxy".to_owned(), format!("http://{proxy}"), "--proxy-user".to_owned(), "kubelet:".to_owned()],
+    ];
+    ways.into()
+}
+
+/// curl sends the name, with a password or without, in absolute-form and for a tunnel; the registry sees nothing of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn curls_name_reaches_the_queue_and_no_registry() {
+    for tunnel in [false, true] {
+        for way in 0..curl_ways(([127, 0, 0, 1], 1).into()).len() {
+            let stage = Stage::set().await;
+            let arguments = curl_ways(stage.sidecar.proxy()).swap_remove(way);
+            let url = format!("http://{}/v2/", stage.stub.address());
+            let running = curl(&arguments, url, tunnel);
+            assert_is_kubelet(&stage.waiting().await, if tunnel { "tunnel" } else { "request" });
+            let ((ended_well, said), requests) = stage.served(running).await;
+            assert!(ended_well, "{arguments:?}: {said}");
+            assert_no_credentials(&requests);
+        }
+    }
+}
+
+/// What reqwest is told of a proxy; `None` for one that it does not understand.
+fn reqwest_through(proxy: reqwest::Proxy) -> reqwest::Client {
+    reqwest::Client::builder().proxy(proxy).timeout(Duration::from_secs(20)).build().expect("a client")
+}
+
+/// The name that the sidecar sees of a reqwest client that asks for `scheme`; `http` requests are seen through.
+async fn reqwest_waits(proxy: impl Fn(SocketAddr) -> reqwest::Proxy, scheme: &str) -> Value {
+    let stage = Stage::set().await;
+    let client = reqwest_through(proxy(stage.sidecar.proxy()));
+    let url = format!("{scheme}://{}/v2/", stage.stub.address());
+    let running = tokio::spawn(async move { client.get(url).send().await.map(|answer| answer.status().as_u16()) });
+    let waiting = stage.waiting().await;
+    if scheme == "http" {
+        let (answer, requests) = stage.served(running).await;
+        assert_eq!(answer.expect("an answer"), 200);
+        assert_no_credentials(&requests);
+    } else {
+        // The stub speaks no TLS: the CONNECT is all that is looked at.
+        running.abort();
+    }
+    waiting
+}
+
+/// reqwest 0.12, which Dragonfly's dfdaemon is made with, sends the name of the proxy URL for both kinds of requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reqwests_name_reaches_the_queue_and_no_registry() {
+    for (scheme, kind) in [("http", "request"), ("https", "tunnel")] {
+        let by_url = |proxy| reqwest::Proxy::all(format!("http://kubelet:x@{proxy}")).unwrap();
+        assert_is_kubelet(&reqwest_waits(by_url, scheme).await, kind);
+        let apart = |proxy| reqwest::Proxy::all(format!("http://{proxy}")).unwrap().basic_auth("kubelet", "any");
+        assert_is_kubelet(&reqwest_waits(apart, scheme).await, kind);
+    }
+}
+
+/// Without a password, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reqwest_keeps_a_name_without_a_password() {
+    for (scheme, kind) in [("http", "request"), ("https", "tunnel")] {
+        let by_url = |proxy| reqwest::Proxy::all(format!("http://kubelet@{proxy}")).unwrap();
+        assert_is_kubelet(&reqwest_waits(by_url, scheme).await, kind);
+    }
+}
