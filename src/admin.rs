@@ -211,6 +211,8 @@ impl Admin {
             closing: now.open.closing,
             waiting: classes.zip(now.waiting_by_class.iter().copied()).collect(),
             oldest_wait: now.oldest_wait,
+            busy: now.used.busy,
+            held: now.used.held,
             members: self.nodes.get(&upstream.name).map(|cluster| cluster.gauges()).unwrap_or_default(),
         }
     }

@@ -37,6 +37,7 @@ mod quiet;
 mod rate;
 mod slots;
 mod turns;
+mod usage;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -56,6 +57,7 @@ pub use self::quiet::{Evidence, Quiet};
 pub use self::rate::Rate;
 pub use self::slots::{Counts, Recall, Slot, SlotId, SlotKeeper, SlotState};
 pub use self::turns::{ClassId, Client, Lane, Party};
+pub use self::usage::Used;
 use crate::metrics::{Reclaimed, RegistryMetrics, WaitOutcome};
 
 /// Admits requests to one registry; cheap to clone. `P` is a kept connection: opaque here, closed by dropping it.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, TextEncoder,
+    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    Opts, TextEncoder,
 };
 
 /// The registry label of what no registry lists.
@@ -238,6 +239,9 @@ pub struct Metrics {
     outcomes: IntCounterVec,
     reclaimed: IntCounterVec,
     bytes: IntCounterVec,
+    crossed: IntCounterVec,
+    busy: CounterVec,
+    held: CounterVec,
     wait: HistogramVec,
     connect: HistogramVec,
     requests: IntCounterVec,
@@ -299,6 +303,17 @@ impl Metrics {
                 "Idle connections closed because somebody waited.",
                 &["registry", "evidence"],
             ),
+            crossed: families.counters(
+                "roadstead_reclaims_crossed_total",
+                "Reclaims whose end crossed a request of the client's, which was cut.",
+                &["registry", "evidence"],
+            ),
+            busy: families.seconds(
+                "roadstead_slot_busy_seconds_total",
+                "Time in which slots were dialling or carried bytes or a request, all slots together.",
+            ),
+            held: families
+                .seconds("roadstead_slot_held_seconds_total", "Time for which slots were held, all together."),
             bytes: families.counters(
                 "roadstead_relayed_bytes_total",
                 "Bytes carried to (up) and from (down) the registry.",
@@ -356,6 +371,7 @@ impl Metrics {
             refused: Reason::ALL.map(|reason| self.refused.with_label_values(&[name, reason.as_str()])),
             outcomes: Outcome::ALL.map(|outcome| self.outcomes.with_label_values(&[name, outcome.as_str()])),
             reclaimed: Reclaimed::ALL.map(|evidence| self.reclaimed.with_label_values(&[name, evidence.as_str()])),
+            crossed: Reclaimed::ALL.map(|evidence| self.crossed.with_label_values(&[name, evidence.as_str()])),
             up: self.bytes.with_label_values(&[name, "up"]),
             down: self.bytes.with_label_values(&[name, "down"]),
             connect: self.connect.with_label_values(&[name]),
@@ -410,6 +426,8 @@ impl Metrics {
             self.member_open.with_label_values(&labels).set(count(member.open));
             self.member_up.with_label_values(&labels).set(f64::from(u8::from(member.up)));
         }
+        raise(&self.busy.with_label_values(&[name]), gauges.busy);
+        raise(&self.held.with_label_values(&[name]), gauges.held);
     }
 }
 
@@ -434,6 +452,15 @@ pub struct Gauges<'a> {
     pub oldest_wait: Duration,
     /// The URLs of `mirror.upstream`.
     pub members: Vec<MemberGauges>,
+    /// The time in which slots were busy so far.
+    pub busy: Duration,
+    /// The time for which slots were held so far.
+    pub held: Duration,
+}
+
+/// Counters never go back, not even when two readers meet.
+fn raise(counter: &Counter, to: Duration) {
+    counter.inc_by((to.as_secs_f64() - counter.get()).max(0.0));
 }
 
 /// What the gauges of one URL of `mirror.upstream` show.
@@ -468,6 +495,10 @@ impl Families<'_> {
         self.register(IntCounterVec::new(Opts::new(name, help), labels).expect("names and labels are valid"))
     }
 
+    fn seconds(&self, name: &str, help: &str) -> CounterVec {
+        self.register(CounterVec::new(Opts::new(name, help), &["registry"]).expect("names and labels are valid"))
+    }
+
     fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
         let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         self.register(HistogramVec::new(options, labels).expect("names and labels are valid"))
@@ -497,6 +528,7 @@ pub struct RegistryMetrics {
     refused: [IntCounter; Reason::ALL.len()],
     outcomes: [IntCounter; Outcome::ALL.len()],
     reclaimed: [IntCounter; Reclaimed::ALL.len()],
+    crossed: [IntCounter; Reclaimed::ALL.len()],
     up: IntCounter,
     down: IntCounter,
     connect: Histogram,
@@ -555,6 +587,11 @@ impl RegistryMetrics {
     /// An idle connection was closed because somebody waited.
     pub fn reclaimed(&self, evidence: Reclaimed) {
         self.reclaimed[evidence as usize].inc();
+    }
+
+    /// The end of such a connection crossed a request on its way.
+    pub fn crossed(&self, evidence: Reclaimed) {
+        self.crossed[evidence as usize].inc();
     }
 
     /// Bytes were carried.

@@ -125,7 +125,8 @@ async fn tls_is_spoken_with_the_registry_by_mirror_and_by_absolute_url() {
     let stub = StubRegistry::builder().blob_size(BLOB).start().await;
     let front = Nginx::tls(stub.address(), "registry.test", TlsVersion::V1_2);
     let tls = format!("[registries.stub.tls]\nca_file = \"{}\"", front.authority().display());
-    let (sidecar, mirror) = start(&mirror_config(&format!("\"https://{}\"", front.address()), 2, &tls)).await;
+    // With one slot, the second request waits until the connection of the first is kept.
+    let (sidecar, mirror) = start(&mirror_config(&format!("\"https://{}\"", front.address()), 1, &tls)).await;
     let answer = get(mirror, BLOB_PATH, &[]).await;
     assert_eq!((answer.status(), &answer.body), (200, &blob_of(BLOB_PATH, BLOB)));
     let answer = get_through(sidecar.proxy(), &format!("https://{}{BLOB_PATH}", front.address()), &[]).await;

@@ -21,6 +21,7 @@ use super::quiet::{Evidence, Quiet, QuietTunnels};
 use super::rate::{Bucket, Rate};
 use super::slots::{Counts, Ledger, SlotId, SlotState, Tenant};
 use super::turns::{ClassId, Client, Lane, Party};
+use super::usage::{Usage, Used};
 use crate::metrics::Direction;
 
 /// Positions are counted so far, that a refusal costs the same in the longest queue.
@@ -184,6 +185,8 @@ pub struct Snapshot {
     pub paused: bool,
     /// What keeps the one whose turn it is from being admitted, if somebody waits.
     pub bound: Option<Bound>,
+    /// How long slots were held and busy so far.
+    pub used: Used,
 }
 
 /// Who waits for what.
@@ -255,6 +258,7 @@ pub struct Core {
     places: KeptPlaces,
     outages: Outages,
     pace: Pace,
+    usage: Usage,
     mode: Mode,
     paused: bool,
     bound: Option<Bound>,
@@ -289,6 +293,7 @@ impl Core {
             places: KeptPlaces::new(limits.keep_place),
             outages: Outages::default(),
             pace: Pace::default(),
+            usage: Usage::default(),
             mode: Mode::Running,
             paused: false,
             bound: None,
@@ -343,6 +348,7 @@ impl Core {
         self.idle.remove(slot);
         self.quiet.remove(slot);
         self.ledger.enter(slot, state);
+        self.usage.turns(slot, matches!(state, SlotState::Connecting | SlotState::Active), now);
         self.dispatch(now);
     }
 
@@ -384,6 +390,7 @@ impl Core {
         if let Some(client) = client
             && self.ledger.enter(slot, state)
         {
+            self.usage.turns(slot, quiet.evidence == Evidence::Stalled, quiet.since);
             self.quiet.add(slot, client, quiet);
             self.dispatch(now);
         }
@@ -410,6 +417,7 @@ impl Core {
             return false;
         }
         self.quiet.remove(slot);
+        self.usage.turns(slot, false, now);
         self.settle(slot, now);
         self.idle.add(slot, key, now, expires_in);
         self.dispatch(now);
@@ -421,6 +429,7 @@ impl Core {
     pub fn released(&mut self, slot: SlotId, now: Moment) {
         self.idle.remove(slot);
         self.quiet.remove(slot);
+        self.usage.released(slot, now);
         self.settle(slot, now);
         let Some(entry) = self.ledger.release(slot) else {
             return;
@@ -486,6 +495,7 @@ impl Core {
             oldest_wait: self.queue.oldest_wait(now),
             paused: self.paused,
             bound: self.bound,
+            used: self.usage.used(now),
         }
     }
 
@@ -634,7 +644,9 @@ impl Core {
             self.bound_until = Some(due);
             return Err(Bound::Rate);
         }
-        Ok(self.ledger.take(now))
+        let slot = self.ledger.take(now);
+        self.usage.granted(slot, now);
+        Ok(slot)
     }
 
     /// Whose turn it is cannot go on, but a kept connection takes no slot, no token and no dial from it: it goes to the
@@ -704,6 +716,7 @@ impl Core {
     fn admit_to_kept(&mut self, place: Place, slot: SlotId, now: Moment) {
         self.idle.remove(slot);
         self.ledger.enter(slot, SlotState::Active);
+        self.usage.turns(slot, true, now);
         // It tells nothing about whether its target takes connections: another one may probe.
         if let Some(waiter) = self.queue.get(place) {
             self.outages.gone(&waiter.ask.target, place, now);

@@ -1,10 +1,11 @@
 //! How long a tunnel must have been quiet before it is safe to take it back, learned from the silences that were seen.
 //!
 //! The config's pauses are where it begins. From then on the largest silence of the last one to two minutes, with a
-//! margin, tells how long the registry stalls inside an answer, and how long clients take from handshake to request. A
-//! registry that stalls in mid-body raises the pause of idle tunnels up to that of unsure ones; one that does not lets
+//! margin, tells how long the registry stalls inside an answer, and a high quantile how long clients take from handshake
+//! to request. A registry that stalls in mid-body raises the pause of idle tunnels up to that of unsure ones; one that does not lets
 //! it fall to the floor.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ const MARGIN: u32 = 3;
 const ENOUGH: u32 = 32;
 /// How long the largest silence is remembered, at least.
 const MEMORY: Duration = Duration::from_secs(60);
+/// So many times from handshake to request are remembered.
+const RECENT: usize = 64;
 
 /// The pauses as the config gives them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,7 +49,7 @@ struct Seen {
     /// Silences of the registry inside answers, where the answer looked finished.
     idle: Largest,
     /// Silences of clients between handshake and request.
-    unused: Largest,
+    unused: Recent,
 }
 
 impl Pauses {
@@ -72,14 +75,14 @@ impl Pauses {
     /// How long a tunnel must be quiet whose last request was answered.
     #[must_use]
     pub fn idle(&self, now: Duration) -> Duration {
-        let learned = self.learned(|seen| &mut seen.idle, now);
+        let learned = self.learned(|seen| seen.idle.get(now));
         learned.map_or(self.bounds.idle, |largest| largest.min(self.bounds.unsure.max(self.bounds.idle)))
     }
 
     /// How long a tunnel must be quiet that never carried a request.
     #[must_use]
     pub fn unused(&self, now: Duration) -> Duration {
-        let learned = self.learned(|seen| &mut seen.unused, now);
+        let learned = self.learned(|seen| seen.unused.high(now));
         learned.map_or(self.bounds.unused, |largest| largest.min(self.bounds.unused))
     }
 
@@ -101,13 +104,37 @@ impl Pauses {
         self.bounds.stalled
     }
 
-    fn learned(&self, which: impl Fn(&mut Seen) -> &mut Largest, now: Duration) -> Option<Duration> {
+    fn learned(&self, silence: impl FnOnce(&mut Seen) -> Option<Duration>) -> Option<Duration> {
         if !self.bounds.learn {
             return None;
         }
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let largest = which(&mut seen).get(now)?;
-        Some((largest * MARGIN).max(FLOOR))
+        let silence = silence(&mut seen)?;
+        Some((silence * MARGIN).max(FLOOR))
+    }
+}
+
+/// The last few of what was added.
+///
+/// Most clients use a tunnel at once or park it. Those parked that are used all the same are the longest silences, and
+/// tell nothing about how soon the others are used; were they to raise the pause, more of them would live to do so.
+#[derive(Debug, Default)]
+struct Recent(VecDeque<(Duration, Duration)>);
+
+impl Recent {
+    fn add(&mut self, lasted: Duration, now: Duration) {
+        if self.0.len() == RECENT {
+            self.0.pop_front();
+        }
+        self.0.push_back((now, lasted));
+    }
+
+    /// What three of four do not exceed; `None` as long as there were too few lately to tell.
+    fn high(&mut self, now: Duration) -> Option<Duration> {
+        self.0.retain(|(at, _)| now.saturating_sub(*at) < 2 * MEMORY);
+        let mut lasted: Vec<Duration> = self.0.iter().map(|(_, lasted)| *lasted).collect();
+        lasted.sort_unstable();
+        (lasted.len() >= ENOUGH as usize).then(|| lasted[lasted.len() * 3 / 4])
     }
 }
 
@@ -199,6 +226,25 @@ mod tests {
         let pauses = pauses(true);
         pauses.saw(Pause::BeforeFirstRequest(ms(30_000)), ms(0));
         assert_eq!(pauses.unused(ms(1)), ms(1000));
+    }
+
+    #[test]
+    fn some_parked_tunnels_that_are_used_soon_do_not_hold_up_all_others() {
+        let pauses = pauses(true);
+        for number in 0..64 {
+            let lasted = if number % 5 == 0 { 280 } else { 20 };
+            pauses.saw(Pause::BeforeFirstRequest(ms(lasted)), ms(number));
+        }
+        assert_eq!(pauses.unused(ms(64)), ms(60));
+    }
+
+    #[test]
+    fn slow_clients_are_given_their_time() {
+        let pauses = pauses(true);
+        for number in 0..64 {
+            pauses.saw(Pause::BeforeFirstRequest(ms(10 + number)), ms(number));
+        }
+        assert_eq!(pauses.unused(ms(64)), ms(3 * (10 + 48)));
     }
 
     #[test]

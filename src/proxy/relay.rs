@@ -198,14 +198,17 @@ pub(super) async fn write_all(sink: &TcpStream, mut data: &[u8]) -> io::Result<(
     Ok(())
 }
 
-/// Reads and forgets, up to `most` bytes or the end.
-pub(super) async fn discard(source: &TcpStream, most: usize) -> io::Result<()> {
+/// Reads up to `most` bytes or the end, shows them, and forgets them.
+pub(super) async fn discard(source: &TcpStream, most: usize, mut show: impl FnMut(&[u8])) -> io::Result<()> {
     let mut scratch = [0; 4096];
     let mut seen = 0;
     while seen < most {
         match source.try_read(&mut scratch) {
             Ok(0) => return Ok(()),
-            Ok(bytes) => seen += bytes,
+            Ok(bytes) => {
+                show(&scratch[..bytes]);
+                seen += bytes;
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => source.readable().await?,
             Err(error) => return Err(error),
         }

@@ -8,9 +8,11 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::time::Instant;
+use tracing::debug;
 
 use super::Proxy;
 use super::client::Client;
+use super::follow::{Doing, Follower};
 use super::head::Connect;
 use super::pauses::Pauses;
 use super::record::{Kind, Record};
@@ -115,12 +117,13 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
     };
     let half_closed = HalfClosed { longest_silence: pauses.stalled() };
-    let end = {
+    let (end, follower) = {
         let watch = Watch::new(client.stream(), &socket, &pauses, epoch);
-        tokio::select! {
+        let end = tokio::select! {
             end = relay(client.stream(), &socket, &watch, early, half_closed, count) => end,
             () = proxy.cut_short() => End::CutShort,
-        }
+        };
+        (end, watch.into_follower())
     };
     match end {
         End::Finished => record.served(),
@@ -130,17 +133,31 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
             record.upstream_failed();
         }
         End::Recalled(evidence) => {
-            metrics.reclaimed(evidence_of(evidence));
-            record.served();
             // The slot goes back first; the client may take its time to notice.
             drop(socket);
-            client.see_off().await;
+            metrics.reclaimed(evidence_of(evidence));
+            record.served();
+            if crosses(client, follower, epoch).await {
+                metrics.crossed(evidence_of(evidence));
+                debug!(evidence = evidence.as_str(), "a request crossed the end of its tunnel");
+            }
         }
         End::CutShort => {
             client.cut();
             record.answered(Reason::Draining);
         }
     }
+}
+
+/// Sees off the client of a tunnel that was taken back. Whether it had sent a request before it knew.
+async fn crosses(client: &Client, mut follower: Follower, epoch: Instant) -> bool {
+    let mut spoke = false;
+    let show = |bytes: &[u8]| {
+        spoke = true;
+        follower.client_sent(bytes, epoch.elapsed());
+    };
+    client.see_off_listening(show).await;
+    spoke && follower.doing() == Doing::InFlight
 }
 
 fn evidence_of(evidence: Evidence) -> Reclaimed {

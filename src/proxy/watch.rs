@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::net::Shutdown;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -70,7 +71,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Completes when the tunnel is to be taken back: it was asked for, and nothing speaks against it.
+    /// Completes when the tunnel is to be taken back: it was asked for, and nothing speaks against it. The client has
+    /// been sent our FIN by then.
     pub async fn recalled(&self) -> Evidence {
         loop {
             let (doing, since) = self.doing();
@@ -84,6 +86,8 @@ impl<'a> Watch<'a> {
                 biased;
                 Ok(evidence) = recall => {
                     if self.nothing_speaks_against_it(since) {
+                        // At once: whatever is done before widens the gap through which a request may slip.
+                        let _ = rustix::net::shutdown(self.client, Shutdown::Write);
                         return evidence;
                     }
                     // Somebody else's turn; this one tells again when it is quiet again.
@@ -105,6 +109,11 @@ impl<'a> Watch<'a> {
     /// Whether nothing was under way when the last byte passed.
     pub fn is_at_rest(&self) -> bool {
         matches!(self.doing().0, Doing::Unused | Doing::Idle | Doing::Closing)
+    }
+
+    /// What is known of its records, for who reads on.
+    pub fn into_follower(self) -> Follower {
+        self.follower.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn doing(&self) -> (Doing, Duration) {
@@ -146,9 +155,10 @@ impl<'a> Watch<'a> {
     }
 
     fn nothing_speaks_against_it(&self, since: Duration) -> bool {
+        // The client's socket last: what comes after this look is cut.
         self.doing().1 == since
-            && (has_ended(self.client) || !has_unread(self.client))
-            && !has_unread(self.registry.stream())
             && kernel::unacknowledged(self.client).is_none_or(|bytes| bytes == 0)
+            && !has_unread(self.registry.stream())
+            && (has_ended(self.client) || !has_unread(self.client))
     }
 }

@@ -7,6 +7,7 @@
 //! * [`SocketWatch`]: what does the kernel say? The sidecar's sockets toward one registry, sampled throughout.
 //! * [`Storm`]: does a whole fleet get its images? Many pulls at once, every byte checked, some cut on purpose.
 //! * [`Wire`]: what exactly went over the connection? A raw HTTP/1.1 client that adds nothing of its own.
+//! * [`Puller`]: does a daemon that keeps its connections get its blobs? As dfdaemon: 32 clients, ranges at once.
 //! * [`real`]: does it hold with the software that nodes meet? The distribution registry, nginx, an image for skopeo.
 //! * [`eventually()`]: has it happened yet? The only way for a test to wait.
 
@@ -16,6 +17,7 @@ pub mod http;
 mod kernel;
 mod look;
 mod metrics;
+mod puller;
 mod random;
 pub mod real;
 mod sidecar;
@@ -28,6 +30,7 @@ pub use http::{Head, Response, Wire, connect_through, get_through};
 pub use kernel::{Peak, SocketWatch};
 pub use look::Outcomes;
 pub use metrics::Metrics;
+pub use puller::{Load, Puller, Reclaims};
 pub use random::Random;
 pub use sidecar::{KEEP_TUNNELS, Sidecar, Signal, config};
 pub use storm::{Cuts, Progress, Storm, Tally, Way};

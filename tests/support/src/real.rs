@@ -14,6 +14,6 @@ mod program;
 pub use certificates::Certificates;
 pub use docker_registry::DockerRegistry;
 pub use loopback_name::LoopbackName;
-pub use nginx::{Nginx, TlsVersion};
+pub use nginx::{Nginx, NginxSettings, TlsVersion};
 pub use oci_image::OciImage;
 pub use program::find_program;

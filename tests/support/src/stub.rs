@@ -9,6 +9,7 @@ mod count;
 mod gate;
 mod serve;
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ pub use count::StubConnection;
 
 use count::Count;
 use gate::Gate;
+
+use crate::Random;
 
 /// More than any storm of ours, so that nobody is lost before `accept()`.
 const BACKLOG: u32 = 4096;
@@ -46,6 +49,8 @@ pub struct StubBuilder {
     answer_delay: Duration,
     close_each: bool,
     blob_size: usize,
+    first_delay: Duration,
+    stall: Duration,
 }
 
 /// How the stub treats new connections.
@@ -60,12 +65,29 @@ enum Door {
 }
 
 /// What the stub has seen, shared by all its connections.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seen {
     count: Arc<Count>,
     gate: Gate,
     accepts: Mutex<Vec<Instant>>,
     heads: Mutex<Vec<String>>,
+    /// Targets that were asked for.
+    targets: Mutex<HashSet<String>>,
+    /// Where and how long answers stall.
+    random: Mutex<Random>,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self {
+            count: Arc::default(),
+            gate: Gate::default(),
+            accepts: Mutex::default(),
+            heads: Mutex::default(),
+            targets: Mutex::default(),
+            random: Mutex::new(Random::new(3)),
+        }
+    }
 }
 
 impl StubBuilder {
@@ -81,6 +103,22 @@ impl StubBuilder {
     #[must_use]
     pub fn answer_delay(mut self, delay: Duration) -> Self {
         self.answer_delay = delay;
+        self
+    }
+
+    /// The first answer about each target takes at least this long, as when the registry has to fetch it first. Default:
+    /// none.
+    #[must_use]
+    pub fn first_delay(mut self, delay: Duration) -> Self {
+        self.first_delay = delay;
+        self
+    }
+
+    /// Every other answer stalls once, for any time up to this long: half of these between head and body, the others
+    /// anywhere. Default: none does.
+    #[must_use]
+    pub fn stall(mut self, longest: Duration) -> Self {
+        self.stall = longest;
         self
     }
 
@@ -114,7 +152,14 @@ impl StubRegistry {
     /// A registry that answers as registries do: `/v2/`, manifests, blobs with ranges, uploads.
     #[must_use]
     pub fn builder() -> StubBuilder {
-        StubBuilder { cap: None, answer_delay: Duration::ZERO, close_each: false, blob_size: 64 * 1024 }
+        StubBuilder {
+            cap: None,
+            answer_delay: Duration::ZERO,
+            close_each: false,
+            blob_size: 64 * 1024,
+            first_delay: Duration::ZERO,
+            stall: Duration::ZERO,
+        }
     }
 
     /// A server whose every connection is handed to `handler`, for tests of single bytes. Connections are counted until

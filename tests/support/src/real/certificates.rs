@@ -31,36 +31,52 @@ impl Certificates {
             server: folder.join("server.crt"),
             server_key: folder.join("server.key"),
         };
-        let authority_key = folder.join("ca.key");
-        made.make_authority(&authority_key);
-        made.make_server(&authority_key, name);
+        made.make_authority();
+        made.make_server(name);
         made
     }
 
-    fn make_authority(&self, key: &Path) {
-        run(new_key(key)
+    fn make_authority(&self) {
+        run(new_key(&self.authority.with_extension("key"))
             .args(["-x509", "-days", "30", "-subj", "/CN=roadstead test CA"])
             .arg("-out")
             .arg(&self.authority));
     }
 
-    fn make_server(&self, authority_key: &Path, name: &str) {
-        let request = self.server.with_extension("csr");
-        let extensions = self.server.with_extension("ext");
-        run(new_key(&self.server_key).args(["-subj", &format!("/CN={name}"), "-out"]).arg(&request));
+    /// Makes a certificate for a client in `folder`, and hands it out with its private key, as one PEM text.
+    ///
+    /// # Panics
+    /// When openssl cannot be run or refuses.
+    #[must_use]
+    pub fn make_client(&self, folder: &Path) -> Vec<u8> {
+        let (certificate, key) = (folder.join("client.crt"), folder.join("client.key"));
+        self.sign(&certificate, &key, "puller", "extendedKeyUsage=clientAuth");
+        [certificate, key].into_iter().flat_map(|file| fs::read(file).expect("openssl has made it")).collect()
+    }
+
+    fn make_server(&self, name: &str) {
         let names = format!("subjectAltName=DNS:{name},IP:127.0.0.1,IP:::1");
-        fs::write(&extensions, format!("{names}\nbasicConstraints=critical,CA:FALSE\n")).expect("the folder is ours");
+        self.sign(&self.server, &self.server_key, name, &names);
+    }
+
+    /// Makes a key and a certificate over it, signed by the authority.
+    fn sign(&self, certificate: &Path, key: &Path, name: &str, extension: &str) {
+        let request = certificate.with_extension("csr");
+        let extensions = certificate.with_extension("ext");
+        run(new_key(key).args(["-subj", &format!("/CN={name}"), "-out"]).arg(&request));
+        fs::write(&extensions, format!("{extension}\nbasicConstraints=critical,CA:FALSE\n"))
+            .expect("the folder is ours");
         run(openssl()
             .args(["x509", "-req", "-days", "30", "-CAcreateserial", "-in"])
             .arg(&request)
             .arg("-CA")
             .arg(&self.authority)
             .arg("-CAkey")
-            .arg(authority_key)
+            .arg(self.authority.with_extension("key"))
             .arg("-extfile")
             .arg(&extensions)
             .arg("-out")
-            .arg(&self.server));
+            .arg(certificate));
     }
 }
 

@@ -36,6 +36,62 @@ impl TlsVersion {
     }
 }
 
+/// How an nginx in front of a registry is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct NginxSettings {
+    version: TlsVersion,
+    buffering: bool,
+    tickets: Option<u8>,
+    verifies_clients: bool,
+}
+
+impl NginxSettings {
+    /// As Harbor sets it up: nothing is buffered, and each read from behind goes out as a record of its own.
+    #[must_use]
+    pub fn harbor(version: TlsVersion) -> Self {
+        Self { version, buffering: false, tickets: None, verifies_clients: false }
+    }
+
+    /// As nginx comes: answers and requests are buffered.
+    #[must_use]
+    pub fn buffering(version: TlsVersion) -> Self {
+        Self { buffering: true, ..Self::harbor(version) }
+    }
+
+    /// Sends that many session tickets, and resumes no session if it is none. TLS 1.2 knows one at most.
+    #[must_use]
+    pub fn tickets(self, tickets: u8) -> Self {
+        Self { tickets: Some(tickets), ..self }
+    }
+
+    /// Takes only clients that show a certificate of the same authority.
+    #[must_use]
+    pub fn verifying_clients(self) -> Self {
+        Self { verifies_clients: true, ..self }
+    }
+
+    /// What of it stands in the server's block; `authority` is the file of the authority.
+    fn directives(self, authority: &Path) -> String {
+        let mut lines = vec![format!("ssl_protocols {};", self.version.directive())];
+        match (self.tickets, self.version) {
+            (None, _) => {}
+            (Some(0), TlsVersion::V1_2) => {
+                lines.extend(["ssl_session_tickets off;", "ssl_session_cache off;"].map(str::to_owned));
+            }
+            (Some(_), TlsVersion::V1_2) => lines.push("ssl_session_tickets on;".to_owned()),
+            (Some(tickets), TlsVersion::V1_3) => lines.push(format!("ssl_conf_command NumTickets {tickets};")),
+        }
+        if self.verifies_clients {
+            lines.push(format!("ssl_client_certificate \"{}\";", authority.display()));
+            lines.push("ssl_verify_client on;".to_owned());
+        }
+        if !self.buffering {
+            lines.extend(["proxy_buffering off;", "proxy_request_buffering off;"].map(str::to_owned));
+        }
+        lines.join("\n        ")
+    }
+}
+
 /// A running nginx that ends TLS in front of one upstream. Dropping it ends the process.
 pub struct Nginx {
     address: SocketAddr,
@@ -51,13 +107,22 @@ impl Nginx {
     /// When it does not come up; the message holds its log.
     #[must_use]
     pub fn tls(upstream: SocketAddr, server_name: &str, version: TlsVersion) -> Self {
+        Self::with(upstream, server_name, NginxSettings::harbor(version))
+    }
+
+    /// The same, set up as told.
+    ///
+    /// # Panics
+    /// When it does not come up; the message holds its log.
+    #[must_use]
+    pub fn with(upstream: SocketAddr, server_name: &str, settings: NginxSettings) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let trusted = folder.path().join("trusted");
         fs::create_dir(&trusted).expect("the folder is ours");
         let certificates = Certificates::make(folder.path(), server_name);
         fs::copy(&certificates.authority, trusted.join("ca.crt")).expect("openssl has made it");
         let (program, address) =
-            start(folder.path(), |address| config_text(address, upstream, server_name, version, &certificates));
+            start(folder.path(), |address| config_text(address, upstream, server_name, settings, &certificates));
         Self { address, certificates, program, folder }
     }
 
@@ -71,6 +136,15 @@ impl Nginx {
     #[must_use]
     pub fn authority(&self) -> &Path {
         &self.certificates.authority
+    }
+
+    /// A certificate for a client and its private key, as one PEM text.
+    ///
+    /// # Panics
+    /// When openssl refuses to make it.
+    #[must_use]
+    pub fn client_identity(&self) -> Vec<u8> {
+        self.certificates.make_client(self.folder.path())
     }
 
     /// A folder that holds nothing but the authority (`skopeo --dest-cert-dir`).
@@ -116,10 +190,10 @@ fn config_text(
     address: SocketAddr,
     upstream: SocketAddr,
     server_name: &str,
-    version: TlsVersion,
+    settings: NginxSettings,
     certificates: &Certificates,
 ) -> String {
-    let protocol = version.directive();
+    let directives = settings.directives(&certificates.authority);
     let certificate = certificates.server.display();
     let key = certificates.server_key.display();
     format!(
@@ -141,7 +215,7 @@ http {{
         server_name {server_name};
         ssl_certificate "{certificate}";
         ssl_certificate_key "{key}";
-        ssl_protocols {protocol};
+        {directives}
         keepalive_timeout 75s;
         client_max_body_size 0;
         chunked_transfer_encoding on;
@@ -150,8 +224,6 @@ http {{
             proxy_http_version 1.1;
             proxy_set_header Host $http_host;
             proxy_set_header X-Forwarded-Proto $scheme;
-            proxy_buffering off;
-            proxy_request_buffering off;
             proxy_read_timeout 900s;
             proxy_send_timeout 900s;
         }}

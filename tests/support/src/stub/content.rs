@@ -2,7 +2,7 @@
 //!
 //! Each path has bytes of its own, so an answer that reached the wrong client does not pass for the right one.
 
-use std::sync::LazyLock;
+use std::sync::Mutex;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -12,19 +12,25 @@ use crate::Random;
 /// The random bytes behind blobs of common sizes, made once.
 const SHARED: usize = 2 * 1024 * 1024;
 
-static SHARED_BYTES: LazyLock<Bytes> = LazyLock::new(|| random_bytes(SHARED));
+/// The random bytes behind all blobs: as many as the largest needed so far.
+static SHARED_BYTES: Mutex<Bytes> = Mutex::new(Bytes::new());
 
 /// The bytes of the blob at `path` (`/v2/NAME/blobs/DIGEST`) in a registry with blobs of `size` bytes. Its digest is
 /// a name only: it is not computed from these bytes.
+///
+/// # Panics
+/// Never: nobody panics with the shared bytes in hand.
 #[must_use]
 pub fn blob_of(path: &str, size: usize) -> Bytes {
     // Blobs start at different places of the same random bytes.
     let hash = Sha256::digest(path);
     let start = usize::from(u16::from_be_bytes([hash[0], hash[1]]));
-    if start + size <= SHARED {
-        return SHARED_BYTES.slice(start..start + size);
+    let mut shared = SHARED_BYTES.lock().expect("no panic under a lock");
+    if shared.len() < start + size {
+        // A longer one begins with the shorter.
+        *shared = random_bytes(SHARED.max(start + size));
     }
-    random_bytes(start + size).slice(start..)
+    shared.slice(start..start + size)
 }
 
 /// The manifest of the repository `name`: a small JSON with one layer, `blob_size` bytes long.

@@ -4,13 +4,18 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::answer::{Answer, Upload, answer, too_many_clients};
 use super::count::StubConnection;
 use super::{Seen, StubBuilder, locked};
 use crate::http::{Framing, Head, Wire};
+
+/// Bytes of an answer that go out in the first write, as with a registry written in Go.
+const TOGETHER: usize = 4096;
 
 /// Serves until either side ends it. Errors are ends like any other.
 pub(super) async fn connection(connection: StubConnection, settings: Arc<StubBuilder>, seen: Arc<Seen>) {
@@ -25,13 +30,13 @@ async fn one_request(wire: &mut Wire<StubConnection>, settings: &StubBuilder, se
     };
     locked(&seen.heads).push(head.raw().to_owned());
     let upload = read_upload(wire, &head).await?;
-    if !still_there_after(wire, delay(settings, seen)).await? {
+    if !still_there_after(wire, delay(&head, settings, seen)).await? {
         return Ok(false);
     }
     let surplus = settings.cap.is_some_and(|cap| wire.stream().is_above(cap));
     let answer = if surplus { too_many_clients() } else { answer(&head, &upload, settings.blob_size) };
     let close = settings.close_each || head.lists("Connection", "close") || head.first_line().ends_with("HTTP/1.0");
-    write(wire, &answer, head.method() == "HEAD", close).await?;
+    write(wire, &answer, head.method() == "HEAD", close, settings, seen).await?;
     Ok(!close)
 }
 
@@ -48,8 +53,10 @@ async fn read_upload(wire: &mut Wire<StubConnection>, head: &Head) -> io::Result
     Ok(Upload { length, digest: format!("sha256:{:x}", hasher.finalize()) })
 }
 
-async fn delay(settings: &StubBuilder, seen: &Seen) {
-    tokio::time::sleep(settings.answer_delay).await;
+async fn delay(head: &Head, settings: &StubBuilder, seen: &Seen) {
+    let is_first = locked(&seen.targets).insert(head.target().to_owned());
+    let first_delay = if is_first { settings.first_delay } else { Duration::ZERO };
+    tokio::time::sleep(settings.answer_delay.max(first_delay)).await;
     seen.gate.pass().await;
 }
 
@@ -65,10 +72,43 @@ async fn still_there_after(wire: &mut Wire<StubConnection>, wait: impl Future<Ou
     }
 }
 
-async fn write(wire: &mut Wire<StubConnection>, answer: &Answer, head_only: bool, close: bool) -> io::Result<()> {
-    wire.send(answer.head(close).as_bytes()).await?;
-    if !head_only {
-        wire.send(&answer.body()).await?;
+/// A pause of an answer, before that byte.
+#[derive(Clone, Copy, Debug)]
+struct Stall {
+    before: usize,
+    lasts: Duration,
+}
+
+/// Where an answer with a head and a body of these lengths stalls, if it does.
+fn stall(head: usize, body: usize, settings: &StubBuilder, seen: &Seen) -> Option<Stall> {
+    let longest = u64::try_from(settings.stall.as_micros()).expect("no stall lasts for ages");
+    let mut random = locked(&seen.random);
+    if longest == 0 || random.below(2) == 0 {
+        return None;
     }
-    Ok(())
+    let anywhere = usize::try_from(random.below((head + body) as u64)).expect("a length");
+    let before = if random.below(2) == 0 { head } else { anywhere };
+    Some(Stall { before, lasts: Duration::from_micros(random.below(longest)) })
+}
+
+async fn write(
+    wire: &mut Wire<StubConnection>,
+    answer: &Answer,
+    head_only: bool,
+    close: bool,
+    settings: &StubBuilder,
+    seen: &Seen,
+) -> io::Result<()> {
+    let head = answer.head(close);
+    let body = if head_only { Bytes::new() } else { answer.body() };
+    let Some(stall) = stall(head.len(), body.len(), settings, seen) else {
+        // The head and the first bytes of the body together, as registries do.
+        let first = body.len().min(TOGETHER.saturating_sub(head.len()));
+        wire.send(&[head.as_bytes(), &body[..first]].concat()).await?;
+        return wire.send(&body[first..]).await;
+    };
+    let whole = [head.as_bytes(), &body].concat();
+    wire.send(&whole[..stall.before]).await?;
+    tokio::time::sleep(stall.lasts).await;
+    wire.send(&whole[stall.before..]).await
 }
