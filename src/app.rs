@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -87,6 +87,7 @@ pub struct Addresses {
 /// # Errors
 /// When a listener cannot be bound, or a file of TLS is not usable; nothing runs then.
 pub async fn start(config: Config) -> Result<Running, StartError> {
+    check_tls(&config)?;
     let listen = &config.listen;
     let proxy_listener = bind("listen.proxy", listen.proxy).await?;
     let admin_listener = bind("listen.admin", listen.admin).await?;
@@ -113,7 +114,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         allow_clients: listen.allow_clients.clone(),
     };
     let routes = routes(&config, &metrics, &addresses, &ended);
-    check_tls(&config, &routes)?;
     let mirrors = mirrors(&config, &routes, &addresses);
     let classes = Classes::new(config.classes.iter().map(|class| class.users.as_slice()));
     let proxy = Proxy::new(routes, terms, classes, pseudonym(), draining.clone(), cut_short.clone());
@@ -187,10 +187,15 @@ async fn bind_mirrors(config: &Config) -> Result<Vec<(&config::Registry, &config
 }
 
 /// Reads the files of TLS where the config speaks of it; a wrong one is better known now than with the first pull.
-fn check_tls(config: &Config, routes: &Routes) -> Result<(), StartError> {
-    for (registry, upstream) in config.registries.iter().zip(routes.registries()) {
-        if registry.mirror.is_some() || registry.tls != config::Tls::default() {
-            upstream.tls.check().map_err(|error| StartError::Tls { registry: registry.name.clone(), error })?;
+///
+/// # Errors
+/// What is wrong with the first that is.
+pub fn check_tls(config: &Config) -> Result<(), StartError> {
+    for registry in &config.registries {
+        let origins = registry.mirror.iter().flat_map(|mirror| &mirror.upstream);
+        if origins.into_iter().any(|origin| origin.secure) || registry.tls != config::Tls::default() {
+            let checked = Tls::new(tls_terms(&registry.tls)).check();
+            checked.map_err(|error| StartError::Tls { registry: registry.name.clone(), error })?;
         }
     }
     Ok(())
@@ -316,6 +321,7 @@ fn upstream_of(registry: &config::Registry, shared: &Shared<'_>) -> Upstream {
         tls: Arc::new(Tls::new(tls_terms(&registry.tls))),
         repair: registry.repair.enabled.then(|| Arc::new(Repair::new(registry.repair.ambiguous_401))),
         slots_of_each: slots_of_each(registry),
+        resizing: Mutex::default(),
         resolver: shared.resolver.clone(),
         ended: shared.ended.clone(),
     }
@@ -361,6 +367,7 @@ fn other_hosts(shared: &Shared<'_>) -> Upstream {
         tls: Arc::new(Tls::new(TlsTerms::default())),
         repair: None,
         slots_of_each: None,
+        resizing: Mutex::default(),
         resolver: shared.resolver.clone(),
         ended: shared.ended.clone(),
     }

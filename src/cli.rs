@@ -109,6 +109,9 @@ fn fail(status: u8, error: &dyn std::fmt::Display) -> ExitCode {
 }
 
 fn check(config: &Config, file: &Path) -> ExitCode {
+    if let Err(error) = app::check_tls(config) {
+        return fail(EXIT_USAGE, &format!("{}: {error}", file.display()));
+    }
     for registry in &config.registries {
         let (name, slots, cap, share) = (&registry.name, registry.slots, registry.cap, registry.share);
         println!("registry {name}: {slots} slots (cap {cap} x share {share})");

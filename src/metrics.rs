@@ -164,7 +164,7 @@ impl Reclaimed {
 pub enum Sign {
     /// A database error dressed as 401.
     DatabaseError,
-    /// The same to a HEAD, whose answer has no body that would tell a real denial from it.
+    /// The same to a HEAD, whose answer has no body that would tell a real denial from it: a GET is asked for it.
     Unseen401,
     /// A denial, or a database error that was swallowed.
     Ambiguous401,

@@ -23,8 +23,6 @@ use crate::metrics::Sign;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How often a HEAD is asked again whose answer may hide a real denial: it has no body that would tell.
-const UNSEEN_TRIES: u32 = 3;
 
 /// What is known of the repair of one registry's answers.
 #[derive(Debug)]
@@ -67,6 +65,11 @@ impl Repair {
         lock(&self.denials).knows(denial, now)
     }
 
+    /// A denial proved to be none.
+    pub fn forget(&self, denial: Denial) {
+        lock(&self.denials).forget(denial);
+    }
+
     /// A denial proved real.
     pub fn remember(&self, denial: Denial, now: Moment) {
         lock(&self.denials).remember(denial, now);
@@ -82,14 +85,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Tries {
     all: u32,
     ambiguous: u32,
-    unseen: u32,
+    tokens: u32,
     first: Option<Sign>,
 }
 
 impl Tries {
     /// Notes one more answer with this sign, and tells the pause before the request is asked again; `None` when it is
     /// not. `ambiguous_401` bounds how often an ambiguous answer is asked again for; `asked` is what the registry itself
-    /// demands by Retry-After; `chance` is uniform over all numbers.
+    /// demands by Retry-After, at least; `chance` is uniform over all numbers.
     #[must_use]
     pub fn pause_after(
         &mut self,
@@ -98,34 +101,25 @@ impl Tries {
         asked: Option<Duration>,
         chance: u64,
     ) -> Option<Duration> {
-        let worth_it = match sign {
-            Sign::Ambiguous401 => within(&mut self.ambiguous, ambiguous_401),
-            Sign::Unseen401 => within(&mut self.unseen, UNSEEN_TRIES),
-            _ => true,
-        };
-        if !worth_it {
+        if sign == Sign::Ambiguous401 && !within(&mut self.ambiguous, ambiguous_401) {
             return None;
         }
         self.first = self.first.or(Some(sign));
+        // What is looked at once more is looked at once more at once.
+        let at_once = sign == Sign::PoisonedToken && within(&mut self.tokens, 1) || sign == Sign::Unseen401;
+        if at_once {
+            return Some(Duration::ZERO);
+        }
         let tries = self.all;
         self.all += 1;
-        match (sign, asked) {
-            (_, Some(asked)) => Some(asked),
-            (Sign::PoisonedToken, None) => Some(Duration::ZERO),
-            (_, None) => Some(jittered(FIRST_PAUSE.saturating_mul(1 << tries.min(10)).min(LONGEST_PAUSE), chance)),
-        }
+        let pause = FIRST_PAUSE.saturating_mul(1 << tries.min(10)).min(LONGEST_PAUSE);
+        Some(jittered(pause, chance).max(asked.unwrap_or_default()))
     }
 
     /// The first sign that was seen.
     #[must_use]
     pub fn first(&self) -> Option<Sign> {
         self.first
-    }
-
-    /// How often it was asked again.
-    #[must_use]
-    pub fn count(&self) -> u32 {
-        self.all
     }
 }
 
@@ -167,10 +161,13 @@ mod tests {
     }
 
     #[test]
-    fn what_the_registry_asks_for_is_obeyed() {
+    fn what_the_registry_asks_for_is_obeyed_and_is_no_reason_to_hurry() {
         let mut tries = Tries::default();
-        let asked = Some(Duration::from_secs(7));
-        assert_eq!(tries.pause_after(Sign::TooManyRequests, 0, asked, HIGH), asked);
+        let mut pause = |seconds| {
+            let asked = Some(Duration::from_secs(seconds));
+            tries.pause_after(Sign::TooManyRequests, 0, asked, HIGH).unwrap().as_millis()
+        };
+        assert_eq!([pause(7), pause(0), pause(0)], [7000, 400, 800]);
     }
 
     #[test]
@@ -183,15 +180,10 @@ mod tests {
     }
 
     #[test]
-    fn a_denial_that_shows_nothing_is_asked_again_for_three_times() {
+    fn a_reduced_token_is_asked_for_again_at_once_and_then_with_pauses() {
         let mut tries = Tries::default();
-        let again = (0..9).filter(|_| tries.pause_after(Sign::Unseen401, 0, None, HIGH).is_some()).count();
-        assert_eq!((again, tries.count(), tries.first()), (3, 3, Some(Sign::Unseen401)));
-    }
-
-    #[test]
-    fn a_reduced_token_is_asked_for_again_at_once() {
-        let mut tries = Tries::default();
-        assert_eq!(tries.pause_after(Sign::PoisonedToken, 0, None, HIGH), Some(Duration::ZERO));
+        let mut pause = || tries.pause_after(Sign::PoisonedToken, 0, None, HIGH).unwrap().as_millis();
+        assert_eq!([pause(), pause(), pause()], [0, 200, 400]);
+        assert_eq!(tries.first(), Some(Sign::PoisonedToken));
     }
 }

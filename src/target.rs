@@ -93,6 +93,15 @@ impl Host {
         }
     }
 
+    /// Whether it is an address, or a name that only this network can give: `localhost`, or one without a dot.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Name(name) => !name.contains('.') || name.ends_with(".localhost"),
+            Self::V4(_) | Self::V6(_) => true,
+        }
+    }
+
     /// Parses a host as it stands in an authority: IPv6 in brackets.
     fn parse(text: &str) -> Result<Self, BadTarget> {
         if let Some(bracketed) = text.strip_prefix('[') {

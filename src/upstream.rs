@@ -13,7 +13,7 @@ pub mod socket;
 pub mod tls;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -37,6 +37,9 @@ use crate::target::Target;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause before a name is resolved anew.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long the name of one node of several may take to be resolved.
+const NODE_LOOKUP: Duration = Duration::from_secs(1);
 
 /// One registry, or all other hosts, as seen by those who want to reach it.
 #[derive(Debug)]
@@ -63,6 +66,8 @@ pub struct Upstream {
     pub repair: Option<Arc<Repair>>,
     /// Slots for each node, where each has its own.
     pub slots_of_each: Option<usize>,
+    /// Held while their sum is set anew.
+    pub resizing: Mutex<()>,
     /// Names to addresses; shared by all.
     pub resolver: Arc<Resolver>,
     /// Cancelled when those who are still on their way are refused as draining.
@@ -354,7 +359,7 @@ impl Upstream {
             // Where dials failed, the gate lets it wait until another one is due.
             if matches!(failure, Failure::Unknown(_)) {
                 let until = trip.deadline.min(self.gate.now() + pause);
-                self.pause_until(until, requester).await?;
+                self.pause_until(until, trip, requester).await?;
                 if until == trip.deadline {
                     return Err(failure);
                 }
@@ -385,7 +390,12 @@ impl Upstream {
             if requester.is_broken() || trip.queued && requester.has_ended() {
                 return Err(Failure::ClientLeft);
             }
-            let Some(door) = doors.next(self.gate.now()) else { break };
+            let Some(door) = doors.next(self.slots_of_each, self.gate.now()) else {
+                // Its node has no slot left, and another one is out: slot and token go back until that has settled.
+                drop(slot);
+                self.pause_until(self.gate.now() + FIRST_PAUSE, trip, requester).await?;
+                continue;
+            };
             let dialled = tokio::select! {
                 biased;
                 dialled = connect::dial(slot, door, self.terms, &self.tls, &self.metrics) => dialled,
@@ -443,6 +453,8 @@ impl Upstream {
             "nodes that take connections"
         );
         if let Some(slots) = self.slots_of_each {
+            // In order: the last word counts.
+            let _one_by_one = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
             self.gate.resize(slots * cluster.living().max(1));
         }
     }
@@ -470,7 +482,9 @@ impl Upstream {
         let mut nodes = Vec::new();
         let mut lost = None;
         for origin in cluster.origins() {
-            let found = self.resolve(&origin.target, true, trip.deadline, requester).await;
+            // One name that nobody answers for must not keep the others waiting.
+            let patience = trip.deadline.min(self.gate.now() + NODE_LOOKUP);
+            let found = self.resolve(&origin.target, true, patience, requester).await;
             let addresses = match found {
                 Err(failure @ (Failure::ClientLeft | Failure::Draining)) => return Err(failure),
                 Err(failure) => {
@@ -536,10 +550,10 @@ impl Upstream {
     ///
     /// # Errors
     /// When the client leaves, or the process is going down.
-    pub async fn pause_until(&self, moment: Moment, requester: &impl Requester) -> Result<(), Failure> {
+    pub async fn pause_until(&self, moment: Moment, trip: &Trip, requester: &impl Requester) -> Result<(), Failure> {
         tokio::select! {
             () = sleep_until(self.instant(moment)) => Ok(()),
-            () = requester.ended() => Err(Failure::ClientLeft),
+            () = gone(requester, trip.queued) => Err(Failure::ClientLeft),
             () = self.ended.cancelled() => Err(Failure::Draining),
         }
     }

@@ -43,7 +43,7 @@ fn requests(metrics: &Metrics, connection: &str) -> u64 {
 #[tokio::test]
 async fn the_registry_is_asked_in_its_own_name() {
     let (stub, _sidecar, mirror) = stage(2).await;
-    let answer = get(mirror, &format!("{BLOB_PATH}?ns=registry.test"), &["Host: mirror.local:4130", "X-Mine: 1"]).await;
+    let answer = get(mirror, &format!("{BLOB_PATH}?ns=registry.test"), &["Host: mirror-host:4130", "X-Mine: 1"]).await;
     assert_eq!((answer.status(), &answer.body), (200, &blob_of(BLOB_PATH, BLOB)));
     let seen = stub.seen_requests().remove(0);
     assert!(seen.starts_with(&format!("GET {BLOB_PATH}?ns=registry.test HTTP/1.1\r\n")), "{seen}");
@@ -52,7 +52,7 @@ async fn the_registry_is_asked_in_its_own_name() {
             || seen.contains(&format!("\r\nHost: {}\r\n", stub.address())),
         "{seen}"
     );
-    assert!(seen.contains("X-Mine: 1\r\n") && !seen.contains("mirror.local"), "{seen}");
+    assert!(seen.contains("X-Mine: 1\r\n") && !seen.contains("mirror-host"), "{seen}");
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn a_connect_at_the_mirror_is_told_where_the_proxy_is() {
     let answer = Wire::open(mirror).await.unwrap().connect("registry.test:443", &[]).await.unwrap();
     assert_eq!(answer.status(), 400);
     assert!(answer.text().contains("listen.proxy"), "{}", answer.text());
-    let answer = get(mirror, "http://registry.test/v2/", &[]).await;
+    let answer = get(mirror, "http://registry.test/v2/", &["Host: localhost"]).await;
     assert!(answer.status() == 400 && answer.text().contains("this is a registry mirror"), "{}", answer.text());
     assert_eq!(sidecar.refused("stub", "bad_request").await + sidecar.refused("other_hosts", "bad_request").await, 2);
 }
@@ -259,4 +259,81 @@ async fn a_push_never_meets_a_connection_that_has_ended() {
         assert_eq!((head.status(), head.header("X-Body")), (200, Some("4")), "push {number}");
         end.recv().await.unwrap();
     }
+}
+
+/// The registry takes nothing of an upload, and its client leaves: nothing stays behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_a_stalled_upload_takes_its_slot_with_it() {
+    let stub = StubRegistry::raw(|connection| async move {
+        let mut wire = Wire::new(connection);
+        let Ok(Some(_head)) = wire.read_head().await else { return };
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let (sidecar, mirror) = start(&mirror_config(&format!("\"http://{}\"", stub.address()), 1, "")).await;
+    let mut wire = Wire::open(mirror).await.unwrap();
+    let text = request("PATCH", "/v2/team/image/blobs/uploads/1", &["Content-Length: 1000000000"]);
+    wire.send(text.as_bytes()).await.unwrap();
+    let piece = vec![0; 1 << 20];
+    while tokio::time::timeout(std::time::Duration::from_millis(300), wire.send(&piece)).await.is_ok() {}
+    assert_eq!(sidecar.count("stub", "active").await, 1);
+    wire.reset();
+    sidecar.until("stub", "open", 0).await;
+}
+
+/// A page in a browser lets its own name lead to this node's loopback: it must not become a client.
+#[tokio::test]
+async fn a_name_of_the_world_that_leads_here_is_not_answered() {
+    let (stub, _sidecar, mirror) = stage(1).await;
+    for (host, status) in [("evil.example.com", 403), ("registry.test", 200), ("localhost:4130", 200), ("node-7", 200)]
+    {
+        assert_eq!(get(mirror, "/v2/", &[&format!("Host: {host}")]).await.status(), status, "{host}");
+    }
+    assert_eq!(stub.requests(), 3);
+}
+
+/// A pattern covers the registry and the storage behind it; only the registry's own names lead back.
+#[tokio::test]
+async fn a_redirect_to_storage_under_the_same_domain_is_left_alone() {
+    let stub = StubRegistry::raw(|connection| async move {
+        let mut wire = Wire::new(connection);
+        while let Ok(Some(_)) = wire.read_head().await {
+            let answer = "HTTP/1.1 307 Temporary Redirect\r\nLocation: https://s3.example.com/x?sig=1\r\nContent-Length: 0\r\n\r\n";
+            wire.send(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let config =
+        mirror_config(&format!("\"http://{}\"", stub.address()), 1, "").replace("registry.test", "*.example.com");
+    let (_sidecar, mirror) = start(&config).await;
+    assert_eq!(get(mirror, "/v2/", &[]).await.header("Location"), Some("https://s3.example.com/x?sig=1"));
+}
+
+/// A request that makes the registry end the connection is sent on one more, and not on every one that is kept.
+#[tokio::test]
+async fn a_request_that_kills_its_connection_is_replaced_once() {
+    let stub = StubRegistry::raw(|connection| async move {
+        let mut wire = Wire::new(connection);
+        while let Ok(Some(head)) = wire.read_head().await {
+            if head.target() == "/v2/poison" {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        }
+    })
+    .await;
+    let more = "[registries.stub.repair]\nenabled = false";
+    let (sidecar, mirror) = start(&mirror_config(&format!("\"http://{}\"", stub.address()), 8, more)).await;
+    let asked = (0..8).map(|_| tokio::spawn(async move { get(mirror, "/v2/", &[]).await.status() }));
+    for answer in asked.collect::<Vec<_>>() {
+        assert_eq!(answer.await.unwrap(), 200);
+    }
+    sidecar.until("stub", "active", 0).await;
+    let kept = sidecar.count("stub", "idle").await;
+    assert!(kept > 3, "{kept} kept");
+    let sent = requests(&sidecar.metrics().await, "dialled") + requests(&sidecar.metrics().await, "reused");
+    assert_eq!(get(mirror, "/v2/poison", &[]).await.status(), 502);
+    let again = requests(&sidecar.metrics().await, "dialled") + requests(&sidecar.metrics().await, "reused") - sent;
+    assert_eq!(again, 2);
 }

@@ -215,3 +215,50 @@ async fn who_runs_out_of_time_gets_the_registrys_own_last_answer() {
     assert_eq!((answer.status(), answer.text().as_str()), (502, "<html><h1>502 Bad Gateway</h1></html>"));
     assert!(retries(&sidecar).await <= 2);
 }
+
+/// A HEAD has no body that would tell a real denial from a database error: a GET is asked, once, and believed.
+#[tokio::test]
+async fn a_denied_head_is_looked_at_once_and_then_believed() {
+    let harbor = StubHarbor::start(&[], 1, 1).await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    let mut puller = Puller::new(mirror, "1".to_owned()).await;
+    let path = "/v2/nosuch/app/manifests/v1";
+    let token = puller.token("nosuch/app", PASSWORD).await.unwrap().json()["token"].as_str().unwrap().to_owned();
+    let bearer = format!("Authorization: Bearer {token}");
+    let began = Instant::now();
+    for _ in 0..2 {
+        let answer = puller.wire.ask("HEAD", path, &[&bearer]).await.unwrap();
+        assert_eq!((answer.status(), answer.header("Www-Authenticate")), (401, None));
+    }
+    assert!(began.elapsed().as_millis() < 2000, "without a pause");
+    let asked: Vec<String> = harbor.requests().split_off(1);
+    assert_eq!(asked, [format!("HEAD {path}"), format!("GET {path}"), format!("HEAD {path}")]);
+    assert_eq!(total(&sidecar, "roadstead_repaired_total").await, 0);
+}
+
+/// And one that hides a database error is repaired.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_meets_a_database_error_is_asked_again() {
+    let harbor = StubHarbor::start(&[Illness::DatabaseError], 3, 5).await;
+    let (_sidecar, mirror) = start(&harbor, "").await;
+    for number in 0..20 {
+        let mut puller = Puller::new(mirror, number.to_string()).await;
+        let token = puller.token("team/app", PASSWORD).await.unwrap().json()["token"].as_str().unwrap().to_owned();
+        let headers = [format!("Authorization: Bearer {token}"), puller.name.clone()];
+        let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+        let answer = puller.wire.ask("HEAD", "/v2/team/app/manifests/v1", &headers).await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+    assert!(harbor.struck().len() > 5, "{:?}", harbor.struck());
+}
+
+/// A client that has said all and waits gets its answer, also one that was not repaired in time.
+#[tokio::test]
+async fn a_client_that_has_ended_its_side_still_gets_its_answer() {
+    let harbor = StubHarbor::start(&[Illness::Unavailable], 1, 1).await;
+    let (_sidecar, mirror) = start(&harbor, "").await;
+    let mut wire = Wire::open(mirror).await.unwrap();
+    wire.send(b"GET /service/token?scope=repository:a:pull HTTP/1.0\r\nHost: localhost\r\n\r\n").await.unwrap();
+    wire.finish().await.unwrap();
+    assert_eq!(wire.read_answer().await.unwrap().status(), 200);
+}

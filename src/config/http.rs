@@ -30,7 +30,11 @@ pub(super) fn mirror(section: &mut Section<'_>, mut claim: impl FnMut(&Origin) -
     let listen = section.required("listen", "\"127.0.0.1:4130\"", address);
     let mut claimed = |origin: Origin| claim(&origin).map(|()| origin);
     let upstream = section.required("upstream", "\"https://harbor.example.com\"", |value| {
-        origins(value)?.into_iter().map(&mut claimed).collect::<Result<Vec<_>, _>>()
+        let origins = origins(value)?;
+        if let Some(twice) = origins.iter().enumerate().find(|(index, origin)| origins[..*index].contains(origin)) {
+            return Err(format!("{} is there twice", twice.1));
+        }
+        origins.into_iter().map(&mut claimed).collect::<Result<Vec<_>, _>>()
     });
     let rewrite = section.optional("rewrite", true, flag);
     let class = section.optional("class", DEFAULT_CLASS.to_owned(), |value| text(value).map(str::to_owned));

@@ -270,6 +270,8 @@ fn a_mirror_must_agree_with_the_rest_of_the_file() {
     ] {
         assert_problems(&with(&format!("{mirror}{lines}\n")), &[expected]);
     }
+    let twice = "[registries.harbor.mirror]\nlisten = '127.0.0.1:1'\nupstream = ['https://a', 'https://a:443/']\n";
+    assert_problems(&with(twice), &["7 registries.harbor.mirror.upstream: https://a is there twice"]);
     let url = "[registries.harbor.mirror]\nlisten = '127.0.0.1:1'\nupstream = ['https://a/v2/']\n";
     assert_problems(
         &with(url),

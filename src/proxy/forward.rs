@@ -136,7 +136,7 @@ async fn answer_at_mirror(
     let party = proxy.classes().party_of_class(mirror.class, client);
     let mut record = proxy.record(&party.client, Kind::Request);
     record.toward(mirror.shown(request.uri()));
-    let rewrite = mirror.rewrite(request.headers());
+    let rewrite = mirror.rewrite(request.headers(), client.stream().local_addr().ok());
     let outbound = match Outbound::of_origin_form(request, proxy, mirror, record.carried()) {
         Ok(outbound) => outbound,
         Err(answer) => return Ok(refuse(record, &answer, &mirror.upstream.name)),

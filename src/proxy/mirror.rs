@@ -82,12 +82,24 @@ impl Mirror {
         format!("{}{}", self.host.to_str().unwrap_or_default(), shown(uri))
     }
 
-    /// How to rewrite the answer to a request with these headers.
+    /// How to rewrite the answer to a request with these headers that came to `here`.
     #[must_use]
-    pub fn rewrite(&self, request: &HeaderMap) -> Option<Rewrite<'_>> {
+    pub fn rewrite(&self, request: &HeaderMap, here: Option<SocketAddr>) -> Option<Rewrite<'_>> {
         let host = request.get(HOST).and_then(|host| host.to_str().ok());
-        let authority = host.map_or_else(|| self.address.to_string(), str::to_owned);
+        let authority = host.map_or_else(|| here.unwrap_or(self.address).to_string(), str::to_owned);
         self.rewrites.then(|| Rewrite::new(format!("http://{authority}"), self))
+    }
+
+    /// Whether a client may call the mirror so. A page in a browser on this node can let a name of its own lead to a
+    /// loopback address, and would read whatever the mirror answers; so on loopback a name of the world must be one of
+    /// the registry's.
+    #[must_use]
+    pub fn answers_to(&self, host: &str) -> bool {
+        let Ok(target) = Target::from_authority(host, 80) else { return false };
+        !self.address.ip().is_loopback()
+            || target.host().is_local()
+            || self.hosts.iter().any(|pattern| pattern.host() == target.host().to_string())
+            || self.cluster.origins().iter().any(|origin| origin.target.host() == target.host())
     }
 
     /// Whether a URL with this target leads to the registry: to one of its nodes, or to one of its names at a port where
@@ -96,8 +108,10 @@ impl Mirror {
     pub fn owns(&self, target: &Target) -> bool {
         let origins = self.cluster.origins();
         let usual = [80, 443].contains(&target.port());
+        // A pattern may cover the storage behind the registry as well.
+        let mut names = self.hosts.iter().filter(|host| host.exact_host().is_some());
         origins.iter().any(|origin| origin.target == *target)
-            || self.hosts.iter().any(|host| host.matches(target))
+            || names.any(|host| host.matches(target))
                 && (usual || origins.iter().any(|origin| origin.target.port() == target.port()))
     }
 }

@@ -59,8 +59,15 @@ impl Outbound {
         carried: Carried,
     ) -> Result<Outbound, Answer> {
         let uri = request.uri();
-        if uri.scheme().is_some() || uri.authority().is_some() || !uri.path().starts_with('/') {
+        let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+        // RFC 9112, section 3.2.2: a server takes its own URL for what it is.
+        let elsewhere = uri.authority().is_some_and(|authority| Some(authority.as_str()) != host);
+        if elsewhere || !uri.path().starts_with('/') {
             return Err(bad("this is a registry mirror: ask it for /v2/..., and point HTTP_PROXY at listen.proxy"));
+        }
+        if let Some(host) = host.filter(|host| !mirror.answers_to(host)) {
+            let message = format!("{host} is no name of this mirror: add it to the registry's hosts, if it is one");
+            return Err(Answer::plain(Reason::DestinationDenied, message));
         }
         Outbound::of(request, proxy, mirror.host().clone(), mirror.key().clone(), carried)
     }
@@ -89,6 +96,15 @@ impl Outbound {
         let repeatable = safe && body.is_end_stream();
         let lane = lane_of(head.uri.path());
         Ok(Outbound { head, body: Some(RequestBody::new(body, carried.up)), key, lane, repeatable })
+    }
+
+    /// The same as a GET, where that brings little: for a manifest.
+    #[must_use]
+    pub fn as_get(&self) -> Option<Outbound> {
+        let is_small = self.head.method == Method::HEAD && self.head.uri.path().contains("/manifests/");
+        let mut head = is_small.then(|| self.head.clone())?;
+        head.method = Method::GET;
+        Some(Outbound { head, body: None, key: self.key.clone(), lane: self.lane, repeatable: true })
     }
 
     /// What it asks for.
@@ -134,8 +150,9 @@ impl Outbound {
         client: &impl Requester,
     ) -> Result<Response<AnswerBody>, Failure> {
         let mut request = self.request();
+        let mut careful = !self.repeatable;
         loop {
-            let kept = self.connection(upstream, trip, client).await?;
+            let kept = self.connection(upstream, trip, client, careful).await?;
             upstream.metrics.sent(kept.is_used());
             let sent = tokio::select! {
                 sent = kept.send(request, upstream.gate.clone(), self.key.clone()) => sent,
@@ -145,7 +162,11 @@ impl Outbound {
                 Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => return Err(Failure::Switched),
                 Ok(response) => return Ok(response),
                 Err(SendError::Unsent(request)) => *request,
-                Err(SendError::Died { was_kept: true, .. }) if self.repeatable => self.request(),
+                // Once: what ends a second connection is no accident.
+                Err(SendError::Died { was_kept: true, .. }) if !careful => {
+                    careful = true;
+                    self.request()
+                }
                 Err(SendError::Died { cause, .. }) => return Err(Failure::Died(cause)),
             };
             upstream.renew(trip);
@@ -158,13 +179,20 @@ impl Outbound {
         Request::from_parts(self.head.clone(), body)
     }
 
-    /// A connection to send it on. What cannot be sent twice goes out on a new one, or on one that was just checked.
-    async fn connection(&self, upstream: &Upstream, trip: &mut Trip, client: &impl Requester) -> Result<Kept, Failure> {
+    /// A connection to send it on. What cannot be sent twice goes out on a new one, or on one that was just checked; that
+    /// is to be `careful`.
+    async fn connection(
+        &self,
+        upstream: &Upstream,
+        trip: &mut Trip,
+        client: &impl Requester,
+        careful: bool,
+    ) -> Result<Kept, Failure> {
         loop {
             match upstream.reach(trip, Some(&self.key), client).await? {
                 Reached::New(socket) => return Kept::start(socket).await.map_err(Failure::Died),
                 Reached::Secured(stream) => return Kept::start_secured(*stream).await.map_err(Failure::Died),
-                Reached::Kept(kept) if self.repeatable || kept.is_fresh() => return Ok(kept),
+                Reached::Kept(kept) if !careful || kept.is_fresh() => return Ok(kept),
                 Reached::Kept(stale) => drop(stale),
             }
             upstream.renew(trip);

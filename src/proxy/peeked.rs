@@ -4,15 +4,18 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::upstream::http::AnswerBody;
 
-/// A body whose first frames were read; they come first when it is read on.
+/// A body whose beginning was read; it comes first when it is read on.
 pub struct Peeked {
+    /// What came behind the data: trailers.
     frames: VecDeque<Frame<Bytes>>,
+    /// The data, in one piece.
+    data: BytesMut,
     /// `None` once all was read.
     rest: Option<AnswerBody>,
     /// What was known of its size at first: who is answered must not see that it was read.
@@ -25,7 +28,7 @@ impl Peeked {
     pub fn unread(body: AnswerBody) -> Peeked {
         let hint = body.size_hint();
         let rest = (!body.is_end_stream()).then_some(body);
-        Peeked { frames: VecDeque::new(), rest, hint }
+        Peeked { frames: VecDeque::new(), data: BytesMut::new(), rest, hint }
     }
 
     /// Reads ahead, to the end or until there are more than `most` bytes. May be given up at any point.
@@ -33,11 +36,13 @@ impl Peeked {
     /// # Errors
     /// When the body ends in the middle.
     pub async fn read(&mut self, most: usize) -> Result<(), hyper::Error> {
-        while self.bytes_read() <= most
+        while self.data.len() <= most
             && let Some(rest) = &mut self.rest
         {
-            match rest.frame().await {
-                Some(frame) => self.frames.push_back(frame?),
+            match rest.frame().await.transpose()?.map(Frame::into_data) {
+                // Copied: a few bytes may hold on to a large buffer.
+                Some(Ok(data)) => self.data.extend_from_slice(&data),
+                Some(Err(trailers)) => self.frames.push_back(trailers),
                 None => self.rest = None,
             }
             if self.rest.as_ref().is_some_and(Body::is_end_stream) {
@@ -55,12 +60,8 @@ impl Peeked {
 
     /// What was read of it.
     #[must_use]
-    pub fn so_far(&self) -> Vec<u8> {
-        self.frames.iter().filter_map(Frame::data_ref).flat_map(|data| data.iter().copied()).collect()
-    }
-
-    fn bytes_read(&self) -> usize {
-        self.frames.iter().filter_map(Frame::data_ref).map(Bytes::len).sum()
+    pub fn so_far(&self) -> &[u8] {
+        &self.data
     }
 }
 
@@ -70,6 +71,9 @@ impl Body for Peeked {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
+        if !this.data.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(this.data.split().freeze()))));
+        }
         if let Some(frame) = this.frames.pop_front() {
             return Poll::Ready(Some(Ok(frame)));
         }
@@ -79,7 +83,7 @@ impl Body for Peeked {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.frames.is_empty() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+        self.data.is_empty() && self.frames.is_empty() && self.rest.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -4,6 +4,7 @@
 //! place for the next. Its own deadline bounds all of it; then the client gets the registry's own last answer.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyper::{Method, Response, StatusCode};
@@ -23,6 +24,11 @@ use crate::upstream::{Failure, Requester, Trip, Upstream};
 /// How much of an answer is read to find out what it means. A longer one is none of those that can be repaired.
 const MOST: usize = 64 * 1024;
 
+/// Requests that may wait at once to be asked again, of all registries: each keeps an answer in memory.
+const MOST_WAITING: usize = 1000;
+
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
 /// Gets the request to the registry and brings back an answer that is worth handing on, and how often it was asked for
 /// again.
 ///
@@ -39,111 +45,227 @@ pub async fn exchange(
         return Ok((response.map(Peeked::unread), 0));
     };
     repair.request(upstream.gate.now());
-    let mut tries = Tries::default();
     let deadline = trip.deadline;
-    let mut token = Token::asked_by(outbound, repair);
-    let mut last: Option<Response<Peeked>> = None;
-    loop {
-        let seen = match outbound.send(upstream, trip, client).await {
-            Ok(response) => look(response, outbound, &mut token, upstream, deadline).await,
-            Err(failure @ Failure::Died(_)) => {
-                Seen { answer: Err(failure), sign: Some(Sign::Broken), retry_after: None }
-            }
-            Err(Failure::ClientLeft) => return Err(Failure::ClientLeft),
-            // Its time is over: the registry's own last answer says more than ours.
-            Err(failure) => return last.map(|answer| (answer, tries.count())).ok_or(failure),
-        };
-        let Some(sign) = seen.sign else {
-            if let Some(first) = tries.first() {
-                upstream.metrics.repaired(first);
-            }
-            return seen.answer.map(|answer| (answer, tries.count()));
-        };
-        let before = tries.count();
-        let pause = tries.pause_after(sign, repair.ambiguous_401, seen.retry_after, chance());
-        let may_go_on = match pause {
-            Some(pause) => wait(pause, repair, upstream, deadline, client).await?,
-            None => false,
-        };
-        if !may_go_on {
-            return match (seen.answer, last) {
-                (Err(_), Some(answer)) | (Ok(answer), _) => Ok((answer, before)),
-                (Err(failure), None) => Err(failure),
-            };
-        }
-        upstream.metrics.retried(sign);
-        tracing::debug!(registry = upstream.name, sign = sign.as_str(), tries = tries.count(), "asks again");
-        last = seen.answer.ok().or(last);
-        trip.deadline = deadline;
-    }
+    let mut mending = Mending { upstream, repair, deadline, tries: Tries::default(), again: 0, last: None };
+    let answer = mending.run(outbound, trip, client).await?;
+    Ok((answer, mending.again))
 }
 
-/// Waits for the pause, and for the budget. Tells whether there is time left to ask again.
-async fn wait(
-    pause: Duration,
-    repair: &Repair,
-    upstream: &Upstream,
+/// One request and what came of it so far.
+struct Mending<'a> {
+    upstream: &'a Upstream,
+    repair: &'a Repair,
     deadline: Moment,
-    client: &impl Requester,
-) -> Result<bool, Failure> {
-    let mut due = upstream.gate.now() + pause;
-    loop {
-        if due >= deadline {
-            return Ok(false);
-        }
-        if due > upstream.gate.now() {
-            match upstream.pause_until(due, client).await {
-                Ok(()) => {}
-                Err(Failure::Draining) => return Ok(false),
-                Err(failure) => return Err(failure),
-            }
-        }
-        match repair.take(upstream.gate.now()) {
-            Ok(()) => return Ok(true),
-            Err(later) => due = later,
-        }
-    }
+    tries: Tries,
+    /// How often it was asked again.
+    again: u32,
+    /// The registry's last answer.
+    last: Option<Response<Peeked>>,
 }
 
-/// An answer, and what it is a sign of; `None` for one that is to be handed on.
+/// What an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Finding {
+    /// What was asked for, or any answer that says nothing of overload.
+    Good,
+    /// Worth asking again for.
+    Sick(Sign),
+    /// Not good, but the registry's real answer.
+    Real,
+}
+
+/// An answer, or why there is none.
 struct Seen {
     answer: Result<Response<Peeked>, Failure>,
-    sign: Option<Sign>,
+    finding: Finding,
     retry_after: Option<Duration>,
 }
 
-async fn look(
-    response: Response<AnswerBody>,
-    outbound: &Outbound,
-    token: &mut Option<Token>,
-    upstream: &Upstream,
-    deadline: Moment,
-) -> Seen {
-    let status = response.status();
-    let mut response = response.map(Peeked::unread);
-    let is_token = token.is_some() && status == StatusCode::OK;
-    if !is_token && !signs::is_suspicious(status) {
-        return Seen { answer: Ok(response), sign: None, retry_after: None };
+impl Mending<'_> {
+    async fn run(
+        &mut self,
+        outbound: &mut Outbound,
+        trip: &mut Trip,
+        client: &impl Requester,
+    ) -> Result<Response<Peeked>, Failure> {
+        let mut token = Token::asked_by(outbound, self.repair);
+        loop {
+            let seen = match self.ask(outbound, &mut token, trip, client).await {
+                Ok(seen) => seen,
+                Err(Failure::ClientLeft) => return Err(Failure::ClientLeft),
+                // Its time is over: the registry's own last answer says more than ours.
+                Err(failure) => return self.last.take().ok_or(failure),
+            };
+            let sign = match seen.finding {
+                Finding::Sick(sign) => sign,
+                Finding::Good => {
+                    if let Some(first) = self.tries.first() {
+                        self.upstream.metrics.repaired(first);
+                    }
+                    return seen.answer;
+                }
+                Finding::Real => return seen.answer,
+            };
+            let pause = self.tries.pause_after(sign, self.repair.ambiguous_401, seen.retry_after, chance());
+            let goes_on = match pause {
+                Some(pause) => self.wait(pause, sign, trip, client).await?,
+                None => false,
+            };
+            match (seen.answer, goes_on) {
+                (Ok(answer), false) => return Ok(answer),
+                (Err(failure), false) => return self.last.take().ok_or(failure),
+                (Ok(answer), true) => self.last = Some(answer),
+                (Err(_), true) => {}
+            }
+            self.asks_again(sign);
+            if sign == Sign::Unseen401 && self.is_denied(outbound, trip, client).await? {
+                return self.last.take().ok_or(Failure::ClientLeft);
+            }
+        }
     }
-    let read = timeout_at(upstream.instant(deadline), response.body_mut().read(MOST)).await;
-    if let Ok(Err(error)) = read {
-        return Seen { answer: Err(Failure::Died(error)), sign: Some(Sign::Broken), retry_after: None };
+
+    fn asks_again(&mut self, sign: Sign) {
+        self.again += 1;
+        self.upstream.metrics.retried(sign);
+        tracing::debug!(registry = self.upstream.name, sign = sign.as_str(), times = self.again, "asks again");
     }
-    let retry_after = signs::retry_after(response.headers());
-    let sign = if !response.body().is_whole() {
-        None
-    } else if let Some(token) = token.as_mut().filter(|_| is_token) {
-        token.sign_of(&response.body().so_far(), upstream)
-    } else {
-        signs::of(&Exchange {
-            method: outbound.method(),
-            authorized: outbound.credentials().is_some(),
-            status,
-            headers: response.headers(),
-            body: &response.body().so_far(),
-        })
-    };
-    Seen { answer: Ok(response), sign, retry_after }
+
+    /// Asks once, and looks at the answer.
+    async fn ask(
+        &self,
+        outbound: &mut Outbound,
+        token: &mut Option<Token>,
+        trip: &mut Trip,
+        client: &impl Requester,
+    ) -> Result<Seen, Failure> {
+        trip.deadline = self.deadline;
+        match outbound.send(self.upstream, trip, client).await {
+            Ok(response) => Ok(self.look(response, outbound, token).await),
+            Err(failure @ Failure::Died(_)) => {
+                Ok(Seen { answer: Err(failure), finding: Finding::Sick(Sign::Broken), retry_after: None })
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The answer to a HEAD does not tell why it is a denial; the same as a GET does. Tells whether it is a real one; it
+    /// is believed for a while.
+    async fn is_denied(
+        &mut self,
+        outbound: &Outbound,
+        trip: &mut Trip,
+        client: &impl Requester,
+    ) -> Result<bool, Failure> {
+        let Some(mut probe) = outbound.as_get() else { return Ok(true) };
+        let seen = match self.ask(&mut probe, &mut None, trip, client).await {
+            Ok(seen) => seen,
+            Err(Failure::ClientLeft) => return Err(Failure::ClientLeft),
+            Err(_) => return Ok(true),
+        };
+        let is_well = seen.answer.as_ref().is_ok_and(|answer| answer.status().is_success());
+        match seen.finding {
+            _ if is_well => Ok(false),
+            Finding::Good | Finding::Real => {
+                self.repair.remember(denial_of(self.repair, outbound), self.upstream.gate.now());
+                Ok(true)
+            }
+            Finding::Sick(sign) => {
+                let pause = self.tries.pause_after(sign, self.repair.ambiguous_401, seen.retry_after, chance());
+                let Some(pause) = pause else { return Ok(true) };
+                let goes_on = self.wait(pause, sign, trip, client).await?;
+                if goes_on {
+                    self.asks_again(sign);
+                }
+                Ok(!goes_on)
+            }
+        }
+    }
+
+    /// Waits for the pause, and for the budget. Tells whether there is time left to ask again.
+    async fn wait(&self, pause: Duration, sign: Sign, trip: &Trip, client: &impl Requester) -> Result<bool, Failure> {
+        let Some(_waiting) = Waiting::begin() else { return Ok(false) };
+        let now = || self.upstream.gate.now();
+        let mut due = now() + pause;
+        loop {
+            if due >= self.deadline {
+                return Ok(false);
+            }
+            if due > now() {
+                match self.upstream.pause_until(due, trip, client).await {
+                    Ok(()) => {}
+                    Err(Failure::Draining) => return Ok(false),
+                    Err(failure) => return Err(failure),
+                }
+            }
+            match self.repair.take(now()) {
+                Ok(()) => return Ok(true),
+                // It is more likely a real denial than not: nobody is kept waiting to find out.
+                Err(_) if matches!(sign, Sign::PoisonedToken | Sign::Ambiguous401) => {
+                    return Ok(false);
+                }
+                Err(later) => due = later,
+            }
+        }
+    }
+
+    async fn look(&self, response: Response<AnswerBody>, outbound: &Outbound, token: &mut Option<Token>) -> Seen {
+        let status = response.status();
+        let authorized = outbound.credentials().is_some();
+        let mut response = response.map(Peeked::unread);
+        let is_token = token.is_some() && status == StatusCode::OK;
+        if !is_token && !signs::is_suspicious(status, authorized) {
+            return Seen { answer: Ok(response), finding: Finding::Good, retry_after: None };
+        }
+        let read = timeout_at(self.upstream.instant(self.deadline), response.body_mut().read(MOST)).await;
+        if let Ok(Err(error)) = read {
+            let finding = Finding::Sick(Sign::Broken);
+            return Seen { answer: Err(Failure::Died(error)), finding, retry_after: None };
+        }
+        let retry_after = signs::retry_after(response.headers());
+        let body = response.body();
+        let finding = match token.as_mut().filter(|_| is_token) {
+            _ if !body.is_whole() => Finding::Real,
+            Some(token) => token.look(body.so_far(), self.repair, self.upstream.gate.now()),
+            None => {
+                let method = outbound.method();
+                let headers = response.headers();
+                let sign = signs::of(&Exchange { method, authorized, status, headers, body: body.so_far() });
+                match sign {
+                    Some(Sign::Unseen401) if !self.is_worth_a_look(outbound) => Finding::Real,
+                    Some(sign) => Finding::Sick(sign),
+                    None => Finding::Real,
+                }
+            }
+        };
+        Seen { answer: Ok(response), finding, retry_after }
+    }
+
+    /// Whether a denial without a reason is looked at with a GET: not one that was found real not long ago.
+    fn is_worth_a_look(&self, outbound: &Outbound) -> bool {
+        let known = self.repair.knows(denial_of(self.repair, outbound), self.upstream.gate.now());
+        outbound.as_get().is_some() && !known
+    }
+}
+
+fn denial_of(repair: &Repair, outbound: &Outbound) -> Denial {
+    let credentials = outbound.credentials().map_or(&b""[..], |value| value.as_bytes());
+    repair.denial_of(credentials, &outbound.uri().to_string())
+}
+
+/// A place among those that wait to be asked again.
+struct Waiting;
+
+impl Waiting {
+    fn begin() -> Option<Waiting> {
+        let waiting = Waiting;
+        (WAITING.fetch_add(1, Ordering::Relaxed) < MOST_WAITING).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        WAITING.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What is asked for by a request for a token.
@@ -159,25 +281,25 @@ impl Token {
     fn asked_by(outbound: &Outbound, repair: &Repair) -> Option<Token> {
         let uri = outbound.uri();
         let query = uri.query().filter(|_| outbound.method() == Method::GET && uri.path().ends_with("/token"))?;
-        let asked = Asked::of_query(query)?;
-        let credentials = outbound.credentials().map_or(&b""[..], |value| value.as_bytes());
-        Some(Token { asked, denial: repair.denial_of(credentials, query), lacked: None })
+        Some(Token { asked: Asked::of_query(query)?, denial: denial_of(repair, outbound), lacked: None })
     }
 
     /// Whether the token in this answer should be asked for once more. One that lacks the same as the one before is the
     /// registry's real answer.
-    fn sign_of(&mut self, body: &[u8], upstream: &Upstream) -> Option<Sign> {
-        let lacks = self.asked.missing_in(body).filter(|lacks| !lacks.is_empty())?;
-        let repair = upstream.repair.as_deref()?;
-        let now = upstream.gate.now();
+    fn look(&mut self, body: &[u8], repair: &Repair, now: Moment) -> Finding {
+        let Some(lacks) = self.asked.missing_in(body) else { return Finding::Good };
+        if lacks.is_empty() {
+            repair.forget(self.denial);
+            return Finding::Good;
+        }
         if repair.knows(self.denial, now) {
-            return None;
+            return Finding::Real;
         }
         if self.lacked.as_ref() == Some(&lacks) {
             repair.remember(self.denial, now);
-            return None;
+            return Finding::Real;
         }
         self.lacked = Some(lacks);
-        Some(Sign::PoisonedToken)
+        Finding::Sick(Sign::PoisonedToken)
     }
 }

@@ -41,6 +41,11 @@ impl Denials {
         }
     }
 
+    /// It proved to be none.
+    pub fn forget(&mut self, denial: Denial) {
+        self.until.remove(&denial);
+    }
+
     /// Whether it proved real not long ago.
     #[must_use]
     pub fn knows(&self, denial: Denial, now: Moment) -> bool {
@@ -65,6 +70,9 @@ mod tests {
         assert!(denials.knows(denials.of(b"Basic eDp5", "repository:a:pull"), at(59)));
         assert!(!denials.knows(denials.of(b"Basic eDp6", "repository:a:pull"), at(59)));
         assert!(!denials.knows(denials.of(b"Basic eDp5", "repository:b:pull"), at(59)));
+        assert!(!denials.knows(denial, at(60)));
+        denials.remember(denial, at(60));
+        denials.forget(denial);
         assert!(!denials.knows(denial, at(60)));
     }
 

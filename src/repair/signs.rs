@@ -112,10 +112,12 @@ const fn row(status: u16, challenge: Challenge, sign: Sign) -> Row {
     Row { status, request: Request::Any, challenge, body: Body::Any, means: Some(sign) }
 }
 
-/// Whether the body of an answer with this status has to be read before it is known what it means.
+/// Whether the body of an answer with this status has to be read before it is known what it means. The challenge to a
+/// request without credentials is never touched.
 #[must_use]
-pub fn is_suspicious(status: StatusCode) -> bool {
-    TABLE.iter().any(|row| row.status == status.as_u16())
+pub fn is_suspicious(status: StatusCode, authorized: bool) -> bool {
+    let asks_for_credentials = status == StatusCode::UNAUTHORIZED && !authorized;
+    !asks_for_credentials && TABLE.iter().any(|row| row.status == status.as_u16())
 }
 
 /// What an answer is a sign of; `None` for the registry's real answer.
@@ -242,6 +244,12 @@ mod tests {
         ] {
             assert_eq!(sign(who, status, header, body), expected, "{status} {header:?} {body}");
         }
+    }
+
+    #[test]
+    fn a_plain_challenge_is_not_looked_at() {
+        assert!(is_suspicious(StatusCode::UNAUTHORIZED, true) && is_suspicious(StatusCode::BAD_GATEWAY, false));
+        assert!(!is_suspicious(StatusCode::UNAUTHORIZED, false) && !is_suspicious(StatusCode::NOT_FOUND, true));
     }
 
     #[test]

@@ -65,11 +65,12 @@ impl Cluster {
 
     /// Takes the node for the next connection from those at `candidates`, which are numbers of nodes: of those that are
     /// in, or are due to be tried, the one with the fewest connections; where all are out, the one that is due first.
-    /// `None` without candidates.
+    /// `None` when no candidate has fewer connections than `most`.
     #[must_use]
-    pub fn pick(self: &Arc<Cluster>, candidates: &[usize], now: Moment) -> Option<Berth> {
+    pub fn pick(self: &Arc<Cluster>, candidates: &[usize], most: Option<usize>, now: Moment) -> Option<Berth> {
         let mut nodes = self.lock();
-        let index = candidates.iter().copied().min_by_key(|index| nodes[*index].preference(now))?;
+        let with_room = candidates.iter().copied().filter(|index| most.is_none_or(|most| nodes[*index].open < most));
+        let index = with_room.min_by_key(|index| nodes[*index].preference(now))?;
         let node = &mut nodes[index];
         node.open += 1;
         let probes = node.out.as_mut().is_some_and(|out| !std::mem::replace(&mut out.probing, true));
@@ -133,6 +134,10 @@ impl Berth {
     #[must_use]
     pub fn failed(&self, now: Moment) -> bool {
         let node = &mut self.cluster.lock()[self.index];
+        if node.out.is_some() && !self.probes {
+            // It was dialled before it was out: one outage, however many meet it.
+            return false;
+        }
         let pause = node.out.map_or(FIRST_PAUSE, |out| (out.pause * 2).min(LONGEST_PAUSE));
         node.out.replace(Out { due: now + pause, pause, probing: false }).is_none()
     }
@@ -165,7 +170,7 @@ mod tests {
 
     fn pick(cluster: &Arc<Cluster>, now: Moment) -> Berth {
         let all: Vec<usize> = (0..cluster.origins().len()).collect();
-        cluster.pick(&all, now).unwrap()
+        cluster.pick(&all, None, now).unwrap()
     }
 
     #[test]
@@ -198,6 +203,24 @@ mod tests {
     }
 
     #[test]
+    fn an_outage_counts_once_however_many_dials_it_meets() {
+        let cluster = cluster(2);
+        let mut berths: Vec<Berth> = (0..16).map(|_| pick(&cluster, at(0))).collect();
+        let changes = berths.iter().filter(|berth| berth.index() == 0 && berth.failed(at(0))).count();
+        berths.retain(|berth| berth.index() == 1);
+        assert_eq!(changes, 1);
+        assert_eq!(pick(&cluster, at(100)).index(), 0, "the first pause is still the first");
+    }
+
+    #[test]
+    fn no_node_takes_more_than_its_own_slots() {
+        let cluster = cluster(2);
+        let berths: Vec<Berth> = (0..9).filter_map(|_| cluster.pick(&[0, 1], Some(3), at(0))).collect();
+        assert_eq!(berths.len(), 6);
+        assert_eq!(cluster.gauges().iter().map(|node| node.open).collect::<Vec<_>>(), [3, 3]);
+    }
+
+    #[test]
     fn where_all_are_out_the_one_that_is_due_first_is_tried() {
         let cluster = cluster(2);
         let (one, other) = (pick(&cluster, at(0)), pick(&cluster, at(0)));
@@ -217,6 +240,6 @@ mod tests {
 
     #[test]
     fn without_candidates_there_is_nothing_to_take() {
-        assert!(cluster(2).pick(&[], at(0)).is_none());
+        assert!(cluster(2).pick(&[], None, at(0)).is_none());
     }
 }

@@ -30,8 +30,8 @@ impl Doors {
         }
     }
 
-    /// The next one.
-    pub fn next(&mut self, now: Moment) -> Option<Door> {
+    /// The next one; `None` when no node has one of its slots left, where each has `slots_of_each`.
+    pub fn next(&mut self, slots_of_each: Option<usize>, now: Moment) -> Option<Door> {
         match self {
             Doors::Host(addresses, secure) => {
                 let address = addresses.pop_front()?;
@@ -39,7 +39,7 @@ impl Doors {
             }
             Doors::Nodes(cluster, nodes) => {
                 let left = (0..nodes.len()).filter(|index| !nodes[*index].is_empty());
-                let berth = cluster.pick(&left.collect::<Vec<_>>(), now)?;
+                let berth = cluster.pick(&left.collect::<Vec<_>>(), slots_of_each, now)?;
                 let address = nodes[berth.index()].pop_front()?;
                 let origin = berth.origin();
                 let secure = origin.secure.then(|| origin.target.host().clone());

@@ -15,6 +15,7 @@ use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
@@ -31,6 +32,9 @@ pub struct Kept {
     ending: Ending,
     slot: SlotId,
     glance: Glance,
+    /// The task that reads and writes. It ends by itself once what was written is taken; a registry that takes nothing
+    /// would keep it for ever.
+    task: AbortHandle,
     /// Whether it carried a request before.
     used: bool,
 }
@@ -77,12 +81,18 @@ impl Kept {
     ) -> Result<Kept, hyper::Error> {
         ending.in_order();
         let (sender, connection) = Builder::new().preserve_header_case(true).handshake(TokioIo::new(io)).await?;
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection to the registry ended");
             }
         });
-        Ok(Kept { sender, ending, slot, glance, used: false })
+        Ok(Kept { sender, ending, slot, glance, task: task.abort_handle(), used: false })
+    }
+
+    /// Ends it at once, whatever is under way.
+    fn cut(&self) {
+        self.ending.cut();
+        self.task.abort();
     }
 
     /// Whether it carried a request before.
@@ -143,7 +153,7 @@ impl Underway {
             match timeout(LAST_OF_REQUEST, kept.sender.ready()).await {
                 Ok(Ok(())) => gate.park(kept.slot, key, kept),
                 Ok(Err(_)) => {}
-                Err(_) => kept.ending.cut(),
+                Err(_) => kept.cut(),
             }
         });
     }
@@ -152,7 +162,7 @@ impl Underway {
 impl Drop for Underway {
     fn drop(&mut self) {
         if let Some(kept) = self.kept.take() {
-            kept.ending.cut();
+            kept.cut();
         }
     }
 }

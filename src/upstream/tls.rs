@@ -9,9 +9,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{AlertDescription, ClientConfig, RootCertStore};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -51,6 +51,9 @@ pub enum TlsError {
         /// What is wrong.
         reason: String,
     },
+    /// Nobody is trusted.
+    #[error("tls.ca_file: this system has no root certificates, and no file names any: no registry could prove itself")]
+    NoRoots,
     /// Certificate and key do not belong together, or are of an unknown kind.
     #[error("tls.client_cert_file and tls.client_key_file: {0}")]
     Client(String),
@@ -96,7 +99,11 @@ impl Tls {
         }
         // Only the handshake can give the socket back, and it does when the connection ends.
         glance.break_off();
-        handshake.await.map_err(|(_, socket)| (io::ErrorKind::TimedOut.into(), socket))
+        match handshake.await {
+            // It came to its end with bytes that were there already, but the connection is broken off.
+            Ok(stream) => Err((io::ErrorKind::TimedOut.into(), stream.into_inner().0)),
+            Err((_, socket)) => Err((io::ErrorKind::TimedOut.into(), socket)),
+        }
     }
 
     fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
@@ -121,7 +128,30 @@ fn server_name(host: &Host) -> Result<ServerName<'static>, TlsError> {
 /// Whether a handshake failed for good: the same would come of another one.
 #[must_use]
 pub fn is_final(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
+    if error.kind() == io::ErrorKind::InvalidInput {
+        return true;
+    }
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(
+        cause,
+        Some(
+            rustls::Error::InvalidCertificate(_)
+                | rustls::Error::NoCertificatesPresented
+                | rustls::Error::UnsupportedNameType
+                | rustls::Error::AlertReceived(
+                    AlertDescription::BadCertificate
+                        | AlertDescription::UnsupportedCertificate
+                        | AlertDescription::CertificateRevoked
+                        | AlertDescription::CertificateExpired
+                        | AlertDescription::CertificateUnknown
+                        | AlertDescription::CertificateRequired
+                        | AlertDescription::UnknownCA
+                        | AlertDescription::AccessDenied
+                        | AlertDescription::ProtocolVersion
+                        | AlertDescription::UnrecognisedName
+                )
+        )
+    )
 }
 
 fn build(terms: &TlsTerms) -> Result<ClientConfig, TlsError> {
@@ -147,7 +177,7 @@ fn build(terms: &TlsTerms) -> Result<ClientConfig, TlsError> {
     Ok(config)
 }
 
-/// The system's roots, and those of `ca_file`. A system without any is fine as long as there is a `ca_file`.
+/// The system's roots, and those of `ca_file`: at least one of all.
 fn roots(terms: &TlsTerms) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
@@ -157,8 +187,11 @@ fn roots(terms: &TlsTerms) -> Result<RootCertStore, TlsError> {
     roots.add_parsable_certificates(system.certs);
     if let Some(path) = &terms.ca_file {
         for certificate in certificates("tls.ca_file", path)? {
-            roots.add(certificate).map_err(|error| unreadable("tls.ca_file", path, &error))?;
+            roots.add(certificate).map_err(|error| unreadable("tls.ca_file", path, error.to_string()))?;
         }
+    }
+    if roots.is_empty() {
+        return Err(TlsError::NoRoots);
     }
     Ok(roots)
 }
@@ -166,18 +199,27 @@ fn roots(terms: &TlsTerms) -> Result<RootCertStore, TlsError> {
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
-        Ok(found) if found.is_empty() => Err(unreadable(key, path, &"there is no certificate in it")),
+        Ok(found) if found.is_empty() => Err(unreadable(key, path, "there is no certificate in it".to_owned())),
         Ok(found) => Ok(found),
-        Err(error) => Err(unreadable(key, path, &error)),
+        Err(error) => Err(unreadable(key, path, in_our_words(&error))),
     }
 }
 
 fn private_key(key: &'static str, path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| unreadable(key, path, &error))
+    PrivateKeyDer::from_pem_file(path).map_err(|error| unreadable(key, path, in_our_words(&error)))
 }
 
-fn unreadable(key: &'static str, path: &Path, reason: &dyn fmt::Display) -> TlsError {
-    TlsError::File { key, path: path.to_owned(), reason: reason.to_string() }
+/// The library's own words may quote the file, and with it the key.
+fn in_our_words(error: &pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) => error.to_string(),
+        pem::Error::NoItemsFound => "there is nothing of the kind in it".to_owned(),
+        _ => "it is not in PEM: BEGIN and END lines of their own, and base64 between them".to_owned(),
+    }
+}
+
+fn unreadable(key: &'static str, path: &Path, reason: String) -> TlsError {
+    TlsError::File { key, path: path.to_owned(), reason }
 }
 
 #[cfg(test)]
@@ -208,6 +250,22 @@ mod tests {
         std::fs::write(&certificate, certified.cert.pem()).unwrap();
         let shown = error(TlsTerms { client: Some((certificate, empty)), ..TlsTerms::default() });
         assert!(shown.starts_with("tls.client_key_file: ") && !shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
+    fn no_byte_of_a_key_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = rcgen::generate_simple_self_signed(["one".to_owned()]).unwrap();
+        let certificate = folder.path().join("one.pem");
+        std::fs::write(&certificate, one.cert.pem()).unwrap();
+        let pem = one.signing_key.serialize_pem();
+        for broken in [pem.replace('\n', " "), pem.replace("-----END", "-----ENT"), pem[..90].to_owned()] {
+            let key = folder.path().join("one.key");
+            std::fs::write(&key, &broken).unwrap();
+            let shown = error(TlsTerms { client: Some((certificate.clone(), key)), ..TlsTerms::default() });
+            let secret = &pem.lines().nth(1).unwrap()[..12];
+            assert!(!shown.contains(secret) && !shown.contains("80, 82"), "{shown}");
+        }
     }
 
     #[test]
