@@ -459,6 +459,13 @@ impl Upstream {
         }
     }
 
+    /// Whether a kept connection should be given up for a new one, because its node has many and another one few.
+    #[must_use]
+    pub fn is_due_to_move(&self, kept: &Kept, way: &Way) -> bool {
+        let (Some(cluster), Some(node)) = (&way.cluster, kept.node()) else { return false };
+        cluster.is_due_to_move(node, self.gate.now())
+    }
+
     /// The addresses that may be dialled; at least one.
     async fn doors(&self, trip: &Trip, requester: &impl Requester) -> Result<Doors, Failure> {
         let Way { target, secure, pinned, listed_host, cluster } = &trip.way;
@@ -481,13 +488,16 @@ impl Upstream {
     ) -> Result<Doors, Failure> {
         let mut nodes = Vec::new();
         let mut lost = None;
-        for origin in cluster.origins() {
+        for (index, origin) in cluster.origins().iter().enumerate() {
             // One name that nobody answers for must not keep the others waiting.
             let patience = trip.deadline.min(self.gate.now() + NODE_LOOKUP);
             let found = self.resolve(&origin.target, true, patience, requester).await;
             let addresses = match found {
                 Err(failure @ (Failure::ClientLeft | Failure::Draining)) => return Err(failure),
                 Err(failure) => {
+                    if cluster.is_lost(index, self.gate.now()) {
+                        self.nodes_changed(&trip.way);
+                    }
                     lost = Some(failure);
                     Vec::new()
                 }

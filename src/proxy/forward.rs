@@ -32,6 +32,7 @@ use super::tunnel::{self, NoTunnel, Tunnel};
 use super::{Entry, Proxy};
 use crate::admission::Party;
 use crate::metrics::{OTHER_HOSTS, Reason};
+use crate::upstream::http::BUFFER;
 use crate::upstream::{Patience, Upstream, Way};
 
 /// How long a client's connection may lie idle, or take to send a further head.
@@ -46,6 +47,7 @@ pub async fn serve(proxy: Arc<Proxy>, entry: Entry, client: Arc<Client>, replay:
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_CLIENT)
         .half_close(true)
+        .max_buf_size(BUFFER)
         .preserve_header_case(true)
         .serve_connection(io, service)
         .with_upgrades();

@@ -188,10 +188,15 @@ impl Outbound {
         client: &impl Requester,
         careful: bool,
     ) -> Result<Kept, Failure> {
+        let mut reuse = Some(&self.key);
         loop {
-            match upstream.reach(trip, Some(&self.key), client).await? {
+            match upstream.reach(trip, reuse, client).await? {
                 Reached::New(socket) => return Kept::start(socket).await.map_err(Failure::Died),
                 Reached::Secured(stream) => return Kept::start_secured(*stream).await.map_err(Failure::Died),
+                Reached::Kept(kept) if upstream.is_due_to_move(&kept, &trip.way) => {
+                    reuse = None;
+                    drop(kept);
+                }
                 Reached::Kept(kept) if !careful || kept.is_fresh() => return Ok(kept),
                 Reached::Kept(stale) => drop(stale),
             }

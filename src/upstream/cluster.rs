@@ -1,7 +1,9 @@
 //! The nodes of one registry: which of them the next connection goes to.
 //!
 //! The one with the fewest open connections is taken. One that takes no connections is left out, and tried again with
-//! growing pauses, one connection at a time. Slots bound all of them together; that is the gate's work.
+//! growing pauses, one connection at a time. Kept connections move, few at a time, to a node that has fewer: without that,
+//! one that comes back would get none as long as the others' are reused. Slots bound all of them together; that is the
+//! gate's work.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,11 +17,16 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// The pause between two connections that move from one node to another: a move costs a dial and a handshake.
+const MOVE_PAUSE: Duration = Duration::from_millis(100);
+
 /// The nodes, in the order of the config.
 #[derive(Debug)]
 pub struct Cluster {
     origins: Vec<Origin>,
     nodes: Mutex<Vec<Node>>,
+    /// When the next connection may move.
+    next_move: Mutex<Moment>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -54,7 +61,7 @@ impl Cluster {
     #[must_use]
     pub fn new(origins: Vec<Origin>) -> Arc<Cluster> {
         let nodes = Mutex::new(vec![Node::default(); origins.len()]);
-        Arc::new(Cluster { origins, nodes })
+        Arc::new(Cluster { origins, nodes, next_move: Mutex::default() })
     }
 
     /// The nodes, in the order of the config.
@@ -75,6 +82,30 @@ impl Cluster {
         node.open += 1;
         let probes = node.out.as_mut().is_some_and(|out| !std::mem::replace(&mut out.probing, true));
         Some(Berth { cluster: self.clone(), index, probes })
+    }
+
+    /// Whether a kept connection to this node should be given up for a new one, because another node has fewer even with
+    /// one more. `true` at most once in a while.
+    #[must_use]
+    pub fn is_due_to_move(&self, index: usize, now: Moment) -> bool {
+        let nodes = self.lock();
+        let fewest = nodes.iter().filter(|node| node.may_be_dialled(now)).map(|node| node.open).min();
+        if fewest.is_none_or(|fewest| nodes[index].open < fewest + 2) {
+            return false;
+        }
+        let mut next = self.next_move.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = *next <= now;
+        if is_due {
+            *next = now + MOVE_PAUSE;
+        }
+        is_due
+    }
+
+    /// The name of this node cannot be resolved: it is left out. Tells whether it was in until now.
+    #[must_use]
+    pub fn is_lost(&self, index: usize, now: Moment) -> bool {
+        let node = &mut self.lock()[index];
+        node.may_be_dialled(now) && node.leave_out(now)
     }
 
     /// How many nodes are in.
@@ -104,10 +135,20 @@ impl Node {
     /// The least is the best: those that are in or due to be tried, by their connections; then by when they are due.
     fn preference(&self, now: Moment) -> (bool, Moment, usize) {
         match self.out {
-            None => (false, Moment::default(), self.open),
-            Some(out) if out.due <= now && !out.probing => (false, Moment::default(), self.open),
-            Some(out) => (true, out.due, self.open),
+            Some(out) if !self.may_be_dialled(now) => (true, out.due, self.open),
+            _ => (false, Moment::default(), self.open),
         }
+    }
+
+    /// Whether it is in, or due to be tried.
+    fn may_be_dialled(&self, now: Moment) -> bool {
+        self.out.is_none_or(|out| out.due <= now && !out.probing)
+    }
+
+    /// Leaves it out, longer each time. Tells whether it was in until now.
+    fn leave_out(&mut self, now: Moment) -> bool {
+        let pause = self.out.map_or(FIRST_PAUSE, |out| (out.pause * 2).min(LONGEST_PAUSE));
+        self.out.replace(Out { due: now + pause, pause, probing: false }).is_none()
     }
 }
 
@@ -134,12 +175,8 @@ impl Berth {
     #[must_use]
     pub fn failed(&self, now: Moment) -> bool {
         let node = &mut self.cluster.lock()[self.index];
-        if node.out.is_some() && !self.probes {
-            // It was dialled before it was out: one outage, however many meet it.
-            return false;
-        }
-        let pause = node.out.map_or(FIRST_PAUSE, |out| (out.pause * 2).min(LONGEST_PAUSE));
-        node.out.replace(Out { due: now + pause, pause, probing: false }).is_none()
+        // One outage, however many meet it that were dialled before.
+        (node.out.is_none() || self.probes) && node.leave_out(now)
     }
 }
 
@@ -236,6 +273,40 @@ mod tests {
         let _ = pick(&cluster, at(0)).failed(at(0));
         drop(pick(&cluster, at(100)));
         assert_eq!(pick(&cluster, at(100)).index(), 0);
+    }
+
+    #[test]
+    fn kept_connections_move_to_a_node_that_comes_back_one_at_a_time_until_all_are_even() {
+        let cluster = cluster(3);
+        let first = pick(&cluster, at(0));
+        assert!(first.failed(at(0)));
+        drop(first);
+        let mut berths: Vec<Berth> = (0..6).map(|_| pick(&cluster, at(0))).collect();
+        assert!(!cluster.is_due_to_move(1, at(99)), "there is no better place");
+        let mut moves = 0;
+        for step in 1..100 {
+            let now = at(step * 100);
+            let Some(leaves) = berths.iter().position(|berth| cluster.is_due_to_move(berth.index(), now)) else {
+                break;
+            };
+            assert!(!berths.iter().any(|berth| cluster.is_due_to_move(berth.index(), now)), "one at a time");
+            drop(berths.remove(leaves));
+            berths.push(pick(&cluster, now));
+            let _ = berths.last().unwrap().stands();
+            moves += 1;
+        }
+        assert_eq!(moves, 2);
+        assert_eq!(cluster.gauges().iter().map(|node| node.open).collect::<Vec<_>>(), [2, 2, 2]);
+    }
+
+    #[test]
+    fn nothing_moves_to_a_node_whose_name_is_lost() {
+        let cluster = cluster(2);
+        assert!(cluster.is_lost(0, at(0)));
+        let _berths: Vec<Berth> = (0..4).map(|_| pick(&cluster, at(0))).collect();
+        assert!(!cluster.is_lost(0, at(50)), "its pause does not grow by each who asks");
+        assert!(!cluster.is_due_to_move(1, at(99)));
+        assert!(cluster.is_due_to_move(1, at(100)), "it is tried again");
     }
 
     #[test]

@@ -19,11 +19,16 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
+use super::cluster::Berth;
 use super::socket::{Ending, Glance, Socket};
 use crate::admission::{Gate, ReuseKey, SlotId};
 
 /// How long the rest of a request may take after its answer was read to the end.
 const LAST_OF_REQUEST: Duration = Duration::from_secs(1);
+
+/// The most that is buffered of a body on each side of it, and the longest head. hyper would take six times as much for a
+/// body that flows, and memory would follow the number of downloads.
+pub const BUFFER: usize = 64 * 1024;
 
 /// A connection on which a request can be sent. Dropping it closes the connection.
 #[derive(Debug)]
@@ -35,6 +40,8 @@ pub struct Kept {
     /// The task that reads and writes. It ends by itself once what was written is taken; a registry that takes nothing
     /// would keep it for ever.
     task: AbortHandle,
+    /// The number of its node, where the registry has several.
+    node: Option<usize>,
     /// Whether it carried a request before.
     used: bool,
 }
@@ -59,8 +66,8 @@ impl Kept {
     /// # Errors
     /// When hyper refuses the connection; it does not at present.
     pub async fn start(socket: Socket) -> Result<Kept, hyper::Error> {
-        let (ending, slot, glance) = (socket.ending(), socket.slot(), socket.glance());
-        Kept::start_on(socket, ending, slot, glance).await
+        let handles = Handles::of(&socket);
+        Kept::start_on(socket, handles).await
     }
 
     /// The same inside TLS.
@@ -68,31 +75,35 @@ impl Kept {
     /// # Errors
     /// As [`Kept::start`].
     pub async fn start_secured(stream: TlsStream<Socket>) -> Result<Kept, hyper::Error> {
-        let socket = stream.get_ref().0;
-        let (ending, slot, glance) = (socket.ending(), socket.slot(), socket.glance());
-        Kept::start_on(stream, ending, slot, glance).await
+        let handles = Handles::of(stream.get_ref().0);
+        Kept::start_on(stream, handles).await
     }
 
     async fn start_on(
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        ending: Ending,
-        slot: SlotId,
-        glance: Glance,
+        Handles { ending, slot, glance, node }: Handles,
     ) -> Result<Kept, hyper::Error> {
         ending.in_order();
-        let (sender, connection) = Builder::new().preserve_header_case(true).handshake(TokioIo::new(io)).await?;
+        let (sender, connection) =
+            Builder::new().max_buf_size(BUFFER).preserve_header_case(true).handshake(TokioIo::new(io)).await?;
         let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection to the registry ended");
             }
         });
-        Ok(Kept { sender, ending, slot, glance, task: task.abort_handle(), used: false })
+        Ok(Kept { sender, ending, slot, glance, node, task: task.abort_handle(), used: false })
     }
 
     /// Ends it at once, whatever is under way.
     fn cut(&self) {
         self.ending.cut();
         self.task.abort();
+    }
+
+    /// The number of its node, where the registry has several.
+    #[must_use]
+    pub fn node(&self) -> Option<usize> {
+        self.node
     }
 
     /// Whether it carried a request before.
@@ -127,6 +138,25 @@ impl Kept {
                 // A registry that closes each new connection at once must not be dialled over and over.
                 Some(_) | None => SendError::Died { cause: failed.into_error(), was_kept },
             }),
+        }
+    }
+}
+
+/// What is kept of a socket that hyper takes.
+struct Handles {
+    ending: Ending,
+    slot: SlotId,
+    glance: Glance,
+    node: Option<usize>,
+}
+
+impl Handles {
+    fn of(socket: &Socket) -> Handles {
+        Handles {
+            ending: socket.ending(),
+            slot: socket.slot(),
+            glance: socket.glance(),
+            node: socket.berth().map(Berth::index),
         }
     }
 }

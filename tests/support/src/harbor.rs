@@ -158,7 +158,8 @@ impl State {
     }
 }
 
-fn ill(illness: Illness, head: &Head) -> Vec<u8> {
+/// The answer of a Harbor that is ill.
+pub(crate) fn ill(illness: Illness, head: &Head) -> Vec<u8> {
     match illness {
         Illness::DatabaseError => {
             let body =
@@ -246,7 +247,7 @@ fn allows(credentials: &str, repository: &str) -> bool {
     payload["access"][0]["name"] == repository && payload["access"][0]["actions"][0] == "pull"
 }
 
-fn answer(head: &Head, status: &str, headers: &[&str], body: &str) -> Vec<u8> {
+pub(crate) fn answer(head: &Head, status: &str, headers: &[&str], body: &str) -> Vec<u8> {
     answer_bytes(head, status, headers, body.as_bytes())
 }
 

@@ -34,4 +34,4 @@ pub use puller::{Load, Puller, Reclaims};
 pub use random::Random;
 pub use sidecar::{KEEP_TUNNELS, Sidecar, Signal, config};
 pub use storm::{Cuts, Progress, Storm, Tally, Way};
-pub use stub::{StubBuilder, StubConnection, StubRegistry, blob_of, manifest_of};
+pub use stub::{StubBuilder, StubConnection, StubRegistry, blob_of, digest_of, manifest_of};

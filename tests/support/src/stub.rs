@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
-pub use content::{blob_of, manifest_of};
+pub use content::{blob_of, digest_of, manifest_of};
 pub use count::StubConnection;
 
 use count::Count;

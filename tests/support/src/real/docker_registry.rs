@@ -5,11 +5,13 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
 
 use super::program::{Program, find_program};
+use super::token_service::{ISSUER, SERVICE};
 
 /// What the registry's log says once it is ready, before the address.
 const LISTENING: &str = "listening on ";
@@ -31,17 +33,35 @@ impl DockerRegistry {
         Self::start_on(Ipv4Addr::LOCALHOST.into())
     }
 
+    /// Starts a registry that serves nobody without a token from `realm`, signed by the key of `certificate`.
+    ///
+    /// # Panics
+    /// When it does not come up; the message holds its log.
+    #[must_use]
+    pub fn start_guarded(realm: &str, certificate: &Path) -> Self {
+        let auth = format!(
+            "auth:\n  token:\n    realm: \"{realm}\"\n    service: {SERVICE}\n    issuer: {ISSUER}\n    \
+             rootcertbundle: \"{}\"\n",
+            certificate.display()
+        );
+        Self::start_with(Ipv4Addr::LOCALHOST.into(), &auth)
+    }
+
     /// Starts a registry on a free port of `ip`.
     ///
     /// # Panics
     /// When it does not come up; the message holds its log.
     #[must_use]
     pub fn start_on(ip: IpAddr) -> Self {
+        Self::start_with(ip, "")
+    }
+
+    fn start_with(ip: IpAddr, more: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let config = folder.path().join("config.yml");
         let data = folder.path().join("data");
         let text = config_text(&data.display().to_string(), SocketAddr::new(ip, 0));
-        fs::write(&config, text).expect("the folder is ours");
+        fs::write(&config, text + more).expect("the folder is ours");
         let mut program = Program::start(
             Command::new(find_program("docker-registry")).arg("serve").arg(&config),
             folder.path().join("log"),

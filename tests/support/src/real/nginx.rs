@@ -1,17 +1,19 @@
 //! The TLS front of a registry, with the settings of Harbor's own nginx.
 //!
 //! One process (no master), so that ending it by its id ends all of it, and no user but the one who runs the
-//! tests. nginx cannot pick a port itself: when the one we found free is taken meanwhile, another is tried.
+//! tests; only a node that is to be stopped in order has a master and a worker. nginx cannot pick a port itself: when
+//! the one we found free is taken meanwhile, another is tried.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::certificates::Certificates;
-use super::program::{NotUp, Program, find_program};
+use super::program::{NotUp, Program, find_program, signal_process};
 
 /// How many ports are tried before giving up.
 const ATTEMPTS: usize = 5;
@@ -100,6 +102,17 @@ pub struct Nginx {
     folder: TempDir,
 }
 
+/// What an nginx is in front of.
+#[derive(Clone, Copy)]
+struct Front<'a> {
+    /// Where the requests below each path go, by plain HTTP.
+    routes: &'a [(&'a str, SocketAddr)],
+    server_name: &'a str,
+    settings: NginxSettings,
+    /// Whether a master has a worker, as an installed nginx has, or one process does it all.
+    has_worker: bool,
+}
+
 impl Nginx {
     /// Starts HTTPS for `server_name` on a free port of 127.0.0.1, in front of plain HTTP on `upstream`.
     ///
@@ -116,14 +129,90 @@ impl Nginx {
     /// When it does not come up; the message holds its log.
     #[must_use]
     pub fn with(upstream: SocketAddr, server_name: &str, settings: NginxSettings) -> Self {
+        let routes = [("/", upstream)];
+        Self::on_free_port(Front { routes: &routes, server_name, settings, has_worker: false })
+    }
+
+    /// The same with a master and a worker, which can be stopped in order and started again: one node of a cluster.
+    ///
+    /// # Panics
+    /// As [`Nginx::tls`].
+    #[must_use]
+    pub fn node(upstream: SocketAddr, server_name: &str, version: TlsVersion) -> Self {
+        let routes = [("/", upstream)];
+        Self::on_free_port(Front {
+            routes: &routes,
+            server_name,
+            settings: NginxSettings::harbor(version),
+            has_worker: true,
+        })
+    }
+
+    /// HTTPS on exactly this address, with Harbor's routes: tokens from one service, all else from the registry. `None`
+    /// when the address is taken.
+    ///
+    /// # Panics
+    /// When it does not come up for another reason; the message holds its log.
+    #[must_use]
+    pub fn harbor(address: SocketAddr, registry: SocketAddr, tokens: SocketAddr, server_name: &str) -> Option<Self> {
+        let routes = [("/service/token", tokens), ("/", registry)];
+        Self::at(
+            address,
+            Front {
+                routes: &routes,
+                server_name,
+                settings: NginxSettings::harbor(TlsVersion::V1_2),
+                has_worker: false,
+            },
+        )
+    }
+
+    /// On a port that is free now, again on another when that was taken meanwhile.
+    fn on_free_port(front: Front) -> Self {
+        (0..ATTEMPTS)
+            .find_map(|_| Self::at(free_address(), front))
+            .unwrap_or_else(|| panic!("nginx found no free port in {ATTEMPTS} attempts"))
+    }
+
+    fn at(address: SocketAddr, front: Front) -> Option<Self> {
         let folder = TempDir::new().expect("a temporary folder");
         let trusted = folder.path().join("trusted");
         fs::create_dir(&trusted).expect("the folder is ours");
-        let certificates = Certificates::make(folder.path(), server_name);
+        let certificates = Certificates::make(folder.path(), front.server_name);
         fs::copy(&certificates.authority, trusted.join("ca.crt")).expect("openssl has made it");
-        let (program, address) =
-            start(folder.path(), |address| config_text(address, upstream, server_name, settings, &certificates));
-        Self { address, certificates, program, folder }
+        let config = config_text(address, front, &certificates);
+        fs::write(folder.path().join("nginx.conf"), config).expect("the folder is ours");
+        match start(folder.path(), address) {
+            Ok(program) => Some(Self { address, certificates, program, folder }),
+            Err(NotUp::Ended(_, log)) if log.contains("Address already in use") => None,
+            Err(reason) => panic!("nginx is not up: {reason}"),
+        }
+    }
+
+    /// Asks a node to stop in order (`-s quit`): it listens no more, ends idle connections, and answers what it has
+    /// begun.
+    pub fn quit(&mut self) {
+        self.program.signal(Signal::QUIT);
+    }
+
+    /// Kills a node on the spot: master and worker, whatever they are doing.
+    pub fn kill(&mut self) {
+        let workers = self.program.children();
+        self.program.signal(Signal::KILL);
+        self.program.await_end();
+        for worker in workers {
+            signal_process(worker, Signal::KILL);
+        }
+    }
+
+    /// Waits until a node that was asked to has ended, and starts it again at its address.
+    ///
+    /// # Panics
+    /// When it does not end, or does not come up.
+    pub fn restart(&mut self) {
+        self.program.await_end();
+        self.program =
+            start(self.folder.path(), self.address).unwrap_or_else(|reason| panic!("nginx is not up again: {reason}"));
     }
 
     /// Where it speaks HTTPS.
@@ -160,45 +249,40 @@ impl Nginx {
     }
 }
 
-/// Starts nginx on a port that is free now, again on another when that was taken meanwhile.
-fn start(folder: &Path, config: impl Fn(SocketAddr) -> String) -> (Program, SocketAddr) {
-    let mut last = None;
-    for _ in 0..ATTEMPTS {
-        let address = free_address();
-        fs::write(folder.join("nginx.conf"), config(address)).expect("the folder is ours");
-        let mut program = Program::start(
-            Command::new(find_program("nginx")).args(["-e", "stderr", "-c", "nginx.conf", "-p"]).arg(folder),
-            folder.join("log"),
-        );
-        match program.await_listening(address) {
-            Ok(()) => return (program, address),
-            Err(NotUp::Ended(_, log)) if log.contains("Address already in use") => last = Some(log),
-            Err(reason) => panic!("nginx is not up: {reason}"),
-        }
+/// A node's worker would outlive its master.
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        self.kill();
     }
-    panic!("nginx found no free port in {ATTEMPTS} attempts: {last:?}")
+}
+
+/// Starts the nginx that is set up in this folder.
+fn start(folder: &Path, address: SocketAddr) -> Result<Program, NotUp> {
+    let mut command = Command::new(find_program("nginx"));
+    let mut program =
+        Program::start(command.args(["-e", "stderr", "-c", "nginx.conf", "-p"]).arg(folder), folder.join("log"));
+    program.await_listening(address)?;
+    Ok(program)
 }
 
 /// A loopback address that nobody listens on at this moment.
-fn free_address() -> SocketAddr {
+pub(super) fn free_address() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
         .expect("a free loopback port")
 }
 
-fn config_text(
-    address: SocketAddr,
-    upstream: SocketAddr,
-    server_name: &str,
-    settings: NginxSettings,
-    certificates: &Certificates,
-) -> String {
+fn config_text(address: SocketAddr, front: Front, certificates: &Certificates) -> String {
+    let Front { routes, server_name, settings, has_worker } = front;
     let directives = settings.directives(&certificates.authority);
+    let locations: String = routes.iter().map(|(path, upstream)| location(path, *upstream)).collect();
+    // A worker started by root would become somebody who may not read our folder.
+    let processes = if has_worker { "user root;\nworker_processes 1;" } else { "master_process off;" };
     let certificate = certificates.server.display();
     let key = certificates.server_key.display();
     format!(
         r#"daemon off;
-master_process off;
+{processes}
 pid nginx.pid;
 error_log stderr warn;
 events {{ worker_connections 2048; }}
@@ -219,7 +303,16 @@ http {{
         keepalive_timeout 75s;
         client_max_body_size 0;
         chunked_transfer_encoding on;
-        location / {{
+{locations}    }}
+}}
+"#
+    )
+}
+
+/// One route, with the settings of Harbor's own template.
+fn location(path: &str, upstream: SocketAddr) -> String {
+    format!(
+        r"        location {path} {{
             proxy_pass http://{upstream};
             proxy_http_version 1.1;
             proxy_set_header Host $http_host;
@@ -227,8 +320,6 @@ http {{
             proxy_read_timeout 900s;
             proxy_send_timeout 900s;
         }}
-    }}
-}}
-"#
+"
     )
 }

@@ -8,9 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use crate::Random;
+use crate::{Random, digest_of};
 
 const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
@@ -106,10 +105,6 @@ fn config_of(layers: &[Value]) -> Value {
 
 fn text(value: &Value) -> Vec<u8> {
     value.to_string().into_bytes()
-}
-
-fn digest_of(bytes: &[u8]) -> String {
-    format!("sha256:{:x}", Sha256::digest(bytes))
 }
 
 /// A tar archive with one file of noise, other noise for each `index`.

@@ -9,6 +9,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// How long a server may take until it listens: generous, the machine may be busy with a build.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause between two looks at a server that is starting.
@@ -71,9 +73,9 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Starts `command` with both outputs in the file `log`.
+    /// Starts `command` with both outputs at the end of the file `log`.
     pub(super) fn start(command: &mut Command, log: PathBuf) -> Self {
-        let file = File::create(&log).expect("the log lies in a temporary folder");
+        let file = File::options().create(true).append(true).open(&log).expect("the log lies in a temporary folder");
         let same_file = file.try_clone().expect("a file handle can be doubled");
         let child = command
             .stdin(Stdio::null())
@@ -106,9 +108,45 @@ impl Program {
         }
     }
 
+    /// Its process id.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The processes that it has started and that still live.
+    pub(super) fn children(&self) -> Vec<u32> {
+        let path = format!("/proc/{0}/task/{0}/children", self.id());
+        let list = fs::read_to_string(path).unwrap_or_default();
+        list.split_whitespace().filter_map(|id| id.parse().ok()).collect()
+    }
+
+    /// Sends it a signal; nothing happens where it has ended.
+    pub(super) fn signal(&mut self, signal: Signal) {
+        if let Ok(None) = self.child.try_wait() {
+            signal_process(self.id(), signal);
+        }
+    }
+
+    /// Waits until it has ended.
+    pub(super) fn await_end(&mut self) {
+        let started = Instant::now();
+        while let Ok(None) = self.child.try_wait() {
+            assert!(started.elapsed() < START_TIMEOUT, "it does not end:\n{}", self.log());
+            thread::sleep(PAUSE);
+        }
+    }
+
     /// Waits until somebody listens on `address`.
     pub(super) fn await_listening(&mut self, address: SocketAddr) -> Result<(), NotUp> {
         self.await_start(|_| TcpStream::connect(address).ok().map(drop))
+    }
+}
+
+/// Sends a signal to a process, if it is still there.
+pub(super) fn signal_process(id: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(id).ok().and_then(Pid::from_raw) {
+        // It may have ended meanwhile, and then nothing is to be done.
+        let _ = kill_process(pid, signal);
     }
 }
 

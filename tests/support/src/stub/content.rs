@@ -48,8 +48,9 @@ pub fn manifest_of(name: &str, blob_size: usize) -> Bytes {
     Bytes::from(manifest.to_string())
 }
 
-/// `sha256:` and the digest in hex.
-pub(super) fn digest_of(bytes: &[u8]) -> String {
+/// The digest of these bytes: `sha256:` and hex.
+#[must_use]
+pub fn digest_of(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
     format!("sha256:{digest:x}")
 }

@@ -1,0 +1,231 @@
+//! Real pullers at the mirror of a registry as Harbor is one: TLS by nginx, HTTP/1.1, tokens from a service that fails.
+//!
+//! skopeo, podman and containerd speak plain HTTP to the mirror, and know nothing of TLS: what they get must be what the
+//! registry holds, byte for byte.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use roadstead_test_support::real::{Containerd, GuardedRegistry, OciImage, Podman, find_program, not_run};
+use roadstead_test_support::{Illness, PASSWORD, Sidecar, SocketWatch, USER, config, eventually};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+const SLOTS: usize = 2;
+const LAYERS: u64 = 4;
+const LAYER_BYTES: usize = 2 << 20;
+/// Layers, config and manifest.
+const BLOBS: usize = 6;
+/// The name that the registry's certificate has, and that nobody can resolve.
+const NAME: &str = "registry.test";
+/// A copy of 8 MiB that takes longer has stalled.
+const STALLED: Duration = Duration::from_secs(120);
+
+/// An image goes to the registry and comes back through the mirror. Every request passes it, those for tokens and those
+/// to the address of an upload too, on no more than two connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn skopeo_pushes_and_pulls_with_tokens_through_the_mirror() {
+    let stage = Stage::set().await;
+    let watch = SocketWatch::start(stage.registry.address());
+    stage.push().await;
+    let pulled = stage.folder.path().join("pulled");
+    let back = ["--src-tls-verify=false"];
+    stage.pull_from(&stage.mirrored(), &back, &pulled).await.unwrap();
+    let peak = watch.stop();
+
+    stage.assert_same(&OciImage::blobs_in(&pulled));
+    assert!((1..=SLOTS).contains(&peak.most), "{peak:?}");
+    let finished = stage.sidecar.finished();
+    let through = |what: &str| finished.iter().filter(|line| text(line, "target").contains(what)).count();
+    // One to push and one to pull, at least; each blob but the manifest is started, filled and ended.
+    assert!(through("/service/token") >= 2, "{finished:#?}");
+    assert!(through("/blobs/uploads/") >= 3 * (BLOBS - 1), "{finished:#?}");
+    stage.all_passed_the_mirror().await;
+}
+
+/// Each failure of a token service, as Harbor's fails: a pull without the mirror fails by it, and a pull through the
+/// mirror does not notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_service_that_fails_is_not_noticed_at_the_mirror() {
+    let stage = Stage::set().await;
+    stage.push().await;
+    let direct = format!("docker://{}/team/image:latest", stage.registry.address());
+    let trusted = stage.registry.trusted_folder().display().to_string();
+    let tokens = &stage.registry.tokens;
+    let illnesses =
+        [Illness::PoisonedToken, Illness::InternalError, Illness::BadGateway, Illness::DatabaseError, Illness::Reset];
+    for illness in illnesses {
+        let pulled = stage.folder.path().join(format!("{illness:?}"));
+        let before = tokens.struck();
+        tokens.fall_ill(illness);
+        let without = stage.pull_from(&direct, &["--src-cert-dir", &trusted], &pulled.join("direct")).await;
+        assert!(without.is_err(), "{illness:?}: a pull without the mirror did not fail");
+        assert!(tokens.struck() > before, "{illness:?} did not strike");
+
+        let before = tokens.struck();
+        tokens.fall_ill(illness);
+        let with = stage.pull_from(&stage.mirrored(), &["--src-tls-verify=false"], &pulled.join("mirrored")).await;
+        assert_eq!(with, Ok(()), "{illness:?}\n{}", stage.sidecar.log_text());
+        assert!(tokens.struck() > before, "{illness:?} did not strike");
+        stage.assert_same(&OciImage::blobs_in(&pulled.join("mirrored")));
+    }
+    let metrics = stage.sidecar.metrics().await;
+    let repaired = metrics.count("roadstead_repaired_total", &[("registry", "stub")]);
+    assert_eq!(repaired, illnesses.len() as u64, "one token of each pull was repaired");
+}
+
+/// podman takes the mirror from registries.conf. The registry's own name leads nowhere, so it was the mirror or nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn podman_pulls_by_registries_conf() {
+    let stage = Stage::set().await;
+    stage.push().await;
+    let podman = match Podman::with_mirror(NAME, &stage.mirror.to_string(), &credentials()) {
+        Ok(podman) => podman,
+        Err(cause) => return not_run(&cause),
+    };
+    let image = format!("{NAME}/team/image:latest");
+    let saved = stage.folder.path().join("saved");
+    tokio::task::block_in_place(|| {
+        podman.pull(&image).unwrap();
+        podman.save(&image, &saved).unwrap();
+    });
+    stage.all_passed_the_mirror().await;
+    // podman writes a manifest of its own; layers and config are the image.
+    let sent = OciImage::blobs_in(stage.image.folder());
+    let (_manifest, image) = stage.image.digests().split_last().unwrap();
+    assert_eq!(image.len(), BLOBS - 1);
+    for digest in image {
+        let received = std::fs::read(saved.join(digest.trim_start_matches("sha256:"))).unwrap();
+        assert!(received == sent[digest], "{digest} is not what was pushed");
+    }
+}
+
+/// containerd takes the mirror from hosts.toml.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containerd_pulls_by_hosts_toml() {
+    let stage = Stage::set().await;
+    stage.push().await;
+    let containerd = match tokio::task::block_in_place(Containerd::start) {
+        Ok(containerd) => containerd,
+        Err(cause) => return not_run(&cause),
+    };
+    let hosts = containerd.hosts_folder(NAME, &format!("http://{}", stage.mirror)).display().to_string();
+    let blobs = tokio::task::block_in_place(|| {
+        let options = ["--hosts-dir", &hosts, "--user", &credentials()];
+        containerd.pull(&options, &format!("{NAME}/team/image:latest")).unwrap();
+        let blob = |digest: &String| (digest.clone(), containerd.blob(digest).unwrap());
+        stage.image.digests().iter().map(blob).collect()
+    });
+    stage.assert_same(&blobs);
+    stage.all_passed_the_mirror().await;
+    let served = stage.registry.log().lines().filter(|line| line.contains("?ns=registry.test")).count();
+    assert!(served >= BLOBS, "{}", stage.registry.log());
+}
+
+fn credentials() -> String {
+    format!("{USER}:{PASSWORD}")
+}
+
+fn text<'a>(line: &'a Value, key: &str) -> &'a str {
+    line[key].as_str().unwrap_or_default()
+}
+
+/// A guarded registry, a mirror of it, and an image.
+struct Stage {
+    registry: GuardedRegistry,
+    sidecar: Sidecar,
+    mirror: SocketAddr,
+    image: OciImage,
+    folder: TempDir,
+}
+
+impl Stage {
+    async fn set() -> Stage {
+        let registry = GuardedRegistry::start(NAME).await;
+        let table = format!(
+            "[registries.stub]\nhosts = [\"{NAME}\"]\ncap = {SLOTS}\nshare = 1\n\
+             [registries.stub.tls]\nca_file = \"{}\"\n\
+             [registries.stub.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"https://{}\"\n",
+            registry.authority().display(),
+            registry.address(),
+        );
+        let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&table)).await;
+        let mirror = sidecar.listener("mirror").expect("a line for the mirror's listener");
+        let folder = TempDir::new().expect("a temporary folder");
+        let image = OciImage::make(&folder.path().join("image"), LAYERS, LAYER_BYTES);
+        Stage { registry, sidecar, mirror, image, folder }
+    }
+
+    /// The image's name at the mirror.
+    fn mirrored(&self) -> String {
+        format!("docker://{}/team/image:latest", self.mirror)
+    }
+
+    async fn push(&self) {
+        let options = ["--dest-tls-verify=false", "--dest-creds", &credentials()];
+        self.skopeo_copy(&options, &layout(self.image.folder()), &self.mirrored()).await.unwrap();
+    }
+
+    async fn pull_from(&self, image: &str, options: &[&str], to: &Path) -> Result<(), String> {
+        std::fs::create_dir_all(to).expect("the folder is ours");
+        let credentials = credentials();
+        let options = [options, &["--src-creds", &credentials]].concat();
+        self.skopeo_copy(&options, image, &layout(to)).await
+    }
+
+    /// Runs `skopeo copy` without any proxy, and nothing else from this machine's settings.
+    async fn skopeo_copy(&self, options: &[&str], from: &str, to: &str) -> Result<(), String> {
+        let running = Command::new(find_program("skopeo"))
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.folder.path())
+            .env("TMPDIR", self.folder.path())
+            // As root it would keep notes in /var/lib/containers; as anybody else it keeps them in HOME.
+            .env("_CONTAINERS_ROOTLESS_UID", "1000")
+            .args(["--insecure-policy", "copy", "--preserve-digests"])
+            .args(options)
+            .args([from, to])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(STALLED, running)
+            .await
+            .unwrap_or_else(|_| panic!("skopeo stalled\n{}", self.sidecar.log_text()))
+            .expect("skopeo can be started");
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        output.status.success().then_some(()).ok_or_else(|| format!("skopeo copy {from} {to}: {complaint}"))
+    }
+
+    /// Nobody went around the mirror: the registry has answered as many requests as the mirror has relayed, and those for
+    /// tokens are among them.
+    async fn all_passed_the_mirror(&self) {
+        let answered = || self.registry.log().lines().filter(|line| line.contains(" HTTP/1.1\" ")).count();
+        let relayed = || {
+            let finished = self.sidecar.finished();
+            finished.iter().filter(|line| text(line, "registry") == "stub" && text(line, "outcome") == "served").count()
+        };
+        // Either log may be a moment late.
+        eventually("as many relayed as answered", Duration::from_secs(10), async || match (relayed(), answered()) {
+            (relayed, answered) if relayed == answered && relayed > BLOBS => Ok(()),
+            counts => Err(counts),
+        })
+        .await;
+    }
+
+    /// Every blob of the image is among these, to the last byte.
+    fn assert_same(&self, received: &BTreeMap<String, Vec<u8>>) {
+        let sent = OciImage::blobs_in(self.image.folder());
+        assert_eq!(sent.len(), BLOBS);
+        // Not assert_eq: nobody wants to read 8 MiB.
+        assert!(sent == *received, "sent {:?}, received {:?}", sent.keys(), received.keys());
+    }
+}
+
+/// How skopeo names an OCI layout folder.
+fn layout(folder: &Path) -> String {
+    format!("oci:{}:latest", folder.display())
+}

@@ -1,0 +1,95 @@
+//! containerd without Kubernetes: a daemon with everything in a temporary folder, asked by `ctr`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::program::{Program, find_program};
+
+/// A running containerd. Dropping it ends the daemon; no container is ever started.
+pub struct Containerd {
+    socket: PathBuf,
+    _program: Program,
+    folder: TempDir,
+}
+
+impl Containerd {
+    /// Starts the daemon.
+    ///
+    /// # Errors
+    /// Why it does not run on this machine: without root, for instance.
+    ///
+    /// # Panics
+    /// When the program is missing.
+    pub fn start() -> Result<Self, String> {
+        let folder = TempDir::new().expect("a temporary folder");
+        let socket = folder.path().join("containerd.sock");
+        let config = folder.path().join("config.toml");
+        fs::write(&config, config_text(folder.path(), &socket)).expect("the folder is ours");
+        let mut program = Program::start(
+            Command::new(find_program("containerd")).arg("--config").arg(&config),
+            folder.path().join("log"),
+        );
+        program
+            .await_start(|_| ctr(&socket, &["version"]).ok())
+            .map_err(|reason| format!("containerd does not start: {reason}"))?;
+        Ok(Self { socket, _program: program, folder })
+    }
+
+    /// Pulls `reference` with these options, unpacked as far as a container would need it.
+    ///
+    /// # Errors
+    /// What `ctr` complains of.
+    pub fn pull(&self, options: &[&str], reference: &str) -> Result<(), String> {
+        let pull = ["images", "pull", "--snapshotter", "native"];
+        ctr(&self.socket, &[&pull, options, &[reference]].concat()).map(drop)
+    }
+
+    /// The bytes of a blob that was pulled.
+    ///
+    /// # Errors
+    /// What `ctr` complains of.
+    pub fn blob(&self, digest: &str) -> Result<Vec<u8>, String> {
+        ctr(&self.socket, &["content", "get", digest])
+    }
+
+    /// Writes a `hosts.toml` by which `mirror` (a URL) stands in for the registry `host`.
+    ///
+    /// # Panics
+    /// When the folder cannot be written.
+    #[must_use]
+    pub fn hosts_folder(&self, host: &str, mirror: &str) -> PathBuf {
+        let hosts = self.folder.path().join("hosts");
+        fs::create_dir_all(hosts.join(host)).expect("the folder is ours");
+        let text =
+            format!("server = \"https://{host}\"\n\n[host.\"{mirror}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
+        fs::write(hosts.join(host).join("hosts.toml"), text).expect("the folder is ours");
+        hosts
+    }
+}
+
+fn ctr(socket: &Path, arguments: &[&str]) -> Result<Vec<u8>, String> {
+    let mut command = Command::new(find_program("ctr"));
+    let command = command.arg("--address").arg(socket).args(arguments).stdin(Stdio::null());
+    let output = command.output().map_err(|error| error.to_string())?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    output.status.success().then_some(output.stdout).ok_or_else(|| format!("ctr {arguments:?}: {complaint}"))
+}
+
+/// Only what a pull needs: no Kubernetes, no containers.
+fn config_text(folder: &Path, socket: &Path) -> String {
+    let folder = folder.display();
+    let socket = socket.display();
+    format!(
+        r#"version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.restart", "io.containerd.internal.v1.opt"]
+
+[grpc]
+address = "{socket}"
+"#
+    )
+}
