@@ -249,6 +249,7 @@ pub struct Metrics {
     repaired: IntCounterVec,
     member_open: GaugeVec,
     member_up: GaugeVec,
+    reload: Reload,
 }
 
 const WAIT_BUCKETS: [f64; 13] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0];
@@ -356,11 +357,23 @@ impl Metrics {
                 "Whether the URL of mirror.upstream takes connections: 0 while it is left out.",
                 &["registry", "upstream"],
             ),
+            reload: Reload::new(&families),
             registry: registry.clone(),
         };
+        let started = SystemTime::now();
         families.build_info();
-        families.start_time();
+        families.start_time(started);
+        metrics.reloaded(true, started);
         metrics
+    }
+
+    /// The config was read again at `at`, and taken (`ok`) or refused; the start counts as taken. A refused one leaves
+    /// the time of the one that holds.
+    pub fn reloaded(&self, ok: bool, at: SystemTime) {
+        self.reload.successful.set(f64::from(u8::from(ok)));
+        if ok {
+            self.reload.success_time.set(since_epoch(at));
+        }
     }
 
     /// The handles of one registry with these classes. Its series exist, at zero, from now on.
@@ -479,6 +492,32 @@ fn count(things: usize) -> f64 {
     things as f64
 }
 
+fn since_epoch(at: SystemTime) -> f64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// What is known of the last reading of the config.
+#[derive(Debug)]
+struct Reload {
+    successful: Gauge,
+    success_time: Gauge,
+}
+
+impl Reload {
+    fn new(families: &Families<'_>) -> Reload {
+        Reload {
+            successful: families.gauge(
+                "roadstead_config_last_reload_successful",
+                "Whether the config was taken when it was read last: 0 after a reload that failed.",
+            ),
+            success_time: families.gauge(
+                "roadstead_config_last_reload_success_timestamp_seconds",
+                "When the config that holds was taken, in seconds since the epoch.",
+            ),
+        }
+    }
+}
+
 /// Makes families and registers them.
 struct Families<'a>(&'a prometheus::Registry);
 
@@ -514,10 +553,9 @@ impl Families<'_> {
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
     }
 
-    fn start_time(&self) {
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    fn start_time(&self, started: SystemTime) {
         let name = "process_start_time_seconds";
-        self.gauge(name, "Start of the process, in seconds since the epoch.").set(started.as_secs_f64());
+        self.gauge(name, "Start of the process, in seconds since the epoch.").set(since_epoch(started));
     }
 }
 
@@ -614,5 +652,26 @@ mod tests {
         assert!(Outcome::ALL.iter().enumerate().all(|(index, outcome)| *outcome as usize == index));
         assert!(WaitOutcome::ALL.iter().enumerate().all(|(index, outcome)| *outcome as usize == index));
         assert!(Reclaimed::ALL.iter().enumerate().all(|(index, evidence)| *evidence as usize == index));
+    }
+    /// The values of both gauges about the last reload, as Prometheus reads them.
+    fn last_reload(metrics: &Metrics) -> [f64; 2] {
+        let text = metrics.render(&[], 0);
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("the gauge is there");
+            line.trim().parse().expect("a number")
+        };
+        ["roadstead_config_last_reload_successful", "roadstead_config_last_reload_success_timestamp_seconds"].map(value)
+    }
+
+    #[test]
+    fn a_refused_reload_shows_and_leaves_the_time_of_the_config_that_holds() {
+        let metrics = Metrics::new();
+        let [successful, started] = last_reload(&metrics);
+        assert_eq!(successful.to_string(), "1");
+        assert!(started > 1e9, "{started}");
+        metrics.reloaded(false, UNIX_EPOCH + Duration::from_secs(5));
+        assert_eq!(last_reload(&metrics).map(|value| value.to_string()), ["0".to_owned(), started.to_string()]);
+        metrics.reloaded(true, UNIX_EPOCH + Duration::from_millis(7500));
+        assert_eq!(last_reload(&metrics).map(|value| value.to_string()), ["1", "7.5"]);
     }
 }

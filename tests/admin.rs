@@ -206,7 +206,7 @@ async fn every_sample_of_a_registry_names_it() {
     let (stub, sidecar) = stage(1, "").await;
     assert_eq!(get_through(sidecar.proxy(), &url(stub.address()), &[]).await.status(), 200);
     let text = sidecar.ask_admin("GET", "/metrics").await.text();
-    let of_the_process = ["roadstead_build_info", "roadstead_client_connections", "process_"];
+    let of_the_process = ["roadstead_build_info", "roadstead_client_connections", "roadstead_config_", "process_"];
     for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         let own = of_the_process.iter().any(|start| line.starts_with(start));
         assert_eq!(line.contains("registry=\""), !own, "{line}");

@@ -17,8 +17,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(10);
 /// Where Debian keeps servers, which is not on every user's PATH.
 const SYSTEM_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
-/// Where `tests/run` unpacks the servers that are not installed.
-const UNPACKED_FOLDERS: [&str; 2] = ["usr/bin", "usr/sbin"];
+/// Where `tests/run` puts what is not installed: servers from Debian, Python tools.
+const UNPACKED_FOLDERS: [&str; 3] = ["usr/bin", "usr/sbin", "python/bin"];
 
 /// The path of a real program: on `PATH`, among the system's servers, or unpacked by `tests/run`.
 ///
