@@ -8,12 +8,14 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use roadstead::app;
+use roadstead::app::inherited::Inherited;
+use roadstead::app::{self, Start};
 use roadstead::config::Config;
 use roadstead_test_support::{Progress, Storm, StubRegistry, Tally, Way};
 
@@ -73,7 +75,8 @@ async fn directly(options: Options) -> Run {
 async fn through_the_sidecar(options: Options) -> Result<Run, Box<dyn Error>> {
     let registry = registry(options.cap).await;
     let config = Config::parse(&sidecar_toml(options, &registry))?;
-    let running = app::start(config).await?;
+    let start = Start { file: Path::new("the example's own"), config, inherited: Inherited::default() };
+    let running = app::start(start, Box::new(|_| {})).await?;
     let result = run("through roadstead", options, Way::Connect(running.addresses().proxy), &registry).await;
     running.drain().await;
     Ok(result)

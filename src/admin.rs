@@ -3,7 +3,9 @@
 //! It reads snapshots and never decides anything. The metrics listener is the same without what concerns only the
 //! operator of the node.
 
-use std::collections::{BTreeMap, HashMap};
+pub mod config_state;
+
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,11 +23,11 @@ use serde_json::{Map, Value};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use self::config_state::{ConfigPicture, ConfigState};
 use crate::admission::{Bound, Census, Party, Snapshot};
 use crate::metrics::{Gauges, MemberGauges, Metrics};
 use crate::proxy::Proxy;
 use crate::upstream::Upstream;
-use crate::upstream::cluster::Cluster;
 
 /// Which endpoints a listener offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +42,11 @@ pub enum Scope {
 #[derive(Debug)]
 pub struct Admin {
     proxy: Arc<Proxy>,
-    /// The nodes of the registries that have a mirror, by the registry's name.
-    nodes: HashMap<String, Arc<Cluster>>,
+    config: Arc<ConfigState>,
     metrics: Arc<Metrics>,
     draining: CancellationToken,
+    /// Cancelled when another process answers here.
+    handed_over: CancellationToken,
     started: Instant,
 }
 
@@ -58,17 +61,27 @@ impl Admin {
     #[must_use]
     pub fn new(
         proxy: Arc<Proxy>,
-        nodes: HashMap<String, Arc<Cluster>>,
+        config: Arc<ConfigState>,
         metrics: Arc<Metrics>,
         draining: CancellationToken,
     ) -> Arc<Admin> {
-        Arc::new(Admin { proxy, nodes, metrics, draining, started: Instant::now() })
+        let handed_over = CancellationToken::new();
+        Arc::new(Admin { proxy, config, metrics, draining, handed_over, started: Instant::now() })
     }
 
-    /// Accepts connections until the process ends.
+    /// Leaves the listeners to another process.
+    pub fn accept_nobody(&self) {
+        self.handed_over.cancel();
+    }
+
+    /// Accepts connections until the process ends, or another one answers here.
     pub async fn accept(self: Arc<Self>, listener: TcpListener, scope: Scope) {
         loop {
-            match listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.handed_over.cancelled() => return,
+            };
+            match accepted {
                 Ok((stream, _)) => {
                     tokio::spawn(self.clone().serve(stream, scope));
                 }
@@ -118,7 +131,8 @@ impl Admin {
 
     /// Pauses or resumes a registry. Only POST, so that no page that somebody looks at can do it by a link.
     fn control(&self, method: &Method, name: &str, action: &str) -> Response<Full<Bytes>> {
-        let Some(upstream) = self.proxy.routes().registries().find(|upstream| upstream.name == name) else {
+        let settings = self.proxy.settings();
+        let Some(upstream) = settings.routes.registries().find(|upstream| upstream.name == name) else {
             return text(StatusCode::NOT_FOUND, "no such registry\n");
         };
         match (action, method == Method::POST) {
@@ -140,7 +154,8 @@ impl Admin {
     }
 
     fn scrape(&self) -> Response<Full<Bytes>> {
-        let upstreams = self.proxy.routes().upstreams();
+        let settings = self.proxy.settings();
+        let upstreams = settings.routes.upstreams();
         let gauges: Vec<Gauges<'_>> =
             upstreams.map(|upstream| self.gauges(upstream, &upstream.gate.snapshot())).collect();
         let body = self.metrics.render(&gauges, self.proxy.clients());
@@ -148,7 +163,8 @@ impl Admin {
     }
 
     fn status(&self) -> Response<Full<Bytes>> {
-        let routes = self.proxy.routes();
+        let settings = self.proxy.settings();
+        let routes = &settings.routes;
         let mut registries = Map::new();
         for upstream in routes.registries() {
             registries.insert(upstream.name.clone(), self.picture(upstream));
@@ -157,6 +173,7 @@ impl Admin {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
             draining: self.draining.is_cancelled(),
+            config: self.config.picture(),
             clients: self.proxy.clients(),
             registries,
             other_hosts: self.picture(routes.other_hosts()),
@@ -167,7 +184,7 @@ impl Admin {
 
     fn queue(&self) -> Response<Full<Bytes>> {
         let mut registries = Map::new();
-        for upstream in self.proxy.routes().registries() {
+        for upstream in self.proxy.settings().routes.registries() {
             registries.insert(upstream.name.clone(), explanation(upstream));
         }
         let body = serde_json::json!({ "registries": registries });
@@ -200,6 +217,12 @@ impl Admin {
         serde_json::to_value(picture).expect("numbers become JSON")
     }
 
+    /// The nodes of the registry's mirror.
+    fn nodes(&self, registry: &str) -> Vec<MemberGauges> {
+        let settings = self.proxy.settings();
+        settings.mirrors.get(registry).map(|mirror| mirror.cluster().gauges()).unwrap_or_default()
+    }
+
     fn gauges<'a>(&self, upstream: &'a Upstream, now: &Snapshot) -> Gauges<'a> {
         let classes = upstream.classes.iter().map(String::as_str);
         Gauges {
@@ -213,7 +236,7 @@ impl Admin {
             oldest_wait: now.oldest_wait,
             busy: now.used.busy,
             held: now.used.held,
-            members: self.nodes.get(&upstream.name).map(|cluster| cluster.gauges()).unwrap_or_default(),
+            members: self.nodes(&upstream.name),
         }
     }
 }
@@ -273,6 +296,7 @@ struct Status {
     version: &'static str,
     uptime_seconds: u64,
     draining: bool,
+    config: ConfigPicture,
     clients: usize,
     registries: Map<String, Value>,
     other_hosts: Value,

@@ -23,6 +23,8 @@
 
 mod activity;
 mod census;
+#[cfg(test)]
+mod change_tests;
 pub mod core;
 #[cfg(test)]
 mod core_tests;
@@ -41,7 +43,7 @@ mod usage;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll};
 
 use tokio::sync::Notify;
@@ -69,7 +71,8 @@ struct Shared<P> {
     handover: Handover<P>,
     epoch: Instant,
     alarm: Arc<Notify>,
-    metrics: Arc<RegistryMetrics>,
+    /// Replaced when the classes change.
+    metrics: RwLock<Arc<RegistryMetrics>>,
 }
 
 /// A request was admitted.
@@ -92,7 +95,7 @@ impl<P: Send + 'static> Gate<P> {
             handover: Handover::new(Core::new(limits, Moment::default())),
             epoch: Instant::now(),
             alarm: alarm.clone(),
-            metrics,
+            metrics: RwLock::new(metrics),
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared), alarm));
         Gate { shared }
@@ -135,6 +138,19 @@ impl<P: Send + 'static> Gate<P> {
     pub fn resize(&self, slots: usize) {
         let now = self.now();
         self.shared.settle(self.shared.handover.event(|core| core.resize(slots, now)));
+    }
+
+    /// Leaves this many of the slots to another process.
+    pub fn reserve(&self, slots: usize) {
+        let now = self.now();
+        self.shared.settle(self.shared.handover.event(|core| core.reserve(slots, now)));
+    }
+
+    /// Changes what holds; who waits and who holds goes on. The metrics may know more classes than before.
+    pub fn change(&self, limits: Limits, metrics: Arc<RegistryMetrics>) {
+        let now = self.now();
+        *self.shared.metrics.write().unwrap_or_else(PoisonError::into_inner) = metrics;
+        self.shared.settle(self.shared.handover.event(|core| core.change(limits, now)));
     }
 
     /// Holds all admissions; who comes waits.
@@ -203,12 +219,16 @@ impl<P> Shared<P> {
         Moment(self.epoch.elapsed())
     }
 
+    fn metrics(&self) -> Arc<RegistryMetrics> {
+        self.metrics.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn settle(&self, aftermath: Aftermath<P>) {
         if aftermath.rearm {
             self.alarm.notify_one();
         }
         for _ in 0..aftermath.settle() {
-            self.metrics.reclaimed(Reclaimed::Pooled);
+            self.metrics().reclaimed(Reclaimed::Pooled);
         }
     }
 }
@@ -299,15 +319,15 @@ impl<P: Send + 'static> Admit<'_, P> {
         let shared = &self.gate.shared;
         match call {
             Call::Dial { slot, activity, waited } => {
-                shared.metrics.waited(self.class.0, WaitOutcome::Admitted, waited);
+                shared.metrics().waited(self.class.0, WaitOutcome::Admitted, waited);
                 Ok(Admission::New(Slot::new(slot, activity, shared.clone())))
             }
             Call::Reuse { kept, waited, .. } => {
-                shared.metrics.waited(self.class.0, WaitOutcome::Admitted, waited);
+                shared.metrics().waited(self.class.0, WaitOutcome::Admitted, waited);
                 Ok(Admission::Kept(kept))
             }
             Call::Refused(refusal) => {
-                shared.metrics.waited(self.class.0, WaitOutcome::Refused, refusal.waited);
+                shared.metrics().waited(self.class.0, WaitOutcome::Refused, refusal.waited);
                 Err(refusal)
             }
         }
@@ -337,7 +357,7 @@ impl<P: Send + 'static> Drop for Admit<'_, P> {
             let shared = &self.gate.shared;
             let now = shared.now();
             shared.settle(shared.handover.leave(self.place, now, self.key.as_ref()));
-            shared.metrics.waited(self.class.0, WaitOutcome::ClientLeft, now.since(self.since));
+            shared.metrics().waited(self.class.0, WaitOutcome::ClientLeft, now.since(self.since));
         }
     }
 }

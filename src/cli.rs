@@ -6,9 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, reload};
 
-use crate::app;
+use crate::app::inherited::Inherited;
+use crate::app::succession::{Origin, Successor};
+use crate::app::{self, SetLevel, Start, systemd};
 use crate::config::{Config, LogFormat};
 
 /// Exit status for wrong usage, a config that does not hold, or a listener that cannot be bound.
@@ -60,6 +65,7 @@ See what it does:
   curl http://127.0.0.1:4129/metrics
 
 SIGTERM or Ctrl-C drains: nobody new is accepted, who came is served for up to drain_timeout; a second one ends at once.
+SIGHUP reads the config again; if the binary was replaced, or on SIGUSR2, a new process takes over without a failed pull.
 RUST_LOG overrides log.level.
 
 Exit status: 0 fine, 1 failed while running, 2 wrong usage, config or listen address.";
@@ -73,13 +79,21 @@ pub fn main() -> ExitCode {
         Some(Command::Resume(control)) => return tell(control, "resume", &arguments.config),
         Some(Command::Run | Command::Check) | None => {}
     }
+    // How it was started is to be known before the binary may be replaced, and what it inherited before threads run.
+    let origin = Origin::of_this_process();
+    let inherited = Inherited::from_env();
     let config = match Config::load(&arguments.config) {
         Ok(config) => config,
         Err(error) => return fail(EXIT_USAGE, &error),
     };
     match arguments.command {
         Some(Command::Check) => check(&config, &arguments.config),
-        _ => run(config, &arguments.config),
+        _ => match (origin, inherited) {
+            (Ok(origin), Ok(inherited)) => run(config, &arguments.config, inherited, &origin),
+            (Err(error), _) | (_, Err(error)) => {
+                fail(EXIT_USAGE, &format!("what was handed over at the start: {error}"))
+            }
+        },
     }
 }
 
@@ -122,8 +136,8 @@ fn check(config: &Config, file: &Path) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn run(config: Config, file: &Path) -> ExitCode {
-    start_logging(&config);
+fn run(config: Config, file: &Path, inherited: Inherited, origin: &Origin) -> ExitCode {
+    let set_level = start_logging(&config);
     for warning in &config.warnings {
         tracing::warn!(file = %file.display(), "{warning}");
     }
@@ -132,7 +146,7 @@ fn run(config: Config, file: &Path) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(EXIT_FAILURE, &error),
     };
-    let status = runtime.block_on(serve(config));
+    let status = runtime.block_on(serve(Start { file, config, inherited }, set_level, origin));
     // A lookup that hangs in the system's resolver must not keep the process.
     runtime.shutdown_background();
     status
@@ -144,20 +158,19 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(MOST)
 }
 
-async fn serve(config: Config) -> ExitCode {
+async fn serve(start: Start<'_>, set_level: SetLevel, origin: &Origin) -> ExitCode {
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => return fail(EXIT_FAILURE, &error),
     };
-    for registry in &config.registries {
+    for registry in &start.config.registries {
         tracing::info!(registry = registry.name, slots = registry.slots, cap = registry.cap, share = %registry.share, "registry");
     }
-    let drain_timeout = config.drain_timeout;
-    let running = match app::start(config).await {
+    let mut running = match app::start(start, set_level).await {
         Ok(running) => running,
         Err(error) => return fail(EXIT_USAGE, &error),
     };
-    let addresses = running.addresses().clone();
+    let addresses = running.addresses();
     for (registry, address) in &addresses.mirrors {
         tracing::info!(listener = "mirror", registry, %address, "listening");
     }
@@ -165,36 +178,118 @@ async fn serve(config: Config) -> ExitCode {
         tracing::info!(listener = "metrics", address = %metrics, "listening");
     }
     tracing::info!(listener = "admin", address = %addresses.admin, "listening");
-    tracing::info!(listener = "proxy", address = %addresses.proxy, "listening");
-    let signal = signals.next().await;
+    tracing::info!(listener = "proxy", address = %addresses.proxy, pid = std::process::id(), "listening");
+    systemd::ready();
+    loop {
+        let order = tokio::select! {
+            order = signals.next() => order,
+            () = running.config_changed() => Order::Reload("the file has changed"),
+            () = watchdog() => {
+                systemd::alive();
+                continue;
+            }
+        };
+        match order {
+            Order::Reload(why) if why == HANGUP && origin.is_replaced() => {
+                tracing::info!("the binary was replaced: a new process takes over");
+            }
+            Order::Reload(why) => {
+                running.reload(why);
+                continue;
+            }
+            Order::HandOver => {}
+            Order::End(signal) => return end(running, signal, &mut signals).await,
+        }
+        match running.find_successor(origin).await {
+            Ok(successor) => return hand_over(running, successor, &mut signals).await,
+            Err(error) => tracing::error!("nobody took over, this process goes on: {error}"),
+        }
+    }
+}
+
+/// Completes when systemd should hear that this process lives; never, where nobody asks.
+async fn watchdog() {
+    match systemd::watchdog() {
+        Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn end(running: app::Running, signal: &'static str, signals: &mut Signals) -> ExitCode {
+    let drain_timeout = running.drain_timeout();
     tracing::info!(signal, ?drain_timeout, "draining; a second signal ends at once");
+    systemd::stopping();
     tokio::select! {
         () = running.drain() => {
             tracing::info!("drained");
             ExitCode::SUCCESS
         }
-        signal = signals.next() => {
+        signal = signals.end() => {
             tracing::warn!(signal, "ended at once");
             ExitCode::from(EXIT_FAILURE)
         }
     }
 }
 
+async fn hand_over(running: app::Running, successor: Successor, signals: &mut Signals) -> ExitCode {
+    tracing::info!(pid = successor.pid, "another process takes over; who came to this one is served here");
+    systemd::replaced_by(successor.pid);
+    tokio::select! {
+        () = running.hand_over(successor) => {
+            tracing::info!("handed over");
+            ExitCode::SUCCESS
+        }
+        signal = signals.end() => {
+            tracing::warn!(signal, "ended at once");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+/// What the operator wants.
+enum Order {
+    /// Read the config again; why.
+    Reload(&'static str),
+    /// Let another process take over.
+    HandOver,
+    /// Drain and end; which signal said so.
+    End(&'static str),
+}
+
+const HANGUP: &str = "SIGHUP";
+
 struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    user2: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Signals> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            user2: signal(SignalKind::user_defined2())?,
+        })
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> Order {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Order::End("SIGTERM"),
+            _ = self.interrupt.recv() => Order::End("SIGINT"),
+            _ = self.hangup.recv() => Order::Reload(HANGUP),
+            _ = self.user2.recv() => Order::HandOver,
+        }
+    }
+
+    /// The next signal that ends the process.
+    async fn end(&mut self) -> &'static str {
+        loop {
+            if let Order::End(signal) = self.next().await {
+                return signal;
+            }
         }
     }
 }
@@ -209,12 +304,24 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn start_logging(config: &Config) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&config.log.level));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+/// Begins to log; what comes back sets another level. `RUST_LOG` goes before the config.
+fn start_logging(config: &Config) -> SetLevel {
+    let from_env = EnvFilter::try_from_default_env();
+    let is_fixed = from_env.is_ok();
+    let filter = from_env.unwrap_or_else(|_| EnvFilter::new(&config.log.level));
+    let (filter, handle) = reload::Layer::new(filter);
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     match config.log.format {
-        LogFormat::Text => logs.with_target(false).with_ansi(colours).init(),
-        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => registry.with(logs.with_target(false).with_ansi(colours)).init(),
+        LogFormat::Json => registry.with(logs.json()).init(),
     }
+    Box::new(move |level| {
+        if is_fixed {
+            tracing::warn!(level, "log.level has no effect while RUST_LOG is set");
+        } else if let Err(error) = handle.reload(EnvFilter::new(level)) {
+            tracing::error!(%error, "log.level cannot be changed");
+        }
+    })
 }

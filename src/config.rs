@@ -5,6 +5,7 @@
 //! reason. Nothing here opens a socket, resolves a name or asks for the time. The command line
 //! loads it, and hands the parts of [`Config`] to those that need them.
 
+pub mod changes;
 mod fraction;
 mod http;
 mod problem;

@@ -1,9 +1,10 @@
-//! What the kernel knows of one TCP socket, asked by netlink (`NETLINK_SOCK_DIAG`): who is behind it, and what of ours
-//! its other end has not acknowledged.
+//! What the kernel knows of TCP sockets, asked by netlink (`NETLINK_SOCK_DIAG`): who is behind one, what of ours its other
+//! end has not acknowledged, and which stand though nobody has them any more.
 //!
 //! The layout of question and answer is that of `linux/inet_diag.h`. Where the kernel does not answer (an old one, or a
 //! container that forbids it), nothing is known, and callers do without.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
@@ -16,6 +17,14 @@ const PROTOCOL_TCP: u8 = 6;
 const SOCKET: u16 = 20;
 /// `NLM_F_REQUEST`: exactly this one.
 const REQUEST_ONE: u16 = 1;
+/// `NLM_F_REQUEST` and `NLM_F_DUMP`: all of them.
+const REQUEST_ALL: u16 = 1 | 0x300;
+/// Every state but `TIME_WAIT`, `CLOSE`, `LISTEN` and the half-open ones of listeners.
+const STANDING: u32 = !(1 << 6 | 1 << 7 | 1 << 10 | 1 << 12);
+/// Where a message has the other end's port and address, and the inode: 0 for a socket that no process has.
+const REMOTE_PORT: usize = HEADER + 6;
+const REMOTE_ADDRESS: usize = HEADER + 24;
+const INODE: usize = HEADER + 68;
 /// Where the answer has the bytes that are not acknowledged, and the user.
 const UNACKNOWLEDGED: usize = HEADER + 60;
 const UID: usize = HEADER + 64;
@@ -32,6 +41,56 @@ pub fn uid_behind(stream: &TcpStream) -> Option<u32> {
 pub fn unacknowledged(stream: &TcpStream) -> Option<u32> {
     let (ours, theirs) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
     word_of(&ask(ours, theirs)?, UNACKNOWLEDGED)
+}
+
+/// Sockets toward these addresses that stand, though no process has them: the kernel is still ending the connections
+/// of a process that is gone.
+#[must_use]
+pub fn orphans(remotes: &[SocketAddr]) -> usize {
+    let families: BTreeSet<bool> = remotes.iter().map(SocketAddr::is_ipv4).collect();
+    families.into_iter().map(|ipv4| orphans_of_family(ipv4, remotes).unwrap_or_default()).sum()
+}
+
+fn orphans_of_family(ipv4: bool, remotes: &[SocketAddr]) -> Option<usize> {
+    let protocol = Some(netlink::SOCK_DIAG);
+    let kernel = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, protocol).ok()?;
+    send(&kernel, &question_about_all(ipv4), SendFlags::empty()).ok()?;
+    let mut found = 0;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let (length, _) = recv(&kernel, &mut buffer[..], RecvFlags::empty()).ok()?;
+        let mut rest = &buffer[..length];
+        while rest.len() >= HEADER {
+            let size = usize::try_from(word_of(rest, 0)?).ok()?.clamp(HEADER, rest.len());
+            let (message, behind) = rest.split_at(size);
+            if u16::from_ne_bytes(message[4..6].try_into().ok()?) != SOCKET {
+                // NLMSG_DONE, or an error: there is no more.
+                return Some(found);
+            }
+            let is_orphan = word_of(message, INODE) == Some(0);
+            found += usize::from(is_orphan && remotes.contains(&remote_of(message, ipv4)?));
+            rest = behind.get(size.next_multiple_of(4) - size..).unwrap_or_default();
+        }
+    }
+}
+
+fn remote_of(message: &[u8], ipv4: bool) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(message.get(REMOTE_PORT..REMOTE_PORT + 2)?.try_into().ok()?);
+    let address: [u8; 16] = message.get(REMOTE_ADDRESS..REMOTE_ADDRESS + 16)?.try_into().ok()?;
+    let ip = if ipv4 { IpAddr::from([address[0], address[1], address[2], address[3]]) } else { IpAddr::from(address) };
+    Some(SocketAddr::new(ip, port))
+}
+
+fn question_about_all(ipv4: bool) -> [u8; QUESTION] {
+    let mut question = [0; QUESTION];
+    question[..4].copy_from_slice(&(u32::try_from(QUESTION).expect("a short message")).to_ne_bytes());
+    question[4..6].copy_from_slice(&SOCKET.to_ne_bytes());
+    question[6..8].copy_from_slice(&REQUEST_ALL.to_ne_bytes());
+    let body = &mut question[HEADER..];
+    body[0] = if ipv4 { 2 } else { 10 };
+    body[1] = PROTOCOL_TCP;
+    body[4..8].copy_from_slice(&STANDING.to_ne_bytes());
+    question
 }
 
 fn ask(local: SocketAddr, remote: SocketAddr) -> Option<Vec<u8>> {
@@ -80,6 +139,23 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    /// The client is closed and the server is not: the client's socket stands, and nobody has it.
+    #[tokio::test]
+    async fn sockets_that_nobody_has_any_more_are_counted_until_they_are_gone() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).await.unwrap();
+            let remote = listener.local_addr().unwrap();
+            let client = TcpStream::connect(remote).await.unwrap();
+            let (server, _) = listener.accept().await.unwrap();
+            assert_eq!(orphans(&[remote]), 0, "a process has it");
+            drop(client);
+            assert_eq!(orphans(&[remote]), 1);
+            assert_eq!(orphans(&["127.0.0.1:1".parse().unwrap()]), 0);
+            drop(server);
+            assert_eq!(orphans(&[remote]), 0, "only TIME_WAIT is left");
+        }
+    }
 
     #[tokio::test]
     async fn the_kernel_tells_who_is_behind_a_local_connection_and_what_it_has_not_acknowledged() {

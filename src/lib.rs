@@ -32,6 +32,8 @@
 //!    `storm::a_storm_of_tunnels_is_served_whole_within_the_cap`,
 //!    `tunnel::a_slot_is_given_on_only_when_the_registry_saw_the_end`,
 //!    `forward::a_registry_that_lingers_is_reset_before_the_slot_is_given_on`*
+//!    It holds across processes: *`restart::hand_overs_in_a_storm_cost_no_pull`,
+//!    `restart::a_process_that_is_killed_does_not_make_the_next_one_exceed_the_slots`*
 //! 2. **A waiter holds nothing**: no slot, no token, no socket toward a registry.
 //!    *`core_tests::random_histories_keep_every_promise`*
 //! 3. **Slot and token are taken together** by one decision, or neither is.
@@ -55,7 +57,7 @@
 //!    `refusals::another_spelling_takes_the_slot`*
 //!
 //! # Not yet
-//! Shares leased from a store; reload; counting what a crashed predecessor left in the kernel.
+//! Shares leased from a store.
 
 pub mod address;
 pub mod admin;

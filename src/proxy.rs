@@ -25,9 +25,10 @@ pub mod route;
 pub mod tunnel;
 pub mod watch;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderValue, VIA};
@@ -63,16 +64,27 @@ pub struct ClientTerms {
 pub enum Entry {
     /// A forward proxy.
     Proxy,
-    /// A registry.
-    Mirror(Arc<Mirror>),
+    /// The registry of this name.
+    Mirror(Arc<str>),
+}
+
+/// What a reload replaces, whole.
+#[derive(Debug)]
+pub struct Settings {
+    /// All upstreams.
+    pub routes: Routes,
+    /// What holds for clients.
+    pub terms: ClientTerms,
+    /// Which class a client belongs to.
+    pub classes: Classes,
+    /// The mirrors, by the names of their registries.
+    pub mirrors: BTreeMap<String, Arc<Mirror>>,
 }
 
 /// The proxy: what its connections share.
 #[derive(Debug)]
 pub struct Proxy {
-    routes: Routes,
-    terms: ClientTerms,
-    classes: Classes,
+    settings: RwLock<Arc<Settings>>,
     clients: AtomicUsize,
     /// The name with which this process signs messages in Via; unlike that of any other.
     pseudonym: String,
@@ -85,15 +97,14 @@ impl Proxy {
     /// A proxy that serves until `draining` is cancelled, and cuts what is left when `cut_short` is.
     #[must_use]
     pub fn new(
-        routes: Routes,
-        terms: ClientTerms,
-        classes: Classes,
+        settings: Settings,
         pseudonym: String,
         draining: CancellationToken,
         cut_short: CancellationToken,
     ) -> Arc<Proxy> {
         let clients = AtomicUsize::new(0);
-        Arc::new(Proxy { routes, terms, classes, clients, pseudonym, draining, cut_short, tasks: TaskTracker::new() })
+        let settings = RwLock::new(Arc::new(settings));
+        Arc::new(Proxy { settings, clients, pseudonym, draining, cut_short, tasks: TaskTracker::new() })
     }
 
     /// Accepts connections until draining begins; then the listener is closed.
@@ -122,16 +133,15 @@ impl Proxy {
         self.clients.load(Ordering::Relaxed)
     }
 
-    /// All upstreams.
+    /// What holds now.
     #[must_use]
-    pub fn routes(&self) -> &Routes {
-        &self.routes
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Which class a client belongs to.
-    #[must_use]
-    pub fn classes(&self) -> &Classes {
-        &self.classes
+    /// Lets other settings hold for every request from now on.
+    pub fn replace(&self, settings: Settings) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
     }
 
     /// The tasks that serve clients.
@@ -152,14 +162,15 @@ impl Proxy {
 
     async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, entry: Entry) {
         let client = Client::new(stream, peer);
-        if let Err(answer) = self.welcome(peer.ip()) {
+        let terms = self.settings().terms.clone();
+        if let Err(answer) = welcome(&terms, peer.ip()) {
             return self.turn_away(&client, answer).await;
         }
-        let Some(_standing) = Standing::new(&self) else {
-            let message = format!("too many client connections (listen.max_clients = {})", self.terms.max_clients);
+        let Some(_standing) = Standing::new(&self, terms.max_clients) else {
+            let message = format!("too many client connections (listen.max_clients = {})", terms.max_clients);
             return self.turn_away(&client, Answer::plain(Reason::TooManyClients, message)).await;
         };
-        match (self.first_head(&client).await, &entry) {
+        match (self.first_head(&client, terms.head_timeout).await, &entry) {
             (Ok(FirstHead::Connect(connect)), Entry::Proxy) => tunnel::serve(&self, client, connect).await,
             (Ok(FirstHead::Connect(_)), Entry::Mirror(_)) => {
                 let message = "this is a registry mirror: point HTTPS_PROXY at listen.proxy";
@@ -178,20 +189,12 @@ impl Proxy {
 
     /// The first head of a connection. Once draining begins it has to come soon: a connection that was opened ahead of
     /// its use must not keep the process.
-    async fn first_head(&self, client: &Client) -> Result<FirstHead, HeadError> {
+    async fn first_head(&self, client: &Client, head_timeout: Duration) -> Result<FirstHead, HeadError> {
         const SOON: Duration = Duration::from_secs(1);
         tokio::select! {
-            head = head::read(client.stream(), self.terms.head_timeout) => head,
+            head = head::read(client.stream(), head_timeout) => head,
             () = async { self.draining().await; tokio::time::sleep(SOON).await } => Err(HeadError::Silent),
         }
-    }
-
-    fn welcome(&self, ip: IpAddr) -> Result<(), Answer> {
-        let ip = ip.to_canonical();
-        if ip.is_loopback() || self.terms.allow_clients.iter().any(|range| range.contains(&ip)) {
-            return Ok(());
-        }
-        Err(Answer::plain(Reason::ClientDenied, format!("listen.allow_clients does not list {ip}")))
     }
 
     /// Answers a connection on which no request is served.
@@ -204,15 +207,16 @@ impl Proxy {
 
     /// The record of a request that has just arrived.
     fn record(&self, client: &str, kind: Kind) -> Record {
-        let metrics = self.routes.other_hosts().metrics.clone();
+        let metrics = self.settings().routes.other_hosts().metrics.clone();
         Record::open(metrics, client, kind, self.cut_short.clone())
     }
 
     /// Where a request goes; otherwise what to answer, or nothing when the client left meanwhile.
     async fn route(&self, target: &Target, secure: bool, requester: &impl Requester) -> Result<Route, Option<Answer>> {
+        let settings = self.settings();
         let found = tokio::select! {
             biased;
-            found = self.routes.find(target, secure) => found,
+            found = settings.routes.find(target, secure) => found,
             () = requester.ended() => return Err(None),
         };
         found.map_err(|lost| match lost {
@@ -237,14 +241,22 @@ impl Proxy {
     }
 }
 
+fn welcome(terms: &ClientTerms, ip: IpAddr) -> Result<(), Answer> {
+    let ip = ip.to_canonical();
+    if ip.is_loopback() || terms.allow_clients.iter().any(|range| range.contains(&ip)) {
+        return Ok(());
+    }
+    Err(Answer::plain(Reason::ClientDenied, format!("listen.allow_clients does not list {ip}")))
+}
+
 /// A connection of a client, counted while it stands.
 struct Standing<'a>(&'a Proxy);
 
 impl Standing<'_> {
     /// One more; `None` when `max_clients` stand already.
-    fn new(proxy: &Proxy) -> Option<Standing<'_>> {
+    fn new(proxy: &Proxy, most: usize) -> Option<Standing<'_>> {
         let standing = Standing(proxy);
-        (proxy.clients.fetch_add(1, Ordering::Relaxed) < proxy.terms.max_clients).then_some(standing)
+        (proxy.clients.fetch_add(1, Ordering::Relaxed) < most).then_some(standing)
     }
 }
 

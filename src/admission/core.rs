@@ -173,6 +173,8 @@ impl Bound {
 pub struct Snapshot {
     /// Slots.
     pub slots: usize,
+    /// Those of them that another process still holds.
+    pub reserved: usize,
     /// Taken ones by state.
     pub open: Counts,
     /// Those who wait.
@@ -265,6 +267,8 @@ pub struct Core {
     decisions: VecDeque<Decision>,
     /// When the bound may give way by time alone.
     bound_until: Option<Moment>,
+    /// Slots that another process still holds, of which this one takes over.
+    reserved: usize,
     /// What a request is charged for in advance: the smoothed time that slots are held.
     estimate: Duration,
     arrivals: u64,
@@ -299,6 +303,7 @@ impl Core {
             bound: None,
             decisions: VecDeque::new(),
             bound_until: None,
+            reserved: 0,
             estimate: Duration::from_secs(1),
             arrivals: 0,
             limits,
@@ -451,7 +456,32 @@ impl Core {
         self.dispatch(now);
     }
 
-    /// Goes on serving those who came, but keeps no connection idle.
+    /// Leaves this many of the slots to another process.
+    pub fn reserve(&mut self, slots: usize, now: Moment) {
+        self.reserved = slots;
+        self.dispatch(now);
+    }
+
+    /// Changes what holds. Who waits and who holds goes on; a rate that changes keeps the tokens that are left, so that
+    /// no change makes a burst. Classes keep their numbers: there may be more of them, never fewer.
+    pub fn change(&mut self, limits: Limits, now: Moment) {
+        self.bucket = match (self.bucket.take(), limits.rate) {
+            (Some(bucket), Some(rate)) => Some(bucket.changed(rate, now)),
+            (None, Some(rate)) => Some(Bucket::new(rate, now)),
+            (_, None) => None,
+        };
+        self.queue.change_weights(&limits.weights);
+        self.places.change(limits.keep_place);
+        self.limits = limits;
+        self.dispatch(now);
+    }
+
+    /// Slots that this process may take.
+    fn slots(&self) -> usize {
+        self.limits.slots.saturating_sub(self.reserved)
+    }
+
+    /// Goes on serving those who came, but keeps no connection idle, and lets quiet tunnels go as if somebody waited.
     pub fn drain(&mut self, now: Moment) {
         if self.mode == Mode::Running {
             self.mode = Mode::Draining;
@@ -487,6 +517,7 @@ impl Core {
     pub fn snapshot(&self, now: Moment) -> Snapshot {
         Snapshot {
             slots: self.limits.slots,
+            reserved: self.reserved,
             open: self.ledger.counts(),
             waiting: self.queue.len(),
             waiting_by_class: (0..self.limits.weights.len())
@@ -572,9 +603,22 @@ impl Core {
         self.bound = None;
         self.bound_until = None;
         match self.mode {
-            Mode::Running | Mode::Draining => self.admit_in_turn(may_reclaim, now),
+            Mode::Running => self.admit_in_turn(may_reclaim, now),
+            Mode::Draining => {
+                self.admit_in_turn(may_reclaim, now);
+                self.let_quiet_ones_go(now);
+            }
             Mode::Ended => self.refuse_all(now),
         }
+    }
+
+    /// Draining is like somebody who always waits: what lies quiet past its pause is recalled.
+    fn let_quiet_ones_go(&mut self, now: Moment) {
+        let nobody: Client = "".into();
+        while let Some((slot, evidence)) = self.quiet.victim(&nobody, |_| 0, now) {
+            self.recall(slot, evidence);
+        }
+        self.bound_until = [self.bound_until, self.quiet.next_due(&nobody)].into_iter().flatten().min();
     }
 
     fn refuse_overdue(&mut self, place: Place, now: Moment) {
@@ -635,7 +679,7 @@ impl Core {
         if self.ledger.counts().connecting >= self.limits.max_connecting {
             return Err(Bound::Connecting);
         }
-        if self.ledger.open() >= self.limits.slots {
+        if self.ledger.open() >= self.slots() {
             return Err(Bound::Slots);
         }
         if let Some(bucket) = &mut self.bucket
@@ -704,7 +748,7 @@ impl Core {
     /// Slots that are on their way back and will be free for a waiter: not those that only bring a shrunk registry down
     /// to size.
     fn coming_back(&self) -> usize {
-        let excess = self.ledger.open().saturating_sub(self.limits.slots);
+        let excess = self.ledger.open().saturating_sub(self.slots());
         (self.ledger.counts().closing + self.quiet.recalled()).saturating_sub(excess)
     }
 
@@ -797,7 +841,7 @@ impl Core {
                 self.close(slot, CloseCause::Draining);
             }
         }
-        while self.ledger.open() - self.ledger.counts().closing > self.limits.slots
+        while self.ledger.open() - self.ledger.counts().closing > self.slots()
             && let Some(slot) = self.idle.nearest_to_its_end()
         {
             self.close(slot, CloseCause::Shrunk);

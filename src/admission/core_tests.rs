@@ -270,8 +270,9 @@ impl World {
                     }
                 }
                 Decision::Recall { slot, .. } => {
-                    assert!(!self.waiting.is_empty() && !self.paused, "recalled for nobody");
-                    assert!(self.open() >= self.limits.slots, "recalled though a slot is free");
+                    // Draining is like somebody who always waits.
+                    assert!(self.draining || !self.waiting.is_empty() && !self.paused, "recalled for nobody");
+                    assert!(self.draining || self.open() >= self.limits.slots, "recalled though a slot is free");
                     let now = self.now;
                     let held = self.held_mut(slot);
                     assert!(held.quiet.take().is_some_and(|from| from <= now), "recalled before its time");

@@ -31,6 +31,11 @@ impl KeptPlaces {
         KeptPlaces { keep, by_owner: HashMap::new(), by_end: BTreeSet::new() }
     }
 
+    /// Keeps each place for so long from now on; those that are kept stay so.
+    pub fn change(&mut self, keep: Duration) {
+        self.keep = keep;
+    }
+
     /// Keeps the place of one who left without having been served.
     pub fn keep(&mut self, client: &Client, target: &Arc<str>, place: Place, now: Moment) {
         self.forget(now);

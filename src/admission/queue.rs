@@ -140,6 +140,12 @@ impl Queue {
         self.by_class.get(class.0).copied().unwrap_or(0)
     }
 
+    /// Classes have these weights from now on; there may be more of them, never fewer.
+    pub fn change_weights(&mut self, weights: &[u32]) {
+        self.turns.change_weights(weights);
+        self.by_class.resize(weights.len().max(self.by_class.len()), 0);
+    }
+
     /// Somebody begins to wait; `aside` for one who gets no turn for now.
     pub fn push(&mut self, ask: Ask, aside: bool, now: Moment) {
         let place = ask.place;

@@ -53,6 +53,24 @@ impl Bucket {
         Bucket { limiter, clock, rate, in_hand: 0, full_at: now }
     }
 
+    /// The same bucket at another rate: it holds the tokens that are left, as far as they fit.
+    ///
+    /// # Panics
+    /// As [`Bucket::new`].
+    #[must_use]
+    pub fn changed(self, rate: Rate, now: Moment) -> Bucket {
+        if rate == self.rate {
+            return self;
+        }
+        let left = u32::try_from(self.available(now)).unwrap_or(u32::MAX).min(rate.burst.get());
+        let mut bucket = Bucket::new(rate, now);
+        for _ in left..rate.burst.get() {
+            // A full bucket holds its burst.
+            let _ = bucket.take(now);
+        }
+        bucket
+    }
+
     /// Spends one token.
     ///
     /// # Errors

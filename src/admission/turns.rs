@@ -113,6 +113,15 @@ impl Turns {
         Turns { classes: classes.collect(), clock: 0 }
     }
 
+    /// Classes have these weights from now on; there may be more of them, never fewer.
+    pub fn change_weights(&mut self, weights: &[u32]) {
+        for (class, weight) in self.classes.iter_mut().zip(weights) {
+            class.weight = (*weight).max(1);
+        }
+        let new = weights.iter().skip(self.classes.len()).map(|weight| ClassTurns::new((*weight).max(1)));
+        self.classes.extend(new.collect::<Vec<_>>());
+    }
+
     /// Somebody begins to wait.
     pub fn push(&mut self, party: &Party, lane: Lane, place: Place) {
         let clock = self.clock;

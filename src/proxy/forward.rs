@@ -98,7 +98,7 @@ async fn answer(
     asked.set(if stays { state::AND_STAYS } else { state::LAST });
     let answered = match entry {
         Entry::Proxy => answer_request(&proxy, &client, &asked, request).await,
-        Entry::Mirror(mirror) => answer_at_mirror(&proxy, &mirror, &client, &asked, request).await,
+        Entry::Mirror(registry) => answer_at_mirror(&proxy, &registry, &client, &asked, request).await,
     };
     if !matches!(answered, Ok(ref response) if matches!(response.body(), Reply::Relayed(_))) {
         asked.set(state::NOTHING);
@@ -130,12 +130,17 @@ async fn answer_request(
 /// A request that takes the mirror for the registry itself.
 async fn answer_at_mirror(
     proxy: &Proxy,
-    mirror: &Mirror,
+    registry: &str,
     client: &Client,
     asked: &Asked,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, ClientLeft> {
-    let party = proxy.classes().party_of_class(mirror.class, client);
+    let settings = proxy.settings();
+    // Mirrors come and go with their listeners only.
+    let Some(mirror) = settings.mirrors.get(registry).map(|mirror| -> &Mirror { mirror }) else {
+        return Err(ClientLeft);
+    };
+    let party = settings.classes.party_of_class(mirror.class, client);
     let mut record = proxy.record(&party.client, Kind::Request);
     record.toward(mirror.shown(request.uri()));
     let rewrite = mirror.rewrite(request.headers(), client.stream().local_addr().ok());
@@ -199,7 +204,7 @@ impl Exchange<'_> {
 
 fn party_of(proxy: &Proxy, request: &Request<Incoming>, client: &Client) -> Party {
     let credentials = request.headers().get(PROXY_AUTHORIZATION).map(HeaderValue::as_bytes);
-    proxy.classes().party(credentials, client)
+    proxy.settings().classes.party(credentials, client)
 }
 
 fn refuse(record: Record, answer: &Answer, registry: &str) -> Response<Reply> {

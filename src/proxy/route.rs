@@ -92,6 +92,20 @@ impl Routes {
         self.registries.iter().map(|claim| &claim.upstream)
     }
 
+    /// The registry of this name, with what it claims.
+    #[must_use]
+    pub fn claim(&self, name: &str) -> Option<&Claim> {
+        self.registries.iter().find(|claim| claim.upstream.name == name)
+    }
+
+    /// The single hosts that a registry lists, each with the ports at which it may be.
+    #[must_use]
+    pub fn exact_hosts(&self, name: &str) -> Vec<(Host, Vec<u16>)> {
+        let hosts = self.claim(name).into_iter().flat_map(|claim| &claim.hosts);
+        let ports = |pattern: &HostPattern| pattern.port().map_or_else(|| vec![80, 443], |port| vec![port]);
+        hosts.filter_map(|pattern| Some((pattern.exact_host()?.clone(), ports(pattern)))).collect()
+    }
+
     /// The registry that lists this target, and the pattern by which it does.
     fn listed(&self, target: &Target) -> Option<(&HostPattern, &Claim)> {
         let hosts = self.registries.iter().flat_map(|claim| claim.hosts.iter().map(move |host| (host, claim)));

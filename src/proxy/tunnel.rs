@@ -43,7 +43,7 @@ pub struct NoTunnel(pub Option<(Answer, String)>);
 
 /// Serves one CONNECT on a connection of its own, from the answer to the end of the tunnel.
 pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect) {
-    let party = proxy.classes().party(connect.proxy_authorization.as_deref(), &client);
+    let party = proxy.settings().classes.party(connect.proxy_authorization.as_deref(), &client);
     match open(proxy, &client, &connect.authority, party).await {
         Ok(tunnel) => {
             if client.write_all(ESTABLISHED).await.is_ok() {

@@ -1,0 +1,286 @@
+//! From the config to the parts that serve: registries with their gates, routes, mirrors, classes.
+//!
+//! Built once at the start and again with each reload. Then everything that lives on is taken over: gates with who waits
+//! and who holds, what was learned, budgets, the nodes of a cluster. The rest is made anew from the config.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::listeners::Addresses;
+use crate::admission::{ClassId, Gate, Limits, Rate};
+use crate::config::{self, Config, OtherHosts};
+use crate::metrics::{Metrics, OTHER_HOSTS, RegistryMetrics};
+use crate::proxy::clients::Classes;
+use crate::proxy::mirror::Mirror;
+use crate::proxy::pauses::{Bounds, Pauses};
+use crate::proxy::route::{Claim, Routes};
+use crate::proxy::{ClientTerms, Settings};
+use crate::repair::Repair;
+use crate::target::{Host, HostPattern, Origin};
+use crate::upstream::cluster::Cluster;
+use crate::upstream::connect::Terms;
+use crate::upstream::http::Kept;
+use crate::upstream::resolve::Resolver;
+use crate::upstream::tls::{Tls, TlsTerms};
+use crate::upstream::{AddressPolicy, QueueTerms, Upstream};
+
+/// What other hosts are granted, for whom no registry's settings hold.
+const OTHER_HOSTS_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const OTHER_HOSTS_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const OTHER_HOSTS_STALL: Duration = Duration::from_secs(5 * 60);
+/// And how long they, and whoever has no setting for it, linger.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
+
+/// Builds what a config asks for.
+#[derive(Debug)]
+pub(super) struct Assembly {
+    metrics: Arc<Metrics>,
+    addresses: Addresses,
+    ended: CancellationToken,
+    /// The classes by their numbers, which stay: those that are gone keep theirs.
+    classes: Vec<String>,
+}
+
+/// A registry that stood before a reload.
+struct Standing<'a> {
+    config: &'a config::Registry,
+    claim: &'a Claim,
+    mirror: Option<&'a Mirror>,
+}
+
+impl Assembly {
+    pub fn new(metrics: Arc<Metrics>, addresses: Addresses, ended: CancellationToken) -> Assembly {
+        Assembly { metrics, addresses, ended, classes: Vec::new() }
+    }
+
+    /// The settings by this config, which take over what lives on of those before.
+    pub fn settings(&mut self, config: &Config, before: Option<(&Config, &Settings)>) -> Settings {
+        for class in &config.classes {
+            if !self.classes.contains(&class.name) {
+                self.classes.push(class.name.clone());
+            }
+        }
+        let routes = self.routes(config, before);
+        let mirrors = self.mirrors(config, &routes, before.map(|(_, settings)| settings));
+        let users: Vec<&[String]> = self.classes.iter().map(|name| users_of(config, name)).collect();
+        let listen = &config.listen;
+        let terms = ClientTerms {
+            max_clients: listen.max_clients,
+            head_timeout: listen.head_timeout,
+            allow_clients: listen.allow_clients.clone(),
+        };
+        Settings { routes, terms, classes: Classes::new(users.into_iter()), mirrors }
+    }
+
+    fn routes(&self, config: &Config, before: Option<(&Config, &Settings)>) -> Routes {
+        let hosts = config.registries.iter().flat_map(claimed_hosts).filter_map(|host| host.exact_host().cloned());
+        let names = hosts.filter(|host| host.ip().is_none()).map(|host| host.to_string());
+        let own: Arc<[SocketAddr]> = self.addresses.all().collect();
+        let shared = Shared {
+            metrics: &self.metrics,
+            classes: self.classes.iter().map(|name| class_of(config, name)).collect(),
+            names: self.classes.as_slice().into(),
+            resolver: Arc::new(Resolver::new(names)),
+            own,
+            ended: self.ended.clone(),
+        };
+        let claims = config.registries.iter().map(|registry| {
+            let before = before.and_then(|(config, settings)| Standing::find(&registry.name, config, settings));
+            Claim {
+                hosts: claimed_hosts(registry),
+                upstream: Arc::new(upstream_of(registry, before.as_ref(), &shared)),
+                pauses: pauses_of(registry, before.as_ref()),
+            }
+        });
+        let claims = claims.collect();
+        let other_hosts = Claim {
+            hosts: Vec::new(),
+            upstream: Arc::new(other_hosts(before.map(|(_, settings)| &**settings.routes.other_hosts()), &shared)),
+            // Nothing is ever taken back there: slots do not bind.
+            pauses: Arc::new(Pauses::new(Bounds { stalled: OTHER_HOSTS_STALL, ..Bounds::default() })),
+        };
+        Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, shared.resolver)
+    }
+
+    fn mirrors(&self, config: &Config, routes: &Routes, before: Option<&Settings>) -> BTreeMap<String, Arc<Mirror>> {
+        let mut mirrors = BTreeMap::new();
+        for (registry, upstream) in config.registries.iter().zip(routes.registries()) {
+            let name = &registry.name;
+            let address = self.addresses.mirrors.iter().find(|(mirror, _)| mirror == name);
+            let (Some(mirror), Some((_, address))) = (&registry.mirror, address) else { continue };
+            let class = self.classes.iter().position(|class| *class == mirror.class).unwrap_or_default();
+            let same = before.and_then(|before| before.mirrors.get(name)).map(|before| before.cluster());
+            let same = same.filter(|cluster| cluster.origins() == mirror.upstream).cloned();
+            let cluster = same.unwrap_or_else(|| Cluster::new(mirror.upstream.clone()));
+            let hosts = registry.hosts.clone();
+            let mirror = Mirror::new(upstream.clone(), ClassId(class), cluster, hosts, mirror.rewrite, *address);
+            mirrors.insert(name.clone(), Arc::new(mirror));
+        }
+        mirrors
+    }
+}
+
+impl<'a> Standing<'a> {
+    fn find(name: &str, config: &'a Config, settings: &'a Settings) -> Option<Standing<'a>> {
+        let config = config.registries.iter().find(|registry| registry.name == name)?;
+        let mirror = settings.mirrors.get(name).map(|mirror| &**mirror);
+        Some(Standing { config, claim: settings.routes.claim(name)?, mirror })
+    }
+}
+
+/// The class of this name; one that is gone is like any that says nothing.
+fn class_of(config: &Config, name: &str) -> config::Class {
+    let class = config.classes.iter().find(|class| class.name == name).cloned();
+    class.unwrap_or_else(|| config::Class { name: name.to_owned(), ..config::Class::default() })
+}
+
+fn users_of<'a>(config: &'a Config, name: &str) -> &'a [String] {
+    config.classes.iter().find(|class| class.name == name).map_or(&[], |class| &class.users)
+}
+
+/// What all upstreams share.
+struct Shared<'a> {
+    metrics: &'a Metrics,
+    classes: Vec<config::Class>,
+    names: Arc<[String]>,
+    resolver: Arc<Resolver>,
+    own: Arc<[SocketAddr]>,
+    ended: CancellationToken,
+}
+
+impl Shared<'_> {
+    fn weights(&self) -> Vec<u32> {
+        self.classes.iter().map(|class| class.weight).collect()
+    }
+
+    fn by_class(&self, timeout: impl Fn(&config::Class) -> Duration) -> Vec<Duration> {
+        self.classes.iter().map(timeout).collect()
+    }
+}
+
+/// The hosts of a registry, with those that only its mirror names: what goes there takes its slots, whoever asks.
+fn claimed_hosts(registry: &config::Registry) -> Vec<HostPattern> {
+    let of_mirror = registry.mirror.iter().flat_map(|mirror| mirror.upstream.iter().map(Origin::pattern));
+    registry.hosts.iter().cloned().chain(of_mirror).collect()
+}
+
+/// What was learned stays, unless the settings are others now.
+fn pauses_of(registry: &config::Registry, before: Option<&Standing<'_>>) -> Arc<Pauses> {
+    let reclaim = registry.reclaim;
+    if let Some(before) = before.filter(|before| before.config.reclaim == reclaim) {
+        return before.claim.pauses.clone();
+    }
+    Arc::new(Pauses::new(Bounds {
+        idle: reclaim.idle_after,
+        unused: reclaim.unused_after,
+        unsure: reclaim.unsure_after,
+        stalled: reclaim.stall_timeout,
+        learn: reclaim.learn,
+    }))
+}
+
+/// The budget that was used stays so, unless the settings are others now.
+fn repair_of(registry: &config::Registry, before: Option<&Standing<'_>>) -> Option<Arc<Repair>> {
+    let repair = registry.repair;
+    if let Some(before) = before.filter(|before| before.config.repair == repair) {
+        return before.claim.upstream.repair.clone();
+    }
+    repair.enabled.then(|| Arc::new(Repair::new(repair.ambiguous_401)))
+}
+
+/// The gate that stands, with other limits; or a new one.
+fn gate(before: Option<&Gate<Kept>>, limits: Limits, metrics: &Arc<RegistryMetrics>) -> Gate<Kept> {
+    let Some(gate) = before else { return Gate::new(limits, metrics.clone()) };
+    gate.change(limits, metrics.clone());
+    gate.clone()
+}
+
+fn upstream_of(registry: &config::Registry, before: Option<&Standing<'_>>, shared: &Shared<'_>) -> Upstream {
+    let metrics = shared.metrics.of_registry(&registry.name, &shared.names);
+    let living = before.and_then(|before| before.mirror).map(|mirror| mirror.cluster().living().max(1));
+    let slots_of_each = slots_of_each(registry);
+    let limits = Limits {
+        // Those of a node that is out are not there.
+        slots: slots_of_each.zip(living).map_or(registry.slots, |(slots, living)| (slots * living).min(registry.slots)),
+        depth: registry.queue.depth,
+        rate: registry.rate.map(|rate| Rate { period: rate.period, burst: rate.burst }),
+        idle_timeout: registry.idle_timeout,
+        max_lifetime: registry.max_lifetime,
+        max_connecting: registry.max_connecting,
+        keep_place: registry.queue.keep_place,
+        weights: shared.weights(),
+    };
+    Upstream {
+        name: registry.name.clone(),
+        gate: gate(before.map(|before| &before.claim.upstream.gate), limits, &metrics),
+        metrics,
+        terms: Terms { connect_timeout: registry.connect_timeout, linger: registry.linger },
+        addresses: AddressPolicy {
+            listed: claimed_hosts(registry).iter().filter_map(HostPattern::exact_host).filter_map(Host::ip).collect(),
+            own: shared.own.clone(),
+        },
+        insist: true,
+        queue: QueueTerms {
+            depth: registry.queue.depth,
+            tunnel_timeout: shared.by_class(|class| class.tunnel_timeout.unwrap_or(registry.queue.tunnel_timeout)),
+            request_timeout: shared.by_class(|class| class.request_timeout.unwrap_or(registry.queue.request_timeout)),
+        },
+        classes: shared.names.clone(),
+        tls: Arc::new(Tls::new(tls_terms(&registry.tls))),
+        repair: repair_of(registry, before),
+        slots_of_each,
+        resizing: Mutex::default(),
+        resolver: shared.resolver.clone(),
+        ended: shared.ended.clone(),
+    }
+}
+
+pub(super) fn tls_terms(tls: &config::Tls) -> TlsTerms {
+    let config::Tls { ca_file, client, insecure_skip_verify } = tls.clone();
+    TlsTerms { ca_file, client, insecure_skip_verify }
+}
+
+/// The slots of each node, where each has its own.
+fn slots_of_each(registry: &config::Registry) -> Option<usize> {
+    let mirror = registry.mirror.as_ref().filter(|mirror| mirror.cap_per_upstream)?;
+    Some(registry.slots / mirror.upstream.len())
+}
+
+/// Other hosts pass without bound: they are counted, not queued.
+fn other_hosts(before: Option<&Upstream>, shared: &Shared<'_>) -> Upstream {
+    let metrics = shared.metrics.of_registry(OTHER_HOSTS, &shared.names);
+    let limits = Limits {
+        slots: usize::MAX,
+        depth: usize::MAX,
+        rate: None,
+        idle_timeout: OTHER_HOSTS_IDLE_TIMEOUT,
+        max_lifetime: Duration::from_secs(30 * 60),
+        max_connecting: usize::MAX,
+        keep_place: Duration::ZERO,
+        weights: shared.weights(),
+    };
+    Upstream {
+        name: OTHER_HOSTS.to_owned(),
+        gate: gate(before.map(|before| &before.gate), limits, &metrics),
+        metrics,
+        terms: Terms { connect_timeout: OTHER_HOSTS_CONNECT_TIMEOUT, linger: LINGER },
+        addresses: AddressPolicy { listed: Vec::new(), own: shared.own.clone() },
+        insist: false,
+        queue: QueueTerms {
+            depth: usize::MAX,
+            tunnel_timeout: shared.by_class(|_| Duration::from_secs(50)),
+            request_timeout: shared.by_class(|_| Duration::from_secs(25)),
+        },
+        classes: shared.names.clone(),
+        tls: Arc::new(Tls::new(TlsTerms::default())),
+        repair: None,
+        slots_of_each: None,
+        resizing: Mutex::default(),
+        resolver: shared.resolver.clone(),
+        ended: shared.ended.clone(),
+    }
+}

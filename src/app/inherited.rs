@@ -1,0 +1,101 @@
+//! Listeners that were open before this process began: held by systemd (socket activation), or handed over by the
+//! process that this one takes over from.
+//!
+//! They come as descriptors from 3 on, counted in `LISTEN_FDS` and named in `LISTEN_FDNAMES` (`sd_listen_fds(3)`). A
+//! listener is recognised by its name, else by its address.
+
+use std::env;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+
+use listenfd::ListenFd;
+
+/// The name of the link to the process that hands over.
+pub const LINK: &str = "roadstead-link";
+
+/// `AF_UNIX` and `SOCK_STREAM`, which every Unix has.
+const UNIX: i32 = 1;
+const STREAM: i32 = 1;
+
+/// What was inherited and not used yet.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    listeners: Vec<Open>,
+    predecessor: Option<UnixStream>,
+}
+
+#[derive(Debug)]
+struct Open {
+    name: String,
+    address: SocketAddr,
+    listener: TcpListener,
+}
+
+impl Inherited {
+    /// Takes what the environment tells of. To be called once, before other threads run.
+    ///
+    /// # Errors
+    /// When a descriptor is not what it should be.
+    pub fn from_env() -> io::Result<Inherited> {
+        let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let mut names = names.split(':');
+        let mut descriptors = ListenFd::from_env();
+        let mut inherited = Inherited::default();
+        for index in 0..descriptors.len() {
+            let name = names.next().unwrap_or_default().to_owned();
+            if name == LINK {
+                inherited.predecessor = descriptors.take_custom(index, UNIX, STREAM, "link")?;
+            } else if let Some(listener) = descriptors.take_tcp_listener(index)? {
+                let address = listener.local_addr()?;
+                inherited.listeners.push(Open { name, address, listener });
+            }
+        }
+        Ok(inherited)
+    }
+
+    /// The listener of this name, or at this address.
+    pub fn take(&mut self, name: &str, address: SocketAddr) -> Option<TcpListener> {
+        let by = |fits: &dyn Fn(&Open) -> bool| self.listeners.iter().position(fits);
+        let index = by(&|listener| listener.name == name).or_else(|| by(&|listener| listener.address == address))?;
+        Some(self.listeners.remove(index).listener)
+    }
+
+    /// The link to the process that hands over.
+    pub fn take_predecessor(&mut self) -> Option<UnixStream> {
+        self.predecessor.take()
+    }
+
+    /// The addresses of listeners that nobody took.
+    #[must_use]
+    pub fn left(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().map(|listener| listener.address).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inherited(names: &[&str]) -> (Inherited, Vec<SocketAddr>) {
+        let listeners: Vec<Open> = names
+            .iter()
+            .map(|name| {
+                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                Open { name: (*name).to_owned(), address: listener.local_addr().unwrap(), listener }
+            })
+            .collect();
+        let addresses = listeners.iter().map(|listener| listener.address).collect();
+        (Inherited { listeners, predecessor: None }, addresses)
+    }
+
+    #[test]
+    fn a_listener_is_known_by_its_name_or_its_address() {
+        let anywhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let (mut inherited, addresses) = inherited(&["admin", "roadstead.socket", "other"]);
+        assert_eq!(inherited.take("admin", anywhere).unwrap().local_addr().unwrap(), addresses[0]);
+        assert!(inherited.take("admin", anywhere).is_none(), "each once");
+        assert_eq!(inherited.take("proxy", addresses[1]).unwrap().local_addr().unwrap(), addresses[1]);
+        assert_eq!(inherited.left(), [addresses[2]]);
+    }
+}

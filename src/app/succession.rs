@@ -1,0 +1,228 @@
+//! One process takes over from another, and both together stay within the slots.
+//!
+//! The old process starts the new one with its listeners and one end of a link. The new one begins without a slot, says
+//! that it is ready, and is told how many slots the old one still needs; the rest is its own. From then on the old one
+//! accepts nobody, serves those who came to it, and tells each time it needs fewer. Its need is what is open or waits,
+//! never more than it told before. Should it take over from an even older one, what that one still holds counts, too.
+//!
+//! Each message is one line: `ready` from the new process, and from the old one the slots that are not free yet, as JSON:
+//! `{"harbor":7}`. The end of the link is the end of the old process.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::{sleep, timeout};
+
+use super::inherited::LINK;
+
+/// How long a new process may take until it is ready.
+const START: Duration = Duration::from_secs(30);
+/// The first descriptor of those that are handed over.
+const FIRST: i32 = 3;
+const READY: &str = "ready";
+
+/// Slots that another process holds, by registry.
+pub type Held = BTreeMap<String, usize>;
+
+/// How this process was started, for starting its like.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    program: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+/// Why no other process took over.
+#[derive(Debug, thiserror::Error)]
+pub enum NoSuccessor {
+    /// It could not be started.
+    #[error("cannot start {program}: {cause}")]
+    Start {
+        /// The binary.
+        program: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// There are no descriptors left to hand over.
+    #[error("cannot copy the listeners: {cause}")]
+    Descriptors {
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// It ended before it was ready; its own words are in the log.
+    #[error("the new process ended before it was ready ({0})")]
+    Ended(String),
+    /// It did nothing for too long, and was ended.
+    #[error("the new process was not ready within {START:?}")]
+    Late,
+}
+
+/// The process that takes over from this one.
+#[derive(Debug)]
+pub struct Successor {
+    /// Its process id.
+    pub pid: u32,
+    link: OwnedWriteHalf,
+    /// Kept open: its end would tell the other side that this one is gone.
+    _back: OwnedReadHalf,
+}
+
+/// The process from which this one takes over.
+#[derive(Debug)]
+pub struct Predecessor {
+    lines: Lines<BufReader<OwnedReadHalf>>,
+    link: OwnedWriteHalf,
+}
+
+impl Origin {
+    /// How this process was started. To be asked at the start: later the binary may have been replaced.
+    ///
+    /// # Errors
+    /// When the system does not tell where the binary is.
+    pub fn of_this_process() -> io::Result<Origin> {
+        Ok(Origin { program: env::current_exe()?, arguments: env::args_os().skip(1).collect() })
+    }
+
+    /// Whether the binary was replaced since.
+    #[must_use]
+    pub fn is_replaced(&self) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let of = |path: &std::path::Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+        match (of(&self.program), of("/proc/self/exe".as_ref())) {
+            (Ok(there), Ok(running)) => there != running,
+            _ => false,
+        }
+    }
+
+    /// Starts the like of this process on these listeners, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not come up; then everything is as before.
+    pub async fn succeed(&self, listeners: Vec<(String, OwnedFd)>) -> Result<Successor, NoSuccessor> {
+        let cannot = |cause| NoSuccessor::Start { program: self.program.clone(), cause };
+        let (ours, theirs) = StdStream::pair().map_err(cannot)?;
+        ours.set_nonblocking(true).map_err(cannot)?;
+        let mut child = self.spawn(listeners, theirs).map_err(cannot)?;
+        let (read, write) = UnixStream::from_std(ours).map_err(cannot)?.into_split();
+        let mut lines = BufReader::new(read).lines();
+        match timeout(START, lines.next_line()).await {
+            Ok(Ok(Some(line))) if line == READY => {
+                Ok(Successor { pid: child.id(), link: write, _back: lines.into_inner().into_inner() })
+            }
+            Ok(_) => Err(NoSuccessor::Ended(ended(&mut child).await)),
+            Err(_) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(NoSuccessor::Late)
+            }
+        }
+    }
+
+    fn spawn(&self, listeners: Vec<(String, OwnedFd)>, link: StdStream) -> io::Result<Child> {
+        let (mut names, mut descriptors): (Vec<String>, Vec<OwnedFd>) = listeners.into_iter().unzip();
+        names.push(LINK.to_owned());
+        descriptors.push(link.into());
+        let mappings = descriptors.into_iter().zip(FIRST..);
+        let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .env("LISTEN_FDS", names.len().to_string())
+            .env("LISTEN_FDNAMES", names.join(":"))
+            // Whoever takes over is known only when it runs, and is watched in our place.
+            .env_remove("LISTEN_PID")
+            .env_remove("WATCHDOG_PID");
+        command.fd_mappings(mappings).map_err(io::Error::other)?;
+        command.spawn()
+    }
+}
+
+/// How it ended: it has closed the link, and if it lives on all the same, it has no business to.
+async fn ended(child: &mut Child) -> String {
+    for _ in 0..40 {
+        if let Ok(Some(status)) = child.try_wait() {
+            return status.to_string();
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    let _ = child.kill();
+    child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+}
+
+impl Successor {
+    /// Tells which slots are not free yet.
+    ///
+    /// # Errors
+    /// When it is gone.
+    ///
+    /// # Panics
+    /// Never: names and numbers become JSON.
+    pub async fn tell(&mut self, held: &Held) -> io::Result<()> {
+        let mut line = serde_json::to_string(held).expect("names and numbers become JSON");
+        line.push('\n');
+        self.link.write_all(line.as_bytes()).await
+    }
+}
+
+impl Predecessor {
+    /// Talks over an inherited link. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the runtime does not take it.
+    pub fn new(link: StdStream) -> io::Result<Predecessor> {
+        link.set_nonblocking(true)?;
+        let (read, write) = UnixStream::from_std(link)?.into_split();
+        Ok(Predecessor { lines: BufReader::new(read).lines(), link: write })
+    }
+
+    /// Says that this process can take over.
+    ///
+    /// # Errors
+    /// When the other one is gone.
+    pub async fn ready(&mut self) -> io::Result<()> {
+        self.link.write_all(format!("{READY}\n").as_bytes()).await
+    }
+
+    /// The slots that it holds now, when that changes; `None` when it has ended.
+    pub async fn held(&mut self) -> Option<Held> {
+        let line = self.lines.next_line().await.ok()??;
+        serde_json::from_str(&line).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn both_ends_understand_each_other() {
+        let (old, new) = StdStream::pair().unwrap();
+        old.set_nonblocking(true).unwrap();
+        let (read, write) = UnixStream::from_std(old).unwrap().into_split();
+        let mut successor = Successor { pid: 1, link: write, _back: read };
+        let mut predecessor = Predecessor::new(new).unwrap();
+        let held = Held::from([("harbor".to_owned(), 7), ("other".to_owned(), 0)]);
+        successor.tell(&held).await.unwrap();
+        assert_eq!(predecessor.held().await, Some(held));
+        drop(successor);
+        assert_eq!(predecessor.held().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_at_once_takes_nothing_over() {
+        let origin = Origin { program: "/bin/false".into(), arguments: Vec::new() };
+        assert!(matches!(origin.succeed(Vec::new()).await, Err(NoSuccessor::Ended(_))));
+        let origin = Origin { program: "/nonexistent/roadstead".into(), arguments: Vec::new() };
+        assert!(matches!(origin.succeed(Vec::new()).await, Err(NoSuccessor::Start { .. })));
+    }
+}

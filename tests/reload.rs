@@ -1,0 +1,163 @@
+//! The config changes while the sidecar runs: whole, or not at all.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use roadstead_test_support::{
+    KEEP_TUNNELS, Outcomes, Sidecar, Signal, StubRegistry, config, connect_through, eventually, eventually_is,
+    get_through,
+};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn text(stub: &StubRegistry, cap: usize, more: &str) -> String {
+    config(&format!(
+        "[registries.stub]\nhosts = [\"{}\"]\ncap = {cap}\nshare = 1\n{KEEP_TUNNELS}{more}",
+        stub.address()
+    ))
+}
+
+async fn stage(cap: usize) -> (StubRegistry, Sidecar) {
+    let stub = StubRegistry::builder().start().await;
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text(&stub, cap, "")).await;
+    (stub, sidecar)
+}
+
+/// Writes the file and tells the sidecar; waits until it has looked at it.
+async fn reload(sidecar: &Sidecar, text: &str) {
+    let looks = || sidecar.log_text().matches("SIGHUP").count();
+    let before = looks();
+    fs::write(sidecar.config_path(), text).unwrap();
+    sidecar.signal(Signal::HUP);
+    eventually("the config to be read", SOON, async || if looks() > before { Ok(()) } else { Err(sidecar.log_text()) })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_valid_file_holds_at_once_and_its_changes_are_told() {
+    let (stub, sidecar) = stage(2).await;
+    reload(&sidecar, &text(&stub, 5, "[classes.bulk]\nusers = [\"ci\"]\nweight = 3\n")).await;
+    let status = sidecar.status().await;
+    assert_eq!(status["registries"]["stub"]["slots"], 5);
+    assert_eq!(status["config"]["reloads"], 1);
+    let changes: Vec<&str> =
+        status["config"]["changes"].as_array().unwrap().iter().filter_map(|change| change.as_str()).collect();
+    assert!(changes.contains(&"registries.stub.cap: 2 -> 5"), "{changes:?}");
+    // A client of the new class is counted there.
+    let url = format!("http://{}/v2/", stub.address());
+    // `ci:x` in base64.
+    assert_eq!(get_through(sidecar.proxy(), &url, &["Proxy-Authorization: Basic Y2k6eA=="]).await.status(), 200);
+    let metrics = sidecar.metrics().await;
+    assert_eq!(metrics.count("roadstead_admitted_total", &[("registry", "stub"), ("class", "bulk")]), 1);
+    assert_eq!(metrics.count("roadstead_config_last_reload_successful", &[]), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_file_changes_nothing_and_is_visible() {
+    let (stub, sidecar) = stage(2).await;
+    reload(&sidecar, &text(&stub, 9, "[registries.stub.queue]\ndepht = 1\n")).await;
+    let status = sidecar.status().await;
+    assert_eq!(status["registries"]["stub"]["slots"], 2);
+    let problem = status["config"]["problem"].as_str().unwrap();
+    assert!(problem.contains("depht: unknown key, did you mean `depth`?"), "{problem}");
+    assert_eq!(sidecar.metrics().await.count("roadstead_config_last_reload_successful", &[]), 0);
+    reload(&sidecar, &text(&stub, 3, "")).await;
+    let status = sidecar.status().await;
+    assert_eq!(
+        (&status["registries"]["stub"]["slots"], &status["config"]["problem"]),
+        (&3.into(), &serde_json::Value::Null)
+    );
+    assert_eq!(sidecar.metrics().await.count("roadstead_config_last_reload_successful", &[]), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_takes_a_restart_is_refused_aloud_and_with_it_all_the_rest() {
+    let (stub, sidecar) = stage(2).await;
+    let moved = text(&stub, 9, "").replace("proxy = \"127.0.0.1:0\"", "proxy = \"127.0.0.1:1\"");
+    reload(&sidecar, &moved).await;
+    let status = sidecar.status().await;
+    assert_eq!(status["registries"]["stub"]["slots"], 2);
+    let problem = status["config"]["problem"].as_str().unwrap();
+    assert!(problem.contains("listen.proxy: 127.0.0.1:0 -> 127.0.0.1:1: takes a restart"), "{problem}");
+}
+
+/// As Kubernetes swaps a `ConfigMap`: the file is a link into a folder that is a link itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_config_map_that_is_swapped_is_noticed_without_a_signal() {
+    let (stub, sidecar) = stage(2).await;
+    let path = sidecar.config_path();
+    let folder = path.parent().unwrap();
+    for (number, cap) in [(1, 4), (2, 6)] {
+        let data = folder.join(format!("data-{number}"));
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("sidecar.toml"), text(&stub, cap, "")).unwrap();
+        symlink(&data, folder.join("data-new")).unwrap();
+        fs::rename(folder.join("data-new"), folder.join("data")).unwrap();
+        if number == 1 {
+            fs::remove_file(&path).unwrap();
+            symlink(folder.join("data/sidecar.toml"), &path).unwrap();
+        }
+        sidecar.until("stub", "slots", cap as u64).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shrinking_cuts_nobody_and_admits_nobody_until_below() {
+    let (stub, sidecar) = stage(3).await;
+    let authority = stub.address().to_string();
+    let mut tunnels = Vec::new();
+    for _ in 0..3 {
+        tunnels.push(connect_through(sidecar.proxy(), &authority, &[]).await.unwrap());
+    }
+    reload(&sidecar, &text(&stub, 1, "")).await;
+    for tunnel in &mut tunnels {
+        assert_eq!(tunnel.get("/v2/", &[]).await.unwrap().status(), 200, "it lives on");
+    }
+    let (proxy, wanted) = (sidecar.proxy(), authority.clone());
+    let waiter = tokio::spawn(async move { connect_through(proxy, &wanted, &[]).await.is_ok() });
+    sidecar.until("stub", "waiting", 1).await;
+    drop(tunnels.pop());
+    drop(tunnels.pop());
+    sidecar.until("stub", "open", 1).await;
+    assert_eq!(sidecar.count("stub", "waiting").await, 1, "one slot, and it is taken");
+    drop(tunnels.pop());
+    assert!(waiter.await.unwrap());
+}
+
+/// A registry that is not in the file any more: who holds a connection goes on, who comes is no client of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registries_come_and_go() {
+    let (stub, sidecar) = stage(1).await;
+    let other = StubRegistry::builder().start().await;
+    let mut tunnel = connect_through(sidecar.proxy(), &stub.address().to_string(), &[]).await.unwrap();
+    let renamed = text(&other, 4, "").replace("registries.stub", "registries.other");
+    reload(&sidecar, &renamed).await;
+    let status = sidecar.status().await;
+    assert_eq!(
+        (&status["registries"]["stub"], &status["registries"]["other"]["slots"]),
+        (&serde_json::Value::Null, &4.into())
+    );
+    assert!(!sidecar.metrics().await.has("roadstead_slots{registry=\"stub\"}"));
+    assert_eq!(tunnel.get("/v2/", &[]).await.unwrap().status(), 200);
+    let url = format!("http://{}/v2/", other.address());
+    assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_level_of_the_log_changes() {
+    let (stub, sidecar) = stage(1).await;
+    let url = format!("http://{}/v2/", stub.address());
+    let with_level = |level| text(&stub, 1, "").replace("\"json\"", &format!("\"json\"\nlevel = \"{level}\""));
+    reload(&sidecar, &with_level("error")).await;
+    assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 200);
+    sidecar.until_outcomes("stub", Outcomes { served: 1, ..Outcomes::default() }).await;
+    fs::write(sidecar.config_path(), with_level("info")).unwrap();
+    eventually_is("the file to be read", SOON, 2, async || {
+        sidecar.status().await["config"]["reloads"].as_u64().unwrap()
+    })
+    .await;
+    assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 200);
+    eventually_is("the second request alone", SOON, 1, async || sidecar.finished().len()).await;
+    sidecar.until_outcomes("stub", Outcomes { served: 2, ..Outcomes::default() }).await;
+}
