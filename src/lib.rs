@@ -41,11 +41,17 @@
 //! 4. **Nothing is lost.** Every accepted request ends in exactly one recorded outcome, and one that can still be
 //!    served is never refused. *`storm::clients_that_cut_in_absolute_form_take_nothing_with_them`,
 //!    `storm::clients_that_cut_their_tunnels_take_nothing_with_them`*
-//! 5. **Nothing idles that could work.** *`core_tests::random_histories_keep_every_promise`*
+//! 5. **Nothing idles that could work.** No wake-up is lost, in whatever order cancel, timeout, resize and release meet.
+//!    *`core_tests::random_histories_keep_every_promise`,
+//!    `handover_models::a_slot_granted_to_one_who_leaves_goes_to_the_next`,
+//!    `handover_models::a_grant_and_fewer_slots_admit_no_more_than_fit`,
+//!    `handover_models::two_who_wait_have_the_slot_one_after_the_other`*
 //! 6. **Nobody starves.** Classes share by weight and clients take turns, both by slot-seconds held; one client's
 //!    requests are first in, first out in two lanes.
-//!    *`turns::clients_take_turns_however_many_requests_each_has`,
-//!    `turns::classes_share_by_weight_and_an_idle_one_saves_nothing_up`,
+//!    *`fairness_tests::nine_modest_clients_finish_beside_a_greedy_one_as_in_ideal_turns`,
+//!    `fairness_tests::clients_get_the_same_slot_seconds_though_one_holds_ten_times_longer`,
+//!    `fairness_tests::a_class_of_eight_times_the_weight_gets_eight_times_the_slot_seconds`,
+//!    `turns::newcomers_without_end_starve_nobody`,
 //!    `turns::small_requests_pass_a_blob_eight_times_and_no_more`, `core_tests::who_comes_back_goes_on_with_its_old_age`*
 //! 7. **One slot is enough to make progress.** Idle connections, kept ones and tunnels, are given up when somebody waits,
 //!    and no others. *`forward::one_slot_serves_two_authorities_in_turn`,

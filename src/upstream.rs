@@ -28,7 +28,7 @@ use self::resolve::{ResolveError, Resolver};
 use self::socket::Socket;
 use self::tls::Tls;
 use crate::address::{AddressClass, classify};
-use crate::admission::{Admission, Ask, Gate, Lane, Moment, Party, Place, Refusal, ReuseKey};
+use crate::admission::{Admission, Ask, Claim, Gate, Lane, Moment, Party, Place, Refusal, ReuseKey};
 use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
 use crate::repair::Repair;
 use crate::target::Target;
@@ -198,9 +198,11 @@ pub struct Trip {
     pub patience: Patience,
     /// Where it stands in the order.
     pub place: Place,
+    /// Its claim to that place, if it came back to it and did not ask for admission yet.
+    pub claim: Option<Claim<Kept>>,
     /// When its patience ends.
     pub deadline: Moment,
-    /// Whether it was admitted before.
+    /// Whether it was admitted before, or came back to its place.
     pub again: bool,
     /// Whether it ever had to wait. Then the client's FIN means that it left.
     pub queued: bool,
@@ -298,7 +300,7 @@ impl Upstream {
     #[must_use]
     pub fn trip(&self, way: Way, party: Party, lane: Lane, patience: Patience) -> Trip {
         let name = way.name();
-        let (place, again) = self.gate.place(&party.client, &name);
+        let (place, claim) = self.gate.place(&party.client, &name);
         let deadline = self.gate.now() + patience.limit;
         Trip {
             way,
@@ -307,8 +309,9 @@ impl Upstream {
             name,
             patience,
             place,
+            again: claim.is_some(),
+            claim,
             deadline,
-            again,
             queued: false,
             waited: Duration::ZERO,
             connect: None,
@@ -546,6 +549,9 @@ impl Upstream {
             again: trip.again,
         };
         trip.again = true;
+        if let Some(claim) = trip.claim.take() {
+            claim.used();
+        }
         let since = Instant::now();
         let admitted = tokio::select! {
             biased;
@@ -574,3 +580,6 @@ impl Upstream {
         Instant::now() + moment.since(self.gate.now())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,8 +58,11 @@ fn admission_knows_neither_sockets_nor_formats() {
 /// And the state machine without a clock.
 #[test]
 fn the_core_reads_no_clock() {
-    for file in ["core", "queue", "slots", "idle", "rate", "pace", "moment", "handover", "activity", "census", "usage"]
-    {
+    let files = [
+        "core", "queue", "turns", "places", "slots", "idle", "quiet", "outages", "rate", "pace", "moment", "handover",
+        "activity", "census", "usage",
+    ];
+    for file in files {
         let text = fs::read_to_string(format!("src/admission/{file}.rs")).unwrap();
         for clock in ["Instant::now", "SystemTime", "tokio"] {
             let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));

@@ -20,7 +20,7 @@ use super::queue::{Ask, Kind, Place, Queue, ReuseKey, Waiter};
 use super::quiet::{Evidence, Quiet, QuietTunnels};
 use super::rate::{Bucket, Rate};
 use super::slots::{Counts, Ledger, SlotId, SlotState, Tenant};
-use super::turns::{ClassId, Client, Lane, Party};
+use super::turns::{ClassId, Client, Lane, Party, Turn};
 use super::usage::{Usage, Used};
 use crate::metrics::Direction;
 
@@ -269,8 +269,6 @@ pub struct Core {
     bound_until: Option<Moment>,
     /// Slots that another process still holds, of which this one takes over.
     reserved: usize,
-    /// What a request is charged for in advance: the smoothed time that slots are held.
-    estimate: Duration,
     arrivals: u64,
 }
 
@@ -304,7 +302,6 @@ impl Core {
             decisions: VecDeque::new(),
             bound_until: None,
             reserved: 0,
-            estimate: Duration::from_secs(1),
             arrivals: 0,
             limits,
         }
@@ -312,13 +309,18 @@ impl Core {
 
     /// A place for a request that arrives now: the one that was kept for this client and target, if it left unserved
     /// not long ago, or one at the end of the order. The flag tells whether it came back. A place costs nothing and need
-    /// not be used.
+    /// not be used; one that was kept can be given back.
     pub fn place(&mut self, client: &Client, target: &Arc<str>, now: Moment) -> (Place, bool) {
         if let Some(kept) = self.places.take(client, target, now) {
             return (kept, true);
         }
         self.arrivals += 1;
         (Place::new(now, self.arrivals), false)
+    }
+
+    /// A request came back to this place, and ended before it asked: the place is kept again.
+    pub fn give_back(&mut self, place: Place, client: &Client, target: &Arc<str>, now: Moment) {
+        self.places.keep(client, target, place, now);
     }
 
     /// Somebody asks to be admitted. The answer is a decision for `ask.place`, now or later.
@@ -329,7 +331,8 @@ impl Core {
         self.queue.push(ask, aside, now);
         // Nothing is closed for one who may not wait for it.
         self.dispatch_with(may_wait, now);
-        if !may_wait && self.refuse(place, RefusalReason::QueueFull, now).is_some() {
+        if !may_wait {
+            self.refuse(place, RefusalReason::QueueFull, now);
             self.dispatch(now);
         }
     }
@@ -615,8 +618,9 @@ impl Core {
     /// Draining is like somebody who always waits: what lies quiet past its pause is recalled.
     fn let_quiet_ones_go(&mut self, now: Moment) {
         let nobody: Client = "".into();
-        while let Some((slot, evidence)) = self.quiet.victim(&nobody, |_| 0, now) {
-            self.recall(slot, evidence);
+        for (slot, evidence) in self.quiet.victims(&nobody, |_| 0, usize::MAX, now) {
+            self.quiet.recall(slot);
+            self.decisions.push_back(Decision::Recall { slot, evidence });
         }
         self.bound_until = [self.bound_until, self.quiet.next_due(&nobody)].into_iter().flatten().min();
     }
@@ -652,7 +656,7 @@ impl Core {
             let place = head.ask.place;
             let kept = head.ask.reuse.as_ref().and_then(|key| self.idle.freshest(key));
             if let Some(slot) = kept {
-                self.admit_to_kept(place, slot, now);
+                self.admit_to_kept(place, slot, Turn::Own, now);
                 continue;
             }
             match self.take_slot_and_token(now) {
@@ -698,7 +702,7 @@ impl Core {
     fn reuse_out_of_turn(&mut self, now: Moment) {
         while let Some((place, key)) = self.first_who_can_reuse() {
             let slot = self.idle.freshest(&key).expect("the key was taken from the kept ones");
-            self.admit_to_kept(place, slot, now);
+            self.admit_to_kept(place, slot, Turn::Passing, now);
         }
     }
 
@@ -712,52 +716,53 @@ impl Core {
     /// connections goes to those who can use it, before more are closed.
     fn make_room(&mut self, now: Moment) {
         let tokens = self.bucket.as_ref().map_or(usize::MAX, |bucket| bucket.available(now));
-        if tokens == 0 {
-            self.bound_until = self.bucket.as_ref().map(Bucket::next_due);
-            return;
+        while self.wanted_back(tokens) > 0
+            && let Some(slot) = self.idle.nearest_to_its_end()
+        {
+            self.close(slot, CloseCause::Reclaimed);
+            self.reuse_out_of_turn(now);
         }
+        self.recall_quiet(tokens, now);
+        if self.queue.in_line() > tokens {
+            let next_token = self.bucket.as_ref().and_then(|bucket| bucket.next_due(now));
+            self.bound_until = [self.bound_until, next_token].into_iter().flatten().min();
+        }
+    }
+
+    fn recall_quiet(&mut self, tokens: usize, now: Moment) {
         let Some(head) = self.queue.head().map(|head| head.ask.party.client.clone()) else {
             return;
         };
-        while self.coming_back() < self.queue.in_line().min(tokens) {
-            if !self.close_or_recall_one(&head, now) {
-                self.bound_until = self.quiet.next_due(&head);
-                return;
-            }
-            self.reuse_out_of_turn(now);
+        let wanted = self.wanted_back(tokens);
+        if wanted == 0 {
+            return;
+        }
+        for (slot, evidence) in self.quiet.victims(&head, |client| self.ledger.held_by(client), wanted, now) {
+            self.quiet.recall(slot);
+            self.decisions.push_back(Decision::Recall { slot, evidence });
+        }
+        // All that were due are among them.
+        if self.wanted_back(tokens) > 0 {
+            self.bound_until = self.quiet.next_due(&head);
         }
     }
 
-    fn close_or_recall_one(&mut self, waiting: &Client, now: Moment) -> bool {
-        if let Some(slot) = self.idle.nearest_to_its_end() {
-            self.close(slot, CloseCause::Reclaimed);
-            return true;
+    /// Connections that have to give way yet: for each who waits, and before that to bring a shrunk registry down to size.
+    fn wanted_back(&self, tokens: usize) -> usize {
+        let awaited = self.queue.in_line().min(tokens);
+        if awaited == 0 {
+            return 0;
         }
-        let Some((slot, evidence)) = self.quiet.victim(waiting, |client| self.ledger.held_by(client), now) else {
-            return false;
-        };
-        self.recall(slot, evidence);
-        true
-    }
-
-    fn recall(&mut self, slot: SlotId, evidence: Evidence) {
-        self.quiet.recall(slot);
-        self.decisions.push_back(Decision::Recall { slot, evidence });
-    }
-
-    /// Slots that are on their way back and will be free for a waiter: not those that only bring a shrunk registry down
-    /// to size.
-    fn coming_back(&self) -> usize {
         let excess = self.ledger.open().saturating_sub(self.slots());
-        (self.ledger.counts().closing + self.quiet.recalled()).saturating_sub(excess)
+        (awaited + excess).saturating_sub(self.ledger.counts().closing + self.quiet.recalled())
     }
 
     fn admit_to_new(&mut self, place: Place, slot: SlotId, now: Moment) {
-        let waited = self.admit(place, slot, now);
+        let waited = self.admit(place, slot, Turn::Own, now);
         self.decisions.push_back(Decision::Dial { place, slot, waited });
     }
 
-    fn admit_to_kept(&mut self, place: Place, slot: SlotId, now: Moment) {
+    fn admit_to_kept(&mut self, place: Place, slot: SlotId, turn: Turn, now: Moment) {
         self.idle.remove(slot);
         self.ledger.enter(slot, SlotState::Active);
         self.usage.turns(slot, true, now);
@@ -765,13 +770,12 @@ impl Core {
         if let Some(waiter) = self.queue.get(place) {
             self.outages.gone(&waiter.ask.target, place, now);
         }
-        let waited = self.admit(place, slot, now);
+        let waited = self.admit(place, slot, turn, now);
         self.decisions.push_back(Decision::Reuse { place, slot, waited });
     }
 
-    fn admit(&mut self, place: Place, slot: SlotId, now: Moment) -> Duration {
-        let charged = nanos(self.estimate);
-        let waiter = self.queue.take(place, charged).expect("only those who wait are admitted");
+    fn admit(&mut self, place: Place, slot: SlotId, turn: Turn, now: Moment) -> Duration {
+        let (waiter, charged) = self.queue.take(place, turn).expect("only those who wait are admitted");
         self.pace.admitted(now, !self.queue.is_empty());
         let had_to_wait = waiter.waited(now);
         let kind = waiter.ask.kind();
@@ -786,9 +790,7 @@ impl Core {
             return;
         };
         self.outages.gone(&tenant.target, tenant.place, now);
-        let held = now.since(tenant.since);
-        self.queue.settle(&tenant.party, tenant.charged, nanos(held));
-        self.estimate = (self.estimate * 7 + held) / 8;
+        self.queue.settle(&tenant.party, tenant.charged, nanos(now.since(tenant.since)));
     }
 
     fn keep_place(&mut self, waiter: &Waiter, now: Moment) {

@@ -6,7 +6,7 @@
 //! what time it is.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::moment::Moment;
 use super::queue::{Ask, Place, ReuseKey};
 use super::quiet::{Evidence, Quiet};
 use super::slots::{Recall, SlotId, SlotState};
+use super::sync::{Mutex, MutexGuard};
 use super::turns::Client;
 
 /// The shared state of one gate; `P` is a kept connection.
@@ -81,6 +82,11 @@ impl<P> Handover<P> {
     /// A place for a request that arrives now, and whether it came back to it.
     pub fn place(&self, client: &Client, target: &Arc<str>, now: Moment) -> (Place, bool) {
         self.lock().core.place(client, target, now)
+    }
+
+    /// Keeps the place again of one who came back to it, and never sat down.
+    pub fn give_back(&self, place: Place, client: &Client, target: &Arc<str>, now: Moment) {
+        self.lock().core.give_back(place, client, target, now);
     }
 
     /// Sits down to wait. What comes of it is found with [`Handover::poll_call`].

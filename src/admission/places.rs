@@ -3,7 +3,7 @@
 //! A puller that gives up and asks again for the same thing goes on with its old age. Kept places are a bounded
 //! multiset for each client and target: the oldest is used first, each of them once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,8 @@ type Owner = (Client, Arc<str>);
 #[derive(Debug)]
 pub(super) struct KeptPlaces {
     keep: Duration,
-    by_owner: HashMap<Owner, BTreeSet<(Place, Moment)>>,
+    /// Each with the moment at which it is forgotten.
+    by_owner: HashMap<Owner, BTreeMap<Place, Moment>>,
     by_end: BTreeSet<(Moment, Place, Owner)>,
 }
 
@@ -43,14 +44,14 @@ impl KeptPlaces {
             return;
         }
         if self.by_end.len() >= MOST
-            && let Some((end, oldest, owner)) = self.by_end.pop_first()
+            && let Some((_, oldest, owner)) = self.by_end.pop_first()
         {
-            self.drop_from_owner(&owner, oldest, end);
+            self.drop_from_owner(&owner, oldest);
         }
         let owner = (client.clone(), target.clone());
         self.drop_place(&owner, place);
         let end = now + self.keep;
-        self.by_owner.entry(owner.clone()).or_default().insert((place, end));
+        self.by_owner.entry(owner.clone()).or_default().insert(place, end);
         self.by_end.insert((end, place, owner));
     }
 
@@ -58,17 +59,16 @@ impl KeptPlaces {
     pub fn take(&mut self, client: &Client, target: &Arc<str>, now: Moment) -> Option<Place> {
         self.forget(now);
         let owner = (client.clone(), target.clone());
-        let (place, end) = *self.by_owner.get(&owner)?.first()?;
-        self.drop_from_owner(&owner, place, end);
+        let (place, end) = self.by_owner.get(&owner)?.first_key_value().map(|(place, end)| (*place, *end))?;
+        self.drop_from_owner(&owner, place);
         self.by_end.remove(&(end, place, owner));
         Some(place)
     }
 
     /// A place is kept once, however often its request left.
     fn drop_place(&mut self, owner: &Owner, place: Place) {
-        let known = self.by_owner.get(owner).and_then(|places| places.iter().find(|(kept, _)| *kept == place).copied());
-        if let Some((_, end)) = known {
-            self.drop_from_owner(owner, place, end);
+        if let Some(end) = self.by_owner.get(owner).and_then(|places| places.get(&place)).copied() {
+            self.drop_from_owner(owner, place);
             self.by_end.remove(&(end, place, owner.clone()));
         }
     }
@@ -77,14 +77,14 @@ impl KeptPlaces {
         while let Some((end, _, _)) = self.by_end.first()
             && *end <= now
         {
-            let (end, place, owner) = self.by_end.pop_first().expect("there is a first");
-            self.drop_from_owner(&owner, place, end);
+            let (_, place, owner) = self.by_end.pop_first().expect("there is a first");
+            self.drop_from_owner(&owner, place);
         }
     }
 
-    fn drop_from_owner(&mut self, owner: &Owner, place: Place, end: Moment) {
+    fn drop_from_owner(&mut self, owner: &Owner, place: Place) {
         if let Some(places) = self.by_owner.get_mut(owner) {
-            places.remove(&(place, end));
+            places.remove(&place);
             if places.is_empty() {
                 self.by_owner.remove(owner);
             }
@@ -130,8 +130,9 @@ mod tests {
         let (mut kept, client, target) = (KeptPlaces::new(Duration::from_secs(30)), "c".into(), "t:443".into());
         kept.keep(&client, &target, place(1), at(3));
         kept.keep(&client, &target, place(1), at(4));
-        assert_eq!(kept.take(&client, &target, at(5)), Some(place(1)));
-        assert_eq!(kept.take(&client, &target, at(5)), None);
+        assert_eq!(kept.take(&client, &target, at(33)), Some(place(1)), "its time counts from the last");
+        assert_eq!(kept.take(&client, &target, at(33)), None);
+        assert!(kept.by_end.is_empty());
     }
 
     #[test]

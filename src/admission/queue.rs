@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::moment::Moment;
-use super::turns::{ClassId, Lane, Party, Turns};
+use super::turns::{Charge, ClassId, Lane, Party, Turn, Turns};
 
 /// A place in the order: by arrival, ties by sequence. It names the request for as long as that waits, also across
 /// several admissions (a dial that failed gives its slot back and waits again on its old place).
@@ -207,18 +207,18 @@ impl Queue {
         Some(waiter)
     }
 
-    /// Takes out one whose turn it is, charged for `slot_nanos` in advance.
-    pub fn take(&mut self, place: Place, slot_nanos: u64) -> Option<Waiter> {
+    /// Takes out one who is admitted, and tells what it is charged in advance.
+    pub fn take(&mut self, place: Place, turn: Turn) -> Option<(Waiter, Charge)> {
         let mut waiter = self.detach(place)?;
         if std::mem::take(&mut waiter.aside) {
             self.turns.push(&waiter.ask.party, waiter.ask.lane, place);
         }
-        self.turns.take(&waiter.ask.party, waiter.ask.lane, place, slot_nanos);
-        Some(waiter)
+        let charged = self.turns.take(&waiter.ask.party, waiter.ask.lane, place, turn);
+        Some((waiter, charged))
     }
 
-    /// A slot came back after `slot_nanos`, for which `charged` had been charged.
-    pub fn settle(&mut self, party: &Party, charged: u64, slot_nanos: u64) {
+    /// A slot came back after `slot_nanos`.
+    pub fn settle(&mut self, party: &Party, charged: Charge, slot_nanos: u64) {
         self.turns.settle(party, charged, slot_nanos);
     }
 

@@ -3,7 +3,8 @@
 //! How sure it is that a quiet tunnel is idle is told by whoever follows its bytes; here it is only weighed. A recall is
 //! a question: the tunnel looks at its client once more, and closes or goes on.
 
-use std::collections::{HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::moment::Moment;
 use super::slots::SlotId;
@@ -52,20 +53,39 @@ pub struct Quiet {
 #[derive(Debug, Default)]
 pub(super) struct QuietTunnels {
     tunnels: HashMap<SlotId, (Client, Quiet)>,
+    /// When each may be recalled for anybody.
+    by_due: BTreeSet<(Moment, SlotId)>,
+    /// When each may be recalled for its own client.
+    by_due_for_own: HashMap<Client, BTreeSet<(Moment, SlotId)>>,
     recalled: HashSet<SlotId>,
 }
 
 impl QuietTunnels {
     /// This tunnel lies quiet. One that says so after a recall has not followed it.
     pub fn add(&mut self, slot: SlotId, client: Client, quiet: Quiet) {
-        self.recalled.remove(&slot);
+        self.remove(slot);
+        self.by_due.insert((quiet.due(false), slot));
+        self.by_due_for_own.entry(client.clone()).or_default().insert((quiet.due(true), slot));
         self.tunnels.insert(slot, (client, quiet));
     }
 
     /// It moves again, or is gone.
     pub fn remove(&mut self, slot: SlotId) {
-        self.tunnels.remove(&slot);
         self.recalled.remove(&slot);
+        self.take_out(slot);
+    }
+
+    fn take_out(&mut self, slot: SlotId) {
+        let Some((client, quiet)) = self.tunnels.remove(&slot) else {
+            return;
+        };
+        self.by_due.remove(&(quiet.due(false), slot));
+        if let Some(own) = self.by_due_for_own.get_mut(&client) {
+            own.remove(&(quiet.due(true), slot));
+            if own.is_empty() {
+                self.by_due_for_own.remove(&client);
+            }
+        }
     }
 
     /// What is known of a tunnel that lies quiet.
@@ -80,7 +100,7 @@ impl QuietTunnels {
 
     /// It was asked to close.
     pub fn recall(&mut self, slot: SlotId) {
-        self.tunnels.remove(&slot);
+        self.take_out(slot);
         self.recalled.insert(slot);
     }
 
@@ -89,19 +109,32 @@ impl QuietTunnels {
         self.recalled.len()
     }
 
-    /// The tunnel to recall for `waiting`: the surest; among those its own before others, then the greatest holder's,
-    /// then the longest quiet.
-    pub fn victim(&self, waiting: &Client, held: impl Fn(&Client) -> usize, now: Moment) -> Option<(SlotId, Evidence)> {
-        let eligible = self.tunnels.iter().filter(|(_, (client, quiet))| quiet.due(client == waiting) <= now);
-        let best = eligible.min_by_key(|(slot, (client, quiet))| {
-            (quiet.evidence, client != waiting, usize::MAX - held(client), quiet.since, **slot)
+    /// The tunnels to recall for `waiting`, at most `most`: the surest first; among those its own before others, then the
+    /// greatest holder's, then the longest quiet.
+    pub fn victims(
+        &self,
+        waiting: &Client,
+        held: impl Fn(&Client) -> usize,
+        most: usize,
+        now: Moment,
+    ) -> Vec<(SlotId, Evidence)> {
+        let own = self.by_due_for_own.get(waiting).into_iter().flatten();
+        let due = |dues: &&(Moment, SlotId)| dues.0 <= now;
+        let eligible: BTreeSet<SlotId> =
+            self.by_due.iter().take_while(due).chain(own.take_while(due)).map(|(_, slot)| *slot).collect();
+        let ranked = eligible.into_iter().map(|slot| {
+            let (client, quiet) = &self.tunnels[&slot];
+            (quiet.evidence, client != waiting, Reverse(held(client)), quiet.since, slot)
         });
-        best.map(|(slot, (_, quiet))| (*slot, quiet.evidence))
+        let mut ranked: Vec<_> = ranked.collect();
+        ranked.sort_unstable();
+        ranked.into_iter().take(most).map(|(evidence, .., slot)| (slot, evidence)).collect()
     }
 
     /// When the next one becomes eligible for `waiting`.
     pub fn next_due(&self, waiting: &Client) -> Option<Moment> {
-        self.tunnels.values().map(|(client, quiet)| quiet.due(client == waiting)).min()
+        let own = self.by_due_for_own.get(waiting).and_then(BTreeSet::first);
+        self.by_due.first().into_iter().chain(own).map(|(due, _)| *due).min()
     }
 }
 

@@ -90,18 +90,24 @@ impl Bucket {
         }
     }
 
-    /// Tokens that can be spent now.
+    /// Tokens that can be spent now and later; not those in hand, which are for now or never.
     #[must_use]
     pub fn available(&self, now: Moment) -> usize {
-        let missing = self.full_at.since(now).as_nanos().div_ceil(self.rate.period.as_nanos());
-        let held = u128::from(self.rate.burst.get()).saturating_sub(missing);
-        usize::try_from(held).unwrap_or(usize::MAX) + self.in_hand as usize
+        let held = u128::from(self.rate.burst.get()).saturating_sub(self.missing(now));
+        usize::try_from(held).unwrap_or(usize::MAX)
     }
 
-    /// When there is a token again, if there is none now.
+    /// When one more can be spent than now; `None`: it holds all that it can.
     #[must_use]
-    pub fn next_due(&self) -> Moment {
-        self.full_at - self.rate.period * (self.rate.burst.get() - 1)
+    pub fn next_due(&self, now: Moment) -> Option<Moment> {
+        let missing = self.missing(now).min(u128::from(self.rate.burst.get()));
+        let periods = u32::try_from(missing.checked_sub(1)?).expect("no more than the burst");
+        Some(self.full_at - self.rate.period * periods)
+    }
+
+    /// Periods that have to pass until it is full.
+    fn missing(&self, now: Moment) -> u128 {
+        self.full_at.since(now).as_nanos().div_ceil(self.rate.period.as_nanos())
     }
 
     /// Takes back a token that was not spent, for those who wait now: its waiter vanished before `connect()`.
@@ -187,7 +193,13 @@ mod tests {
             let mut bucket = bucket(20, burst);
             for millis in (0..400).step_by(7) {
                 let promised = bucket.available(at(millis));
-                assert_eq!(promised == 0, bucket.next_due() > at(millis));
+                let next = bucket.next_due(at(millis));
+                assert_eq!(next.is_none(), promised == burst as usize);
+                if let Some(next) = next {
+                    assert!(next > at(millis));
+                    assert_eq!(bucket.available(next), promised + 1);
+                    assert_eq!(bucket.available(next - Duration::from_nanos(1)), promised);
+                }
                 let wanted = (millis % 3) as usize;
                 let taken = (0..wanted).take_while(|_| bucket.take(at(millis)).is_ok()).count();
                 assert_eq!(taken, promised.min(wanted), "at {millis} ms with burst {burst}");
@@ -200,7 +212,7 @@ mod tests {
         let mut bucket = bucket(1000, 1);
         assert_eq!(bucket.take(at(0)), Ok(()));
         bucket.give_back();
-        assert_eq!(bucket.available(at(0)), 1);
+        assert_eq!(bucket.available(at(0)), 0);
         assert_eq!(bucket.take(at(0)), Ok(()));
         bucket.give_back();
         bucket.spill();

@@ -12,7 +12,7 @@ use super::activity::Activity;
 use super::moment::Moment;
 use super::queue::{Kind, Place};
 use super::quiet::{Evidence, Quiet};
-use super::turns::Party;
+use super::turns::{Charge, Client, Party};
 use crate::metrics::Direction;
 
 /// Names one taken slot; never used twice by one core, so a late word about an old holder cannot hit a new one.
@@ -80,6 +80,8 @@ impl Counts {
 pub(super) struct Ledger {
     entries: HashMap<SlotId, Entry>,
     counts: Counts,
+    /// Slots that serve a client's requests, by client; none of them 0.
+    held: HashMap<Client, usize>,
     next: u64,
 }
 
@@ -105,8 +107,8 @@ pub(super) struct Tenant {
     pub kind: Kind,
     pub place: Place,
     pub since: Moment,
-    /// Slot-nanoseconds charged in advance.
-    pub charged: u64,
+    /// What was charged in advance.
+    pub charged: Charge,
 }
 
 impl Ledger {
@@ -123,9 +125,8 @@ impl Ledger {
     }
 
     /// Slots that serve this client's requests.
-    pub fn held_by(&self, client: &str) -> usize {
-        let tenants = self.entries.values().filter_map(|entry| entry.tenant.as_ref());
-        tenants.filter(|tenant| &*tenant.party.client == client).count()
+    pub fn held_by(&self, client: &Client) -> usize {
+        self.held.get(client).copied().unwrap_or(0)
     }
 
     /// Whose request a slot serves.
@@ -138,16 +139,25 @@ impl Ledger {
         self.entries.iter().map(|(id, entry)| (*id, entry))
     }
 
-    /// Lets a slot serve somebody's request.
+    /// Lets a slot that serves nobody's request serve somebody's.
     pub fn let_to(&mut self, id: SlotId, tenant: Tenant) {
         if let Some(entry) = self.entries.get_mut(&id) {
-            entry.tenant = Some(tenant);
+            *self.held.entry(tenant.party.client.clone()).or_default() += 1;
+            let before = entry.tenant.replace(tenant);
+            debug_assert!(before.is_none(), "a slot serves one request at a time");
         }
     }
 
     /// Whose request the slot served; it serves nobody's now.
     pub fn vacate(&mut self, id: SlotId) -> Option<Tenant> {
-        self.entries.get_mut(&id)?.tenant.take()
+        let tenant = self.entries.get_mut(&id)?.tenant.take()?;
+        let client = &tenant.party.client;
+        let held = self.held.get_mut(client).expect("it held this slot");
+        *held -= 1;
+        if *held == 0 {
+            self.held.remove(client);
+        }
+        Some(tenant)
     }
 
     /// Takes a new slot, in [`SlotState::Connecting`].
@@ -182,8 +192,9 @@ impl Ledger {
         true
     }
 
-    /// Gives a slot back; `None` if it was not taken.
+    /// Gives back a slot that was vacated; `None` if it was not taken.
     pub fn release(&mut self, id: SlotId) -> Option<Entry> {
+        self.vacate(id);
         let entry = self.entries.remove(&id)?;
         *self.counts.of(entry.state) -= 1;
         Some(entry)
@@ -285,5 +296,39 @@ impl Drop for Slot {
 impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Slot").field(&self.id.0).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::turns::{ClassId, Lane, Turn, Turns};
+    use super::*;
+
+    #[test]
+    fn a_client_holds_what_was_let_to_it_and_not_vacated() {
+        let (mut ledger, now) = (Ledger::default(), Moment::default());
+        let (party, place) = (Party { class: ClassId::default(), client: "one".into() }, Place::new(now, 1));
+        let mut turns = Turns::new(&[1]);
+        turns.push(&party, Lane::Blob, place);
+        let charged = turns.take(&party, Lane::Blob, place, Turn::Own);
+        let tenant = Tenant {
+            party: party.clone(),
+            target: "target:443".into(),
+            kind: Kind::Tunnel,
+            place,
+            since: now,
+            charged,
+        };
+        let slots = [ledger.take(now), ledger.take(now), ledger.take(now)];
+        for slot in slots {
+            ledger.let_to(slot, tenant.clone());
+        }
+        assert_eq!((ledger.held_by(&party.client), ledger.held_by(&"other".into())), (3, 0));
+        ledger.vacate(slots[0]);
+        ledger.release(slots[0]);
+        ledger.release(slots[1]);
+        assert_eq!(ledger.held_by(&party.client), 1);
+        ledger.vacate(slots[2]);
+        assert!(ledger.held.is_empty());
     }
 }

@@ -36,7 +36,8 @@ fn gate(slots: usize, depth: usize, rate: Option<Rate>) -> Gate<Connection> {
 
 fn ask(gate: &Gate<Connection>, patience: Duration, reuse: Option<&str>) -> Ask {
     let (client, target): (Client, Arc<str>) = ("client".into(), "target:443".into());
-    let (place, again) = gate.place(&client, &target);
+    let (place, claim) = gate.place(&client, &target);
+    let again = claim.map(Claim::used).is_some();
     let party = Party { class: ClassId::default(), client };
     let deadline = gate.now() + patience;
     Ask { place, deadline, party, lane: Lane::Blob, target, reuse: reuse.map(ReuseKey::from), again }
@@ -197,6 +198,23 @@ async fn a_connection_that_dies_while_parked_is_not_handed_out() {
     assert!(matches!(gate.admit(ask(&gate, LONG, Some("a:80"))).await, Ok(Admission::New(_))));
     gate.park(held.id(), ReuseKey::from("a:80"), Connection(dropped.clone()));
     assert_eq!((gate.snapshot().open.idle, dropped.load(Ordering::SeqCst)), (0, 2), "nor kept afterwards");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_goes_back_when_its_request_ends_before_it_asked() {
+    let gate = gate(1, 10, None);
+    let _held = slot(&gate).await;
+    let refused = ask(&gate, Duration::from_secs(1), None);
+    let (client, target, place) = (refused.party.client.clone(), refused.target.clone(), refused.place);
+    assert!(gate.admit(refused).await.is_err());
+    let (again, claim) = gate.place(&client, &target);
+    assert_eq!((again, claim.is_some()), (place, true));
+    assert_ne!(gate.place(&client, &target).0, place, "it is taken");
+    drop(claim);
+    let (again, claim) = gate.place(&client, &target);
+    assert_eq!(again, place, "its request never asked");
+    claim.unwrap().used();
+    assert_ne!(gate.place(&client, &target).0, place);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,11 @@
 //! Whose turn it is: classes share by weight, clients take turns within a class, one client's requests are first in,
 //! first out in two lanes.
 //!
-//! Start-time fair queueing over slot-seconds held. A request is charged an estimate when it is admitted, and the
-//! difference when it gives its slot back, so what is shared is the time that slots are held, not the number of
-//! admissions. Who had nothing to ask for does not save up: whoever comes back starts level with the one served last.
+//! Start-time fair queueing over slot-seconds held. A request is charged in advance when it is admitted, with the time
+//! that its client's requests usually take, and the difference is settled when it gives its slot back: what is shared is
+//! the time that slots are held, not the number of admissions. Who had nothing to ask for does not save up: whoever comes
+//! back starts at the clock, which moves with what was really served. What was only charged in advance does not move it:
+//! on many slots that would put a newcomer behind all that the others have just begun.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -52,44 +54,111 @@ const MOST_PASSES: u8 = 8;
 /// Clients remembered for having been served beyond the clock.
 const MOST_AHEAD: usize = 1000;
 
+/// What a request is charged in advance before anything is known, in slot-nanoseconds.
+const FIRST_GUESS: u64 = 1_000_000_000;
+
 /// Slot-nanoseconds, divided by the weight where a class is charged; scaled so that weights divide well.
 type Service = i128;
 const SCALE: Service = 1 << 20;
+
+/// Whether one who is admitted had its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It was this one's turn.
+    Own,
+    /// It passed those before it, with a connection that none of them could use.
+    Passing,
+}
+
+/// What somebody was charged in advance for a slot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Charge {
+    slot_nanos: u64,
+    turn: Turn,
+}
 
 /// The order of turns among all who wait.
 #[derive(Debug)]
 pub(super) struct Turns {
     classes: Vec<ClassTurns>,
-    /// The service of the class that was served last, when it was.
+    /// What the class had been served that had the last turn.
     clock: Service,
+    /// How long slots are held, smoothed over all.
+    usual: u64,
+}
+
+/// What somebody was served.
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    /// For slots that came back.
+    settled: Service,
+    /// Charged in advance for slots that are held.
+    advance: Service,
+}
+
+impl Account {
+    /// What decides whose turn it is: the least is next.
+    fn level(self) -> Service {
+        self.settled + self.advance
+    }
+
+    fn raise_to(&mut self, level: Service) {
+        self.settled += (level - self.level()).max(0);
+    }
 }
 
 #[derive(Debug)]
 struct ClassTurns {
     weight: u32,
-    served: Service,
+    account: Account,
     waiting: usize,
     clients: HashMap<Client, ClientTurns>,
     /// Clients with somebody waiting, the one least served first.
     order: BTreeSet<(Service, Client)>,
     /// Clients with nobody waiting and nothing held, who were served beyond the clock.
     ahead: BTreeSet<(Service, Client)>,
+    /// Clients who wait or hold.
+    active: usize,
+    /// Where newcomers start: what each active client would have been served, had all got the same.
     clock: Service,
 }
 
 #[derive(Debug, Default)]
 struct ClientTurns {
-    served: Service,
+    account: Account,
+    /// How long its requests hold their slots, smoothed.
+    usual: Option<u64>,
     small: BTreeSet<Place>,
     blobs: BTreeSet<Place>,
     passes: u8,
-    /// Slots held, whose estimates are not settled yet.
+    /// Slots held, which are charged in advance and not settled yet.
     held: usize,
+}
+
+/// Where a client stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It waits for a turn.
+    Waiting,
+    /// It waits for nothing, and holds slots.
+    Holding,
+    /// Neither.
+    Away,
 }
 
 impl ClientTurns {
     fn is_waiting(&self) -> bool {
         !self.small.is_empty() || !self.blobs.is_empty()
+    }
+
+    fn standing(&self) -> Standing {
+        if self.is_waiting() {
+            Standing::Waiting
+        } else if self.held > 0 {
+            Standing::Holding
+        } else {
+            Standing::Away
+        }
     }
 
     fn lane(&mut self, lane: Lane) -> &mut BTreeSet<Place> {
@@ -110,7 +179,7 @@ impl Turns {
     /// Turns among classes of these weights; at least one, and none of them 0.
     pub fn new(weights: &[u32]) -> Turns {
         let classes = weights.iter().map(|weight| ClassTurns::new((*weight).max(1)));
-        Turns { classes: classes.collect(), clock: 0 }
+        Turns { classes: classes.collect(), clock: 0, usual: FIRST_GUESS }
     }
 
     /// Classes have these weights from now on; there may be more of them, never fewer.
@@ -127,39 +196,41 @@ impl Turns {
         let clock = self.clock;
         let class = self.class(party);
         if class.waiting == 0 {
-            class.served = class.served.max(clock);
+            class.account.raise_to(clock);
         }
         class.waiting += 1;
         class.push(&party.client, lane, place);
     }
 
-    /// Somebody waits no more, without having had a turn.
+    /// Somebody waits no more, without having been admitted.
     pub fn remove(&mut self, party: &Party, lane: Lane, place: Place) {
         let class = self.class(party);
         class.waiting -= 1;
         class.remove(&party.client, lane, place);
     }
 
-    /// It is this one's turn: it is charged for `slot_nanos` in advance.
-    pub fn take(&mut self, party: &Party, lane: Lane, place: Place, slot_nanos: u64) {
-        let served = self.class(party).served;
-        self.clock = self.clock.max(served);
+    /// This one is admitted, and charged in advance.
+    pub fn take(&mut self, party: &Party, lane: Lane, place: Place, turn: Turn) -> Charge {
+        if turn == Turn::Own {
+            self.clock = self.clock.max(self.class(party).account.settled);
+        }
+        let usual = self.usual;
         let class = self.class(party);
         class.waiting -= 1;
-        class.take(&party.client, lane, place);
-        class.charge(&party.client, Service::from(slot_nanos), 1);
+        let slot_nanos = class.take(&party.client, lane, place, turn, usual);
+        Charge { slot_nanos, turn }
     }
 
-    /// The slot came back after `slot_nanos`, for which `charged` had been charged.
-    pub fn settle(&mut self, party: &Party, charged: u64, slot_nanos: u64) {
-        let difference = Service::from(slot_nanos) - Service::from(charged);
-        self.class(party).charge(&party.client, difference, -1);
+    /// The slot came back after `slot_nanos`.
+    pub fn settle(&mut self, party: &Party, charged: Charge, slot_nanos: u64) {
+        self.usual = smooth(self.usual, slot_nanos);
+        self.class(party).settle(&party.client, charged, slot_nanos);
     }
 
     /// Whose turn it is now.
     pub fn next(&self) -> Option<Place> {
         let waiting = self.classes.iter().filter(|class| class.waiting > 0);
-        waiting.min_by_key(|class| class.served).and_then(ClassTurns::next)
+        waiting.min_by_key(|class| class.account.level()).and_then(ClassTurns::next)
     }
 
     fn class(&mut self, party: &Party) -> &mut ClassTurns {
@@ -171,11 +242,12 @@ impl ClassTurns {
     fn new(weight: u32) -> ClassTurns {
         ClassTurns {
             weight,
-            served: 0,
+            account: Account::default(),
             waiting: 0,
             clients: HashMap::new(),
             order: BTreeSet::new(),
             ahead: BTreeSet::new(),
+            active: 0,
             clock: 0,
         }
     }
@@ -189,7 +261,7 @@ impl ClassTurns {
         let clock = self.clock;
         self.change(name, |client| {
             if !client.is_waiting() {
-                client.served = client.served.max(clock);
+                client.account.raise_to(clock);
             }
             client.lane(lane).insert(place);
         });
@@ -201,41 +273,74 @@ impl ClassTurns {
         });
     }
 
-    fn take(&mut self, name: &Client, lane: Lane, place: Place) {
-        let served = self.clients.get(name).map_or(0, |client| client.served);
-        self.clock = self.clock.max(served);
+    fn take(&mut self, name: &Client, lane: Lane, place: Place, turn: Turn, usual: u64) -> u64 {
+        let charged = self.clients.get(name).and_then(|client| client.usual).unwrap_or(usual);
+        self.account.advance += self.weigh(charged);
+        let mut clock = self.clock;
         self.change(name, |client| {
             client.lane(lane).remove(&place);
-            client.passes = match lane {
-                Lane::Small if !client.blobs.is_empty() => client.passes.saturating_add(1),
-                Lane::Small | Lane::Blob => 0,
-            };
+            if turn == Turn::Own {
+                clock = clock.max(client.account.settled);
+                client.passes = match lane {
+                    Lane::Small if !client.blobs.is_empty() => client.passes.saturating_add(1),
+                    Lane::Small | Lane::Blob => 0,
+                };
+            }
+            client.account.advance += Service::from(charged);
+            client.held += 1;
+        });
+        self.clock = clock;
+        charged
+    }
+
+    fn settle(&mut self, name: &Client, charged: Charge, slot_nanos: u64) {
+        self.account.advance -= self.weigh(charged.slot_nanos);
+        self.account.settled += self.weigh(slot_nanos);
+        if charged.turn == Turn::Own {
+            self.clock += Service::from(slot_nanos) / Service::try_from(self.active.max(1)).unwrap_or(Service::MAX);
+        }
+        self.change(name, |client| {
+            client.account.advance -= Service::from(charged.slot_nanos);
+            client.account.settled += Service::from(slot_nanos);
+            client.usual = Some(client.usual.map_or(slot_nanos, |usual| smooth(usual, slot_nanos)));
+            client.held = client.held.saturating_sub(1);
         });
     }
 
-    fn charge(&mut self, name: &Client, slot_nanos: Service, held: isize) {
-        self.served += slot_nanos * SCALE / Service::from(self.weight);
-        self.change(name, |client| {
-            client.served += slot_nanos;
-            client.held = client.held.saturating_add_signed(held);
-        });
+    fn weigh(&self, slot_nanos: u64) -> Service {
+        Service::from(slot_nanos) * SCALE / Service::from(self.weight)
     }
 
     /// The only way a client's state changes: out of the orders, change, into the order where it belongs.
     fn change(&mut self, name: &Client, change: impl FnOnce(&mut ClientTurns)) {
-        let mut client = self.clients.remove(name).unwrap_or_default();
-        let key = (client.served, name.clone());
-        self.order.remove(&key);
-        self.ahead.remove(&key);
-        change(&mut client);
-        let key = (client.served, name.clone());
-        if client.is_waiting() {
-            self.order.insert(key);
-        } else if client.held == 0 {
-            self.ahead.insert(key);
+        if !self.clients.contains_key(name) {
+            self.clients.insert(name.clone(), ClientTurns::default());
         }
-        self.clients.insert(name.clone(), client);
+        let client = self.clients.get_mut(name).expect("it is there now");
+        let before = (client.standing(), client.account.level());
+        change(client);
+        let after = (client.standing(), client.account.level());
+        if before != after {
+            self.move_client(name, before, after);
+        }
         self.forget_who_is_level();
+    }
+
+    fn move_client(&mut self, name: &Client, from: (Standing, Service), to: (Standing, Service)) {
+        let key = (from.1, name.clone());
+        match from.0 {
+            Standing::Waiting => self.order.remove(&key),
+            Standing::Holding => false,
+            Standing::Away => self.ahead.remove(&key),
+        };
+        let key = (to.1, name.clone());
+        match to.0 {
+            Standing::Waiting => self.order.insert(key),
+            Standing::Holding => false,
+            Standing::Away => self.ahead.insert(key),
+        };
+        self.active -= usize::from(from.0 != Standing::Away);
+        self.active += usize::from(to.0 != Standing::Away);
     }
 
     /// A client who neither waits nor holds, and who was not served beyond the clock, is as good as unknown. Where too
@@ -249,6 +354,10 @@ impl ClassTurns {
             self.clients.remove(&name);
         }
     }
+}
+
+fn smooth(usual: u64, latest: u64) -> u64 {
+    usual - usual / 8 + latest / 8
 }
 
 #[cfg(test)]
@@ -279,12 +388,23 @@ mod tests {
             place
         }
 
+        /// Admits the next one, who holds its slot from now on.
+        fn admit(&mut self) -> Party {
+            let place = self.turns.next().expect("somebody waits");
+            self.admit_this(place, Turn::Own).0
+        }
+
+        fn admit_this(&mut self, place: Place, turn: Turn) -> (Party, Charge) {
+            let (party, lane) = self.waiting.remove(&place).expect("only who waits is admitted");
+            let charged = self.turns.take(&party, lane, place, turn);
+            (party, charged)
+        }
+
         /// Serves the next one, who holds its slot for so long.
-        fn serve(&mut self, estimate: u64, held: impl Fn(&Party) -> u64) -> Option<(Party, Place)> {
+        fn serve(&mut self, held: impl Fn(&Party) -> u64) -> Option<(Party, Place)> {
             let place = self.turns.next()?;
-            let (party, lane) = self.waiting.remove(&place).expect("only who waits is next");
-            self.turns.take(&party, lane, place, estimate);
-            self.turns.settle(&party, estimate, held(&party));
+            let (party, charged) = self.admit_this(place, Turn::Own);
+            self.turns.settle(&party, charged, held(&party));
             Some((party, place))
         }
     }
@@ -301,7 +421,7 @@ mod tests {
                 line.join(client, Lane::Blob);
             }
         }
-        let first: Vec<Party> = (0..20).map(|_| line.serve(1000, |_| 1000).unwrap().0).collect();
+        let first: Vec<Party> = (0..20).map(|_| line.serve(|_| 1000).unwrap().0).collect();
         assert_eq!(first.iter().filter(|party| &*party.client == "greedy").count(), 2);
     }
 
@@ -314,7 +434,7 @@ mod tests {
             line.join(&quick, Lane::Blob);
         }
         let turns: Vec<Party> =
-            (0..400).map(|_| line.serve(500, |party| if *party == slow { 900 } else { 100 }).unwrap().0).collect();
+            (0..400).map(|_| line.serve(|party| if *party == slow { 900 } else { 100 }).unwrap().0).collect();
         let of_slow = turns.iter().filter(|party| **party == slow).count();
         assert!((39..=41).contains(&of_slow), "a tenth of the turns is half of the time, got {of_slow}");
     }
@@ -327,12 +447,12 @@ mod tests {
             line.join(&low, Lane::Blob);
         }
         for _ in 0..500 {
-            line.serve(1000, |_| 1000);
+            line.serve(|_| 1000);
         }
         for _ in 0..2000 {
             line.join(&high, Lane::Blob);
         }
-        let turns: Vec<Party> = (0..900).map(|_| line.serve(1000, |_| 1000).unwrap().0).collect();
+        let turns: Vec<Party> = (0..900).map(|_| line.serve(|_| 1000).unwrap().0).collect();
         let of_high = turns.iter().filter(|party| **party == high).count();
         assert!((795..=805).contains(&of_high), "8 of 9, got {of_high} of 900");
     }
@@ -345,8 +465,62 @@ mod tests {
         for _ in 0..20 {
             line.join(&one, Lane::Small);
         }
-        let order: Vec<Place> = (0..21).map(|_| line.serve(1, |_| 1).unwrap().1).collect();
+        let order: Vec<Place> = (0..21).map(|_| line.serve(|_| 1).unwrap().1).collect();
         assert_eq!(order.iter().position(|place| *place == blob), Some(8));
+    }
+
+    /// Ten slots are given out before anything came back: who comes in that moment is not behind them.
+    #[test]
+    fn who_comes_first_is_not_ahead_by_what_it_has_only_begun() {
+        let mut line = Line::new(&[1]);
+        let (first, next) = (party(0, "first"), party(0, "next"));
+        for _ in 0..100 {
+            line.join(&first, Lane::Blob);
+        }
+        for _ in 0..10 {
+            line.admit();
+        }
+        for _ in 0..100 {
+            line.join(&next, Lane::Blob);
+        }
+        let admitted: Vec<Party> = (0..10).map(|_| line.admit()).collect();
+        assert!(admitted.iter().all(|party| *party == next), "{admitted:?}");
+    }
+
+    #[test]
+    fn newcomers_without_end_starve_nobody() {
+        let mut line = Line::new(&[1]);
+        let old = party(0, "old");
+        for _ in 0..3 {
+            line.join(&old, Lane::Blob);
+        }
+        line.serve(|_| 1000);
+        let served = (0..100).filter(|number| {
+            line.join(&party(0, &format!("new-{number}")), Lane::Blob);
+            line.serve(|_| 1000).unwrap().0 == old
+        });
+        assert_eq!(served.count(), 2);
+    }
+
+    /// Newcomers start level with those who have waited all the time, whoever passed these with a kept connection.
+    #[test]
+    fn who_passes_the_others_is_charged_and_puts_nobody_ahead() {
+        let mut line = Line::new(&[1]);
+        let (passing, waiting, newcomer) = (party(0, "passing"), party(0, "waiting"), party(0, "newcomer"));
+        line.join(&waiting, Lane::Blob);
+        for _ in 0..50 {
+            let place = line.join(&passing, Lane::Small);
+            let (_, charged) = line.admit_this(place, Turn::Passing);
+            line.turns.settle(&passing, charged, 1000);
+        }
+        for _ in 0..20 {
+            line.join(&waiting, Lane::Blob);
+            line.join(&newcomer, Lane::Blob);
+            line.join(&passing, Lane::Blob);
+        }
+        let admitted: Vec<Party> = (0..20).map(|_| line.serve(|_| 1000).unwrap().0).collect();
+        let of = |one: &Party| admitted.iter().filter(|party| *party == one).count();
+        assert_eq!((of(&waiting), of(&newcomer), of(&passing)), (10, 10, 0));
     }
 
     #[test]
@@ -355,7 +529,7 @@ mod tests {
         for number in 0..3000 {
             let client = party(0, &format!("client-{number}"));
             line.join(&client, Lane::Small);
-            line.serve(1000, |_| 1000);
+            line.serve(|_| 1000);
         }
         assert!(line.turns.classes[0].clients.len() <= MOST_AHEAD, "{}", line.turns.classes[0].clients.len());
     }

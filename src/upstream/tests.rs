@@ -1,0 +1,89 @@
+//! A place that was kept, on the way to the registry: it is used up by asking, and by nothing before.
+
+use tokio::net::TcpListener;
+
+use super::tls::TlsTerms;
+use super::*;
+use crate::admission::{ClassId, Limits};
+use crate::metrics::Metrics;
+
+/// A client that stays.
+struct Patient;
+
+impl Requester for Patient {
+    async fn ended(&self) {
+        std::future::pending::<()>().await;
+    }
+
+    async fn broken(&self) {
+        std::future::pending::<()>().await;
+    }
+
+    fn has_ended(&self) -> bool {
+        false
+    }
+
+    fn is_broken(&self) -> bool {
+        false
+    }
+}
+
+fn upstream() -> Upstream {
+    let limits = Limits {
+        slots: 1,
+        depth: 10,
+        rate: None,
+        idle_timeout: Duration::from_secs(60),
+        max_lifetime: Duration::from_secs(600),
+        max_connecting: 1,
+        keep_place: Duration::from_secs(30),
+        weights: vec![1],
+    };
+    let metrics = Metrics::new().of_registry("test", &["default".to_owned()]);
+    Upstream {
+        name: "test".to_owned(),
+        gate: Gate::new(limits, metrics.clone()),
+        metrics,
+        terms: Terms { connect_timeout: Duration::from_secs(5), linger: Duration::from_secs(1) },
+        addresses: AddressPolicy::default(),
+        insist: true,
+        queue: QueueTerms { depth: 10, tunnel_timeout: Vec::new(), request_timeout: Vec::new() },
+        classes: Arc::new(["default".to_owned()]),
+        tls: Arc::new(Tls::new(TlsTerms::default())),
+        repair: None,
+        slots_of_each: None,
+        resizing: Mutex::default(),
+        resolver: Arc::new(Resolver::new(std::iter::empty())),
+        ended: CancellationToken::new(),
+    }
+}
+
+fn trip(upstream: &Upstream, pinned: SocketAddr, patience: Duration) -> Trip {
+    let target = Target::from_connect("registry.test:5000").expect("a target");
+    let way = Way { target, secure: false, pinned: Some(vec![pinned]), listed_host: true, cluster: None };
+    let party = Party { class: ClassId::default(), client: "client".into() };
+    upstream.trip(way, party, Lane::Blob, Patience { limit: patience, setting: "queue.tunnel_timeout" })
+}
+
+#[tokio::test]
+async fn a_kept_place_is_used_up_by_asking_and_not_by_an_address_that_is_denied() {
+    let registry = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (there, denied) = (registry.local_addr().unwrap(), SocketAddr::from(([169, 254, 1, 1], 5000)));
+    let (upstream, long) = (upstream(), Duration::from_secs(50));
+    let mut first = trip(&upstream, there, long);
+    let held = upstream.reach(&mut first, None, &Patient).await.unwrap();
+    let mut gave_up = trip(&upstream, there, Duration::ZERO);
+    assert!(matches!(upstream.reach(&mut gave_up, None, &Patient).await, Err(Failure::Refused(_))));
+
+    let mut astray = trip(&upstream, denied, long);
+    assert_eq!(astray.place, gave_up.place);
+    assert!(matches!(upstream.reach(&mut astray, None, &Patient).await, Err(Failure::Denied(..))));
+    drop(astray);
+
+    let mut back = trip(&upstream, there, long);
+    assert_eq!((back.place, back.again), (gave_up.place, true), "its place was kept, since it never asked");
+    drop(held);
+    assert!(upstream.reach(&mut back, None, &Patient).await.is_ok());
+    drop(back);
+    assert_ne!(trip(&upstream, there, long).place, gave_up.place, "it was served");
+}

@@ -1,0 +1,48 @@
+//! The files of the core, as `src/admission.rs` has them, without what needs tokio.
+#![expect(dead_code, reason = "what only the gate uses is not used here")]
+
+#[path = "../../../src/admission/activity.rs"]
+mod activity;
+#[path = "../../../src/admission/census.rs"]
+mod census;
+#[path = "../../../src/admission/change_tests.rs"]
+mod change_tests;
+#[path = "../../../src/admission/core.rs"]
+mod core;
+#[path = "../../../src/admission/core_tests.rs"]
+mod core_tests;
+#[path = "../../../src/admission/fairness_tests.rs"]
+mod fairness_tests;
+#[path = "../../../src/admission/handover.rs"]
+mod handover;
+mod handover_models;
+#[path = "../../../src/admission/idle.rs"]
+mod idle;
+#[path = "../../../src/admission/moment.rs"]
+mod moment;
+#[path = "../../../src/admission/outages.rs"]
+mod outages;
+#[path = "../../../src/admission/pace.rs"]
+mod pace;
+#[path = "../../../src/admission/places.rs"]
+mod places;
+#[path = "../../../src/admission/queue.rs"]
+mod queue;
+#[path = "../../../src/admission/quiet.rs"]
+mod quiet;
+#[path = "../../../src/admission/rate.rs"]
+mod rate;
+#[path = "../../../src/admission/slots.rs"]
+mod slots;
+#[path = "../../../src/admission/turns.rs"]
+mod turns;
+#[path = "../../../src/admission/usage.rs"]
+mod usage;
+
+/// Random histories of the core that are lived through.
+const HISTORIES: u32 = 10_000;
+
+/// In place of `src/admission/sync.rs`.
+mod sync {
+    pub use loom::sync::{Mutex, MutexGuard};
+}

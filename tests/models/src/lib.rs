@@ -1,0 +1,22 @@
+//! The admission core, proved.
+//!
+//! The very source files of the core are built here a second time, as a crate of their own with next to no dependencies:
+//! its mutex is loom's, so that every order in which threads can meet at the hand-over is tried; and its random histories
+//! run by the ten thousand, since so small a crate is quickly built as fast as it gets (the profile `proof`). No `--cfg`
+//! is needed for that: only `admission::sync` is another file here. Tokio, which changes its own shape under
+//! `--cfg loom`, is not in this build at all.
+//!
+//! `cargo test --profile proof -p roadstead-models`
+
+#![cfg(test)]
+
+mod admission;
+
+/// The words of `src/metrics.rs` that the core uses.
+mod metrics {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Direction {
+        Up,
+        Down,
+    }
+}
