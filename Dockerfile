@@ -3,12 +3,15 @@
 #   docker build -t roadstead .                                  compiles it, in Alpine
 #   docker build -t roadstead --build-arg BINARY=prebuilt .      takes target/image/roadstead, a static binary, and
 #                                                                target/image/ca-certificates.crt
+#   docker build --build-arg ROADSTEAD_COMMIT=$(git rev-parse --short HEAD) ...   says so in --version
 ARG BINARY=build
 
 FROM docker.io/library/rust:1-alpine AS build
 RUN apk add --no-cache build-base ca-certificates
 WORKDIR /source
 COPY . .
+# There is no git in here.
+ARG ROADSTEAD_COMMIT=
 RUN cargo build --release --locked --bin roadstead
 RUN mkdir /image && cp target/release/roadstead /etc/ssl/certs/ca-certificates.crt /image/
 

@@ -1,19 +1,23 @@
-//! The admin listener: health, readiness, metrics, status.
+//! The admin listener: health, readiness, metrics, status, and the live page.
 //!
 //! It reads snapshots and never decides anything. The metrics listener is the same without what concerns only the
 //! operator of the node.
 
 pub mod config_state;
+pub mod history;
+
+mod guard;
+mod page;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -24,6 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use self::config_state::{ConfigPicture, ConfigState};
+use self::history::{History, Reading};
 use crate::admission::{Bound, Census, Party, Snapshot};
 use crate::metrics::{Gauges, MemberGauges, Metrics};
 use crate::proxy::Proxy;
@@ -48,10 +53,11 @@ pub struct Admin {
     /// Cancelled when another process answers here.
     handed_over: CancellationToken,
     started: Instant,
+    history: Mutex<History>,
 }
 
 const HERE: &str =
-    "here are /healthz, /readyz, /metrics, /status, /queue and POST /registries/NAME/pause and /resume\n";
+    "here are /, /healthz, /readyz, /metrics, /status, /queue, /history and POST /registries/NAME/pause and /resume\n";
 
 /// A client of the admin port that is slower than this has lost interest.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,7 +72,20 @@ impl Admin {
         draining: CancellationToken,
     ) -> Arc<Admin> {
         let handed_over = CancellationToken::new();
-        Arc::new(Admin { proxy, config, metrics, draining, handed_over, started: Instant::now() })
+        let (started, history) = (Instant::now(), Mutex::default());
+        Arc::new(Admin { proxy, config, metrics, draining, handed_over, started, history })
+    }
+
+    /// Keeps the last ten minutes for the page, a sample a second, until the process ends. A second that was missed is
+    /// made up for at once, so that the samples stay seconds.
+    pub async fn keep_history(self: Arc<Self>) {
+        let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            seconds.tick().await;
+            let settings = self.proxy.settings();
+            let readings = settings.routes.registries().map(|upstream| (upstream.name.clone(), reading(upstream)));
+            self.history.lock().unwrap_or_else(PoisonError::into_inner).record(readings);
+        }
     }
 
     /// Leaves the listeners to another process.
@@ -76,6 +95,8 @@ impl Admin {
 
     /// Accepts connections until the process ends, or another one answers here.
     pub async fn accept(self: Arc<Self>, listener: TcpListener, scope: Scope) {
+        let loopback = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
+        let guarded = loopback && scope == Scope::Admin;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -83,7 +104,7 @@ impl Admin {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    tokio::spawn(self.clone().serve(stream, scope));
+                    tokio::spawn(self.clone().serve(stream, scope, guarded));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accepting an admin connection failed");
@@ -93,9 +114,12 @@ impl Admin {
         }
     }
 
-    async fn serve(self: Arc<Self>, stream: TcpStream, scope: Scope) {
+    async fn serve(self: Arc<Self>, stream: TcpStream, scope: Scope, guarded: bool) {
         let service = service_fn(|request| {
-            let response = self.answer(&request, scope);
+            let response = match guard::objection(&request, guarded) {
+                Some(objection) => text(StatusCode::FORBIDDEN, objection),
+                None => self.answer(&request, scope),
+            };
             async move { Ok::<_, Infallible>(response) }
         });
         let connection = http1::Builder::new()
@@ -116,7 +140,9 @@ impl Admin {
             return self.control(request.method(), name, action);
         }
         match (path, scope) {
-            ("/healthz" | "/readyz" | "/metrics", _) | ("/status" | "/queue", Scope::Admin) if !readable => {
+            ("/healthz" | "/readyz" | "/metrics", _) | ("/" | "/status" | "/queue" | "/history", Scope::Admin)
+                if !readable =>
+            {
                 text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n")
             }
             ("/healthz", _) => text(StatusCode::OK, "ok\n"),
@@ -124,6 +150,8 @@ impl Admin {
             ("/metrics", _) => self.scrape(),
             ("/status", Scope::Admin) => self.status(),
             ("/queue", Scope::Admin) => self.queue(),
+            ("/history", Scope::Admin) => self.history(),
+            ("/", Scope::Admin) => page::page(),
             (_, Scope::Admin) => text(StatusCode::NOT_FOUND, HERE),
             (_, Scope::Metrics) => text(StatusCode::NOT_FOUND, "here are /healthz, /readyz and /metrics\n"),
         }
@@ -191,6 +219,13 @@ impl Admin {
         response(StatusCode::OK, "application/json", format!("{body:#}\n"))
     }
 
+    fn history(&self) -> Response<Full<Bytes>> {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let body = serde_json::json!({ "step_seconds": 1, "registries": history.past() });
+        drop(history);
+        response(StatusCode::OK, "application/json", format!("{body}\n"))
+    }
+
     fn picture(&self, upstream: &Upstream) -> Value {
         let now = upstream.gate.snapshot();
         let gauges = self.gauges(upstream, &now);
@@ -239,6 +274,11 @@ impl Admin {
             members: self.nodes(&upstream.name),
         }
     }
+}
+
+fn reading(upstream: &Upstream) -> Reading {
+    let now = upstream.gate.snapshot();
+    Reading { open: now.open.open(), waiting: now.waiting, so_far: upstream.metrics.so_far() }
 }
 
 fn node(gauges: &MemberGauges) -> NodePicture {
@@ -374,5 +414,6 @@ fn response(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> R
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

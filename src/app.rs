@@ -116,6 +116,7 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     for (registry, listener) in &listeners.mirrors {
         tokio::spawn(proxy.clone().accept(accepting(listener)?, Entry::Mirror(registry.as_str().into())));
     }
+    tokio::spawn(admin.clone().keep_history());
     tokio::spawn(admin.clone().accept(accepting(&listeners.admin)?, Scope::Admin));
     if let Some(listener) = &listeners.metrics {
         tokio::spawn(admin.clone().accept(accepting(listener)?, Scope::Metrics));

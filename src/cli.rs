@@ -1,11 +1,14 @@
 //! The command line.
 
 mod ask;
+mod man;
+mod status;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -24,7 +27,7 @@ const EXIT_FAILURE: u8 = 1;
 /// An admission queue for container registries: a forward proxy that never opens more connections to a registry than
 /// this node's share of what it can serve, and lets the rest wait their turn.
 #[derive(Debug, Parser)]
-#[command(name = "roadstead", version, after_help = AFTER_HELP)]
+#[command(name = "roadstead", version = env!("ROADSTEAD_VERSION"), after_help = AFTER_HELP)]
 struct Arguments {
     /// The config file.
     #[arg(long, global = true, value_name = "FILE", default_value = "sidecar.toml")]
@@ -40,10 +43,34 @@ enum Command {
     Run,
     /// Check the config: print the slots of each registry, or every problem at once.
     Check,
+    /// Show what a running sidecar does: slots, who waits and who holds.
+    Status(Status),
     /// Hold all admissions to a registry, for its maintenance; the queue stays.
     Pause(Control),
     /// Go on after a pause, in order.
     Resume(Control),
+    /// Print completions for a shell, to be put where it looks for them.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, in the form that `man` reads.
+    Man,
+}
+
+#[derive(Debug, clap::Args)]
+struct Status {
+    /// Where the sidecar's admin listener is [default: listen.admin of the config].
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
+
+    /// Print /status as it is.
+    #[arg(long)]
+    json: bool,
+
+    /// Show it anew each second, until Ctrl-C.
+    #[arg(long)]
+    watch: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -60,7 +87,8 @@ const AFTER_HELP: &str = "\
 Point the pullers at it:
   HTTP_PROXY=http://127.0.0.1:4128 HTTPS_PROXY=http://127.0.0.1:4128
 
-See what it does:
+See what it does, here or at http://127.0.0.1:4129/ in a browser:
+  roadstead status --watch
   curl http://127.0.0.1:4129/status
   curl http://127.0.0.1:4129/metrics
 
@@ -77,6 +105,9 @@ pub fn main() -> ExitCode {
     match &arguments.command {
         Some(Command::Pause(control)) => return tell(control, "pause", &arguments.config),
         Some(Command::Resume(control)) => return tell(control, "resume", &arguments.config),
+        Some(Command::Status(asked)) => return status(asked, &arguments.config),
+        Some(Command::Completions { shell }) => return completions(*shell),
+        Some(Command::Man) => return manual(),
         Some(Command::Run | Command::Check) | None => {}
     }
     // How it was started is to be known before the binary may be replaced, and what it inherited before threads run.
@@ -97,15 +128,53 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Shows what a running sidecar does.
+fn status(asked: &Status, file: &Path) -> ExitCode {
+    let admin = match admin_of(asked.admin.as_deref(), file) {
+        Ok(admin) => admin,
+        Err(error) => return fail(EXIT_USAGE, &error),
+    };
+    let look = watch::Look::new(asked.json);
+    let shown = if asked.watch { watch::until_interrupted(&admin, look) } else { watch::once(&admin, look) };
+    shown.map_or_else(|error| fail(EXIT_FAILURE, &error), |()| ExitCode::SUCCESS)
+}
+
+fn completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "roadstead", &mut script);
+    print(&script)
+}
+
+fn manual() -> ExitCode {
+    match man::page(Arguments::command()) {
+        Ok(page) => print(&page),
+        Err(error) => fail(EXIT_FAILURE, &error),
+    }
+}
+
+/// Prints a file; who reads may stop whenever they like.
+fn print(text: &[u8]) -> ExitCode {
+    match std::io::Write::write_all(&mut std::io::stdout(), text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => fail(EXIT_FAILURE, &error),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Where the sidecar's admin listener is, as `host:port`.
+fn admin_of(named: Option<&str>, file: &Path) -> Result<String, String> {
+    if let Some(url) = named {
+        return Ok(url.trim_start_matches("http://").trim_end_matches('/').to_owned());
+    }
+    let config = Config::load(file).map_err(|error| format!("{error}\nname the sidecar with --admin URL"))?;
+    Ok(config.listen.admin.to_string())
+}
+
 /// Tells a running sidecar to do something with a registry.
 fn tell(control: &Control, action: &str, file: &Path) -> ExitCode {
     let Control { registry, admin } = control;
-    let admin = match admin {
-        Some(url) => url.trim_start_matches("http://").trim_end_matches('/').to_owned(),
-        None => match Config::load(file) {
-            Ok(config) => config.listen.admin.to_string(),
-            Err(error) => return fail(EXIT_USAGE, &format!("{error}\nname the sidecar with --admin URL")),
-        },
+    let admin = match admin_of(admin.as_deref(), file) {
+        Ok(admin) => admin,
+        Err(error) => return fail(EXIT_USAGE, &error),
     };
     match ask::post(&admin, &format!("/registries/{registry}/{action}")) {
         Ok((200, _)) => {

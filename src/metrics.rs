@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus::core::Metric;
 use prometheus::{
     Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     Opts, TextEncoder,
@@ -252,7 +253,8 @@ pub struct Metrics {
     reload: Reload,
 }
 
-const WAIT_BUCKETS: [f64; 13] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0];
+/// Upper bounds of the buckets in which waits are counted, in seconds.
+pub const WAIT_BUCKETS: [f64; 13] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0];
 const CONNECT_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 impl Default for Metrics {
@@ -587,6 +589,17 @@ pub struct RegistryMetrics {
     repaired: [IntCounter; Sign::ALL.len()],
 }
 
+/// What happened at one registry since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SoFar {
+    /// Admissions.
+    pub admitted: u64,
+    /// Answers that roadstead made up itself.
+    pub refused: u64,
+    /// Waits that ended, however they did, in each of [`WAIT_BUCKETS`], and beyond the last.
+    pub waits: [u64; WAIT_BUCKETS.len() + 1],
+}
+
 /// What counts for one class of one registry.
 #[derive(Debug)]
 struct ClassMetrics {
@@ -629,6 +642,27 @@ impl RegistryMetrics {
         class.waits[outcome as usize].observe(wait.as_secs_f64());
     }
 
+    /// What happened so far.
+    #[must_use]
+    pub fn so_far(&self) -> SoFar {
+        let mut so_far = SoFar {
+            admitted: self.classes.iter().map(|class| class.admitted.get()).sum(),
+            refused: self.refused.iter().map(IntCounter::get).sum(),
+            ..SoFar::default()
+        };
+        for histogram in self.classes.iter().flat_map(|class| &class.waits) {
+            let metric = histogram.metric();
+            let counted = metric.get_histogram();
+            let up_to = counted.get_bucket().iter().map(prometheus::proto::Bucket::cumulative_count);
+            let mut below = 0;
+            for (wait, up_to) in so_far.waits.iter_mut().zip(up_to.chain([counted.get_sample_count()])) {
+                *wait += up_to.saturating_sub(below);
+                below = up_to;
+            }
+        }
+        so_far
+    }
+
     /// `connect()` succeeded.
     pub fn connected(&self, took: Duration) {
         self.connect.observe(took.as_secs_f64());
@@ -665,6 +699,21 @@ mod tests {
         assert!(WaitOutcome::ALL.iter().enumerate().all(|(index, outcome)| *outcome as usize == index));
         assert!(Reclaimed::ALL.iter().enumerate().all(|(index, evidence)| *evidence as usize == index));
     }
+
+    #[test]
+    fn what_happened_so_far_is_summed_over_classes_and_outcomes() {
+        let metrics = Metrics::new().of_registry("stub", &["default".to_owned(), "interactive".to_owned()]);
+        metrics.waited(0, WaitOutcome::Admitted, Duration::from_millis(3));
+        metrics.waited(1, WaitOutcome::ClientLeft, Duration::from_millis(4));
+        metrics.waited(1, WaitOutcome::Refused, Duration::from_secs(200));
+        metrics.refused(Reason::QueueTimeout);
+        let so_far = metrics.so_far();
+        assert_eq!((so_far.admitted, so_far.refused), (1, 1));
+        let mut waits = [0; WAIT_BUCKETS.len() + 1];
+        (waits[1], waits[13]) = (2, 1);
+        assert_eq!(so_far.waits, waits);
+    }
+
     /// The values of both gauges about the last reload, as Prometheus reads them.
     fn last_reload(metrics: &Metrics) -> [f64; 2] {
         let text = metrics.render(&[], 0);

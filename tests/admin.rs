@@ -54,7 +54,7 @@ async fn unknown_paths_and_methods_are_refused() {
     for path in ["/nothing", "/status/", "/metricsx", "//status"] {
         assert_eq!(sidecar.ask_admin("GET", path).await.status(), 404, "{path}");
     }
-    for path in ["/healthz", "/readyz", "/metrics", "/status"] {
+    for path in ["/healthz", "/readyz", "/metrics", "/status", "/queue", "/history", "/"] {
         for method in ["POST", "PUT", "DELETE"] {
             assert_eq!(sidecar.ask_admin(method, path).await.status(), 405, "{method} {path}");
         }
@@ -140,10 +140,90 @@ async fn the_metrics_listener_shows_metrics_and_probes_only() {
     assert_eq!(metrics.status(), 200);
     assert!(Metrics::parse(&metrics.text()).has("roadstead_slots"));
     assert!(metrics.header("content-type").unwrap().starts_with("text/plain"));
-    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/status", 404), ("/", 404)] {
+    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/status", 404), ("/history", 404), ("/", 404)] {
         assert_eq!(scraper.get(path, &[]).await.unwrap().status(), status, "{path}");
     }
     assert_eq!(scraper.ask("POST", "/metrics", &["Content-Length: 0"]).await.unwrap().status(), 405);
+}
+
+/// The page lets nothing in but what it is made of, and stands in no frame; the metrics listener has none.
+#[tokio::test]
+async fn the_page_comes_with_a_strict_policy() {
+    let (_stub, sidecar) = stage(1, "").await;
+    let page = sidecar.ask_admin("GET", "/").await;
+    assert_eq!((page.status(), page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(page.header("referrer-policy"), Some("no-referrer"));
+    let policy = page.header("content-security-policy").unwrap();
+    let mut directives: Vec<&str> = policy.split("; ").collect();
+    directives.retain(|directive| !directive.contains(" 'sha256-"));
+    let expected = [
+        "default-src 'none'",
+        "img-src data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    ];
+    assert_eq!(directives, expected);
+    for kind in ["script-src 'sha256-", "style-src 'sha256-"] {
+        assert_eq!(policy.matches(kind).count(), 1, "{policy}");
+    }
+}
+
+/// A page of another site in a browser on this node can neither read under a name of its own, nor pause a registry.
+#[tokio::test]
+async fn pages_of_other_sites_are_refused() {
+    let (_stub, sidecar) = stage(1, "").await;
+    let ask = async |method: &str, path: &str, host: &str, origin: &str| {
+        let mut wire = Wire::open(sidecar.admin()).await.unwrap();
+        let headers = format!("Host: {host}\r\n{origin}Content-Length: 0\r\n\r\n");
+        wire.send(format!("{method} {path} HTTP/1.1\r\n{headers}").as_bytes()).await.unwrap();
+        wire.read_answer().await.unwrap().status()
+    };
+    let address = sidecar.admin().to_string();
+    for path in ["/", "/status", "/queue", "/history", "/metrics", "/healthz"] {
+        assert_eq!(ask("GET", path, "evil.example.com", "").await, 403, "{path}");
+        for host in [address.as_str(), "localhost:4129", "node7", "[::1]"] {
+            assert_eq!(ask("GET", path, host, "").await, 200, "{path} at {host}");
+        }
+    }
+    let paused = async || sidecar.status().await["registries"]["stub"]["paused"].take();
+    let pause = "/registries/stub/pause";
+    for origin in ["http://evil.example.com", "http://127.0.0.1:1", "null"] {
+        assert_eq!(ask("POST", pause, &address, &format!("Origin: {origin}\r\n")).await, 403, "{origin}");
+    }
+    assert_eq!(ask("POST", pause, "evil.example.com", "").await, 403);
+    assert_eq!(paused().await, false);
+    assert_eq!(ask("POST", pause, &address, &format!("Origin: http://{address}\r\n")).await, 200);
+    assert_eq!(paused().await, true);
+}
+
+/// `/history` has a sample for each second, with what was admitted in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_history_grows_by_the_second() {
+    let (stub, sidecar) = stage(1, "").await;
+    let history = async || sidecar.ask_admin("GET", "/history").await.json()["registries"]["stub"].take();
+    let length = |history: &Value| history["admitted"].as_array().map_or(0, Vec::len);
+    eventually("a first sample", Duration::from_secs(10), async || match length(&history().await) {
+        0 => Err(0),
+        samples => Ok(samples),
+    })
+    .await;
+    assert_eq!(get_through(sidecar.proxy(), &url(stub.address()), &[]).await.status(), 200);
+    let seen = eventually("the admission to show", Duration::from_secs(10), async || {
+        let history = history().await;
+        let admitted = history["admitted"].as_array().unwrap().iter().filter_map(Value::as_u64).sum::<u64>();
+        if admitted == 1 { Ok(history) } else { Err(history) }
+    })
+    .await;
+    for list in ["open", "waiting", "refused", "wait_p50_seconds", "wait_p99_seconds"] {
+        assert_eq!(seen[list].as_array().unwrap().len(), length(&seen), "{list}");
+    }
+    let last = |list: &str| seen[list].as_array().unwrap().last().unwrap().clone();
+    assert_eq!((last("open"), last("waiting")), (json!(1), json!(0)));
+    assert!(last("wait_p99_seconds").as_f64().is_some_and(|wait| wait < 1.0), "{seen}");
 }
 
 /// Every metric is there from the start, for every registry and for other hosts, with all values of its labels, at

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use roadstead_test_support::{Sidecar, StubRegistry, Wire, config, connect_through, eventually_is, get_through};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 /// A run that takes longer hangs.
@@ -64,12 +65,100 @@ share = 1
 async fn help_and_version_go_to_standard_output() {
     let help = roadstead(&["--help"]).await;
     assert_eq!((help.status, help.stderr.as_str()), (Some(0), ""));
-    for word in ["run", "check", "--config", "sidecar.toml", "Exit status", "HTTP_PROXY"] {
+    for word in ["run", "check", "status", "--config", "sidecar.toml", "Exit status", "HTTP_PROXY"] {
         assert!(help.stdout.contains(word), "no {word}:\n{}", help.stdout);
     }
     let version = roadstead(&["--version"]).await;
     assert_eq!(version.status, Some(0));
-    assert_eq!(version.stdout.trim(), concat!("roadstead ", env!("CARGO_PKG_VERSION")));
+    assert_eq!(version.stdout.trim(), concat!("roadstead ", env!("ROADSTEAD_VERSION")));
+    let bare = concat!("roadstead ", env!("CARGO_PKG_VERSION"));
+    let commit = version.stdout.trim().strip_prefix(bare).unwrap();
+    assert_eq!(commit.is_empty(), !Path::new(env!("CARGO_MANIFEST_DIR")).join(".git").exists(), "{commit}");
+}
+
+/// Completions for each shell name every command; so does the manual page.
+#[tokio::test]
+async fn completions_and_the_manual_page_name_every_command() {
+    const COMMANDS: [&str; 7] = ["run", "check", "status", "pause", "resume", "completions", "man"];
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = roadstead(&["completions", shell]).await;
+        assert_eq!((script.status, script.stderr.as_str()), (Some(0), ""), "{shell}");
+        for word in COMMANDS.iter().chain(&["watch", "admin"]) {
+            assert!(script.stdout.contains(word), "no {word} for {shell}");
+        }
+    }
+    assert_eq!(roadstead(&["completions", "no-such-shell"]).await.status, Some(2));
+    let page = roadstead(&["man"]).await;
+    assert_eq!((page.status, page.stderr.as_str()), (Some(0), ""));
+    assert!(page.stdout.contains(".TH roadstead 1"), "{}", page.stdout);
+    for command in COMMANDS {
+        let heading = format!("\n.SS \"{command}");
+        assert!(page.stdout.contains(&heading), "no {command}:\n{}", page.stdout);
+    }
+    for word in ["\\-\\-watch", "\\-\\-config", "Exit status", "\\fIREGISTRY\\fR"] {
+        assert!(page.stdout.contains(word), "no {word}:\n{}", page.stdout);
+    }
+}
+
+/// `status` shows a table without colours where it is piped; `--json` is `/status` itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_shows_the_live_picture() {
+    let stub = StubRegistry::builder().start().await;
+    let registry = format!("[registries.stub]\nhosts = [\"{}\"]\ncap = 3\nshare = 1", stub.address());
+    let mut sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
+    let url = format!("http://{}/v2/", stub.address());
+    assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 200);
+    sidecar.until("stub", "idle", 1).await;
+    let admin = sidecar.admin().to_string();
+    for named in [admin.clone(), format!("http://{admin}/")] {
+        let run = roadstead(&["status", "--admin", &named]).await;
+        assert_eq!((run.status, run.stderr.as_str()), (Some(0), ""));
+        assert!(run.stdout.contains("stub  open\n  slots    [-..] 1 of 3\n"), "{}", run.stdout);
+        assert!(!run.stdout.contains('\x1b'), "{:?}", run.stdout);
+    }
+    let run = roadstead(&["status", "--admin", &admin, "--json"]).await;
+    assert_eq!(run.status, Some(0));
+    let status: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(status["registries"], sidecar.status().await["registries"]);
+
+    sidecar.terminate();
+    assert!(sidecar.wait().await.success());
+    let away = roadstead(&["status", "--admin", &admin]).await;
+    assert_eq!((away.status, away.stdout.as_str()), (Some(1), ""));
+    assert!(away.stderr.contains(&admin), "{}", away.stderr);
+    let nowhere = roadstead(&["status"]).await;
+    assert_eq!(nowhere.status, Some(2), "no config, no --admin");
+    assert!(nowhere.stderr.contains("--admin URL"), "{}", nowhere.stderr);
+}
+
+/// `status --watch` shows one picture after the other, also across a sidecar that goes away, and ends well on Ctrl-C.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_watches_until_interrupted() {
+    let registry = "[registries.stub]\nhosts = [\"harbor.example.com\"]\ncap = 3\nshare = 1";
+    let mut sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(registry)).await;
+    let mut watch = Command::new(env!("CARGO_BIN_EXE_roadstead"))
+        .args(["status", "--watch", "--admin", &sidecar.admin().to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut until = async |start: &str, times: usize| {
+        let mut found = 0;
+        while found < times {
+            let line = tokio::time::timeout(SOON, lines.next_line()).await.expect("a line").unwrap().expect("no end");
+            found += usize::from(line.starts_with(start));
+        }
+    };
+    until("stub  open", 2).await;
+    sidecar.terminate();
+    assert!(sidecar.wait().await.success());
+    until(&sidecar.admin().to_string(), 1).await;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(watch.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let ended = tokio::time::timeout(SOON, watch.wait()).await.expect("an end").unwrap();
+    assert_eq!(ended.code(), Some(0));
 }
 
 /// `check` prints the slots of every registry, and how they come about.

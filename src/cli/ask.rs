@@ -7,14 +7,26 @@ use std::time::Duration;
 /// The longest wait for the sidecar.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// POSTs to a path; gives back status and body.
+/// GETs a path; gives back status and body.
 ///
 /// # Errors
 /// When nobody listens there, or what answers is not HTTP.
+pub fn get(admin: &str, path: &str) -> io::Result<(u16, String)> {
+    ask("GET", admin, path)
+}
+
+/// POSTs to a path; gives back status and body.
+///
+/// # Errors
+/// As [`get`].
 pub fn post(admin: &str, path: &str) -> io::Result<(u16, String)> {
+    ask("POST", admin, path)
+}
+
+fn ask(method: &str, admin: &str, path: &str) -> io::Result<(u16, String)> {
     let mut stream = connect(admin.to_socket_addrs()?)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
-    write!(stream, "POST {path} HTTP/1.1\r\nHost: {admin}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {admin}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("not an HTTP answer"))?;

@@ -7,6 +7,7 @@
 
 use std::io::Write;
 
+mod browser;
 mod certificates;
 mod containerd;
 mod docker_registry;
@@ -18,6 +19,7 @@ mod podman;
 mod program;
 mod token_service;
 
+pub use browser::Browser;
 pub use certificates::Certificates;
 pub use containerd::Containerd;
 pub use docker_registry::DockerRegistry;

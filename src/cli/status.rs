@@ -1,0 +1,317 @@
+//! `roadstead status`: the live picture of a running sidecar, as text that fits 80 columns.
+//!
+//! What `/status` says becomes text in one pure function; colours only mark what the words say, too.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+/// Columns that a line may take.
+const WIDTH: usize = 80;
+/// Cells of the bar of slots, at most.
+const BAR: usize = 40;
+/// Clients that are named for each registry.
+const MOST_CLIENTS: usize = 8;
+/// The states of a connection, each with its letter in the bar, its word and its colour.
+const STATES: [(&str, char, &str, Colour); 4] = [
+    ("active", '#', "active", Colour::Green),
+    ("connecting", '+', "dialling", Colour::Yellow),
+    ("idle", '-', "idle", Colour::Blue),
+    ("closing", 'x', "closing", Colour::Magenta),
+];
+
+/// Whether a picture is coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paint {
+    /// For a terminal.
+    Coloured,
+    /// For pipes and files, and where `NO_COLOR` is set.
+    Plain,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Colour {
+    Bold,
+    Dim,
+    Red,
+    Green,
+    Yellow,
+    Blue,
+    Magenta,
+}
+
+impl Paint {
+    fn on(self, colour: Colour, text: &str) -> String {
+        let code = match colour {
+            Colour::Bold => 1,
+            Colour::Dim => 2,
+            Colour::Red => 31,
+            Colour::Green => 32,
+            Colour::Yellow => 33,
+            Colour::Blue => 34,
+            Colour::Magenta => 35,
+        };
+        match self {
+            Paint::Coloured => format!("\x1b[{code}m{text}\x1b[0m"),
+            Paint::Plain => text.to_owned(),
+        }
+    }
+}
+
+/// The picture that `/status` gives; what it lacks counts as nothing.
+#[must_use]
+pub fn render(status: &Value, paint: Paint) -> String {
+    let mut text = String::new();
+    let version = plain(status["version"].as_str().unwrap_or("?"), 20);
+    let uptime = span(status["uptime_seconds"].as_f64().unwrap_or(0.0));
+    let clients = number(&status["clients"]);
+    let _ =
+        write!(text, "{} {version}, up {uptime}, {clients} client connections", paint.on(Colour::Bold, "roadstead"));
+    if status["draining"] == true {
+        let _ = write!(text, ", {}", paint.on(Colour::Yellow, "draining"));
+    }
+    text.push('\n');
+    for (name, registry) in status["registries"].as_object().into_iter().flatten() {
+        text.push('\n');
+        picture(&mut text, name, registry, paint);
+    }
+    let others = &status["other_hosts"];
+    let line = format!("other hosts: {} open, {} active", number(&others["open"]), number(&others["active"]));
+    let _ = writeln!(text, "\n{}", paint.on(Colour::Dim, &line));
+    text
+}
+
+fn picture(text: &mut String, name: &str, registry: &Value, paint: Paint) {
+    let (slots, open) = (number(&registry["slots"]), number(&registry["open"]));
+    let standing = standing(registry, paint);
+    let _ = writeln!(text, "{}  {standing}", paint.on(Colour::Bold, &plain(name, 40)));
+    let _ = writeln!(text, "  slots    {} {open} of {slots}", bar(registry, paint));
+    let states = STATES.map(|(key, letter, word, colour)| {
+        format!("{} {word} {}", paint.on(colour, &letter.to_string()), number(&registry[key]))
+    });
+    let _ = writeln!(text, "           {}", states.join("   "));
+    let waiting = number(&registry["waiting"]);
+    let oldest = match waiting {
+        0 => String::new(),
+        _ => format!(", the oldest for {}", span(registry["oldest_wait_seconds"].as_f64().unwrap_or(0.0))),
+    };
+    let _ = writeln!(text, "  waiting  {waiting}{oldest}");
+    let classes = registry["classes"].as_object().into_iter().flatten();
+    let classes: Vec<Row> = classes.map(|(class, counts)| Row::new(&[class], counts)).collect();
+    table(text, &["class"], &classes, paint);
+    let clients = registry["clients"].as_array().map_or(&[][..], Vec::as_slice);
+    let named = clients.iter().take(MOST_CLIENTS);
+    let rows: Vec<Row> =
+        named.map(|client| Row::new(&[word(client, "client"), word(client, "class")], client)).collect();
+    table(text, &["client", "class"], &rows, paint);
+    let left_out = clients.len() - rows.len() + number(&registry["clients_left_out"]);
+    if left_out > 0 {
+        let _ = writeln!(text, "  {}", paint.on(Colour::Dim, &format!("and {left_out} more clients")));
+    }
+}
+
+/// What keeps those who wait, in words.
+fn standing(registry: &Value, paint: Paint) -> String {
+    if registry["paused"] == true {
+        return paint.on(Colour::Yellow, "paused: nobody is admitted");
+    }
+    match registry["bound"].as_str() {
+        Some("slots") => paint.on(Colour::Yellow, "no slot is free"),
+        Some("rate_per_second") => paint.on(Colour::Yellow, "no token is due"),
+        Some("max_connecting") => paint.on(Colour::Yellow, "max_connecting are dialling"),
+        Some("unreachable") => paint.on(Colour::Red, "takes no connections"),
+        Some(other) => paint.on(Colour::Yellow, &plain(other, 30)),
+        None => paint.on(Colour::Green, "open"),
+    }
+}
+
+/// The slots as a strip: one cell each, or as many slots to a cell as make it fit.
+fn bar(registry: &Value, paint: Paint) -> String {
+    let all = number(&registry["slots"]).max(number(&registry["open"])).max(1);
+    let cells = all.min(BAR);
+    // The cell in which so many slots end. What is taken at all is seen: rounded up.
+    let cell_of = |slots: usize| (slots * cells).div_ceil(all);
+    let (mut bar, mut before, mut slots) = (String::from("["), 0, 0);
+    for (key, letter, _, colour) in STATES {
+        slots += number(&registry[key]);
+        let end = cell_of(slots).max(before);
+        bar += &paint.on(colour, &letter.to_string().repeat(end - before));
+        before = end;
+    }
+    bar += &paint.on(Colour::Dim, &".".repeat(cells - before.min(cells)));
+    bar + "]"
+}
+
+/// A line of a table: names, then who waits and who holds.
+struct Row {
+    names: Vec<String>,
+    waiting: usize,
+    holding: usize,
+}
+
+impl Row {
+    fn new(names: &[&str], counts: &Value) -> Row {
+        let names = names.iter().map(|name| plain(name, 28)).collect();
+        Row { names, waiting: number(&counts["waiting"]), holding: number(&counts["holding"]) }
+    }
+}
+
+fn table(text: &mut String, titles: &[&str], rows: &[Row], paint: Paint) {
+    if rows.is_empty() {
+        return;
+    }
+    let line = |names: &mut dyn Iterator<Item = &str>, waiting: &str, holding: &str| {
+        let names = names.fold(String::new(), |names, name| names + &format!("{name:<29}"));
+        format!("  {names:<58}{waiting:>8}{holding:>9}")
+    };
+    let title = line(&mut titles.iter().copied(), "waiting", "holding");
+    debug_assert!(title.len() <= WIDTH);
+    let _ = writeln!(text, "{}", paint.on(Colour::Dim, &title));
+    for row in rows {
+        let (waiting, holding) = (row.waiting.to_string(), row.holding.to_string());
+        let _ = writeln!(text, "{}", line(&mut row.names.iter().map(String::as_str), &waiting, &holding));
+    }
+}
+
+fn word<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or("?")
+}
+
+fn number(value: &Value) -> usize {
+    value.as_u64().and_then(|number| usize::try_from(number).ok()).unwrap_or(0)
+}
+
+/// Clients choose their names: what would steer the terminal, or take more than a column, is a question mark.
+fn plain(name: &str, most: usize) -> String {
+    let fits = |char: char| {
+        char.is_ascii_graphic() || char == ' ' || ('\u{a1}'..'\u{300}').contains(&char) && char != '\u{ad}'
+    };
+    let mut plain: String = name.chars().map(|char| if fits(char) { char } else { '?' }).take(most + 1).collect();
+    if plain.chars().count() > most {
+        plain = plain.chars().take(most - 1).chain(['~']).collect();
+    }
+    plain
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "spans are positive and short")]
+fn span(seconds: f64) -> String {
+    let whole = seconds as u64;
+    match whole {
+        0..10 => format!("{seconds:.1} s"),
+        10..120 => format!("{whole} s"),
+        120..7200 => format!("{} min", whole / 60),
+        7200..172_800 => format!("{} h", whole / 3600),
+        _ => format!("{} days", whole / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn busy() -> Value {
+        json!({
+            "version": "0.1.0", "uptime_seconds": 4000, "draining": false, "clients": 31,
+            "registries": {"harbor": {
+                "slots": 10, "open": 9, "connecting": 1, "active": 6, "idle": 1, "closing": 1, "waiting": 24,
+                "oldest_wait_seconds": 12.34, "paused": false, "bound": "slots",
+                "classes": {"default": {"waiting": 20, "holding": 6}, "interactive": {"waiting": 4, "holding": 2}},
+                "clients": [
+                    {"client": "dfdaemon", "class": "default", "waiting": 20, "holding": 6},
+                    {"client": "kubelet", "class": "interactive", "waiting": 4, "holding": 2},
+                ],
+                "clients_left_out": 3,
+            }},
+            "other_hosts": {"open": 2, "active": 1},
+        })
+    }
+
+    #[test]
+    fn a_busy_registry_is_told_as_a_table() {
+        let expected = "\
+roadstead 0.1.0, up 66 min, 31 client connections
+
+harbor  no slot is free
+  slots    [######+-x.] 9 of 10
+           # active 6   + dialling 1   - idle 1   x closing 1
+  waiting  24, the oldest for 12 s
+  class                                                      waiting  holding
+  default                                                         20        6
+  interactive                                                      4        2
+  client                       class                         waiting  holding
+  dfdaemon                     default                            20        6
+  kubelet                      interactive                         4        2
+  and 3 more clients
+
+other hosts: 2 open, 1 active
+";
+        assert_eq!(render(&busy(), Paint::Plain), expected);
+    }
+
+    #[test]
+    fn colours_change_no_word() {
+        let coloured = render(&busy(), Paint::Coloured);
+        assert!(coloured.contains("\x1b[33mno slot is free\x1b[0m"), "{coloured:?}");
+        let mut bare = coloured;
+        for code in [0, 1, 2, 31, 32, 33, 34, 35] {
+            bare = bare.replace(&format!("\x1b[{code}m"), "");
+        }
+        assert_eq!(bare, render(&busy(), Paint::Plain));
+    }
+
+    #[test]
+    fn what_keeps_those_who_wait_is_told_in_words() {
+        let table = [
+            (json!({"paused": true, "bound": "paused"}), "paused: nobody is admitted"),
+            (json!({"bound": "rate_per_second"}), "no token is due"),
+            (json!({"bound": "max_connecting"}), "max_connecting are dialling"),
+            (json!({"bound": "unreachable"}), "takes no connections"),
+            (json!({}), "open"),
+        ];
+        for (registry, words) in table {
+            assert_eq!(standing(&registry, Paint::Plain), words);
+        }
+    }
+
+    #[test]
+    fn no_line_is_longer_than_80_columns() {
+        let mut status = busy();
+        let registry = &mut status["registries"]["harbor"];
+        registry["slots"] = json!(5000);
+        registry["active"] = json!(4000);
+        registry["open"] = json!(4003);
+        registry["waiting"] = json!(100_000);
+        registry["clients"][0]["client"] = json!("a".repeat(64));
+        registry["clients"][1]["class"] = json!("b".repeat(64));
+        status["registries"][&"c".repeat(100)] = registry.clone();
+        let text = render(&status, Paint::Plain);
+        for line in text.lines() {
+            assert!(line.chars().count() <= WIDTH, "{line}");
+        }
+        assert!(text.contains("[################################+.......] 4003 of 5000"), "{text}");
+    }
+
+    #[test]
+    fn no_name_of_a_client_reaches_the_terminal_as_more_than_text() {
+        let table = [
+            ("kubelet", "kubelet"),
+            ("\x1b]0;owned\x07", "?]0;owned?"),
+            ("a\u{202e}b", "a?b"),
+            ("\u{9b}31m", "?31m"),
+            ("zweigstelle-münchen", "zweigstelle-münchen"),
+            ("桟橋", "??"),
+        ];
+        for (name, shown) in table {
+            assert_eq!(plain(name, 28), shown);
+        }
+    }
+
+    #[test]
+    fn an_answer_of_another_kind_is_no_reason_to_panic() {
+        for status in [json!(null), json!([]), json!({"registries": 3}), json!({"registries": {"a": null}})] {
+            assert!(render(&status, Paint::Plain).starts_with("roadstead ?"));
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! The live page, in a real Chromium.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use roadstead_test_support::http::request;
+use roadstead_test_support::real::Browser;
+use roadstead_test_support::{
+    KEEP_TUNNELS, Sidecar, StubRegistry, Wire, config, connect_through, eventually, eventually_is,
+};
+use serde_json::{Value, json};
+
+/// Long enough for the slowest machine; nothing waits for it unless it fails.
+const SOON: Duration = Duration::from_secs(30);
+
+const BINARY: &str = env!("CARGO_BIN_EXE_roadstead");
+
+fn registries(stub: &StubRegistry, slots: usize) -> String {
+    let host = stub.address();
+    format!(
+        "[registries.stub]\nhosts = [\"{host}\"]\ncap = {slots}\nshare = 1\n{KEEP_TUNNELS}\n\
+         [classes.interactive]\nusers = [\"kubelet\"]\nweight = 8\n"
+    )
+}
+
+async fn stage(slots: usize) -> (StubRegistry, Sidecar, Browser) {
+    let stub = StubRegistry::builder().start().await;
+    let sidecar = Sidecar::start(BINARY, &config(&registries(&stub, slots))).await;
+    let browser = Browser::start();
+    browser.look(1280, 1000, false);
+    browser.open(&format!("http://{}/", sidecar.admin()));
+    (stub, sidecar, browser)
+}
+
+fn named(user: &str) -> String {
+    format!("Proxy-Authorization: Basic {}", BASE64_STANDARD.encode(format!("{user}:x")))
+}
+
+/// A client that has asked, and was not answered yet.
+async fn asking(sidecar: &Sidecar, stub: &StubRegistry, user: &str) -> Wire {
+    let mut wire = Wire::open(sidecar.proxy()).await.unwrap();
+    let url = format!("http://{}/v2/", stub.address());
+    wire.send(request("GET", &url, &[&named(user)]).as_bytes()).await.unwrap();
+    wire
+}
+
+/// The text of what this selector finds, each.
+fn texts(browser: &Browser, selector: &str) -> Value {
+    browser.run(&format!("return [...document.querySelectorAll({selector:?})].map((one) => one.textContent)"))
+}
+
+/// The numbers of the legend: active, dialling, idle, closing, free.
+fn legend(browser: &Browser) -> Value {
+    texts(browser, ".legend b")
+}
+
+/// The words under the numbers, each with its number.
+fn number(browser: &Browser, title: &str) -> String {
+    let script = format!(
+        "const all = [...document.querySelectorAll('.numbers div')];\
+         return all.find((one) => one.querySelector('span').textContent === {title:?})?.querySelector('b').textContent"
+    );
+    browser.run(&script).as_str().unwrap_or_default().to_owned()
+}
+
+async fn until_live(browser: &Browser, word: &str) {
+    eventually_is("the page to be connected", SOON, json!([word]), async || texts(browser, "#live")).await;
+}
+
+/// What happens is seen within seconds, in the strip, the numbers, the tables and the plots; nothing is forbidden by the
+/// page's own policy, and no script fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_follows_the_load() {
+    let (stub, sidecar, browser) = stage(4).await;
+    until_live(&browser, "live").await;
+    assert_eq!(texts(&browser, "section h2"), json!(["stub"]));
+    assert_eq!(legend(&browser), json!(["0", "0", "0", "0", "4"]));
+    assert_eq!(texts(&browser, ".card .none:not([hidden])"), json!(vec!["Nobody."; 3]));
+
+    stub.hold();
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(asking(&sidecar, &stub, "dfdaemon").await);
+    }
+    sidecar.until("stub", "active", 4).await;
+    for user in ["dfdaemon", "dfdaemon", "dfdaemon", "dfdaemon", "dfdaemon", "kubelet", "kubelet"] {
+        clients.push(asking(&sidecar, &stub, user).await);
+    }
+    sidecar.until("stub", "waiting", 7).await;
+    eventually_is("the strip", SOON, json!(["4", "0", "0", "0", "0"]), async || legend(&browser)).await;
+    eventually_is("who waits", SOON, "7".to_owned(), async || number(&browser, "waiting")).await;
+    assert_eq!(
+        browser.run("return [...document.querySelectorAll('.strip i')].map((one) => one.className)"),
+        json!(vec!["active"; 4])
+    );
+    assert_eq!(texts(&browser, ".top .pill"), json!(["no slot is free"]));
+    assert_eq!(texts(&browser, "title"), json!(["7 waiting · roadstead"]));
+    let rows = |table: &str| texts(&browser, &format!(".{table} tbody tr"));
+    assert_eq!(rows("holders").as_array().unwrap().len(), 4, "holders");
+    let waiters = rows("waiters");
+    assert_eq!(waiters.as_array().unwrap().len(), 7, "waiters");
+    for waiter in waiters.as_array().unwrap() {
+        assert!(waiter.as_str().unwrap().contains("no slot is free"), "{waiter}");
+    }
+    assert_eq!(texts(&browser, ".classes tbody tr td:first-child"), json!(["default", "interactive"]));
+    assert_eq!(texts(&browser, ".classes tbody tr td:nth-child(2)"), json!(["5", "2"]));
+    assert_eq!(texts(&browser, ".clients tbody tr"), json!(["dfdaemon54", "kubelet20"]), "waiting and holding");
+    // The wait grows while one looks.
+    let oldest = number(&browser, "oldest wait");
+    eventually("the oldest wait to grow", SOON, async || match number(&browser, "oldest wait") {
+        later if later != oldest && later.ends_with(" s") => Ok(()),
+        later => Err(later),
+    })
+    .await;
+
+    stub.release();
+    for client in &mut clients {
+        assert_eq!(client.read_answer().await.unwrap().status(), 200);
+    }
+    eventually_is("nobody to wait", SOON, "0".to_owned(), async || number(&browser, "waiting")).await;
+    eventually_is("nothing at work", SOON, json!("0"), async || legend(&browser)[0].take()).await;
+    eventually("waits of the last minute", SOON, async || match number(&browser, "wait p99") {
+        wait if wait.ends_with('s') => Ok(()),
+        wait => Err(wait),
+    })
+    .await;
+    let peaks = texts(&browser, ".plot h3 span");
+    let (admitted, waiting) = (peaks[0].as_str().unwrap(), peaks[2].as_str().unwrap());
+    assert!(admitted.starts_with("peak ") && waiting.starts_with("peak 7"), "{peaks}");
+    assert!(browser.run("return document.querySelector('.plot .stroke').getAttribute('d').length").as_u64() > Some(20));
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+/// While the sidecar is away the page says so; when another one stands at its address, it goes on by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_survives_a_restart() {
+    let stub = StubRegistry::builder().start().await;
+    // Free a moment ago; nobody else is given it so soon.
+    let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let at = |admin: SocketAddr, slots| {
+        let config = config(&registries(&stub, slots));
+        config.replace("admin = \"127.0.0.1:0\"", &format!("admin = \"{admin}\""))
+    };
+    let mut sidecar = Sidecar::start(BINARY, &at(admin, 3)).await;
+    let browser = Browser::start();
+    browser.open(&format!("http://{admin}/"));
+    until_live(&browser, "live").await;
+    assert_eq!(texts(&browser, "#away:not([hidden])"), json!([]));
+
+    sidecar.terminate();
+    assert!(sidecar.wait().await.success());
+    until_live(&browser, "away").await;
+    let told = texts(&browser, "#away:not([hidden])");
+    assert!(told[0].as_str().unwrap().contains("does not answer"), "{told}");
+
+    let _next = Sidecar::start(BINARY, &at(admin, 5)).await;
+    until_live(&browser, "live").await;
+    assert_eq!(texts(&browser, "#away:not([hidden])"), json!([]));
+    assert_eq!(legend(&browser), json!(["0", "0", "0", "0", "5"]), "the new one's slots");
+}
+
+/// Names of clients are text, whatever they hold.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hostile_client_name_is_shown_as_it_is() {
+    const HOLDER: &str = "<img src=x onerror=\"document.body.id='owned'\">";
+    const WAITER: &str = "</td><script>document.body.id='owned'</script>";
+    let (stub, sidecar, browser) = stage(1).await;
+    let address = stub.address().to_string();
+    let _holder = connect_through(sidecar.proxy(), &address, &[&named(HOLDER)]).await.unwrap();
+    let _waiter = asking(&sidecar, &stub, WAITER).await;
+    sidecar.until("stub", "waiting", 1).await;
+    let cells = async || texts(&browser, ".holders td, .waiters td");
+    let shown = eventually("both names", SOON, async || {
+        let cells = cells().await;
+        let all = cells.as_array().unwrap();
+        if all.contains(&json!(HOLDER)) && all.contains(&json!(WAITER)) { Ok(cells.clone()) } else { Err(cells) }
+    })
+    .await;
+    let found = browser.run("return [document.querySelectorAll('img, td script').length, document.body.id]");
+    assert_eq!(found, json!([0, ""]), "{shown}");
+    assert_eq!(browser.console(), [""; 0]);
+    // And if a script ever did make markup of text, the policy would not let it.
+    let caught =
+        browser.run("try { document.createElement('p').innerHTML = '<b>x</b>' } catch (error) { return error.name }");
+    assert_eq!(caught, "TypeError");
+}
+
+/// Pausing asks first; cancelled, nothing happens; confirmed, the registry is paused, and resumed likewise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pause_button_asks_and_then_acts() {
+    let (_stub, sidecar, browser) = stage(1).await;
+    until_live(&browser, "live").await;
+    let paused = async || sidecar.status().await["registries"]["stub"]["paused"].take();
+    browser.click(".top button");
+    assert_eq!(texts(&browser, "dialog[open] h2"), json!(["Pause stub?"]));
+    browser.click("#ask-no");
+    assert_eq!(texts(&browser, "dialog[open] h2"), json!([]));
+    assert_eq!(paused().await, false);
+
+    for (title, after, word) in [("Pause stub?", true, "Resume"), ("Resume stub?", false, "Pause")] {
+        browser.click(".top button");
+        assert_eq!(texts(&browser, "dialog[open] h2"), json!([title]));
+        assert_eq!(paused().await, !after, "not before it was confirmed");
+        browser.click("#ask-yes");
+        eventually_is("the registry", SOON, json!(after), paused).await;
+        eventually_is("the button", SOON, json!([word]), async || texts(&browser, ".top button")).await;
+    }
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+/// At 1280 and at 400 pixels, light and dark, all is within the width. With `ROADSTEAD_PICTURES=FOLDER`, what is seen is
+/// kept there, after `ROADSTEAD_PICTURE_SECONDS` of load.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_fits_a_desk_and_a_phone() {
+    let folder = std::env::var_os("ROADSTEAD_PICTURES");
+    let length = std::env::var("ROADSTEAD_PICTURE_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(3);
+    let length = Duration::from_secs(length);
+    let stub = StubRegistry::builder().answer_delay(Duration::from_millis(400)).start().await;
+    let harbor = registries(&stub, 20)
+        .replace("registries.stub", "registries.harbor")
+        .replace("share = 1\n", "share = 1\nqueue.request_timeout = \"1400ms\"\n");
+    let sidecar = Arc::new(Sidecar::start(BINARY, &config(&harbor)).await);
+    let _idle = [
+        connect_through(sidecar.proxy(), &stub.address().to_string(), &[&named("containerd")]).await.unwrap(),
+        connect_through(sidecar.proxy(), &stub.address().to_string(), &[&named("containerd")]).await.unwrap(),
+    ];
+    let load = Waves::start(&sidecar, stub.address(), length);
+    let browser = Browser::start();
+    browser.open(&format!("http://{}/", sidecar.admin()));
+    eventually("the load to have lasted, and a queue on the page", length + SOON, async || {
+        let waiting: usize = number(&browser, "waiting").parse().unwrap_or(0);
+        if load.since.elapsed() >= length && waiting >= 10 { Ok(()) } else { Err(waiting) }
+    })
+    .await;
+    for (width, height) in [(1280, 1400), (400, 1700)] {
+        for dark in [true, false] {
+            browser.look(width, height, dark);
+            let beyond = "return [...[...document.querySelectorAll('main *')]\
+                 .filter((one) => one.getBoundingClientRect().right > document.documentElement.clientWidth).map((one) => one.outerHTML)]";
+            let wide = browser.run(beyond);
+            assert_eq!(wide, json!([]), "at {width}");
+            let scheme = browser.run("return getComputedStyle(document.body).backgroundColor");
+            assert_eq!(scheme, if dark { "rgb(14, 21, 27)" } else { "rgb(243, 245, 247)" });
+            let picture = browser.screenshot();
+            assert_eq!(&picture[1..4], b"PNG");
+            if let Some(folder) = &folder {
+                let name = format!("page-{width}{}.png", if dark { "-dark" } else { "" });
+                std::fs::write(Path::new(folder).join(name), picture).unwrap();
+            }
+        }
+    }
+    load.ended.store(true, Ordering::Relaxed);
+    assert!(load.served.load(Ordering::Relaxed) > 10);
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+/// Clients that come in waves, under several names.
+struct Waves {
+    since: Instant,
+    ended: Arc<AtomicBool>,
+    served: Arc<AtomicUsize>,
+}
+
+impl Waves {
+    fn start(sidecar: &Arc<Sidecar>, registry: SocketAddr, length: Duration) -> Waves {
+        const USERS: [&str; 5] = ["dfdaemon", "dfdaemon", "containerd", "skopeo-ci", "kubelet"];
+        let waves = Waves { since: Instant::now(), ended: Arc::default(), served: Arc::default() };
+        let url = format!("http://{registry}/v2/");
+        for number in 0..90_u32 {
+            let (sidecar, url) = (sidecar.clone(), url.clone());
+            let (since, ended, served) = (waves.since, waves.ended.clone(), waves.served.clone());
+            tokio::spawn(async move {
+                let credentials = named(USERS[number as usize % USERS.len()]);
+                while !ended.load(Ordering::Relaxed) {
+                    // Three waves until the pictures are taken, on the crest of the last.
+                    let phase = (since.elapsed().as_secs_f64() / length.as_secs_f64()).min(1.0) * 2.25;
+                    let crowd = 42.0 + 42.0 * (phase * std::f64::consts::TAU).sin();
+                    if f64::from(number) < crowd {
+                        let Ok(mut wire) = Wire::open(sidecar.proxy()).await else { return };
+                        if wire.get(&url, &[&credentials]).await.is_ok_and(|answer| answer.status() == 200) {
+                            served.fetch_add(1, Ordering::Relaxed);
+                        }
+                    } else {
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
+                }
+            });
+        }
+        waves
+    }
+}
