@@ -1,0 +1,60 @@
+//! `ARCHITECTURE.md` against the sources.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::page::{Page, quoted, repository};
+
+const PAGE: &str = "ARCHITECTURE.md";
+
+/// Every test that the page names is there, and every promise names at least one.
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let mut tests = BTreeSet::new();
+    for file in [rust_files(&repository("src")), rust_files(&repository("tests"))].concat() {
+        let text = fs::read_to_string(&file).unwrap();
+        let file = file.file_stem().unwrap().to_str().unwrap();
+        let functions =
+            text.lines().filter_map(|line| line.trim_start().trim_start_matches("async ").strip_prefix("fn "));
+        tests.extend(functions.filter_map(|rest| rest.split('(').next()).map(|name| format!("{file}::{name}")));
+    }
+    let [promises] = &Page::read(PAGE).tables_of("promise")[..] else { panic!("one table of promises") };
+    assert!(promises.rows.len() >= 8);
+    for row in &promises.rows {
+        let named = quoted(&row[1]);
+        assert!(!named.is_empty(), "{}: no test", row[0]);
+        for name in named {
+            assert!(tests.contains(name), "{name} is not there");
+        }
+    }
+}
+
+/// Every source file that the page names is there, and every module of the crate is named.
+#[test]
+fn every_module_is_on_the_page_and_every_file_on_it_exists() {
+    let page = Page::read(PAGE);
+    let prose: String = page.text.split("```").step_by(2).collect();
+    let words: BTreeSet<&str> = quoted(&prose).into_iter().collect();
+    for word in words.iter().filter(|word| word.starts_with("src/") || word.starts_with("tests/")) {
+        assert!(repository(word).exists(), "{word} is not there");
+    }
+    for line in fs::read_to_string(repository("src/lib.rs")).unwrap().lines() {
+        if let Some(module) = line.strip_prefix("pub mod ").and_then(|line| line.strip_suffix(';')) {
+            assert!(words.contains(module), "the page does not name the module {module}");
+        }
+    }
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
