@@ -337,3 +337,26 @@ async fn a_request_that_kills_its_connection_is_replaced_once() {
     let again = requests(&sidecar.metrics().await, "dialled") + requests(&sidecar.metrics().await, "reused") - sent;
     assert_eq!(again, 2);
 }
+
+/// Slots for each URL: together they are the sum, and neither node ever has more than its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_node_has_its_own_slots_where_it_says_so() {
+    let (one, other) = (StubRegistry::builder().start().await, StubRegistry::builder().start().await);
+    one.hold();
+    other.hold();
+    let urls = format!("[\"http://{}\", \"http://{}\"]", one.address(), other.address());
+    let (sidecar, mirror) = start(&mirror_config(&urls, 2, "cap_per_upstream = true")).await;
+    assert_eq!(sidecar.count("stub", "slots").await, 4);
+    let asked = (0..10).map(|number| {
+        tokio::spawn(async move { get(mirror, &format!("/v2/team/image{number}/manifests/1"), &[]).await.status() })
+    });
+    let asked: Vec<_> = asked.collect();
+    sidecar.until("stub", "waiting", 6).await;
+    assert_eq!((one.open(), other.open()), (2, 2));
+    one.release();
+    other.release();
+    for answer in asked {
+        assert_eq!(answer.await.unwrap(), 200);
+    }
+    assert_eq!((one.peak(), other.peak()), (2, 2));
+}

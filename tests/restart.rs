@@ -4,8 +4,10 @@
 use std::fs::{self, File, OpenOptions};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
@@ -29,6 +31,8 @@ struct Manager {
     folder: TempDir,
     /// Those that it started itself and has not waited for.
     children: Vec<Child>,
+    /// What they said of themselves, line by line.
+    heard: Arc<Mutex<String>>,
 }
 
 impl Manager {
@@ -39,7 +43,10 @@ impl Manager {
             config(&format!("[registries.stub]\nhosts = [\"{registry}\"]\ncap = {SLOTS}\nshare = 1"))
         );
         fs::write(folder.path().join("sidecar.toml"), text).unwrap();
-        Manager { listener: TcpListener::bind("127.0.0.1:0").unwrap(), folder, children: Vec::new() }
+        let notify = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+        let heard = Arc::new(Mutex::new(String::new()));
+        listen_always(notify, heard.clone());
+        Manager { listener: TcpListener::bind("127.0.0.1:0").unwrap(), folder, children: Vec::new(), heard }
     }
 
     fn address(&self) -> SocketAddr {
@@ -69,9 +76,10 @@ impl Manager {
         let log: File = OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_roadstead"));
         command.arg("--config").arg(self.folder.path().join("sidecar.toml"));
-        command.env_remove("RUST_LOG").env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "roadstead.socket");
-        // The config says port 0: systemd's name for the socket does not tell either, so it is named.
-        command.env("LISTEN_FDNAMES", "proxy").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        // The config says port 0, so the address does not tell which listener it is.
+        command.env_remove("RUST_LOG").env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "proxy");
+        command.env("NOTIFY_SOCKET", self.folder.path().join("notify")).env("WATCHDOG_USEC", "400000");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let socket: OwnedFd = self.listener.try_clone().unwrap().into();
         command.fd_mappings(vec![FdMapping { parent_fd: socket, child_fd: 3 }]).unwrap();
         self.children.push(command.spawn().unwrap());
@@ -82,6 +90,15 @@ impl Manager {
         eventually("a process to accept", SOON, async || match self.pids().len() {
             pids if pids >= processes => Ok(()),
             _ => Err(self.log()),
+        })
+        .await;
+    }
+
+    /// Waits until a process has said this.
+    async fn until_told(&self, word: &str) {
+        eventually(word, SOON, async || {
+            let heard = self.heard.lock().unwrap().clone();
+            if heard.lines().any(|line| line == word) { Ok(()) } else { Err(heard) }
         })
         .await;
     }
@@ -120,6 +137,17 @@ impl Drop for Manager {
             eprintln!("the processes' last lines:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
         }
     }
+}
+
+/// As systemd does: who says something never waits.
+fn listen_always(notify: UnixDatagram, heard: Arc<Mutex<String>>) {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length) = notify.recv(&mut buffer) {
+            let words = String::from_utf8_lossy(&buffer[..length]);
+            heard.lock().unwrap().extend([&*words, "\n"]);
+        }
+    });
 }
 
 /// One that has ended and was not waited for by whoever took it over.
@@ -233,6 +261,22 @@ async fn a_process_that_is_killed_does_not_make_the_next_one_exceed_the_slots() 
     let kernel = watch.stop();
     assert_eq!((stub.peak(), kernel.most), (SLOTS, SLOTS), "by the registry's count, and by the kernel's");
     manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+}
+
+/// systemd hears when all is ready, that the process lives, who takes over, and when it stops.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn systemd_is_told_what_it_has_to_know() {
+    let stub = registry().await;
+    let mut manager = Manager::new(stub.address());
+    manager.start().await;
+    manager.until_told("READY=1").await;
+    manager.until_told("WATCHDOG=1").await;
+    manager.signal(Signal::USR2);
+    manager.until_accepted(2).await;
+    manager.until_told(&format!("MAINPID={}", manager.newest().as_raw_nonzero())).await;
+    manager.signal(Signal::TERM);
+    manager.until_told("STOPPING=1").await;
     manager.until_all_are_gone().await;
 }
 
