@@ -303,12 +303,18 @@ async fn end(running: app::Running, signal: &'static str, signals: &mut Signals)
 async fn hand_over(running: app::Running, successor: Successor, signals: &mut Signals) -> ExitCode {
     tracing::info!(pid = successor.pid, "another process takes over; who came to this one is served here");
     systemd::replaced_by(successor.pid);
+    // A service manager tells all processes of a service to stop: this one is about to.
+    let ended_at_once = async {
+        let signal = signals.end().await;
+        tracing::info!(signal, "draining already; a second signal ends at once");
+        signals.end().await
+    };
     tokio::select! {
         () = running.hand_over(successor) => {
             tracing::info!("handed over");
             ExitCode::SUCCESS
         }
-        signal = signals.end() => {
+        signal = ended_at_once => {
             tracing::warn!(signal, "ended at once");
             ExitCode::from(EXIT_FAILURE)
         }

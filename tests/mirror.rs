@@ -1,14 +1,17 @@
 //! The mirror listener, and TLS to the registry: what the registry gets, what the client gets, on which connections.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use roadstead_test_support::http::{Framing, request};
 use roadstead_test_support::real::{Nginx, TlsVersion};
 use roadstead_test_support::{
-    Metrics, Response, Sidecar, SocketWatch, StubHarbor, StubRegistry, Wire, blob_of, config, get_through,
+    Metrics, Response, Sidecar, SocketWatch, StubHarbor, StubRegistry, Wire, blob_of, config, eventually_is,
+    get_through,
 };
 
 const BLOB: usize = 200_000;
+const SOON: Duration = Duration::from_secs(10);
 const BLOB_PATH: &str = "/v2/team/image/blobs/sha256:1";
 
 /// The config of one registry with a mirror on a free port; `more` goes after the mirror's own lines.
@@ -352,7 +355,7 @@ async fn each_node_has_its_own_slots_where_it_says_so() {
     });
     let asked: Vec<_> = asked.collect();
     sidecar.until("stub", "waiting", 6).await;
-    assert_eq!((one.open(), other.open()), (2, 2));
+    eventually_is("both nodes to be full", SOON, (2, 2), async || (one.open(), other.open())).await;
     one.release();
     other.release();
     for answer in asked {

@@ -264,6 +264,32 @@ async fn a_process_that_is_killed_does_not_make_the_next_one_exceed_the_slots() 
     manager.until_all_are_gone().await;
 }
 
+/// A service manager that stops a service signals all of its processes, also one that has handed over: who came to it is
+/// served all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_has_handed_over_serves_its_clients_though_it_is_told_to_stop() {
+    let stub = registry().await;
+    stub.hold();
+    let mut manager = Manager::new(stub.address());
+    manager.start().await;
+    let old = manager.newest();
+    let authority = stub.address().to_string();
+    let mut tunnel = connect_through(manager.address(), &authority, &[]).await.unwrap();
+    let asked = tokio::spawn(async move { tunnel.get("/v2/", &[]).await.map(|answer| answer.status()) });
+    eventually_is("the request to come", SOON, 1, async || stub.requests()).await;
+    manager.signal(Signal::USR2);
+    manager.until_accepted(2).await;
+    kill_process(old, Signal::TERM).unwrap();
+    eventually("the signal to be heard", SOON, async || {
+        if manager.log().contains("draining already") { Ok(()) } else { Err(manager.log()) }
+    })
+    .await;
+    stub.release();
+    assert_eq!(asked.await.unwrap().unwrap(), 200);
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+}
+
 /// systemd hears when all is ready, that the process lives, who takes over, and when it stops.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn systemd_is_told_what_it_has_to_know() {
