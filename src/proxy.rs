@@ -11,6 +11,7 @@ pub mod follow;
 pub mod forward;
 pub mod head;
 pub mod hop;
+pub mod lull;
 pub mod mirror;
 pub mod outbound;
 pub mod pauses;

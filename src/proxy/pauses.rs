@@ -1,22 +1,23 @@
 //! How long a tunnel must have been quiet before it is safe to take it back, learned from the silences that were seen.
 //!
-//! The config's pauses are where it begins. From then on the largest silence of the last one to two minutes, with a
-//! margin, tells how long the registry stalls inside an answer, and a high quantile how long clients take from handshake
-//! to request. A registry that stalls in mid-body raises the pause of idle tunnels up to that of unsure ones; one that does not lets
-//! it fall to the floor.
+//! The config's pauses are where it begins, and fall by half with every few silences seen, down to what those tell: the
+//! largest silence of the last one to two minutes, with a margin, how long the registry stalls inside an answer, and a
+//! high quantile how long clients take from handshake to request. A registry that stalls in mid-body raises the pause of
+//! idle tunnels up to that of unsure ones; one that does not lets it fall to the floor.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::follow::{Doing, Pause};
+use super::lull::LastAnswer;
 
 /// No pause is learned to be shorter.
 const FLOOR: Duration = Duration::from_millis(50);
 /// What is seen is multiplied by it: the next silence may be longer than any before.
 const MARGIN: u32 = 3;
-/// Silences that must have been seen before a pause may fall.
-const ENOUGH: u32 = 32;
+/// After so many silences a pause may fall to half of where it was.
+const HALVED_BY: u32 = 4;
 /// How long the largest silence is remembered, at least.
 const MEMORY: Duration = Duration::from_secs(60);
 /// So many times from handshake to request are remembered.
@@ -42,6 +43,8 @@ pub struct Bounds {
 pub struct Pauses {
     bounds: Bounds,
     seen: Mutex<Seen>,
+    /// When it last answered.
+    pub last_answer: LastAnswer,
 }
 
 #[derive(Debug, Default)]
@@ -56,7 +59,7 @@ impl Pauses {
     /// Pauses that begin at their bounds.
     #[must_use]
     pub fn new(bounds: Bounds) -> Pauses {
-        Pauses { bounds, seen: Mutex::default() }
+        Pauses { bounds, seen: Mutex::default(), last_answer: LastAnswer::default() }
     }
 
     /// A silence ended at `now`.
@@ -64,26 +67,25 @@ impl Pauses {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         match pause {
             Pause::InAnswer { looked: Doing::Idle, lasted } => seen.idle.add(lasted, now),
-            // An answer that went on without one.
-            Pause::InAnswer { .. } | Pause::BeforeAnswer(_) => seen.idle.add(Duration::ZERO, now),
+            // One more answer. If it seems to end before it does, that is seen too.
+            Pause::BeforeAnswer(_) => seen.idle.add(Duration::ZERO, now),
             // A tunnel that was parked and is used later tells nothing about those that are used at once.
             Pause::BeforeFirstRequest(lasted) if lasted <= self.bounds.unused => seen.unused.add(lasted, now),
-            Pause::BeforeFirstRequest(_) | Pause::BeforeNextRequest(_) => {}
+            Pause::InAnswer { .. } | Pause::BeforeFirstRequest(_) | Pause::BeforeNextRequest(_) => {}
         }
     }
 
     /// How long a tunnel must be quiet whose last request was answered.
     #[must_use]
     pub fn idle(&self, now: Duration) -> Duration {
-        let learned = self.learned(|seen| seen.idle.get(now));
-        learned.map_or(self.bounds.idle, |largest| largest.min(self.bounds.unsure.max(self.bounds.idle)))
+        let pause = self.learned(self.bounds.idle, |seen| seen.idle.get(now));
+        pause.min(self.bounds.unsure.max(self.bounds.idle))
     }
 
     /// How long a tunnel must be quiet that never carried a request.
     #[must_use]
     pub fn unused(&self, now: Duration) -> Duration {
-        let learned = self.learned(|seen| seen.unused.high(now));
-        learned.map_or(self.bounds.unused, |largest| largest.min(self.bounds.unused))
+        self.learned(self.bounds.unused, |seen| seen.unused.high(now)).min(self.bounds.unused)
     }
 
     /// The same, when its own client waits for another connection: then it will hardly use this one.
@@ -104,14 +106,22 @@ impl Pauses {
         self.bounds.stalled
     }
 
-    fn learned(&self, silence: impl FnOnce(&mut Seen) -> Option<Duration>) -> Option<Duration> {
+    fn learned(&self, bound: Duration, learn: impl FnOnce(&mut Seen) -> Learned) -> Duration {
         if !self.bounds.learn {
-            return None;
+            return bound;
         }
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let silence = silence(&mut seen)?;
-        Some((silence * MARGIN).max(FLOOR))
+        let learned = learn(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        let halved = bound.checked_div(2_u32.saturating_pow(learned.count / HALVED_BY)).unwrap_or_default();
+        (learned.silence * MARGIN).max(halved).max(FLOOR.min(bound))
     }
+}
+
+/// What the silences tell.
+struct Learned {
+    /// They last hardly longer.
+    silence: Duration,
+    /// So many tell it.
+    count: u32,
 }
 
 /// The last few of what was added.
@@ -129,12 +139,13 @@ impl Recent {
         self.0.push_back((now, lasted));
     }
 
-    /// What three of four do not exceed; `None` as long as there were too few lately to tell.
-    fn high(&mut self, now: Duration) -> Option<Duration> {
+    /// What three of four do not exceed.
+    fn high(&mut self, now: Duration) -> Learned {
         self.0.retain(|(at, _)| now.saturating_sub(*at) < 2 * MEMORY);
         let mut lasted: Vec<Duration> = self.0.iter().map(|(_, lasted)| *lasted).collect();
         lasted.sort_unstable();
-        (lasted.len() >= ENOUGH as usize).then(|| lasted[lasted.len() * 3 / 4])
+        let silence = lasted.get(lasted.len() * 3 / 4).copied().unwrap_or_default();
+        Learned { silence, count: u32::try_from(lasted.len()).unwrap_or(u32::MAX) }
     }
 }
 
@@ -159,12 +170,11 @@ impl Largest {
         self.current.count = self.current.count.saturating_add(1);
     }
 
-    /// The largest; `None` as long as there were too few lately to tell, unless even those were large.
-    fn get(&mut self, now: Duration) -> Option<Duration> {
+    /// The largest.
+    fn get(&mut self, now: Duration) -> Learned {
         self.turn(now);
-        let largest = self.current.largest.max(self.before.largest);
-        let count = self.current.count.saturating_add(self.before.count);
-        (count >= ENOUGH || largest >= FLOOR).then_some(largest)
+        let silence = self.current.largest.max(self.before.largest);
+        Learned { silence, count: self.current.count.saturating_add(self.before.count) }
     }
 
     fn turn(&mut self, now: Duration) {
@@ -209,6 +219,52 @@ mod tests {
         assert_eq!((pauses.idle(ms(100)), pauses.unused(ms(100))), (ms(50), ms(50)));
         let later = ms(200_000);
         assert_eq!((pauses.idle(later), pauses.unused(later)), (ms(300), ms(1000)), "what was long ago tells nothing");
+    }
+
+    #[test]
+    fn every_few_answers_halve_the_pause() {
+        let pauses = pauses(true);
+        let idle = (0..=16).map(|number| {
+            let idle = pauses.idle(ms(number));
+            pauses.saw(Pause::BeforeAnswer(ms(2000)), ms(number));
+            idle
+        });
+        let idle: Vec<_> = idle.step_by(4).collect();
+        assert_eq!(idle, [ms(300), ms(150), ms(75), ms(50), ms(50)]);
+    }
+
+    #[test]
+    fn every_few_first_requests_halve_the_pause_of_unused_tunnels() {
+        let pauses = pauses(true);
+        let unused = (0..=20).map(|number| {
+            let unused = (pauses.unused(ms(number)), pauses.unused_for_own(ms(number)));
+            pauses.saw(Pause::BeforeFirstRequest(ms(4)), ms(number));
+            unused
+        });
+        let unused: Vec<_> = unused.step_by(4).collect();
+        let (anybody, own): (Vec<_>, Vec<_>) = unused.into_iter().unzip();
+        assert_eq!(
+            anybody,
+            [1000.0, 500.0, 250.0, 125.0, 62.5, 50.0].map(|millis| Duration::from_secs_f64(millis / 1e3))
+        );
+        assert_eq!(own[..2], [ms(300); 2]);
+        assert_eq!(own[2..], anybody[2..], "never longer than for anybody");
+    }
+
+    #[test]
+    fn the_parts_of_one_answer_tell_nothing() {
+        let pauses = pauses(true);
+        for number in 0..100 {
+            pauses.saw(Pause::InAnswer { looked: Doing::Unsure, lasted: ms(1) }, ms(number));
+        }
+        assert_eq!(pauses.idle(ms(100)), ms(300));
+    }
+
+    #[test]
+    fn a_pause_below_the_floor_stays_what_it_is() {
+        let pauses =
+            Pauses::new(Bounds { idle: ms(20), unused: ms(30), unsure: ms(10_000), stalled: ms(300_000), learn: true });
+        assert_eq!((pauses.idle(ms(0)), pauses.unused(ms(0))), (ms(20), ms(30)));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Watches one tunnel: follows its records, tells the gate when it lies quiet, and answers when it is asked to close.
 //!
 //! The gate is told only of silences that have lasted a little, so that a tunnel that moves costs it nothing. A recall is
-//! answered after a last look: at the client's socket, at the registry's, and at what the client has not acknowledged.
+//! answered in the next lull, after a last look: at the client's socket, at the registry's, and at what the client has not
+//! acknowledged.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -55,7 +56,13 @@ impl<'a> Watch<'a> {
 
     /// The registry sent this; to be told before it is passed on.
     pub fn server_sent(&self, bytes: &[u8]) {
-        self.follow(|follower, now| follower.server_sent(bytes, now));
+        self.follow(|follower, now| {
+            let pause = follower.server_sent(bytes, now);
+            if follower.doing() == Doing::Idle {
+                self.pauses.last_answer.ended(now);
+            }
+            pause
+        });
     }
 
     fn follow(&self, feed: impl FnOnce(&mut Follower, Duration) -> Option<Pause>) {
@@ -85,6 +92,7 @@ impl<'a> Watch<'a> {
             tokio::select! {
                 biased;
                 Ok(evidence) = recall => {
+                    self.lull().await;
                     if self.nothing_speaks_against_it(since) {
                         // At once: whatever is done before widens the gap through which a request may slip.
                         let _ = rustix::net::shutdown(self.client, Shutdown::Write);
@@ -96,6 +104,18 @@ impl<'a> Watch<'a> {
                 }
                 () = self.moved.notified() => self.go_on(),
             }
+        }
+    }
+
+    /// Completes in the next lull.
+    async fn lull(&self) {
+        let asked = self.epoch.elapsed();
+        loop {
+            let lull = self.pauses.last_answer.lull(asked);
+            if lull <= self.epoch.elapsed() {
+                return;
+            }
+            sleep_until(self.epoch + lull).await;
         }
     }
 
@@ -160,5 +180,60 @@ impl<'a> Watch<'a> {
             && kernel::unacknowledged(self.client).is_none_or(|bytes| bytes == 0)
             && !has_unread(self.registry.stream())
             && (has_ended(self.client) || !has_unread(self.client))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::proxy::pauses::Bounds;
+    use crate::upstream::Reached;
+    use crate::upstream::tests::{Patient, trip, upstream};
+
+    const LONG: Duration = Duration::from_secs(50);
+    const PAUSE: Duration = Duration::from_millis(60);
+
+    /// While answers end on other tunnels, one that is asked to close looks for a moment in which none has just ended.
+    #[tokio::test]
+    async fn a_tunnel_closes_in_a_lull() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let upstream = Arc::new(upstream());
+        let epoch = upstream.gate.epoch();
+        let Ok(Reached::New(socket)) = upstream.reach(&mut trip(&upstream, address, LONG), None, &Patient).await else {
+            panic!("no tunnel");
+        };
+        let client = TcpStream::connect(address).await.unwrap();
+        let bounds = Bounds { idle: PAUSE, unused: PAUSE, unsure: LONG, stalled: LONG, learn: false };
+        let pauses = Arc::new(Pauses::new(bounds));
+        let answering = tokio::spawn({
+            let pauses = pauses.clone();
+            async move {
+                loop {
+                    pauses.last_answer.ended(epoch.elapsed());
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        });
+        let waiting = tokio::spawn({
+            let upstream = upstream.clone();
+            async move { upstream.reach(&mut trip(&upstream, address, LONG), None, &Patient).await.is_ok() }
+        });
+        let began = epoch.elapsed();
+        let watch = Watch::new(&client, &socket, &pauses, epoch);
+        assert_eq!(watch.recalled().await, Evidence::Unused);
+        let (now, asked_at_soonest) = (epoch.elapsed(), began + PAUSE);
+        // Where the machine was too busy to let an answer end, there was a lull.
+        assert!(
+            pauses.last_answer.lull(asked_at_soonest) <= now,
+            "asked at {asked_at_soonest:?} or later, closed at {now:?}"
+        );
+        answering.abort();
+        drop(socket);
+        assert!(waiting.await.unwrap(), "the slot went to who waited");
     }
 }

@@ -8,7 +8,7 @@ use crate::admission::{ClassId, Limits};
 use crate::metrics::Metrics;
 
 /// A client that stays.
-struct Patient;
+pub(crate) struct Patient;
 
 impl Requester for Patient {
     async fn ended(&self) {
@@ -28,7 +28,8 @@ impl Requester for Patient {
     }
 }
 
-fn upstream() -> Upstream {
+/// One slot, one class.
+pub(crate) fn upstream() -> Upstream {
     let limits = Limits {
         slots: 1,
         depth: 10,
@@ -58,7 +59,8 @@ fn upstream() -> Upstream {
     }
 }
 
-fn trip(upstream: &Upstream, pinned: SocketAddr, patience: Duration) -> Trip {
+/// A tunnel's way to `pinned`.
+pub(crate) fn trip(upstream: &Upstream, pinned: SocketAddr, patience: Duration) -> Trip {
     let target = Target::from_connect("registry.test:5000").expect("a target");
     let way = Way { target, secure: false, pinned: Some(vec![pinned]), listed_host: true, cluster: None };
     let party = Party { class: ClassId::default(), client: "client".into() };
