@@ -195,7 +195,18 @@ impl<P: Send + 'static> Gate<P> {
         self.shared.settle(self.shared.handover.event(|core| core.reserve(slots, now)));
     }
 
-    /// Changes what holds; who waits and who holds goes on. The metrics may know more classes than before.
+    /// Hands on to another process what is not needed here, and keeps `least` slots at least; with those that an older
+    /// process holds, never more than `most`. Tells how many both have: in one step, so that nobody takes one meanwhile.
+    #[must_use = "the other process has to know"]
+    pub fn hand_on(&self, least: usize, most: usize) -> usize {
+        let now = self.now();
+        let mut taken = 0;
+        self.shared.settle(self.shared.handover.event(|core| taken = core.hand_on(least, most, now)));
+        taken
+    }
+
+    /// Changes what holds; who waits and who holds goes on, and what was drained is open again. The metrics may know more
+    /// classes than before.
     pub fn change(&self, limits: Limits, metrics: Arc<RegistryMetrics>) {
         let now = self.now();
         *self.shared.metrics.write().unwrap_or_else(PoisonError::into_inner) = metrics;

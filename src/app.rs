@@ -7,14 +7,17 @@ mod listeners;
 mod reload;
 pub mod succession;
 pub mod systemd;
+#[cfg(test)]
+mod tests;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use self::assembly::{Assembly, LINGER, tls_terms};
@@ -99,22 +102,23 @@ pub struct Start<'a> {
 /// When a listener cannot be had, or a file of TLS is not usable; nothing runs then, and a process before goes on.
 pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, StartError> {
     let Start { file, config, mut inherited } = start;
-    check_tls(&config)?;
+    let tls = read_tls(&config)?;
     let listeners = Listeners::open(&config, &mut inherited)?;
     let addresses = listeners.addresses()?;
     let metrics = Arc::new(Metrics::new());
     let (draining, ended, cut_short) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let mut assembly = Assembly::new(metrics.clone(), addresses.clone(), ended.clone());
-    let settings = assembly.settings(&config, None);
+    let settings = assembly.settings(&config, tls, None);
     let proxy = Proxy::new(settings, pseudonym(), draining.clone(), cut_short.clone());
     let state = Arc::new(ConfigState::new(file));
     let admin = Admin::new(proxy.clone(), state.clone(), metrics.clone(), draining.clone());
     let reloader = Reloader::new(file, config, assembly, proxy.clone(), metrics, state, set_level);
     // Not a slot is taken before it is known which are free.
     let predecessors = Predecessors::meet(inherited.take_predecessor(), &proxy).await?;
-    tokio::spawn(proxy.clone().accept(accepting(&listeners.proxy)?, Entry::Proxy));
+    // Who accepts is one of the tasks: while one of them may still accept somebody, nothing is over.
+    proxy.tasks().spawn(proxy.clone().accept(accepting(&listeners.proxy)?, Entry::Proxy));
     for (registry, listener) in &listeners.mirrors {
-        tokio::spawn(proxy.clone().accept(accepting(listener)?, Entry::Mirror(registry.as_str().into())));
+        proxy.tasks().spawn(proxy.clone().accept(accepting(listener)?, Entry::Mirror(registry.as_str().into())));
     }
     tokio::spawn(admin.clone().keep_history());
     tokio::spawn(admin.clone().accept(accepting(&listeners.admin)?, Scope::Admin));
@@ -178,7 +182,7 @@ impl Running {
         self.accept_nobody();
         let tasks = self.proxy.tasks().clone();
         tasks.close();
-        let handing = tokio::spawn(handing::hand_on(successor, self.proxy.clone(), self.predecessors.held()));
+        let handing = tokio::spawn(handing::hand_on(successor, self.proxy.clone()));
         let mut deadline = Instant::now() + self.drain_timeout();
         while !tasks.is_empty() {
             if self.upstreams().iter().any(|upstream| upstream.gate.snapshot().waiting > 0) {
@@ -193,7 +197,7 @@ impl Running {
         self.until_sockets_are_gone().await;
         // What an older process still holds was counted with ours.
         self.predecessors.gone().await;
-        handing.abort();
+        let _ = timeout(LAST_WORDS, handing).await;
     }
 
     fn accept_nobody(&mut self) {
@@ -228,19 +232,24 @@ impl Running {
     }
 }
 
+/// TLS with registries, by their names, made of the files as they were read.
+pub type ReadTls = BTreeMap<String, Arc<Tls>>;
+
 /// Reads the files of TLS where the config speaks of it; a wrong one is better known now than with the first pull.
 ///
 /// # Errors
 /// What is wrong with the first that is.
-pub fn check_tls(config: &Config) -> Result<(), StartError> {
+pub fn read_tls(config: &Config) -> Result<ReadTls, StartError> {
+    let mut read = ReadTls::new();
     for registry in &config.registries {
         let origins = registry.mirror.iter().flat_map(|mirror| &mirror.upstream);
         if origins.into_iter().any(|origin| origin.secure) || registry.tls != config::Tls::default() {
-            let checked = Tls::new(tls_terms(&registry.tls)).check();
-            checked.map_err(|error| StartError::Tls { registry: registry.name.clone(), error })?;
+            let tls = Tls::new(tls_terms(&registry.tls));
+            tls.check().map_err(|error| StartError::Tls { registry: registry.name.clone(), error })?;
+            read.insert(registry.name.clone(), Arc::new(tls));
         }
     }
-    Ok(())
+    Ok(read)
 }
 
 /// A name for this process in Via that no other has.

@@ -16,7 +16,8 @@ use tracing_subscriber::{EnvFilter, reload};
 
 use crate::app::inherited::Inherited;
 use crate::app::succession::{Origin, Successor};
-use crate::app::{self, SetLevel, Start, systemd};
+use crate::app::systemd::Systemd;
+use crate::app::{self, SetLevel, Start};
 use crate::config::{Config, LogFormat};
 
 /// Exit status for wrong usage, a config that does not hold, or a listener that cannot be bound.
@@ -192,7 +193,7 @@ fn fail(status: u8, error: &dyn std::fmt::Display) -> ExitCode {
 }
 
 fn check(config: &Config, file: &Path) -> ExitCode {
-    if let Err(error) = app::check_tls(config) {
+    if let Err(error) = app::read_tls(config) {
         return fail(EXIT_USAGE, &format!("{}: {error}", file.display()));
     }
     for registry in &config.registries {
@@ -248,16 +249,14 @@ async fn serve(start: Start<'_>, set_level: SetLevel, origin: &Origin) -> ExitCo
     }
     tracing::info!(listener = "admin", address = %addresses.admin, "listening");
     tracing::info!(listener = "proxy", address = %addresses.proxy, pid = std::process::id(), "listening");
-    systemd::ready();
+    let systemd = Systemd::new();
+    systemd.ready();
     loop {
         let order = tokio::select! {
             order = signals.next() => order,
             () = running.config_changed() => Order::Reload("the file has changed"),
-            () = watchdog() => {
-                systemd::alive();
-                continue;
-            }
         };
+        let is_reload = matches!(order, Order::Reload(_));
         match order {
             Order::Reload(why) if why == HANGUP && origin.is_replaced() => {
                 tracing::info!("the binary was replaced: a new process takes over");
@@ -267,29 +266,36 @@ async fn serve(start: Start<'_>, set_level: SetLevel, origin: &Origin) -> ExitCo
                 continue;
             }
             Order::HandOver => {}
-            Order::End(signal) => return end(running, signal, &mut signals).await,
+            Order::End(signal) => return end(running, signal, &mut signals, systemd).await,
         }
-        match running.find_successor(origin).await {
-            Ok(successor) => return hand_over(running, successor, &mut signals).await,
-            Err(error) => tracing::error!("nobody took over, this process goes on: {error}"),
+        // Told to end meanwhile, it ends, and so does whoever was about to take over.
+        let found = tokio::select! {
+            found = running.find_successor(origin) => Ok(found),
+            signal = signals.end() => Err(signal),
+        };
+        match found {
+            Ok(Ok(successor)) => return hand_over(running, successor, &mut signals, systemd).await,
+            Ok(Err(error)) => {
+                tracing::error!("nobody took over, this process goes on: {error}");
+                if is_reload {
+                    running.reload(HANGUP);
+                }
+            }
+            Err(signal) => return end(running, signal, &mut signals, systemd).await,
         }
     }
 }
 
-/// Completes when systemd should hear that this process lives; never, where nobody asks.
-async fn watchdog() {
-    match systemd::watchdog() {
-        Some(pause) => tokio::time::sleep(pause).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn end(running: app::Running, signal: &'static str, signals: &mut Signals) -> ExitCode {
+async fn end(running: app::Running, signal: &'static str, signals: &mut Signals, systemd: Systemd) -> ExitCode {
     let drain_timeout = running.drain_timeout();
     tracing::info!(signal, ?drain_timeout, "draining; a second signal ends at once");
-    systemd::stopping();
+    systemd.stopping();
+    let drained = async {
+        running.drain().await;
+        systemd.end().await;
+    };
     tokio::select! {
-        () = running.drain() => {
+        () = drained => {
             tracing::info!("drained");
             ExitCode::SUCCESS
         }
@@ -300,17 +306,19 @@ async fn end(running: app::Running, signal: &'static str, signals: &mut Signals)
     }
 }
 
-async fn hand_over(running: app::Running, successor: Successor, signals: &mut Signals) -> ExitCode {
+async fn hand_over(running: app::Running, successor: Successor, signals: &mut Signals, systemd: Systemd) -> ExitCode {
     tracing::info!(pid = successor.pid, "another process takes over; who came to this one is served here");
-    systemd::replaced_by(successor.pid);
+    systemd.replaced_by(successor.pid);
     // A service manager tells all processes of a service to stop: this one is about to.
     let ended_at_once = async {
         let signal = signals.end().await;
         tracing::info!(signal, "draining already; a second signal ends at once");
         signals.end().await
     };
+    // Were it gone before it was heard who takes over, the service would count as ended.
+    let served = async { tokio::join!(running.hand_over(successor), systemd.end()) };
     tokio::select! {
-        () = running.hand_over(successor) => {
+        _ = served => {
             tracing::info!("handed over");
             ExitCode::SUCCESS
         }
@@ -331,6 +339,8 @@ enum Order {
     End(&'static str),
 }
 
+const TERMINATE: &str = "SIGTERM";
+const INTERRUPT: &str = "SIGINT";
 const HANGUP: &str = "SIGHUP";
 
 struct Signals {
@@ -352,19 +362,18 @@ impl Signals {
 
     async fn next(&mut self) -> Order {
         tokio::select! {
-            _ = self.terminate.recv() => Order::End("SIGTERM"),
-            _ = self.interrupt.recv() => Order::End("SIGINT"),
+            _ = self.terminate.recv() => Order::End(TERMINATE),
+            _ = self.interrupt.recv() => Order::End(INTERRUPT),
             _ = self.hangup.recv() => Order::Reload(HANGUP),
             _ = self.user2.recv() => Order::HandOver,
         }
     }
 
-    /// The next signal that ends the process.
+    /// The next signal that ends the process; others wait.
     async fn end(&mut self) -> &'static str {
-        loop {
-            if let Order::End(signal) = self.next().await {
-                return signal;
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => TERMINATE,
+            _ = self.interrupt.recv() => INTERRUPT,
         }
     }
 }

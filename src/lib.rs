@@ -33,7 +33,10 @@
 //!    `tunnel::a_slot_is_given_on_only_when_the_registry_saw_the_end`,
 //!    `forward::a_registry_that_lingers_is_reset_before_the_slot_is_given_on`*
 //!    It holds across processes: *`restart::hand_overs_in_a_storm_cost_no_pull`,
-//!    `restart::a_process_that_is_killed_does_not_make_the_next_one_exceed_the_slots`*
+//!    `restart::a_process_that_is_killed_does_not_make_the_next_one_exceed_the_slots`,
+//!    `restart::a_process_that_is_killed_while_it_hands_over_does_not_make_the_next_one_exceed_the_slots`,
+//!    `handing::a_slot_changes_hands_once`*, and across reloads:
+//!    *`reload::a_registry_that_comes_back_counts_what_still_stands_there`*
 //! 2. **A waiter holds nothing**: no slot, no token, no socket toward a registry.
 //!    *`core_tests::random_histories_keep_every_promise`*
 //! 3. **Slot and token are taken together** by one decision, or neither is.

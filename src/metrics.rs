@@ -430,6 +430,13 @@ impl Metrics {
         }
     }
 
+    /// A URL of `mirror.upstream` is gone, and its gauges with it.
+    pub fn forget_member(&self, name: &str, url: &str) {
+        for member in [&self.member_open, &self.member_up] {
+            let _ = member.remove_label_values(&[name, url]);
+        }
+    }
+
     fn set_gauges(&self, gauges: &Gauges<'_>) {
         let name = gauges.registry;
         if let Some(slots) = gauges.slots {

@@ -87,6 +87,8 @@ pub struct Settings {
 pub struct Proxy {
     settings: RwLock<Arc<Settings>>,
     clients: AtomicUsize,
+    /// Tasks that may ask a gate yet.
+    asking: AtomicUsize,
     /// The name with which this process signs messages in Via; unlike that of any other.
     pseudonym: String,
     draining: CancellationToken,
@@ -103,13 +105,14 @@ impl Proxy {
         draining: CancellationToken,
         cut_short: CancellationToken,
     ) -> Arc<Proxy> {
-        let clients = AtomicUsize::new(0);
+        let (clients, asking) = Default::default();
         let settings = RwLock::new(Arc::new(settings));
-        Arc::new(Proxy { settings, clients, pseudonym, draining, cut_short, tasks: TaskTracker::new() })
+        Arc::new(Proxy { settings, clients, asking, pseudonym, draining, cut_short, tasks: TaskTracker::new() })
     }
 
     /// Accepts connections until draining begins; then the listener is closed.
     pub async fn accept(self: Arc<Self>, listener: TcpListener, entry: Entry) {
+        let _accepting = Asking::new(self.clone());
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -117,7 +120,8 @@ impl Proxy {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    self.tasks.spawn(self.clone().serve(stream, peer, entry.clone()));
+                    let asking = Asking::new(self.clone());
+                    self.tasks.spawn(self.clone().serve(stream, peer, entry.clone(), asking));
                 }
                 Err(error) => {
                     // Out of descriptors, mostly. The connection stays in the backlog; hurrying does not help.
@@ -132,6 +136,12 @@ impl Proxy {
     #[must_use]
     pub fn clients(&self) -> usize {
         self.clients.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody may still ask a gate, who came or may yet be accepted. Those whose tunnels stand do not.
+    #[must_use]
+    pub fn may_be_asked(&self) -> bool {
+        self.asking.load(Ordering::Acquire) > 0
     }
 
     /// What holds now.
@@ -161,7 +171,7 @@ impl Proxy {
         self.cut_short.cancelled().await;
     }
 
-    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, entry: Entry) {
+    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, entry: Entry, asking: Asking) {
         let client = Client::new(stream, peer);
         let terms = self.settings().terms.clone();
         if let Err(answer) = welcome(&terms, peer.ip()) {
@@ -172,7 +182,7 @@ impl Proxy {
             return self.turn_away(&client, Answer::plain(Reason::TooManyClients, message)).await;
         };
         match (self.first_head(&client, terms.head_timeout).await, &entry) {
-            (Ok(FirstHead::Connect(connect)), Entry::Proxy) => tunnel::serve(&self, client, connect).await,
+            (Ok(FirstHead::Connect(connect)), Entry::Proxy) => tunnel::serve(&self, client, connect, asking).await,
             (Ok(FirstHead::Connect(_)), Entry::Mirror(_)) => {
                 let message = "this is a registry mirror: point HTTPS_PROXY at listen.proxy";
                 self.turn_away(&client, Answer::plain(Reason::BadRequest, message)).await;
@@ -248,6 +258,23 @@ fn welcome(terms: &ClientTerms, ip: IpAddr) -> Result<(), Answer> {
         return Ok(());
     }
     Err(Answer::plain(Reason::ClientDenied, format!("listen.allow_clients does not list {ip}")))
+}
+
+/// Somebody who may ask a gate yet, counted as long.
+#[derive(Debug)]
+pub struct Asking(Arc<Proxy>);
+
+impl Asking {
+    fn new(proxy: Arc<Proxy>) -> Asking {
+        proxy.asking.fetch_add(1, Ordering::Relaxed);
+        Asking(proxy)
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.asking.fetch_sub(1, Ordering::Release);
+    }
 }
 
 /// A connection of a client, counted while it stands.

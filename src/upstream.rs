@@ -66,12 +66,27 @@ pub struct Upstream {
     pub repair: Option<Arc<Repair>>,
     /// Slots for each node, where each has its own.
     pub slots_of_each: Option<usize>,
-    /// Held while their sum is set anew.
-    pub resizing: Mutex<()>,
+    /// What the number of slots follows from, where each node has its own. Locked while they are counted anew; shared with
+    /// the same registry before a reload, whose requests may still be under way.
+    pub sized: Arc<Mutex<Option<NodeSlots>>>,
     /// Names to addresses; shared by all.
     pub resolver: Arc<Resolver>,
     /// Cancelled when those who are still on their way are refused as draining.
     pub ended: CancellationToken,
+}
+
+/// Slots that each node has for itself.
+#[derive(Debug)]
+pub struct NodeSlots {
+    of_each: usize,
+    nodes: Arc<Cluster>,
+}
+
+impl NodeSlots {
+    /// Those of the nodes that take connections, or of one where none does.
+    fn all(&self) -> usize {
+        self.of_each * self.nodes.living().max(1)
+    }
 }
 
 /// What the queue of one registry promises.
@@ -455,11 +470,20 @@ impl Upstream {
             of = cluster.origins().len(),
             "nodes that take connections"
         );
-        if let Some(slots) = self.slots_of_each {
-            // In order: the last word counts.
-            let _one_by_one = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
-            self.gate.resize(slots * cluster.living().max(1));
+        // In order: the last word counts.
+        let sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sized) = &*sized
+            && Arc::ptr_eq(&sized.nodes, cluster)
+        {
+            self.gate.resize(sized.all());
         }
+    }
+
+    /// It has so many slots, or as many as these nodes have together that take connections.
+    pub fn size(&self, slots: usize, cluster: &Arc<Cluster>) {
+        let mut sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
+        *sized = self.slots_of_each.map(|of_each| NodeSlots { of_each, nodes: cluster.clone() });
+        self.gate.resize(sized.as_ref().map_or(slots, NodeSlots::all));
     }
 
     /// Whether a kept connection should be given up for a new one, because its node has many and another one few.

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use roadstead_test_support::{
-    KEEP_TUNNELS, Outcomes, Sidecar, Signal, StubRegistry, config, connect_through, eventually, eventually_is,
+    KEEP_TUNNELS, Outcomes, Sidecar, Signal, StubRegistry, Wire, config, connect_through, eventually, eventually_is,
     get_through,
 };
 
@@ -138,7 +138,9 @@ async fn registries_come_and_go() {
         (&status["registries"]["stub"], &status["registries"]["other"]["slots"]),
         (&serde_json::Value::Null, &4.into())
     );
-    assert!(!sidecar.metrics().await.has("roadstead_slots{registry=\"stub\"}"));
+    let metrics = sidecar.ask_admin("GET", "/metrics").await.text();
+    let has = |name: &str| metrics.contains(&format!("roadstead_slots{{registry=\"{name}\"}}"));
+    assert_eq!((has("stub"), has("other")), (false, true), "{metrics}");
     assert_eq!(tunnel.get("/v2/", &[]).await.unwrap().status(), 200);
     let url = format!("http://{}/v2/", other.address());
     assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 200);
@@ -160,4 +162,61 @@ async fn the_level_of_the_log_changes() {
     assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 200);
     eventually_is("the second request alone", SOON, 1, async || sidecar.finished().len()).await;
     sidecar.until_outcomes("stub", Outcomes { served: 2, ..Outcomes::default() }).await;
+}
+
+/// A registry that is taken out of the file by mistake and put back, or only renamed: the connections that stand take
+/// its slots.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_comes_back_counts_what_still_stands_there() {
+    let (stub, sidecar) = stage(2).await;
+    let (other, authority) = (StubRegistry::builder().start().await, stub.address().to_string());
+    let mut tunnels = Vec::new();
+    for _ in 0..2 {
+        tunnels.push(connect_through(sidecar.proxy(), &authority, &[]).await.unwrap());
+    }
+    let without = text(&other, 2, "").replace("registries.stub", "registries.other");
+    for name in ["stub", "renamed"] {
+        if name == "stub" {
+            reload(&sidecar, &without).await;
+        }
+        reload(&sidecar, &text(&stub, 2, "").replace("registries.stub", &format!("registries.{name}"))).await;
+        assert_eq!(sidecar.count(name, "open").await, 2);
+        let (proxy, wanted) = (sidecar.proxy(), authority.clone());
+        let waiter = tokio::spawn(async move { connect_through(proxy, &wanted, &[]).await });
+        sidecar.until(name, "waiting", 1).await;
+        drop(tunnels.remove(0));
+        tunnels.push(waiter.await.unwrap().unwrap());
+    }
+    assert_eq!(stub.peak(), 2);
+}
+
+/// A node that is out is replaced by another one: the slots of that are there at once, and nothing tells of the old one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_replaced_is_forgotten() {
+    let (stub, fresh) = (StubRegistry::builder().start().await, StubRegistry::builder().start().await);
+    let dead = StubRegistry::builder().start().await;
+    dead.refuse().await;
+    let nodes = |first: &StubRegistry| {
+        let mirror = format!(
+            "[registries.stub.mirror]\nlisten = \"127.0.0.1:0\"\ncap_per_upstream = true\n\
+             upstream = [\"http://{}\", \"http://{}\"]\n",
+            first.address(),
+            stub.address()
+        );
+        text(&stub, 3, &mirror)
+    };
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &nodes(&dead)).await;
+    let mirror = sidecar.listener("mirror").unwrap();
+    eventually_is("the dead node to be left out", SOON, 3, async || {
+        let mut wire = Wire::open(mirror).await.unwrap();
+        assert_eq!(wire.get("/v2/", &["Host: 127.0.0.1", "Connection: close"]).await.unwrap().status(), 200);
+        sidecar.count("stub", "slots").await
+    })
+    .await;
+    let of_dead = format!("upstream=\"http://{}\"", dead.address());
+    assert!(sidecar.ask_admin("GET", "/metrics").await.text().contains(&of_dead));
+    reload(&sidecar, &nodes(&fresh)).await;
+    assert_eq!(sidecar.count("stub", "slots").await, 6);
+    let metrics = sidecar.ask_admin("GET", "/metrics").await.text();
+    assert!(!metrics.contains(&of_dead), "{metrics}");
 }

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use roadstead_test_support::{
-    Peak, SocketWatch, Storm, StubRegistry, Tally, Way, Wire, config, connect_through, eventually, eventually_is,
+    KEEP_TUNNELS, Peak, Response, SocketWatch, Storm, StubRegistry, Tally, Way, Wire, config, connect_through,
+    eventually, eventually_is, get_through,
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
@@ -29,6 +30,8 @@ const SOON: Duration = Duration::from_secs(30);
 struct Manager {
     listener: TcpListener,
     folder: TempDir,
+    /// What it starts.
+    binary: PathBuf,
     /// Those that it started itself and has not waited for.
     children: Vec<Child>,
     /// What they said of themselves, line by line.
@@ -37,16 +40,24 @@ struct Manager {
 
 impl Manager {
     fn new(registry: SocketAddr) -> Manager {
+        Manager::with(&format!("[registries.stub]\nhosts = [\"{registry}\"]\ncap = {SLOTS}\nshare = 1"))
+    }
+
+    /// One whose processes have these registries.
+    fn with(registries: &str) -> Manager {
+        let (manager, notify) = Manager::deaf(registries);
+        listen_always(notify, manager.heard.clone());
+        manager
+    }
+
+    /// One that does not hear what its processes say; with what it would hear them.
+    fn deaf(registries: &str) -> (Manager, UnixDatagram) {
         let folder = tempfile::tempdir().unwrap();
-        let text = format!(
-            "drain_timeout = \"20s\"\n{}",
-            config(&format!("[registries.stub]\nhosts = [\"{registry}\"]\ncap = {SLOTS}\nshare = 1"))
-        );
+        let text = format!("drain_timeout = \"20s\"\n{}", config(registries));
         fs::write(folder.path().join("sidecar.toml"), text).unwrap();
         let notify = UnixDatagram::bind(folder.path().join("notify")).unwrap();
-        let heard = Arc::new(Mutex::new(String::new()));
-        listen_always(notify, heard.clone());
-        Manager { listener: TcpListener::bind("127.0.0.1:0").unwrap(), folder, children: Vec::new(), heard }
+        let (listener, binary) = (TcpListener::bind("127.0.0.1:0").unwrap(), env!("CARGO_BIN_EXE_roadstead").into());
+        (Manager { listener, folder, binary, children: Vec::new(), heard: Arc::default() }, notify)
     }
 
     fn address(&self) -> SocketAddr {
@@ -74,7 +85,7 @@ impl Manager {
     async fn start(&mut self) {
         let before = self.pids().len();
         let log: File = OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_roadstead"));
+        let mut command = Command::new(&self.binary);
         command.arg("--config").arg(self.folder.path().join("sidecar.toml"));
         // The config says port 0, so the address does not tell which listener it is.
         command.env_remove("RUST_LOG").env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "proxy");
@@ -101,6 +112,29 @@ impl Manager {
             if heard.lines().any(|line| line == word) { Ok(()) } else { Err(heard) }
         })
         .await;
+    }
+
+    /// Waits until a process has logged this.
+    async fn until_logged(&self, words: &str) {
+        eventually(words, SOON, async || if self.log().contains(words) { Ok(()) } else { Err(self.log()) }).await;
+    }
+
+    /// The admin address of the newest process.
+    fn admin(&self) -> SocketAddr {
+        let log = self.log();
+        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let listening = lines.rfind(|line| line["fields"]["listener"] == "admin").expect("one was started");
+        listening["fields"]["address"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// One request to the admin address of the newest process.
+    async fn ask_admin(&self, method: &str, path: &str) -> Response {
+        let mut wire = Wire::open(self.admin()).await.unwrap();
+        wire.ask(method, path, &["Connection: close"]).await.unwrap()
+    }
+
+    async fn registry(&self, name: &str) -> serde_json::Value {
+        self.ask_admin("GET", "/status").await.json()["registries"][name].clone()
     }
 
     fn newest(&self) -> Pid {
@@ -280,10 +314,7 @@ async fn a_process_that_has_handed_over_serves_its_clients_though_it_is_told_to_
     manager.signal(Signal::USR2);
     manager.until_accepted(2).await;
     kill_process(old, Signal::TERM).unwrap();
-    eventually("the signal to be heard", SOON, async || {
-        if manager.log().contains("draining already") { Ok(()) } else { Err(manager.log()) }
-    })
-    .await;
+    manager.until_logged("draining already").await;
     stub.release();
     assert_eq!(asked.await.unwrap().unwrap(), 200);
     manager.signal(Signal::TERM);
@@ -301,6 +332,10 @@ async fn systemd_is_told_what_it_has_to_know() {
     manager.signal(Signal::USR2);
     manager.until_accepted(2).await;
     manager.until_told(&format!("MAINPID={}", manager.newest().as_raw_nonzero())).await;
+    let heard = manager.heard.lock().unwrap().clone();
+    let (_, replaced) = heard.split_once("MAINPID=").unwrap();
+    // The time that it may be silent counts from here for the one that takes over.
+    assert_eq!(replaced.lines().take(3).skip(1).collect::<Vec<_>>(), ["READY=1", "WATCHDOG=1"]);
     manager.signal(Signal::TERM);
     manager.until_told("STOPPING=1").await;
     manager.until_all_are_gone().await;
@@ -316,16 +351,184 @@ async fn a_hand_over_that_fails_changes_nothing() {
     let whole = fs::read_to_string(&path).unwrap();
     fs::write(&path, "nonsense = 1\n").unwrap();
     manager.signal(Signal::USR2);
-    eventually("the failure in the log", SOON, async || {
-        if manager.log().contains("nobody took over, this process goes on") { Ok(()) } else { Err(manager.log()) }
-    })
-    .await;
+    manager.until_logged("nobody took over, this process goes on").await;
     let storm = Storm { clients: 20, blob: BLOB, ..Storm::new(Way::Connect(manager.address())) };
     let tally = storm.run(stub.address()).await;
     assert_eq!((tally.ok, tally.failed.len()), (20, 0), "{tally}");
     fs::write(&path, whole).unwrap();
     manager.signal(Signal::USR2);
     manager.until_accepted(2).await;
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+}
+
+/// Killed in the middle of a hand-over, with all slots taken: the one that took over counts what the kernel still holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_killed_while_it_hands_over_does_not_make_the_next_one_exceed_the_slots() {
+    const LATE: Duration = Duration::from_millis(700);
+    let stub = StubRegistry::raw(|connection| async move {
+        let mut wire = Wire::new(connection);
+        while wire.receive().await.is_ok_and(|bytes| !bytes.is_empty()) {}
+        tokio::time::sleep(LATE).await;
+    })
+    .await;
+    let registry = stub.address();
+    let mut manager = Manager::with(&format!(
+        "[registries.stub]\nhosts = [\"{registry}\"]\ncap = {SLOTS}\nshare = 1\n{KEEP_TUNNELS}"
+    ));
+    let watch = SocketWatch::start(registry);
+    manager.start().await;
+    for round in 0..4 {
+        let (address, authority) = (manager.address(), registry.to_string());
+        let mut tunnels = Vec::new();
+        for _ in 0..SLOTS {
+            let mut tunnel = connect_through(address, &authority, &[]).await.expect("a tunnel, in its turn");
+            // In use, so that no drain takes it back.
+            tunnel.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            tunnels.push(tunnel);
+        }
+        eventually_is(&format!("all slots to be taken, round {round}"), SOON, SLOTS, async || stub.open()).await;
+        let old = manager.newest();
+        manager.signal(Signal::USR2);
+        manager.until_accepted(round + 2).await;
+        let waiting = tokio::spawn(async move { connect_through(address, &authority, &[]).await.is_ok() });
+        eventually_is("one to wait", SOON, 1.into(), async || manager.registry("stub").await["waiting"].clone()).await;
+        kill_process(old, Signal::KILL).unwrap();
+        assert!(waiting.await.unwrap(), "in its turn");
+        drop(tunnels);
+    }
+    let kernel = watch.stop();
+    assert_eq!((stub.peak(), kernel.most), (SLOTS, SLOTS), "by the registry's count, and by the kernel's");
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+}
+
+/// The old process still serves a long tunnel to one registry: the only slot of another one is the new process's at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_that_lasts_holds_no_slot_of_another_registry() {
+    let (busy, stub) = (registry().await, registry().await);
+    let one = |name: &str, address| format!("[registries.{name}]\nhosts = [\"{address}\"]\ncap = 1\nshare = 1\n");
+    let mut manager = Manager::with(&(one("busy", busy.address()) + &one("stub", stub.address())));
+    manager.start().await;
+    busy.hold();
+    let mut tunnel = connect_through(manager.address(), &busy.address().to_string(), &[]).await.unwrap();
+    let asked = tokio::spawn(async move { tunnel.get("/v2/", &[]).await.map(|answer| answer.status()) });
+    eventually_is("the request to come", SOON, 1, async || busy.requests()).await;
+    manager.signal(Signal::USR2);
+    manager.until_accepted(2).await;
+    let url = format!("http://{}/v2/", stub.address());
+    assert_eq!(get_through(manager.address(), &url, &[]).await.status(), 200);
+    assert!(!asked.is_finished(), "the old process is still there");
+    busy.release();
+    assert_eq!(asked.await.unwrap().unwrap(), 200);
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+}
+
+/// A pause goes over to the new process, and who still waits in the old one goes on when the new one is told to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_goes_over_and_its_end_comes_back() {
+    let stub = registry().await;
+    let mut manager = Manager::new(stub.address());
+    manager.start().await;
+    let mut page = Wire::open(manager.admin()).await.unwrap();
+    assert_eq!(page.get("/status", &[]).await.unwrap().status(), 200);
+    assert_eq!(manager.ask_admin("POST", "/registries/stub/pause").await.status(), 200);
+    let (address, url) = (manager.address(), format!("http://{}/v2/", stub.address()));
+    let ask = || {
+        tokio::spawn({
+            let url = url.clone();
+            async move { get_through(address, &url, &[]).await.status() }
+        })
+    };
+    let waits_in_the_old_one = ask();
+    eventually_is("one to wait", SOON, 1.into(), async || manager.registry("stub").await["waiting"].clone()).await;
+    manager.signal(Signal::USR2);
+    manager.until_accepted(2).await;
+    assert_eq!(manager.registry("stub").await["paused"], true);
+    assert!(page.get("/status", &[]).await.is_err(), "who looked at the old process is to look at the new one");
+    let waits_in_the_new_one = ask();
+    eventually_is("one to wait", SOON, 1.into(), async || manager.registry("stub").await["waiting"].clone()).await;
+    assert_eq!(stub.requests(), 0);
+    assert_eq!(manager.ask_admin("POST", "/registries/stub/resume").await.status(), 200);
+    assert_eq!((waits_in_the_old_one.await.unwrap(), waits_in_the_new_one.await.unwrap()), (200, 200));
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+}
+
+/// systemd hangs: the process serves and obeys all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_systemd_that_does_not_listen_holds_nothing_up() {
+    let stub = registry().await;
+    let (mut manager, notify) =
+        Manager::deaf(&format!("[registries.stub]\nhosts = [\"{}\"]\ncap = 1\nshare = 1", stub.address()));
+    let chatter = UnixDatagram::unbound().unwrap();
+    chatter.connect(manager.folder.path().join("notify")).unwrap();
+    chatter.set_nonblocking(true).unwrap();
+    while chatter.send(b"STATUS=full\n").is_ok() {}
+    manager.start().await;
+    let url = format!("http://{}/v2/", stub.address());
+    assert_eq!(get_through(manager.address(), &url, &[]).await.status(), 200);
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+    drop(notify);
+}
+
+/// The watchdog of a process speaks more often than the file is looked at: the one does not keep the other waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_file_is_noticed_beside_an_impatient_watchdog() {
+    let stub = registry().await;
+    let mut manager = Manager::new(stub.address());
+    manager.start().await;
+    let path = manager.folder.path().join("sidecar.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace(&format!("cap = {SLOTS}"), "cap = 3")).unwrap();
+    eventually_is("the change", SOON, 3.into(), async || manager.registry("stub").await["slots"].clone()).await;
+    manager.until_told("WATCHDOG=1").await;
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+}
+
+/// The new binary hangs before it is ready: the old process says meanwhile that it lives, and ends when it is told to.
+/// So does the one that hangs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_that_hangs_holds_nothing_up() {
+    use std::os::unix::fs::PermissionsExt;
+    let stub = registry().await;
+    let mut manager = Manager::new(stub.address());
+    manager.binary = manager.folder.path().join("roadstead");
+    fs::copy(env!("CARGO_BIN_EXE_roadstead"), &manager.binary).unwrap();
+    manager.start().await;
+    let (script, pid) = (manager.folder.path().join("hangs"), manager.folder.path().join("pid"));
+    fs::write(&script, format!("#!/bin/sh\necho $$ > {0}.new\nmv {0}.new {0}\nexec sleep 600\n", pid.display()))
+        .unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::rename(&script, &manager.binary).unwrap();
+    manager.signal(Signal::HUP);
+    let hangs = eventually("the new binary to run", SOON, async || fs::read_to_string(&pid)).await;
+    let hangs = Pid::from_raw(hangs.trim().parse().unwrap()).unwrap();
+    let words = || manager.heard.lock().unwrap().matches("WATCHDOG=1").count();
+    let before = words();
+    eventually("further words", SOON, async || if words() > before + 2 { Ok(()) } else { Err(words()) }).await;
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+    assert!(test_kill_process(hangs).is_err(), "whoever was about to take over is gone, too");
+}
+
+/// The new binary does not run: what was asked for with the same signal, to read the config again, is done all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_into_a_binary_that_does_not_run_reads_the_config_again() {
+    let stub = registry().await;
+    let mut manager = Manager::new(stub.address());
+    manager.binary = manager.folder.path().join("roadstead");
+    fs::copy(env!("CARGO_BIN_EXE_roadstead"), &manager.binary).unwrap();
+    manager.start().await;
+    let broken = manager.folder.path().join("broken");
+    fs::write(&broken, "no binary").unwrap();
+    fs::rename(&broken, &manager.binary).unwrap();
+    manager.signal(Signal::HUP);
+    manager.until_logged("nobody took over, this process goes on").await;
+    manager.until_logged("the config was read again").await;
     manager.signal(Signal::TERM);
     manager.until_all_are_gone().await;
 }

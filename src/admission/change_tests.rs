@@ -61,6 +61,55 @@ fn slots_that_another_process_holds_are_left_alone_until_it_gives_them_up() {
 }
 
 #[test]
+fn who_hands_over_keeps_what_is_open_or_waited_for_and_never_gets_back_more() {
+    let mut core = Core::new(limits(10, None, &[1]), at(0));
+    let slots: Vec<SlotId> = (0..3).flat_map(|_| arrive(&mut core, 0, at(0))).collect();
+    assert_eq!(core.hand_on(1, 10, at(1)), 3);
+    assert_eq!(arrive(&mut core, 0, at(2)), [], "the others are another process's by now");
+    assert_eq!(core.hand_on(1, 3, at(3)), 3, "and do not come back for one who waits");
+    core.released(slots[0], at(4));
+    assert_eq!(given(&mut core).len(), 1, "who came here is served");
+    core.released(slots[1], at(5));
+    assert_eq!((core.hand_on(1, 3, at(6)), core.hand_on(1, 2, at(6))), (2, 2));
+    core.change(limits(20, None, &[1]), at(7));
+    assert_eq!(arrive(&mut core, 0, at(7)), [], "whatever the number of slots is");
+}
+
+#[test]
+fn what_an_older_process_holds_counts_with_what_is_handed_on() {
+    let mut core = Core::new(limits(10, None, &[1]), at(0));
+    core.reserve(8, at(0));
+    let taken: usize = (0..4).map(|_| arrive(&mut core, 0, at(0)).len()).sum();
+    assert_eq!((taken, core.hand_on(1, 10, at(1))), (2, 10), "two wait, and so do the slots of the older one");
+    core.reserve(5, at(2));
+    assert_eq!(given(&mut core), [], "not before it is known what this makes together");
+    assert_eq!((core.hand_on(1, 10, at(3)), given(&mut core).len()), (9, 2));
+    core.reserve(0, at(4));
+    assert_eq!(core.hand_on(1, 9, at(5)), 4);
+}
+
+#[test]
+fn more_than_there_should_be_is_told_as_it_is() {
+    let mut core = Core::new(limits(4, None, &[1]), at(0));
+    let slots: Vec<SlotId> = (0..4).flat_map(|_| arrive(&mut core, 0, at(0))).collect();
+    core.change(limits(2, None, &[1]), at(1));
+    assert_eq!(core.hand_on(0, 2, at(2)), 4);
+    core.released(slots[0], at(3));
+    assert_eq!(core.hand_on(0, 4, at(3)), 3);
+}
+
+#[test]
+fn what_was_drained_is_open_again_after_a_change() {
+    let mut core = Core::new(limits(1, None, &[1]), at(0));
+    core.drain(at(0));
+    let slot = arrive(&mut core, 0, at(0))[0];
+    core.established(slot, at(1));
+    assert!(!core.park(slot, "key".into(), at(2)));
+    core.change(limits(1, None, &[1]), at(3));
+    assert!(core.park(slot, "key".into(), at(4)));
+}
+
+#[test]
 fn another_rate_makes_no_burst() {
     let mut core = Core::new(limits(100, Some((1000, 5)), &[1]), at(0));
     let taken: usize = (0..8).map(|_| arrive(&mut core, 0, at(0)).len()).sum();

@@ -269,6 +269,8 @@ pub struct Core {
     bound_until: Option<Moment>,
     /// Slots that another process still holds, of which this one takes over.
     reserved: usize,
+    /// Slots that this one keeps while it hands over to another process; `usize::MAX`: all.
+    kept: usize,
     arrivals: u64,
 }
 
@@ -302,6 +304,7 @@ impl Core {
             decisions: VecDeque::new(),
             bound_until: None,
             reserved: 0,
+            kept: usize::MAX,
             arrivals: 0,
             limits,
         }
@@ -465,8 +468,21 @@ impl Core {
         self.dispatch(now);
     }
 
+    /// Hands slots on to another process: of all slots, those are kept that are open or waited for, `least` of them at
+    /// least, but together with those that an older process holds no more than `most`. Tells how many these are together:
+    /// all others are the other process's.
+    pub fn hand_on(&mut self, least: usize, most: usize, now: Moment) -> usize {
+        let open = self.ledger.open();
+        let needed = (open + self.queue.len()).max(least);
+        let taken = (self.reserved + needed).min(most).max(self.reserved + open);
+        self.kept = taken - self.reserved;
+        self.dispatch(now);
+        taken
+    }
+
     /// Changes what holds. Who waits and who holds goes on; a rate that changes keeps the tokens that are left, so that
-    /// no change makes a burst. Classes keep their numbers: there may be more of them, never fewer.
+    /// no change makes a burst. Classes keep their numbers: there may be more of them, never fewer. What was drained is
+    /// open again.
     pub fn change(&mut self, limits: Limits, now: Moment) {
         self.bucket = match (self.bucket.take(), limits.rate) {
             (Some(bucket), Some(rate)) => Some(bucket.changed(rate, now)),
@@ -476,12 +492,15 @@ impl Core {
         self.queue.change_weights(&limits.weights);
         self.places.change(limits.keep_place);
         self.limits = limits;
+        if self.mode == Mode::Draining {
+            self.mode = Mode::Running;
+        }
         self.dispatch(now);
     }
 
     /// Slots that this process may take.
     fn slots(&self) -> usize {
-        self.limits.slots.saturating_sub(self.reserved)
+        self.limits.slots.saturating_sub(self.reserved).min(self.kept)
     }
 
     /// Goes on serving those who came, but keeps no connection idle, and lets quiet tunnels go as if somebody waited.

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::ReadTls;
 use super::listeners::Addresses;
 use crate::admission::{ClassId, Gate, Limits, Rate};
 use crate::config::{self, Config, OtherHosts};
@@ -43,6 +44,15 @@ pub(super) struct Assembly {
     ended: CancellationToken,
     /// The classes by their numbers, which stay: those that are gone keep theirs.
     classes: Vec<String>,
+    /// Registries that are in the config no more. Their connections may stand yet, and count should they come back.
+    departed: Vec<Departed>,
+}
+
+#[derive(Debug)]
+struct Departed {
+    name: String,
+    hosts: Vec<HostPattern>,
+    gate: Gate<Kept>,
 }
 
 /// A registry that stood before a reload.
@@ -54,17 +64,18 @@ struct Standing<'a> {
 
 impl Assembly {
     pub fn new(metrics: Arc<Metrics>, addresses: Addresses, ended: CancellationToken) -> Assembly {
-        Assembly { metrics, addresses, ended, classes: Vec::new() }
+        Assembly { metrics, addresses, ended, classes: Vec::new(), departed: Vec::new() }
     }
 
     /// The settings by this config, which take over what lives on of those before.
-    pub fn settings(&mut self, config: &Config, before: Option<(&Config, &Settings)>) -> Settings {
+    pub fn settings(&mut self, config: &Config, tls: ReadTls, before: Option<(&Config, &Settings)>) -> Settings {
         for class in &config.classes {
             if !self.classes.contains(&class.name) {
                 self.classes.push(class.name.clone());
             }
         }
-        let routes = self.routes(config, before);
+        let returning = self.returning(config, before);
+        let routes = self.routes(config, tls, before, &returning);
         let mirrors = self.mirrors(config, &routes, before.map(|(_, settings)| settings));
         let users: Vec<&[String]> = self.classes.iter().map(|name| users_of(config, name)).collect();
         let listen = &config.listen;
@@ -76,7 +87,38 @@ impl Assembly {
         Settings { routes, terms, classes: Classes::new(users.into_iter()), mirrors }
     }
 
-    fn routes(&self, config: &Config, before: Option<(&Config, &Settings)>) -> Routes {
+    /// Sees off the registries that are gone, and finds the gates of those that come back, under whatever name: what
+    /// stands there counts.
+    fn returning(&mut self, config: &Config, before: Option<(&Config, &Settings)>) -> BTreeMap<String, Gate<Kept>> {
+        let (old, settings) = before.unzip();
+        let old: &[config::Registry] = old.map_or(&[], |old| &old.registries);
+        let is_in = |list: &[config::Registry], name: &str| list.iter().any(|registry| registry.name == name);
+        for registry in old.iter().filter(|registry| !is_in(&config.registries, &registry.name)) {
+            let Some(claim) = settings.and_then(|settings| settings.routes.claim(&registry.name)) else { continue };
+            let gate = claim.upstream.gate.clone();
+            // Who holds a connection goes on; nothing more is kept there.
+            gate.drain();
+            self.departed.push(Departed { name: registry.name.clone(), hosts: claim.hosts.clone(), gate });
+        }
+        let mut returning = BTreeMap::new();
+        for registry in config.registries.iter().filter(|registry| !is_in(old, &registry.name)) {
+            let hosts = claimed_hosts(registry);
+            let by_name = self.departed.iter().rposition(|departed| departed.name == registry.name);
+            let shares = |departed: &Departed| departed.hosts.iter().any(|host| hosts.contains(host));
+            if let Some(index) = by_name.or_else(|| self.departed.iter().rposition(shares)) {
+                returning.insert(registry.name.clone(), self.departed.remove(index).gate);
+            }
+        }
+        returning
+    }
+
+    fn routes(
+        &self,
+        config: &Config,
+        tls: ReadTls,
+        before: Option<(&Config, &Settings)>,
+        returning: &BTreeMap<String, Gate<Kept>>,
+    ) -> Routes {
         let hosts = config.registries.iter().flat_map(claimed_hosts).filter_map(|host| host.exact_host().cloned());
         let names = hosts.filter(|host| host.ip().is_none()).map(|host| host.to_string());
         let own: Arc<[SocketAddr]> = self.addresses.all().collect();
@@ -87,12 +129,15 @@ impl Assembly {
             resolver: Arc::new(Resolver::new(names)),
             own,
             ended: self.ended.clone(),
+            tls,
         };
         let claims = config.registries.iter().map(|registry| {
             let before = before.and_then(|(config, settings)| Standing::find(&registry.name, config, settings));
+            let gate = before.as_ref().map(|before| &before.claim.upstream.gate);
+            let gate = gate.or_else(|| returning.get(&registry.name));
             Claim {
                 hosts: claimed_hosts(registry),
-                upstream: Arc::new(upstream_of(registry, before.as_ref(), &shared)),
+                upstream: Arc::new(upstream_of(registry, gate, before.as_ref(), &shared)),
                 pauses: pauses_of(registry, before.as_ref()),
             }
         });
@@ -116,6 +161,7 @@ impl Assembly {
             let same = before.and_then(|before| before.mirrors.get(name)).map(|before| before.cluster());
             let same = same.filter(|cluster| cluster.origins() == mirror.upstream).cloned();
             let cluster = same.unwrap_or_else(|| Cluster::new(mirror.upstream.clone()));
+            upstream.size(registry.slots, &cluster);
             let hosts = registry.hosts.clone();
             let mirror = Mirror::new(upstream.clone(), ClassId(class), cluster, hosts, mirror.rewrite, *address);
             mirrors.insert(name.clone(), Arc::new(mirror));
@@ -150,6 +196,7 @@ struct Shared<'a> {
     resolver: Arc<Resolver>,
     own: Arc<[SocketAddr]>,
     ended: CancellationToken,
+    tls: ReadTls,
 }
 
 impl Shared<'_> {
@@ -199,10 +246,18 @@ fn gate(before: Option<&Gate<Kept>>, limits: Limits, metrics: &Arc<RegistryMetri
     gate.clone()
 }
 
-fn upstream_of(registry: &config::Registry, before: Option<&Standing<'_>>, shared: &Shared<'_>) -> Upstream {
+fn upstream_of(
+    registry: &config::Registry,
+    standing: Option<&Gate<Kept>>,
+    before: Option<&Standing<'_>>,
+    shared: &Shared<'_>,
+) -> Upstream {
     let metrics = shared.metrics.of_registry(&registry.name, &shared.names);
-    let living = before.and_then(|before| before.mirror).map(|mirror| mirror.cluster().living().max(1));
+    let tls = shared.tls.get(&registry.name).cloned();
     let slots_of_each = slots_of_each(registry);
+    let nodes = before.and_then(|before| before.mirror).map(Mirror::cluster);
+    let same = nodes.filter(|nodes| registry.mirror.as_ref().is_some_and(|mirror| nodes.origins() == mirror.upstream));
+    let living = same.map(|nodes| nodes.living().max(1));
     let limits = Limits {
         // Those of a node that is out are not there.
         slots: slots_of_each.zip(living).map_or(registry.slots, |(slots, living)| (slots * living).min(registry.slots)),
@@ -216,7 +271,7 @@ fn upstream_of(registry: &config::Registry, before: Option<&Standing<'_>>, share
     };
     Upstream {
         name: registry.name.clone(),
-        gate: gate(before.map(|before| &before.claim.upstream.gate), limits, &metrics),
+        gate: gate(standing, limits, &metrics),
         metrics,
         terms: Terms { connect_timeout: registry.connect_timeout, linger: registry.linger },
         addresses: AddressPolicy {
@@ -230,10 +285,10 @@ fn upstream_of(registry: &config::Registry, before: Option<&Standing<'_>>, share
             request_timeout: shared.by_class(|class| class.request_timeout.unwrap_or(registry.queue.request_timeout)),
         },
         classes: shared.names.clone(),
-        tls: Arc::new(Tls::new(tls_terms(&registry.tls))),
+        tls: tls.unwrap_or_else(|| Arc::new(Tls::new(tls_terms(&registry.tls)))),
         repair: repair_of(registry, before),
         slots_of_each,
-        resizing: Mutex::default(),
+        sized: before.map(|before| before.claim.upstream.sized.clone()).unwrap_or_default(),
         resolver: shared.resolver.clone(),
         ended: shared.ended.clone(),
     }
@@ -279,7 +334,7 @@ fn other_hosts(before: Option<&Upstream>, shared: &Shared<'_>) -> Upstream {
         tls: Arc::new(Tls::new(TlsTerms::default())),
         repair: None,
         slots_of_each: None,
-        resizing: Mutex::default(),
+        sized: Arc::default(),
         resolver: shared.resolver.clone(),
         ended: shared.ended.clone(),
     }

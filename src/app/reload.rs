@@ -11,12 +11,13 @@ use std::time::{Duration, SystemTime};
 use tokio::time::sleep;
 
 use super::assembly::Assembly;
-use super::check_tls;
+use super::read_tls;
 use crate::admin::config_state::ConfigState;
 use crate::config::changes::{Change, between};
 use crate::config::{Config, LoadError};
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
+use crate::target::Origin;
 
 /// How often the file is looked at. A change is taken when two looks in a row show the same.
 const LOOK: Duration = Duration::from_secs(1);
@@ -68,7 +69,9 @@ impl Reloader {
         state: Arc<ConfigState>,
         set_level: SetLevel,
     ) -> Reloader {
-        let text = fs::read_to_string(path).unwrap_or_default();
+        // It may hold something else already than when this config was read.
+        let text = fs::read_to_string(path).ok();
+        let text = text.filter(|text| Config::parse(text).as_ref() == Ok(&config)).unwrap_or_default();
         Reloader { path: path.to_owned(), text, config, assembly, proxy, metrics, state, set_level }
     }
 
@@ -124,19 +127,23 @@ impl Reloader {
         if !restart.is_empty() {
             return Err(Refused::NeedsRestart(restart));
         }
-        check_tls(&config)?;
+        let tls = read_tls(&config)?;
         for warning in &config.warnings {
             tracing::warn!(file = %self.path.display(), "{warning}");
         }
         let before = self.proxy.settings();
-        let settings = self.assembly.settings(&config, Some((&self.config, &before)));
+        let settings = self.assembly.settings(&config, tls, Some((&self.config, &before)));
         self.proxy.replace(settings);
         for upstream in before.routes.registries() {
             if !config.registries.iter().any(|registry| registry.name == upstream.name) {
-                // Who holds a connection goes on; nothing more is kept there.
-                upstream.gate.drain();
                 self.metrics.forget(&upstream.name, &upstream.classes);
             }
+        }
+        for (name, mirror) in &before.mirrors {
+            let nodes = self.proxy.settings().mirrors.get(name).map(|mirror| mirror.cluster().clone());
+            let is_gone = |origin: &&Origin| !nodes.as_ref().is_some_and(|nodes| nodes.origins().contains(origin));
+            let gone = mirror.cluster().origins().iter().filter(is_gone);
+            gone.for_each(|origin| self.metrics.forget_member(name, &origin.to_string()));
         }
         self.config = config;
         Ok(changes)

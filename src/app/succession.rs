@@ -6,9 +6,10 @@
 //! never more than it told before. Should it take over from an even older one, what that one still holds counts, too.
 //!
 //! Each message is one line: `ready` from the new process, and from the old one the slots that are not free yet, as JSON:
-//! `{"harbor":7}`. The end of the link is the end of the old process.
+//! `{"harbor":7}`. A list, `["harbor"]`, names the registries that the operator has paused: the old process says so
+//! before its first slots, the new one when that changes. The end of the link is the end of the process at its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::ffi::OsString;
 use std::io;
@@ -19,21 +20,43 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::inherited::LINK;
 
 /// How long a new process may take until it is ready.
 const START: Duration = Duration::from_secs(30);
+/// How long a process that has closed the link may take to be gone.
+const END: Duration = Duration::from_secs(5);
+/// How often it is looked whether it is.
+const LOOK: Duration = Duration::from_millis(5);
+/// How long it is given where that cannot be seen.
+const UNSEEN_END: Duration = Duration::from_millis(100);
 /// The first descriptor of those that are handed over.
 const FIRST: i32 = 3;
 const READY: &str = "ready";
 
 /// Slots that another process holds, by registry.
 pub type Held = BTreeMap<String, usize>;
+
+/// Registries whose admissions the operator holds.
+pub type Paused = BTreeSet<String>;
+
+/// What a process says that hands over.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Word {
+    /// The slots that are not free yet.
+    Held(Held),
+    /// The registries that are paused.
+    Paused(Paused),
+}
 
 /// How this process was started, for starting its like.
 #[derive(Clone, Debug)]
@@ -73,8 +96,7 @@ pub struct Successor {
     /// Its process id.
     pub pid: u32,
     link: OwnedWriteHalf,
-    /// Kept open: its end would tell the other side that this one is gone.
-    _back: OwnedReadHalf,
+    lines: Lines<BufReader<OwnedReadHalf>>,
 }
 
 /// The process from which this one takes over.
@@ -82,6 +104,8 @@ pub struct Successor {
 pub struct Predecessor {
     lines: Lines<BufReader<OwnedReadHalf>>,
     link: OwnedWriteHalf,
+    /// The process itself; `None` where the system does not give it.
+    process: Option<OwnedFd>,
 }
 
 impl Origin {
@@ -112,19 +136,14 @@ impl Origin {
         let cannot = |cause| NoSuccessor::Start { program: self.program.clone(), cause };
         let (ours, theirs) = StdStream::pair().map_err(cannot)?;
         ours.set_nonblocking(true).map_err(cannot)?;
-        let mut child = self.spawn(listeners, theirs).map_err(cannot)?;
         let (read, write) = UnixStream::from_std(ours).map_err(cannot)?.into_split();
         let mut lines = BufReader::new(read).lines();
+        // Before the link: the end of that must not let it take over.
+        let mut child = Candidate(Some(self.spawn(listeners, theirs).map_err(cannot)?));
         match timeout(START, lines.next_line()).await {
-            Ok(Ok(Some(line))) if line == READY => {
-                Ok(Successor { pid: child.id(), link: write, _back: lines.into_inner().into_inner() })
-            }
-            Ok(_) => Err(NoSuccessor::Ended(ended(&mut child).await)),
-            Err(_) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(NoSuccessor::Late)
-            }
+            Ok(Ok(Some(line))) if line == READY => Ok(Successor { pid: child.take_over(), link: write, lines }),
+            Ok(_) => Err(NoSuccessor::Ended(child.ended().await)),
+            Err(_) => Err(NoSuccessor::Late),
         }
     }
 
@@ -147,16 +166,36 @@ impl Origin {
     }
 }
 
-/// How it ended: it has closed the link, and if it lives on all the same, it has no business to.
-async fn ended(child: &mut Child) -> String {
-    for _ in 0..40 {
-        if let Ok(Some(status)) = child.try_wait() {
-            return status.to_string();
-        }
-        sleep(Duration::from_millis(50)).await;
+/// A process that may take over. It is killed if it does not, also when nobody waits for it any more.
+struct Candidate(Option<Child>);
+
+impl Candidate {
+    /// It is on its own from now on; its process id.
+    fn take_over(mut self) -> u32 {
+        self.0.take().expect("there until it takes over").id()
     }
-    let _ = child.kill();
-    child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+
+    /// How it ended: it has closed the link, and if it lives on all the same, it has no business to.
+    async fn ended(&mut self) -> String {
+        let child = self.0.as_mut().expect("there until it takes over");
+        for _ in 0..40 {
+            if let Ok(Some(status)) = child.try_wait() {
+                return status.to_string();
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        let _ = child.kill();
+        child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+    }
+}
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 impl Successor {
@@ -164,13 +203,22 @@ impl Successor {
     ///
     /// # Errors
     /// When it is gone.
-    ///
-    /// # Panics
-    /// Never: names and numbers become JSON.
     pub async fn tell(&mut self, held: &Held) -> io::Result<()> {
-        let mut line = serde_json::to_string(held).expect("names and numbers become JSON");
-        line.push('\n');
-        self.link.write_all(line.as_bytes()).await
+        write(&mut self.link, held).await
+    }
+
+    /// Tells which registries are paused; to be called before the first word of slots.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn pause(&mut self, paused: &Paused) -> io::Result<()> {
+        write(&mut self.link, paused).await
+    }
+
+    /// The registries that are paused there, when that changes; `None` when it is gone. Cancel-safe.
+    pub async fn paused(&mut self) -> Option<Paused> {
+        let line = self.lines.next_line().await.ok()??;
+        serde_json::from_str(&line).ok()
     }
 }
 
@@ -181,8 +229,21 @@ impl Predecessor {
     /// When the runtime does not take it.
     pub fn new(link: StdStream) -> io::Result<Predecessor> {
         link.set_nonblocking(true)?;
-        let (read, write) = UnixStream::from_std(link)?.into_split();
-        Ok(Predecessor { lines: BufReader::new(read).lines(), link: write })
+        let link = UnixStream::from_std(link)?;
+        let pid = link.peer_cred().ok().and_then(|behind| Pid::from_raw(behind.pid()?));
+        let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok());
+        let (read, write) = link.into_split();
+        Ok(Predecessor { lines: BufReader::new(read).lines(), link: write, process })
+    }
+
+    /// Completes when the process is gone with all that it had. The end of the link alone does not say so: the kernel
+    /// closes what a killed process had one by one.
+    pub async fn gone(&self) {
+        let Some(process) = &self.process else { return sleep(UNSEEN_END).await };
+        let deadline = Instant::now() + END;
+        while lives(process) && Instant::now() < deadline {
+            sleep(LOOK).await;
+        }
     }
 
     /// Says that this process can take over.
@@ -193,29 +254,62 @@ impl Predecessor {
         self.link.write_all(format!("{READY}\n").as_bytes()).await
     }
 
-    /// The slots that it holds now, when that changes; `None` when it has ended.
-    pub async fn held(&mut self) -> Option<Held> {
+    /// Tells which registries are paused now.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn tell(&mut self, paused: &Paused) -> io::Result<()> {
+        write(&mut self.link, paused).await
+    }
+
+    /// What it says next; `None` when it has ended. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Word> {
         let line = self.lines.next_line().await.ok()??;
         serde_json::from_str(&line).ok()
     }
+}
+
+/// Whether the process has not ended; asks the kernel.
+fn lives(process: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(process, PollFlags::IN)];
+    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(0)
+}
+
+/// One message. A link holds far more of them than are ever under way, so this does not wait.
+async fn write(link: &mut OwnedWriteHalf, word: &impl Serialize) -> io::Result<()> {
+    let mut message = serde_json::to_string(word)?;
+    message.push('\n');
+    link.write_all(message.as_bytes()).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    impl Successor {
+        /// One at the other end of this link.
+        pub(in crate::app) fn over(link: StdStream) -> Successor {
+            link.set_nonblocking(true).unwrap();
+            let (read, write) = UnixStream::from_std(link).unwrap().into_split();
+            Successor { pid: 1, link: write, lines: BufReader::new(read).lines() }
+        }
+    }
+
     #[tokio::test]
     async fn both_ends_understand_each_other() {
         let (old, new) = StdStream::pair().unwrap();
-        old.set_nonblocking(true).unwrap();
-        let (read, write) = UnixStream::from_std(old).unwrap().into_split();
-        let mut successor = Successor { pid: 1, link: write, _back: read };
+        let mut successor = Successor::over(old);
         let mut predecessor = Predecessor::new(new).unwrap();
         let held = Held::from([("harbor".to_owned(), 7), ("other".to_owned(), 0)]);
+        let paused = Paused::from(["harbor".to_owned()]);
+        successor.pause(&paused).await.unwrap();
         successor.tell(&held).await.unwrap();
-        assert_eq!(predecessor.held().await, Some(held));
+        assert_eq!(predecessor.next().await, Some(Word::Paused(paused.clone())));
+        assert_eq!(predecessor.next().await, Some(Word::Held(held)));
+        predecessor.tell(&paused).await.unwrap();
+        assert_eq!(successor.paused().await, Some(paused));
         drop(successor);
-        assert_eq!(predecessor.held().await, None);
+        assert_eq!(predecessor.next().await, None);
     }
 
     #[tokio::test]

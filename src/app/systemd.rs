@@ -1,37 +1,132 @@
 //! What systemd is told (`sd_notify(3)`). Without systemd, nothing is.
+//!
+//! A task of its own speaks, so that nobody waits for a systemd that does not listen just then, and nothing that happens
+//! to the process delays the word that it lives. What is said stays in order.
 
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram as StdDatagram};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::net::UnixDatagram;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
-/// Everything is bound and accepts.
-pub fn ready() {
-    tell(&[NotifyState::Ready]);
+/// How long an ending process waits until systemd has heard its last words.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Tells systemd.
+#[derive(Debug)]
+pub struct Systemd {
+    words: UnboundedSender<Word>,
+    speaker: JoinHandle<()>,
 }
 
-/// The order to stop was heard.
-pub fn stopping() {
-    tell(&[NotifyState::Stopping]);
+#[derive(Clone, Copy, Debug)]
+enum Word {
+    Ready,
+    Stopping,
+    ReplacedBy(u32),
 }
 
-/// Another process is the service from now on.
-pub fn replaced_by(pid: u32) {
-    tell(&[NotifyState::MainPid(pid), NotifyState::Ready]);
+impl Systemd {
+    /// Has nothing to say yet. Must be called inside a tokio runtime.
+    #[must_use]
+    pub fn new() -> Systemd {
+        let (words, heard) = unbounded_channel();
+        Systemd { words, speaker: tokio::spawn(speak(heard)) }
+    }
+
+    /// Everything is bound and accepts. From now on systemd hears as often as it wants to that this process lives: its
+    /// runtime still runs tasks, or it could not say so.
+    pub fn ready(&self) {
+        self.say(Word::Ready);
+    }
+
+    /// The order to stop was heard.
+    pub fn stopping(&self) {
+        self.say(Word::Stopping);
+    }
+
+    /// Another process is the service from now on: this one says nothing more.
+    pub fn replaced_by(&self, pid: u32) {
+        self.say(Word::ReplacedBy(pid));
+    }
+
+    /// Completes when all was said, or systemd does not listen.
+    pub async fn end(self) {
+        let Systemd { words, speaker } = self;
+        drop(words);
+        let _ = timeout(LAST_WORDS, speaker).await;
+    }
+
+    fn say(&self, word: Word) {
+        // Whoever was replaced speaks no more.
+        let _ = self.words.send(word);
+    }
 }
 
-/// How often systemd wants to hear that this process lives; `None`: it does not care.
-#[must_use]
-pub fn watchdog() -> Option<Duration> {
-    sd_notify::watchdog_enabled().map(|longest| longest / 2)
+impl Default for Systemd {
+    fn default() -> Systemd {
+        Systemd::new()
+    }
 }
 
-/// This process lives: its runtime still runs tasks, or it could not say so.
-pub fn alive() {
-    tell(&[NotifyState::Watchdog]);
+async fn speak(mut words: UnboundedReceiver<Word>) {
+    let mut is_ready = false;
+    loop {
+        let word = tokio::select! {
+            biased;
+            word = words.recv() => word,
+            () = watchdog(), if is_ready => {
+                tell(&[NotifyState::Watchdog]).await;
+                continue;
+            }
+        };
+        match word {
+            Some(Word::Ready) => {
+                is_ready = true;
+                tell(&[NotifyState::Ready, NotifyState::Watchdog]).await;
+            }
+            Some(Word::Stopping) => tell(&[NotifyState::Stopping]).await,
+            Some(Word::ReplacedBy(pid)) => {
+                // The other one says that it lives from its start on, and half a time may have passed since this one did.
+                return tell(&[NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Watchdog]).await;
+            }
+            None => return,
+        }
+    }
 }
 
-fn tell(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
+/// Completes when systemd should hear that this process lives; never, where nobody asks.
+async fn watchdog() {
+    match sd_notify::watchdog_enabled() {
+        Some(longest) => sleep(longest / 2).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn tell(state: &[NotifyState<'_>]) {
+    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let lines: Vec<String> = state.iter().map(|line| format!("{line}\n")).collect();
+    let told = async { connect(&address)?.send(lines.concat().as_bytes()).await };
+    if let Err(error) = told.await {
         tracing::debug!(%error, "systemd cannot be told");
     }
+}
+
+/// A socket that leads to systemd; `@` begins a name without a file.
+fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
+    let address = match address.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(address)?,
+    };
+    let socket = StdDatagram::unbound()?;
+    socket.connect_addr(&address)?;
+    socket.set_nonblocking(true)?;
+    UnixDatagram::from_std(socket)
 }

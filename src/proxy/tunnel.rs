@@ -10,7 +10,6 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::Proxy;
 use super::client::Client;
 use super::follow::{Doing, Follower};
 use super::head::Connect;
@@ -19,6 +18,7 @@ use super::record::{Kind, Record};
 use super::relay::{End, HalfClosed, relay};
 use super::respond::Answer;
 use super::watch::Watch;
+use super::{Asking, Proxy};
 use crate::admission::{Evidence, Lane, Party, SlotState};
 use crate::metrics::{Direction, Reason, Reclaimed};
 use crate::target::Target;
@@ -42,9 +42,11 @@ pub struct Tunnel {
 pub struct NoTunnel(pub Option<(Answer, String)>);
 
 /// Serves one CONNECT on a connection of its own, from the answer to the end of the tunnel.
-pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect) {
+pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect, asking: Asking) {
     let party = proxy.settings().classes.party(connect.proxy_authorization.as_deref(), &client);
-    match open(proxy, &client, &connect.authority, party).await {
+    let opened = open(proxy, &client, &connect.authority, party).await;
+    drop(asking);
+    match opened {
         Ok(tunnel) => {
             if client.write_all(ESTABLISHED).await.is_ok() {
                 carry(proxy, tunnel, &client, connect.early).await;

@@ -6,6 +6,7 @@ use super::tls::TlsTerms;
 use super::*;
 use crate::admission::{ClassId, Limits};
 use crate::metrics::Metrics;
+use crate::target::Origin;
 
 /// A client that stays.
 pub(crate) struct Patient;
@@ -53,7 +54,7 @@ pub(crate) fn upstream() -> Upstream {
         tls: Arc::new(Tls::new(TlsTerms::default())),
         repair: None,
         slots_of_each: None,
-        resizing: Mutex::default(),
+        sized: Arc::default(),
         resolver: Arc::new(Resolver::new(std::iter::empty())),
         ended: CancellationToken::new(),
     }
@@ -88,4 +89,29 @@ async fn a_kept_place_is_used_up_by_asking_and_not_by_an_address_that_is_denied(
     assert!(upstream.reach(&mut back, None, &Patient).await.is_ok());
     drop(back);
     assert_ne!(trip(&upstream, there, long).place, gave_up.place, "it was served");
+}
+
+/// A request that was under way before a reload finds that a node is out: what counts is what holds now.
+#[tokio::test]
+async fn the_slots_of_nodes_follow_from_the_config_that_holds() {
+    let nodes = || Cluster::new(["http://a:1", "http://b:1"].map(|url| Origin::parse(url).unwrap()).to_vec());
+    let way = |cluster: &Arc<Cluster>| Way {
+        target: cluster.origins()[0].target.clone(),
+        secure: false,
+        pinned: None,
+        listed_host: true,
+        cluster: Some(cluster.clone()),
+    };
+    let (cluster, others) = (nodes(), nodes());
+    let before = Upstream { slots_of_each: Some(10), ..upstream() };
+    before.size(20, &cluster);
+    let (gate, sized) = (before.gate.clone(), before.sized.clone());
+    let after = Upstream { slots_of_each: Some(2), gate, sized, ..upstream() };
+    after.size(4, &cluster);
+    assert!(cluster.is_lost(0, before.gate.now()));
+    before.nodes_changed(&way(&cluster));
+    assert_eq!(after.gate.snapshot().slots, 2);
+    after.size(4, &others);
+    before.nodes_changed(&way(&cluster));
+    assert_eq!(after.gate.snapshot().slots, 4, "these nodes are not asked any more");
 }

@@ -1,0 +1,58 @@
+//! What happens between the start, the file and the end.
+
+use std::fs;
+use std::net::TcpStream;
+
+use super::*;
+
+const LEAST: &str = "[listen]\nproxy = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n\
+                     [registries.stub]\nhosts = ['127.0.0.1:1']\ncap = 1\nshare = 1\n";
+
+async fn started(file: &Path, text: &str) -> Running {
+    let config = Config::parse(text).unwrap();
+    start(Start { file, config, inherited: Inherited::default() }, Box::new(|_| ())).await.unwrap()
+}
+
+/// What was found to be whole is what is used: the files may be in the middle of a swap by now.
+#[tokio::test]
+async fn the_files_of_tls_are_read_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = folder.path().join("ca.pem");
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    fs::write(&authority, made.cert.pem()).unwrap();
+    let text = format!("{LEAST}[registries.stub.tls]\nca_file = '{}'\n", authority.display());
+    let mut running = started(&folder.path().join("sidecar.toml"), &text).await;
+    let is_usable = |running: &Running| running.upstreams()[0].tls.check().is_ok();
+    fs::remove_file(&authority).unwrap();
+    assert!(is_usable(&running));
+    fs::write(&authority, made.cert.pem()).unwrap();
+    fs::write(folder.path().join("sidecar.toml"), &text).unwrap();
+    running.reload("the test says so");
+    fs::remove_file(&authority).unwrap();
+    assert!(is_usable(&running));
+    running.drain().await;
+}
+
+/// Whoever swaps the file while a process begins is not overlooked.
+#[tokio::test]
+async fn a_file_that_changes_during_the_start_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sidecar.toml");
+    fs::write(&file, LEAST.replace("cap = 1", "cap = 7")).unwrap();
+    let mut running = started(&file, LEAST).await;
+    tokio::time::timeout(Duration::from_secs(10), running.config_changed()).await.expect("it differs");
+    running.reload("the file has changed");
+    assert_eq!(running.upstreams()[0].gate.snapshot().slots, 7);
+    running.drain().await;
+}
+
+/// A connection that is accepted in the last moment must find a process that serves it.
+#[tokio::test]
+async fn nobody_is_accepted_any_more_when_all_is_drained() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = started(&folder.path().join("sidecar.toml"), LEAST).await;
+    let proxy = running.addresses().proxy;
+    running.drain().await;
+    // Without giving way to a task that may yet hold the listener.
+    assert!(TcpStream::connect(proxy).is_err());
+}
