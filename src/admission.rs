@@ -68,6 +68,7 @@ use self::core::Core;
 pub use self::core::{Bound, Explanation, HolderInfo, Limits, Refusal, RefusalReason, Snapshot, WaiterInfo};
 use self::handover::{Aftermath, Call, Handover};
 pub use self::moment::Moment;
+pub use self::places::Owner;
 pub use self::queue::{Ask, Kind, Place, ReuseKey};
 pub use self::quiet::{Evidence, Quiet};
 pub use self::rate::Rate;
@@ -95,8 +96,7 @@ struct Shared<P> {
 pub struct Claim<P> {
     gate: Gate<P>,
     place: Place,
-    client: Client,
-    target: Arc<str>,
+    owner: Owner,
     used: bool,
 }
 
@@ -111,7 +111,7 @@ impl<P> Drop for Claim<P> {
     fn drop(&mut self) {
         if !self.used {
             let shared = &self.gate.shared;
-            shared.handover.give_back(self.place, &self.client, &self.target, shared.now());
+            shared.handover.give_back(self.place, self.owner.clone(), shared.now());
         }
     }
 }
@@ -152,9 +152,9 @@ impl<P: Send + 'static> Gate<P> {
     /// for it, it has a claim, to be used when it asks with [`Gate::admit`].
     #[must_use]
     pub fn place(&self, client: &Client, target: &Arc<str>) -> (Place, Option<Claim<P>>) {
-        let (place, came_back) = self.shared.handover.place(client, target, self.shared.now());
-        let claim = || Claim { gate: self.clone(), place, client: client.clone(), target: target.clone(), used: false };
-        (place, came_back.then(claim))
+        let owner = (client.clone(), target.clone());
+        let (place, came_back) = self.shared.handover.place(&owner, self.shared.now());
+        (place, came_back.then(|| Claim { gate: self.clone(), place, owner, used: false }))
     }
 
     /// What the time of this gate counts from.
@@ -404,7 +404,7 @@ impl<P: Send + 'static> Future for Admit<'_, P> {
             this.since = shared.now();
             shared.settle(shared.handover.arrive(ask, context.waker(), this.since));
         }
-        match shared.handover.poll_call(this.place, context) {
+        match shared.handover.poll_call(this.place, context, shared.now()) {
             Poll::Ready(call) => Poll::Ready(this.called(call)),
             Poll::Pending => Poll::Pending,
         }

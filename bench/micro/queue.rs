@@ -64,7 +64,7 @@ impl Harbor {
         self.now = self.now + Duration::from_micros(10);
         self.arrived += 1;
         let client = self.clients[self.arrived % self.clients.len()].clone();
-        let (place, _) = self.core.place(&client, &self.target, self.now);
+        let (place, _) = self.core.place(&(client.clone(), self.target.clone()), self.now);
         let party = Party { class: ClassId::default(), client };
         let deadline = self.now + Duration::from_secs(100_000);
         Ask { place, deadline, party, lane: Lane::Blob, target: self.target.clone(), reuse: None, again: false }

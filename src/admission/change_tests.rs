@@ -35,7 +35,7 @@ fn limits(slots: usize, rate: Option<(u64, u32)>, weights: &[u32]) -> Limits {
 fn arrive(core: &mut Core, class: usize, now: Moment) -> Vec<SlotId> {
     let party = Party { class: ClassId(class), client: format!("client of {class}").as_str().into() };
     let target: Arc<str> = "registry:443".into();
-    let (place, _) = core.place(&party.client, &target, now);
+    let (place, _) = core.place(&(party.client.clone(), target.clone()), now);
     let deadline = now + Duration::from_secs(50);
     core.arrive(Ask { place, deadline, party, lane: Lane::Small, target, reuse: None, again: false }, now);
     given(core)

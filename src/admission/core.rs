@@ -15,8 +15,8 @@ use super::idle::IdleSlots;
 use super::moment::Moment;
 use super::outages::Outages;
 use super::pace::Pace;
-use super::places::KeptPlaces;
-use super::queue::{Ask, Kind, Place, Queue, ReuseKey, Waiter};
+use super::places::{KeptPlaces, Owner};
+use super::queue::{Ask, Kind, Place, Queue, ReuseKey};
 use super::quiet::{Evidence, Quiet, QuietTunnels};
 use super::rate::{Bucket, Rate};
 use super::slots::{Counts, Ledger, SlotId, SlotState, Tenant};
@@ -75,6 +75,9 @@ pub enum Decision {
         place: Place,
         /// Why, and what to tell.
         refusal: Refusal,
+        /// Whom its place is to be kept for, with [`Core::keep_place`], as soon as it knows: before that nobody can come
+        /// back to it. `None`: it is not kept.
+        may_return: Option<Owner>,
     },
     /// Close a kept connection in order. The slot is closing now, and comes back when the socket is gone.
     Close {
@@ -313,17 +316,18 @@ impl Core {
     /// A place for a request that arrives now: the one that was kept for this client and target, if it left unserved
     /// not long ago, or one at the end of the order. The flag tells whether it came back. A place costs nothing and need
     /// not be used; one that was kept can be given back.
-    pub fn place(&mut self, client: &Client, target: &Arc<str>, now: Moment) -> (Place, bool) {
-        if let Some(kept) = self.places.take(client, target, now) {
+    pub fn place(&mut self, owner: &Owner, now: Moment) -> (Place, bool) {
+        if let Some(kept) = self.places.take(owner, now) {
             return (kept, true);
         }
         self.arrivals += 1;
         (Place::new(now, self.arrivals), false)
     }
 
-    /// A request came back to this place, and ended before it asked: the place is kept again.
-    pub fn give_back(&mut self, place: Place, client: &Client, target: &Arc<str>, now: Moment) {
-        self.places.keep(client, target, place, now);
+    /// Keeps the place of a request that was refused and knows it now; or of one that came back to it, and ended before it
+    /// asked.
+    pub fn keep_place(&mut self, place: Place, owner: Owner, now: Moment) {
+        self.places.keep(owner, place, now);
     }
 
     /// Somebody asks to be admitted. The answer is a decision for `ask.place`, now or later.
@@ -344,7 +348,7 @@ impl Core {
     pub fn leave(&mut self, place: Place, now: Moment) {
         if let Some(waiter) = self.queue.remove(place) {
             self.outages.gone(&waiter.ask.target, place, now);
-            self.keep_place(&waiter, now);
+            self.keep_place(place, waiter.ask.owner(), now);
             self.dispatch(now);
         }
     }
@@ -646,10 +650,7 @@ impl Core {
 
     fn refuse_overdue(&mut self, place: Place, now: Moment) {
         let out = self.queue.get(place).is_some_and(|waiter| self.outages.is_out(&waiter.ask.target));
-        let reason = if out { RefusalReason::Unreachable } else { RefusalReason::QueueTimeout };
-        if let Some(waiter) = self.refuse(place, reason, now) {
-            self.keep_place(&waiter, now);
-        }
+        self.refuse(place, if out { RefusalReason::Unreachable } else { RefusalReason::QueueTimeout }, now);
     }
 
     /// One request for each target that is out and may be probed takes its turn again. Where nobody waits for it, the
@@ -766,9 +767,11 @@ impl Core {
         }
     }
 
-    /// Connections that have to give way yet: for each who waits, and before that to bring a shrunk registry down to size.
+    /// Connections that have to give way yet: for each who waits and may dial then, and before that to bring a shrunk
+    /// registry down to size.
     fn wanted_back(&self, tokens: usize) -> usize {
-        let awaited = self.queue.in_line().min(tokens);
+        let may_dial = self.limits.max_connecting.saturating_sub(self.ledger.counts().connecting);
+        let awaited = self.queue.in_line().min(tokens).min(may_dial);
         if awaited == 0 {
             return 0;
         }
@@ -812,12 +815,8 @@ impl Core {
         self.queue.settle(&tenant.party, tenant.charged, nanos(now.since(tenant.since)));
     }
 
-    fn keep_place(&mut self, waiter: &Waiter, now: Moment) {
-        self.places.keep(&waiter.ask.party.client, &waiter.ask.target, waiter.ask.place, now);
-    }
-
-    fn refuse(&mut self, place: Place, reason: RefusalReason, now: Moment) -> Option<Waiter> {
-        let waiter = self.queue.remove(place)?;
+    fn refuse(&mut self, place: Place, reason: RefusalReason, now: Moment) {
+        let Some(waiter) = self.queue.remove(place) else { return };
         self.outages.gone(&waiter.ask.target, place, now);
         let bound = match reason {
             RefusalReason::QueueFull | RefusalReason::QueueTimeout => self.bound,
@@ -835,8 +834,9 @@ impl Core {
             slots: self.limits.slots,
             retry_after: self.pace.expected_wait(self.queue.len()),
         };
-        self.decisions.push_back(Decision::Refuse { place, refusal });
-        Some(waiter)
+        let is_over = matches!(reason, RefusalReason::QueueTimeout | RefusalReason::Unreachable);
+        let may_return = is_over.then(|| waiter.ask.owner());
+        self.decisions.push_back(Decision::Refuse { place, refusal, may_return });
     }
 
     fn refuse_all(&mut self, now: Moment) {

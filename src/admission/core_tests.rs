@@ -2,7 +2,7 @@
 //! stories that matter most told one by one.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use proptest::test_runner::TestRunner;
 use super::HISTORIES;
 use super::core::{Bound, CloseCause, Core, Decision, Limits, RefusalReason};
 use super::moment::Moment;
+use super::places::Owner;
 use super::queue::{Ask, Place, ReuseKey};
 use super::quiet::{Evidence, Quiet};
 use super::rate::Rate;
@@ -23,6 +24,10 @@ use super::turns::{ClassId, Client, Lane, Party};
 const STEPS: usize = 300;
 const IDLE_TIMEOUT: Duration = Duration::from_millis(400);
 const MAX_LIFETIME: Duration = Duration::from_millis(900);
+
+fn party(client: &str, class: usize) -> Party {
+    Party { class: ClassId(class), client: client.into() }
+}
 
 fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -58,6 +63,12 @@ struct World {
     paused: bool,
     /// Targets that refused, and have not been reached since.
     out: HashSet<Arc<str>>,
+    /// Refused, and not told yet.
+    untold: Vec<(Place, Owner)>,
+    /// Places of those who left, and until when each is kept.
+    kept_places: Vec<(Owner, Place, Moment)>,
+    /// How often each client's oldest blob was passed over; unknown where somebody probes.
+    passes: HashMap<Client, Option<u8>>,
 }
 
 #[derive(Clone, Debug)]
@@ -70,10 +81,11 @@ struct Held {
     closing: bool,
     /// Whether it serves nobody's request: it was kept, and taken out by no request.
     vacant: bool,
-    /// From when on it may be recalled, while it is a quiet tunnel.
-    quiet: Option<Moment>,
+    /// From when on it may be recalled, while it is a quiet tunnel, and what speaks for it.
+    quiet: Option<(Moment, Evidence)>,
     recalled: bool,
     target: Arc<str>,
+    party: Party,
     place: Place,
 }
 
@@ -136,6 +148,9 @@ impl World {
             dials: Vec::new(),
             paused: false,
             out: HashSet::new(),
+            untold: Vec::new(),
+            kept_places: Vec::new(),
+            passes: HashMap::new(),
         }
     }
 
@@ -147,15 +162,25 @@ impl World {
     }
 
     fn arrive(&mut self, key: Option<&str>, patience: Duration, again: bool) -> Place {
-        self.arrive_as("client", key, patience, again)
+        self.arrive_blob("client", key, patience, again)
     }
 
-    fn arrive_as(&mut self, client: &str, key: Option<&str>, patience: Duration, again: bool) -> Place {
-        let (client, target): (Client, Arc<str>) = (client.into(), key.unwrap_or("tunnel:443").into());
-        let (place, _) = self.core.place(&client, &target, self.now);
-        let party = Party { class: ClassId::default(), client };
+    fn arrive_blob(&mut self, client: &str, key: Option<&str>, patience: Duration, again: bool) -> Place {
+        self.arrive_as(&party(client, 0), Lane::Blob, key, patience, again)
+    }
+
+    fn arrive_as(&mut self, party: &Party, lane: Lane, key: Option<&str>, patience: Duration, again: bool) -> Place {
+        let is_known = |one: &Party| one.client == party.client;
+        if !self.waiting.values().any(|ask| is_known(&ask.party)) && !self.held.iter().any(|held| is_known(&held.party))
+        {
+            self.passes.insert(party.client.clone(), None);
+        }
+        let target: Arc<str> = key.unwrap_or("tunnel:443").into();
+        let (place, came_back) = self.place(&(party.client.clone(), target.clone()));
+        let again = again || came_back;
         let deadline = self.now + patience;
-        let ask = Ask { place, deadline, party, lane: Lane::Blob, target, reuse: key.map(ReuseKey::from), again };
+        let reuse = key.map(ReuseKey::from);
+        let ask = Ask { place, deadline, party: party.clone(), lane, target, reuse, again };
         let before = self.waiting.len();
         self.waiting.insert(place, ask.clone());
         self.core.arrive(ask, self.now);
@@ -164,8 +189,37 @@ impl World {
         place
     }
 
+    /// The oldest place that is kept for it, each once, or a new one.
+    fn place(&mut self, owner: &Owner) -> (Place, bool) {
+        let now = self.now;
+        self.kept_places.retain(|(_, _, until)| *until > now);
+        let kept = self.kept_places.iter().filter(|(whose, ..)| whose == owner).map(|(_, place, _)| *place).min();
+        self.kept_places.retain(|(_, place, _)| Some(*place) != kept);
+        let (place, came_back) = self.core.place(owner, now);
+        assert_eq!(came_back.then_some(place), kept, "another place than the one that was kept");
+        assert!(!self.waiting.contains_key(&place), "somebody waits there");
+        self.decided.remove(&place);
+        (place, came_back)
+    }
+
+    fn keep_place(&mut self, place: Place, owner: Owner) {
+        if !self.limits.keep_place.is_zero() {
+            self.kept_places.push((owner, place, self.now + self.limits.keep_place));
+        }
+    }
+
+    /// One who was refused learns it.
+    fn tell(&mut self, pick: usize) {
+        if !self.untold.is_empty() {
+            let (place, owner) = self.untold.swap_remove(pick % self.untold.len());
+            self.core.keep_place(place, owner.clone(), self.now);
+            self.keep_place(place, owner);
+        }
+    }
+
     fn leave(&mut self, place: Place) {
-        self.waiting.remove(&place);
+        let ask = self.waiting.remove(&place).expect("who waits may leave");
+        self.keep_place(place, (ask.party.client, ask.target));
         self.core.leave(place, self.now);
         self.settle(None);
     }
@@ -212,11 +266,15 @@ impl World {
     }
 
     fn quiet(&mut self, slot: SlotId, pause: Duration) {
+        self.quiet_as(slot, Evidence::Idle, pause);
+    }
+
+    fn quiet_as(&mut self, slot: SlotId, evidence: Evidence, pause: Duration) {
         let from = self.now + pause;
         let held = self.held_mut(slot);
         held.recalled = false;
-        held.quiet = Some(from);
-        let quiet = Quiet { evidence: Evidence::Idle, since: self.now, from, from_for_own: from };
+        held.quiet = Some((from, evidence));
+        let quiet = Quiet { evidence, since: self.now, from, from_for_own: from };
         self.core.quiet(slot, quiet, self.now);
         self.settle(None);
     }
@@ -271,8 +329,9 @@ impl World {
             match decision {
                 Decision::Dial { place, slot, .. } => self.check_dial(place, slot),
                 Decision::Reuse { place, slot, .. } => self.check_reuse(place, slot),
-                Decision::Refuse { place, refusal } => {
+                Decision::Refuse { place, refusal, may_return } => {
                     let ask = self.decide(place);
+                    self.untold.extend(may_return.map(|owner| (place, owner)));
                     match refusal.reason {
                         RefusalReason::QueueFull => assert_eq!(may_be_full, Some(place), "refused with room left"),
                         RefusalReason::QueueTimeout | RefusalReason::Unreachable => {
@@ -285,10 +344,18 @@ impl World {
                     // Draining is like somebody who always waits.
                     assert!(self.draining || !self.waiting.is_empty() && !self.paused, "recalled for nobody");
                     assert!(self.draining || self.open() >= self.limits.slots, "recalled though a slot is free");
+                    assert!(
+                        self.draining || self.coming() < self.servable(self.out.len()),
+                        "recalled for one who cannot be served"
+                    );
                     let now = self.now;
                     let held = self.held_mut(slot);
-                    assert!(held.quiet.take().is_some_and(|from| from <= now), "recalled before its time");
+                    let Some((from, evidence)) = held.quiet.take() else { panic!("recalled though it moves") };
+                    assert!(from <= now, "recalled before its time");
                     assert!(!std::mem::replace(&mut held.recalled, true), "recalled twice");
+                    let due = self.held.iter().filter_map(|held| held.quiet).filter(|(from, _)| *from <= now);
+                    let surest = due.map(|(_, evidence)| evidence).min();
+                    assert!(self.draining || surest.is_none_or(|surest| evidence <= surest), "a surer one is left");
                 }
                 Decision::Close { slot, cause } => {
                     if cause == CloseCause::Reclaimed {
@@ -313,11 +380,7 @@ impl World {
 
     fn check_dial(&mut self, place: Place, slot: SlotId) {
         assert!(!self.paused, "admitted while paused");
-        let asked = self.waiting.get(&place).expect("only who waits is admitted").clone();
-        let own = self.waiting.values().filter(|ask| ask.party == asked.party && !self.out.contains(&ask.target));
-        if !self.out.contains(&asked.target) {
-            assert_eq!(own.map(|ask| ask.place).next(), Some(place), "out of order among its client's own");
-        }
+        self.check_order_among_its_own(place);
         let ask = self.decide(place);
         assert!(ask.deadline > self.now, "admitted after its deadline");
         assert!(!self.ended, "admitted after the end");
@@ -333,6 +396,7 @@ impl World {
             quiet,
             recalled: false,
             target,
+            party: ask.party,
             place,
         });
         assert!(self.open() <= self.limits.slots, "more open than slots");
@@ -342,19 +406,66 @@ impl World {
         self.dials.push(self.now);
     }
 
+    /// First in, first out in each lane; small requests first, but a blob is passed over eight times at most. Who probes
+    /// has no place in this.
+    fn check_order_among_its_own(&mut self, place: Place) {
+        let asked = &self.waiting[&place];
+        let party = asked.party.clone();
+        let own = || self.waiting.values().filter(|ask| ask.party == party);
+        let probes = own().any(|ask| self.out.contains(&ask.target));
+        if self.out.contains(&asked.target) {
+            self.passes.insert(party.client, None);
+            return;
+        }
+        let first = |lane| own().find(|ask| ask.lane == lane && !self.out.contains(&ask.target)).map(|ask| ask.place);
+        assert_eq!(first(asked.lane), Some(place), "out of order among its client's own");
+        let passes = self.passes.get(&party.client).copied().unwrap_or(Some(0));
+        let after = match (asked.lane, first(Lane::Blob)) {
+            (Lane::Small, Some(_)) => {
+                assert!(passes.is_none_or(|passes| passes < 8), "a blob is passed over for ever");
+                passes.map(|passes| passes + 1)
+            }
+            (Lane::Small, None) => Some(0),
+            (Lane::Blob, _) => {
+                let is_due = passes.is_none_or(|passes| passes >= 8);
+                assert!(probes || is_due || first(Lane::Small).is_none(), "a blob before what it needs");
+                Some(0)
+            }
+        };
+        self.passes.insert(party.client, after.filter(|_| !probes));
+    }
+
     fn check_reuse(&mut self, place: Place, slot: SlotId) {
         let ask = self.decide(place);
         assert!(!self.paused, "admitted while paused");
         let held = self.held_mut(slot);
         held.vacant = false;
         held.target = ask.target.clone();
+        held.party = ask.party.clone();
         held.place = place;
+        // It may have been out of turn, which counts as no pass.
+        self.passes.insert(ask.party.client, None);
+        let held = self.held_mut(slot);
         let kept = held.kept.take();
         assert!(kept.is_some() && kept == ask.reuse, "given a connection to somewhere else");
     }
 
     fn open(&self) -> usize {
         self.held.len()
+    }
+
+    /// Slots on their way back that somebody can have then.
+    fn coming(&self) -> usize {
+        let excess = self.open().saturating_sub(self.limits.slots);
+        self.held.iter().filter(|held| held.closing || held.recalled).count().saturating_sub(excess)
+    }
+
+    /// Those who wait and could dial at once, had they a slot; besides so many who probe.
+    fn servable(&self, probes: usize) -> usize {
+        let in_line = self.waiting.values().filter(|ask| !self.out.contains(&ask.target)).count();
+        let tokens = self.tokens.as_ref().map_or(usize::MAX, NaiveBucket::count);
+        let dials = self.limits.max_connecting.saturating_sub(self.core.snapshot(self.now).open.connecting);
+        (in_line + probes).min(tokens).min(dials)
     }
 
     /// Who waits holds nothing: what is taken is exactly what was granted and not given back.
@@ -391,15 +502,11 @@ impl World {
             return;
         }
         assert!(self.open() >= self.limits.slots || !has_token, "slot and token idle while somebody waits");
-        // Kept connections of no use to those who wait give way, one for each, as far as tokens go; so do tunnels that
-        // have been quiet for long enough.
-        let excess = self.open().saturating_sub(self.limits.slots);
-        let on_their_way = self.held.iter().filter(|held| held.closing || held.recalled).count();
-        let coming = on_their_way.saturating_sub(excess);
-        let tokens = self.tokens.as_ref().map_or(usize::MAX, NaiveBucket::count);
-        let served_soon = in_line.min(tokens);
+        // Kept connections of no use to those who wait give way, one for each, as far as tokens and places to dial go; so do
+        // tunnels that have been quiet for long enough.
+        let (coming, served_soon) = (self.coming(), self.servable(0));
         let blocked_by_rate = self.open() < self.limits.slots;
-        let eligible = self.held.iter().any(|held| held.quiet.is_some_and(|from| from <= self.now));
+        let eligible = self.held.iter().any(|held| held.quiet.is_some_and(|(from, _)| from <= self.now));
         let can_give_way = !kept.is_empty() || eligible;
         assert!(
             !can_give_way || blocked_by_rate || coming >= served_soon,
@@ -435,18 +542,17 @@ impl World {
     /// token for one more.
     fn check_wake_for_recalls(&self) {
         let in_line = self.waiting.values().filter(|ask| !self.out.contains(&ask.target)).count();
-        let excess = self.open().saturating_sub(self.limits.slots);
-        let coming = self.held.iter().filter(|held| held.closing || held.recalled).count().saturating_sub(excess);
+        let coming = self.coming();
         let connecting = self.core.snapshot(self.now).open.connecting;
         if self.paused
-            || connecting >= self.limits.max_connecting
+            || connecting + coming >= self.limits.max_connecting
             || self.open() < self.limits.slots
             || in_line <= coming
         {
             return;
         }
         let token = self.tokens.as_ref().map_or(Some(self.now), |tokens| tokens.due(coming + 1));
-        let tunnel = self.held.iter().filter_map(|held| held.quiet).min();
+        let tunnel = self.held.iter().filter_map(|held| held.quiet).map(|(from, _)| from).min();
         if let (Some(token), Some(tunnel)) = (token, tunnel) {
             let due = token.max(tunnel);
             assert!(self.core.wake_at().is_some_and(|wake| wake <= due), "nobody would notice that a tunnel may go");
@@ -457,12 +563,13 @@ impl World {
 /// One step of a history. Numbers pick one of what is there at that time.
 #[derive(Clone, Debug)]
 enum Step {
-    Arrive { client: usize, key: usize, patience: u64, again: bool },
+    Arrive { client: usize, small: bool, key: usize, patience: u64, again: bool },
     Leave(usize),
+    Tell(usize),
     Dialled(usize),
     Enter(usize, SlotState),
     Park(usize, usize),
-    Quiet(usize, u64),
+    Quiet(usize, Evidence, u64),
     Unreachable(usize),
     Established(usize),
     Pause(bool),
@@ -475,16 +582,20 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
+    let evidence =
+        prop_oneof![Just(Evidence::Unused), Just(Evidence::Idle), Just(Evidence::Unsure), Just(Evidence::Stalled)];
     let states = prop_oneof![Just(SlotState::Active), Just(SlotState::Idle), Just(SlotState::Closing)];
     prop_oneof![
-        8 => (0..3_usize, 0..3_usize, 1..300_u64, prop::bool::weighted(0.1))
-            .prop_map(|(client, key, patience, again)| Step::Arrive { client, key, patience, again }),
+        8 => (0..3_usize, any::<bool>(), 0..3_usize, 1..300_u64, prop::bool::weighted(0.1)).prop_map(
+            |(client, small, key, patience, again)| Step::Arrive { client, small, key, patience, again }
+        ),
+        2 => any::<usize>().prop_map(Step::Tell),
         2 => any::<usize>().prop_map(Step::Leave),
         5 => any::<usize>().prop_map(Step::Dialled),
         2 => (any::<usize>(), states).prop_map(|(slot, state)| Step::Enter(slot, state)),
         5 => (any::<usize>(), 0..2_usize).prop_map(|(slot, key)| Step::Park(slot, key)),
         5 => any::<usize>().prop_map(Step::Release),
-        3 => (any::<usize>(), 0..200_u64).prop_map(|(slot, pause)| Step::Quiet(slot, pause)),
+        3 => (any::<usize>(), evidence, 0..200_u64).prop_map(|(slot, evidence, pause)| Step::Quiet(slot, evidence, pause)),
         2 => any::<usize>().prop_map(Step::Unreachable),
         4 => any::<usize>().prop_map(Step::Established),
         1 => any::<bool>().prop_map(Step::Pause),
@@ -511,14 +622,17 @@ const KEYS: [Option<&str>; 3] = [Some("a:80"), Some("b:80"), None];
 impl World {
     fn take_step(&mut self, step: &Step) {
         match step {
-            Step::Arrive { client, key, patience, again } => {
-                self.arrive_as(["x", "y", "z"][*client], KEYS[*key], ms(*patience), *again);
+            Step::Arrive { client, small, key, patience, again } => {
+                let party = [party("x", 0), party("y", 0), party("z", 1)][*client].clone();
+                let lane = if *small { Lane::Small } else { Lane::Blob };
+                self.arrive_as(&party, lane, KEYS[*key], ms(*patience), *again);
             }
-            Step::Quiet(pick, pause) => {
+            Step::Tell(pick) => self.tell(*pick),
+            Step::Quiet(pick, evidence, pause) => {
                 let tunnel = |held: &&Held| held.dialled && !held.closing && !held.vacant;
                 if let Some(held) = nth(self.held.iter().filter(tunnel), *pick) {
                     let slot = held.slot;
-                    self.quiet(slot, ms(*pause));
+                    self.quiet_as(slot, *evidence, ms(*pause));
                 }
             }
             Step::Unreachable(pick) => {
@@ -604,9 +718,11 @@ fn random_histories_keep_every_promise() {
     let config = ProptestConfig { cases: HISTORIES, ..ProptestConfig::with_source_file(file!()) };
     let rate = prop::option::of((1..50_u64, 1..4_u32));
     let (lived, taken) = (Cell::new(0_u32), Cell::new(0_usize));
-    let histories = (1..5_usize, 1..5_usize, 0..8_usize, rate, history());
-    let proved = TestRunner::new(config).run(&histories, |(slots, max_connecting, depth, rate, steps)| {
-        let mut world = World::new(Limits { max_connecting, ..limits(slots, depth, rate) });
+    let keep_place = prop_oneof![Just(Duration::ZERO), Just(ms(200))];
+    let histories = (1..5_usize, 1..5_usize, 0..8_usize, keep_place, rate, history());
+    let proved = TestRunner::new(config).run(&histories, |(slots, max_connecting, depth, keep_place, rate, steps)| {
+        let weights = vec![1, 3];
+        let mut world = World::new(Limits { max_connecting, keep_place, weights, ..limits(slots, depth, rate) });
         for step in &steps {
             world.take_step(step);
         }
@@ -817,15 +933,17 @@ fn no_more_than_max_connecting_dial_at_once() {
 #[test]
 fn who_comes_back_goes_on_with_its_old_age() {
     let mut world = World::new(Limits { keep_place: ms(1000), ..limits(1, 10, None) });
-    world.arrive_as("holder", None, ms(9000), false);
-    let gave_up = world.arrive_as("one", None, ms(100), false);
+    world.arrive_blob("holder", None, ms(9000), false);
+    let gave_up = world.arrive_blob("one", None, ms(100), false);
     world.pass(ms(50));
-    let patient = world.arrive_as("one", None, ms(9000), false);
+    let patient = world.arrive_blob("one", None, ms(9000), false);
     world.pass(ms(50));
     world.tick();
     assert!(world.decided.contains(&gave_up), "its wait timed out");
-    world.decided.remove(&gave_up);
-    assert_eq!(world.arrive_as("one", None, ms(500), false), gave_up, "its place was kept");
+    let (other, _) = world.place(&("one".into(), "tunnel:443".into()));
+    assert_ne!(other, gave_up, "nobody can come back before it knows");
+    world.tell(0);
+    assert_eq!(world.arrive_blob("one", None, ms(500), false), gave_up, "its place was kept");
     let slot = dialled_slots(&world)[0];
     world.release(slot);
     assert!(world.decided.contains(&gave_up) && !world.decided.contains(&patient));
@@ -856,15 +974,15 @@ fn a_target_that_refuses_is_probed_by_one_and_holds_up_nobody_else() {
 #[test]
 fn a_recalled_tunnel_that_moves_after_all_is_left_alone_and_another_is_asked() {
     let mut world = World::new(limits(2, 10, None));
-    world.arrive_as("x", None, ms(500), false);
-    world.arrive_as("y", None, ms(500), false);
+    world.arrive_blob("x", None, ms(500), false);
+    world.arrive_blob("y", None, ms(500), false);
     let slots = dialled_slots(&world);
     for slot in &slots {
         world.dialled(*slot);
         world.established(*slot);
         world.quiet(*slot, ms(50));
     }
-    let waiter = world.arrive_as("x", None, ms(500), false);
+    let waiter = world.arrive_blob("x", None, ms(500), false);
     world.pass(ms(50));
     world.tick();
     let recalls = |world: &World| -> Vec<SlotId> {
@@ -915,7 +1033,7 @@ fn thousands_of_quiet_tunnels_give_way_to_thousands_in_no_time() {
     let (target, mut now): (Arc<str>, _) = ("tunnel:443".into(), Moment::default());
     let arrive = |core: &mut Core, number: u64, now| {
         let client: Client = format!("client-{}", number % 50).into();
-        let (place, _) = core.place(&client, &target, now);
+        let (place, _) = core.place(&(client.clone(), target.clone()), now);
         let party = Party { class: ClassId::default(), client };
         let (lane, target, deadline) = (Lane::Blob, target.clone(), Moment(Duration::MAX));
         core.arrive(Ask { place, deadline, party, lane, target, reuse: None, again: false }, now);
@@ -963,18 +1081,18 @@ fn nothing_is_recalled_for_a_token_that_nobody_can_spend_now() {
 fn who_passes_the_others_with_a_kept_connection_moves_no_clock() {
     const LONG: Duration = Duration::from_secs(3600);
     let mut world = World::new(Limits { max_lifetime: LONG, ..limits(10, 100, Some((100_000, 1))) });
-    world.arrive_as("quick", Some("a:80"), LONG, false);
+    world.arrive_blob("quick", Some("a:80"), LONG, false);
     let slot = dialled_slots(&world)[0];
     world.dialled(slot);
     world.established(slot);
-    let patient: Vec<Place> = (0..5).map(|_| world.arrive_as("patient", None, LONG, false)).collect();
+    let patient: Vec<Place> = (0..5).map(|_| world.arrive_blob("patient", None, LONG, false)).collect();
     for _ in 0..5 {
-        let passing = world.arrive_as("quick", Some("a:80"), LONG, false);
+        let passing = world.arrive_blob("quick", Some("a:80"), LONG, false);
         world.park(slot, "a:80");
         assert!(world.decided.contains(&passing));
         world.pass(ms(10_000));
     }
-    let newcomer: Vec<Place> = (0..5).map(|_| world.arrive_as("newcomer", None, LONG, false)).collect();
+    let newcomer: Vec<Place> = (0..5).map(|_| world.arrive_blob("newcomer", None, LONG, false)).collect();
     world.park(slot, "a:80");
     for _ in 0..4 {
         world.pass(ms(100_000));

@@ -52,7 +52,7 @@ fn run(loads: &[Load], slots: usize, weights: &[u32]) -> Vec<Stay> {
     let target: Arc<str> = "registry:443".into();
     for (index, load) in loads.iter().enumerate() {
         for hold in &load.holds {
-            let (place, _) = core.place(&load.party.client, &target, now);
+            let (place, _) = core.place(&(load.party.client.clone(), target.clone()), now);
             asked.insert(place, (index, *hold));
             core.arrive(ask(place, &load.party, &target), now);
         }

@@ -14,11 +14,11 @@ use super::activity::Activity;
 use super::census::Census;
 use super::core::{CloseCause, Core, Decision, Explanation, HolderInfo, Refusal, Snapshot};
 use super::moment::Moment;
+use super::places::Owner;
 use super::queue::{Ask, Place, ReuseKey};
 use super::quiet::{Evidence, Quiet};
 use super::slots::{Recall, SlotId, SlotState};
 use super::sync::{Mutex, MutexGuard};
-use super::turns::Client;
 
 /// The shared state of one gate; `P` is a kept connection.
 pub(super) struct Handover<P> {
@@ -37,7 +37,8 @@ struct State<P> {
 
 enum Seat<P> {
     Waiting(Waker),
-    Called(Call<P>),
+    /// Called, and whom the place is kept for once that is known there.
+    Called(Call<P>, Option<Owner>),
 }
 
 /// What a waiter is called for.
@@ -80,28 +81,32 @@ impl<P> Handover<P> {
     }
 
     /// A place for a request that arrives now, and whether it came back to it.
-    pub fn place(&self, client: &Client, target: &Arc<str>, now: Moment) -> (Place, bool) {
-        self.lock().core.place(client, target, now)
+    pub fn place(&self, owner: &Owner, now: Moment) -> (Place, bool) {
+        self.lock().core.place(owner, now)
     }
 
     /// Keeps the place again of one who came back to it, and never sat down.
-    pub fn give_back(&self, place: Place, client: &Client, target: &Arc<str>, now: Moment) {
-        self.lock().core.give_back(place, client, target, now);
+    pub fn give_back(&self, place: Place, owner: Owner, now: Moment) {
+        self.lock().core.keep_place(place, owner, now);
     }
 
     /// Sits down to wait. What comes of it is found with [`Handover::poll_call`].
     pub fn arrive(&self, ask: Ask, waker: &Waker, now: Moment) -> Aftermath<P> {
         let mut state = self.lock();
-        state.seats.insert(ask.place, Seat::Waiting(waker.clone()));
+        let before = state.seats.insert(ask.place, Seat::Waiting(waker.clone()));
+        debug_assert!(before.is_none(), "somebody sits there");
         state.core.arrive(ask, now);
         state.carry_out()
     }
 
     /// Whether this waiter was called. Once it was, its seat is gone.
-    pub fn poll_call(&self, place: Place, context: &Context<'_>) -> Poll<Call<P>> {
+    pub fn poll_call(&self, place: Place, context: &Context<'_>, now: Moment) -> Poll<Call<P>> {
         let mut state = self.lock();
         match state.seats.remove(&place) {
-            Some(Seat::Called(call)) => Poll::Ready(call),
+            Some(Seat::Called(call, may_return)) => {
+                state.keep_place(place, may_return, now);
+                Poll::Ready(call)
+            }
             Some(Seat::Waiting(mut waker)) => {
                 waker.clone_from(context.waker());
                 state.seats.insert(place, Seat::Waiting(waker));
@@ -116,12 +121,13 @@ impl<P> Handover<P> {
         let mut state = self.lock();
         match state.seats.remove(&place) {
             Some(Seat::Waiting(_)) => state.core.leave(place, now),
-            Some(Seat::Called(Call::Dial { slot, .. })) => state.core.released(slot, now),
-            Some(Seat::Called(Call::Reuse { slot, kept, .. })) => {
+            Some(Seat::Called(Call::Dial { slot, .. }, _)) => state.core.released(slot, now),
+            Some(Seat::Called(Call::Reuse { slot, kept, .. }, _)) => {
                 let key = key.expect("only who named a key is given a kept connection").clone();
                 return state.keep(slot, key, kept, now);
             }
-            Some(Seat::Called(Call::Refused(_))) | None => {}
+            Some(Seat::Called(Call::Refused(_), may_return)) => state.keep_place(place, may_return, now),
+            None => {}
         }
         state.carry_out()
     }
@@ -206,6 +212,13 @@ impl<P> Handover<P> {
 }
 
 impl<P> State<P> {
+    /// The seat is empty: whoever comes back may have it.
+    fn keep_place(&mut self, place: Place, may_return: Option<Owner>, now: Moment) {
+        if let Some(owner) = may_return {
+            self.core.keep_place(place, owner, now);
+        }
+    }
+
     fn keep(&mut self, slot: SlotId, key: ReuseKey, connection: P, now: Moment) -> Aftermath<P> {
         // In first: the core may hand it on, or close it, at once.
         self.kept.insert(slot, connection);
@@ -224,13 +237,15 @@ impl<P> State<P> {
             match decision {
                 Decision::Dial { place, slot, waited } => {
                     let activity = self.core.activity(slot);
-                    wakers.push(self.call(place, Call::Dial { slot, activity, waited }));
+                    wakers.push(self.call(place, Call::Dial { slot, activity, waited }, None));
                 }
                 Decision::Reuse { place, slot, waited } => {
                     let kept = self.kept.remove(&slot).expect("the core hands out only what was kept");
-                    wakers.push(self.call(place, Call::Reuse { slot, kept, waited }));
+                    wakers.push(self.call(place, Call::Reuse { slot, kept, waited }, None));
                 }
-                Decision::Refuse { place, refusal } => wakers.push(self.call(place, Call::Refused(refusal))),
+                Decision::Refuse { place, refusal, may_return } => {
+                    wakers.push(self.call(place, Call::Refused(refusal), may_return));
+                }
                 Decision::Close { slot, cause } => {
                     closed.extend(self.kept.remove(&slot).map(|connection| (connection, cause)));
                 }
@@ -247,8 +262,8 @@ impl<P> State<P> {
         Aftermath { wakers, closed, recalled, rearm }
     }
 
-    fn call(&mut self, place: Place, call: Call<P>) -> Waker {
-        let Some(Seat::Waiting(waker)) = self.seats.insert(place, Seat::Called(call)) else {
+    fn call(&mut self, place: Place, call: Call<P>, may_return: Option<Owner>) -> Waker {
+        let Some(Seat::Waiting(waker)) = self.seats.insert(place, Seat::Called(call, may_return)) else {
             unreachable!("the core decides once, and only about those who wait");
         };
         waker

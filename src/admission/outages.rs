@@ -207,7 +207,7 @@ mod tests {
             again,
         };
         for _ in 0..waiters {
-            let (place, _) = core.place(&party.client, &target, now);
+            let (place, _) = core.place(&(party.client.clone(), target.clone()), now);
             core.arrive(ask(place, false), now);
         }
         let mut tried: HashMap<Place, usize> = HashMap::new();

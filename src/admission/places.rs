@@ -14,8 +14,8 @@ use super::turns::Client;
 /// Places kept at once; beyond it the ones that would be forgotten soonest go.
 const MOST: usize = 100_000;
 
-/// Whom a place is kept for, and what for.
-type Owner = (Client, Arc<str>);
+/// Whom a place is kept for, and which target.
+pub type Owner = (Client, Arc<str>);
 
 /// The places that are kept.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl KeptPlaces {
     }
 
     /// Keeps the place of one who left without having been served.
-    pub fn keep(&mut self, client: &Client, target: &Arc<str>, place: Place, now: Moment) {
+    pub fn keep(&mut self, owner: Owner, place: Place, now: Moment) {
         self.forget(now);
         if self.keep.is_zero() {
             return;
@@ -48,7 +48,6 @@ impl KeptPlaces {
         {
             self.drop_from_owner(&owner, oldest);
         }
-        let owner = (client.clone(), target.clone());
         self.drop_place(&owner, place);
         let end = now + self.keep;
         self.by_owner.entry(owner.clone()).or_default().insert(place, end);
@@ -56,12 +55,11 @@ impl KeptPlaces {
     }
 
     /// The oldest place kept for this client and target, if there is one; it is kept no longer.
-    pub fn take(&mut self, client: &Client, target: &Arc<str>, now: Moment) -> Option<Place> {
+    pub fn take(&mut self, owner: &Owner, now: Moment) -> Option<Place> {
         self.forget(now);
-        let owner = (client.clone(), target.clone());
-        let (place, end) = self.by_owner.get(&owner)?.first_key_value().map(|(place, end)| (*place, *end))?;
-        self.drop_from_owner(&owner, place);
-        self.by_end.remove(&(end, place, owner));
+        let (place, end) = self.by_owner.get(owner)?.first_key_value().map(|(place, end)| (*place, *end))?;
+        self.drop_from_owner(owner, place);
+        self.by_end.remove(&(end, place, owner.clone()));
         Some(place)
     }
 
@@ -104,34 +102,39 @@ mod tests {
         Place::new(at(number), number)
     }
 
+    fn owner(client: &str, target: &str) -> Owner {
+        (client.into(), target.into())
+    }
+
     #[test]
     fn the_oldest_is_used_first_and_each_once() {
-        let (mut kept, client, target) = (KeptPlaces::new(Duration::from_secs(30)), "c".into(), "t:443".into());
-        kept.keep(&client, &target, place(2), at(3));
-        kept.keep(&client, &target, place(1), at(4));
-        assert_eq!(kept.take(&client, &"other:443".into(), at(5)), None);
-        assert_eq!(kept.take(&"other".into(), &target, at(5)), None);
-        assert_eq!(kept.take(&client, &target, at(5)), Some(place(1)));
-        assert_eq!(kept.take(&client, &target, at(5)), Some(place(2)));
-        assert_eq!(kept.take(&client, &target, at(5)), None);
+        let (other_client, other_target) = (owner("other", "t:443"), owner("c", "other:443"));
+        let (mut kept, owner) = (KeptPlaces::new(Duration::from_secs(30)), owner("c", "t:443"));
+        kept.keep(owner.clone(), place(2), at(3));
+        kept.keep(owner.clone(), place(1), at(4));
+        assert_eq!(kept.take(&other_target, at(5)), None);
+        assert_eq!(kept.take(&other_client, at(5)), None);
+        assert_eq!(kept.take(&owner, at(5)), Some(place(1)));
+        assert_eq!(kept.take(&owner, at(5)), Some(place(2)));
+        assert_eq!(kept.take(&owner, at(5)), None);
     }
 
     #[test]
     fn a_place_is_forgotten_when_its_time_is_over() {
-        let (mut kept, client, target) = (KeptPlaces::new(Duration::from_secs(30)), "c".into(), "t:443".into());
-        kept.keep(&client, &target, place(1), at(10));
-        kept.keep(&client, &target, place(2), at(20));
-        assert_eq!(kept.take(&client, &target, at(40)), Some(place(2)));
+        let (mut kept, owner) = (KeptPlaces::new(Duration::from_secs(30)), owner("c", "t:443"));
+        kept.keep(owner.clone(), place(1), at(10));
+        kept.keep(owner.clone(), place(2), at(20));
+        assert_eq!(kept.take(&owner, at(40)), Some(place(2)));
         assert!(kept.by_owner.is_empty() && kept.by_end.is_empty());
     }
 
     #[test]
     fn a_place_that_is_kept_twice_is_given_once() {
-        let (mut kept, client, target) = (KeptPlaces::new(Duration::from_secs(30)), "c".into(), "t:443".into());
-        kept.keep(&client, &target, place(1), at(3));
-        kept.keep(&client, &target, place(1), at(4));
-        assert_eq!(kept.take(&client, &target, at(33)), Some(place(1)), "its time counts from the last");
-        assert_eq!(kept.take(&client, &target, at(33)), None);
+        let (mut kept, owner) = (KeptPlaces::new(Duration::from_secs(30)), owner("c", "t:443"));
+        kept.keep(owner.clone(), place(1), at(3));
+        kept.keep(owner.clone(), place(1), at(4));
+        assert_eq!(kept.take(&owner, at(33)), Some(place(1)), "its time counts from the last");
+        assert_eq!(kept.take(&owner, at(33)), None);
         assert!(kept.by_end.is_empty());
     }
 
@@ -139,7 +142,7 @@ mod tests {
     fn memory_is_bounded() {
         let mut kept = KeptPlaces::new(Duration::from_secs(30));
         for number in 0..MOST as u64 + 10 {
-            kept.keep(&"c".into(), &format!("t-{number}").into(), place(number), at(1));
+            kept.keep(owner("c", &format!("t-{number}")), place(number), at(1));
         }
         assert_eq!((kept.by_end.len(), kept.by_owner.len()), (MOST, MOST));
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::moment::Moment;
+use super::places::Owner;
 use super::turns::{Charge, ClassId, Lane, Party, Turn, Turns};
 
 /// A place in the order: by arrival, ties by sequence. It names the request for as long as that waits, also across
@@ -51,6 +52,11 @@ pub struct Ask {
 }
 
 impl Ask {
+    /// Whom its place is kept for if it leaves.
+    pub(super) fn owner(&self) -> Owner {
+        (self.party.client.clone(), self.target.clone())
+    }
+
     /// What kind of request asks: in a tunnel nothing is known of authorities, so no kept connection serves it, while
     /// every visible request names the one it could use.
     #[must_use]
@@ -101,7 +107,8 @@ impl Waiter {
 /// The waiting.
 #[derive(Debug)]
 pub(super) struct Queue {
-    waiters: BTreeMap<Place, Waiter>,
+    /// Boxed: what is searched, and moved when somebody leaves, are the keys.
+    waiters: BTreeMap<Place, Box<Waiter>>,
     turns: Turns,
     /// Those who get no turn for now, by target.
     aside: HashMap<Arc<str>, BTreeSet<Place>>,
@@ -160,7 +167,7 @@ impl Queue {
         if let Some(key) = &ask.reuse {
             self.by_key.entry(key.clone()).or_default().insert(place);
         }
-        self.waiters.insert(place, Waiter { ask, since: now, aside });
+        self.waiters.insert(place, Box::new(Waiter { ask, since: now, aside }));
     }
 
     /// Gives no turn to those who wait for this target, until they are brought back.
@@ -223,7 +230,7 @@ impl Queue {
     }
 
     fn detach(&mut self, place: Place) -> Option<Waiter> {
-        let waiter = self.waiters.remove(&place)?;
+        let waiter = *self.waiters.remove(&place)?;
         self.by_class[waiter.ask.party.class.0] -= 1;
         if waiter.aside
             && let Some(places) = self.aside.get_mut(&waiter.ask.target)
@@ -247,21 +254,21 @@ impl Queue {
 
     /// The one whose turn it is.
     pub fn head(&self) -> Option<&Waiter> {
-        self.waiters.get(&self.turns.next()?)
+        self.get(self.turns.next()?)
     }
 
     pub fn get(&self, place: Place) -> Option<&Waiter> {
-        self.waiters.get(&place)
+        self.waiters.get(&place).map(Box::as_ref)
     }
 
     /// The one who has waited longest.
     pub fn first(&self) -> Option<&Waiter> {
-        self.waiters.values().next()
+        self.by_arrival().next()
     }
 
     /// All who wait, by arrival.
     pub fn by_arrival(&self) -> impl Iterator<Item = &Waiter> {
-        self.waiters.values()
+        self.waiters.values().map(Box::as_ref)
     }
 
     /// How many of those who wait arrived before this place, counted up to `most`.

@@ -74,6 +74,8 @@ pub(super) enum Turn {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Charge {
     slot_nanos: u64,
+    /// The same for its class, by the weight that held then.
+    weighed: Service,
     turn: Turn,
 }
 
@@ -217,8 +219,7 @@ impl Turns {
         let usual = self.usual;
         let class = self.class(party);
         class.waiting -= 1;
-        let slot_nanos = class.take(&party.client, lane, place, turn, usual);
-        Charge { slot_nanos, turn }
+        class.take(&party.client, lane, place, turn, usual)
     }
 
     /// The slot came back after `slot_nanos`.
@@ -273,9 +274,10 @@ impl ClassTurns {
         });
     }
 
-    fn take(&mut self, name: &Client, lane: Lane, place: Place, turn: Turn, usual: u64) -> u64 {
-        let charged = self.clients.get(name).and_then(|client| client.usual).unwrap_or(usual);
-        self.account.advance += self.weigh(charged);
+    fn take(&mut self, name: &Client, lane: Lane, place: Place, turn: Turn, usual: u64) -> Charge {
+        let slot_nanos = self.clients.get(name).and_then(|client| client.usual).unwrap_or(usual);
+        let charge = Charge { slot_nanos, weighed: self.weigh(slot_nanos), turn };
+        self.account.advance += charge.weighed;
         let mut clock = self.clock;
         self.change(name, |client| {
             client.lane(lane).remove(&place);
@@ -286,15 +288,15 @@ impl ClassTurns {
                     Lane::Small | Lane::Blob => 0,
                 };
             }
-            client.account.advance += Service::from(charged);
+            client.account.advance += Service::from(slot_nanos);
             client.held += 1;
         });
         self.clock = clock;
-        charged
+        charge
     }
 
     fn settle(&mut self, name: &Client, charged: Charge, slot_nanos: u64) {
-        self.account.advance -= self.weigh(charged.slot_nanos);
+        self.account.advance -= charged.weighed;
         self.account.settled += self.weigh(slot_nanos);
         if charged.turn == Turn::Own {
             self.clock += Service::from(slot_nanos) / Service::try_from(self.active.max(1)).unwrap_or(Service::MAX);
@@ -521,6 +523,28 @@ mod tests {
         let admitted: Vec<Party> = (0..20).map(|_| line.serve(|_| 1000).unwrap().0).collect();
         let of = |one: &Party| admitted.iter().filter(|party| *party == one).count();
         assert_eq!((of(&waiting), of(&newcomer), of(&passing)), (10, 10, 0));
+    }
+
+    #[test]
+    fn a_weight_that_changes_while_slots_are_held_leaves_nothing_behind() {
+        let mut line = Line::new(&[1, 1]);
+        let (one, other) = (party(0, "one"), party(1, "other"));
+        for _ in 0..100 {
+            line.join(&one, Lane::Blob);
+            line.join(&other, Lane::Blob);
+        }
+        let mut admit = || {
+            let place = line.turns.next().expect("somebody waits");
+            line.admit_this(place, Turn::Own)
+        };
+        let held: Vec<(Party, Charge)> = (0..20).map(|_| admit()).collect();
+        line.turns.change_weights(&[8, 1]);
+        for (party, charge) in held {
+            line.turns.settle(&party, charge, 0);
+        }
+        line.turns.change_weights(&[1, 1]);
+        let turns: Vec<Party> = (0..20).map(|_| line.serve(|_| 1000).unwrap().0).collect();
+        assert_eq!(turns.iter().filter(|party| **party == one).count(), 10, "{turns:?}");
     }
 
     #[test]

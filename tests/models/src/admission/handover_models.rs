@@ -16,6 +16,7 @@ use loom::thread::{self, JoinHandle};
 use super::core::{Core, Limits, RefusalReason};
 use super::handover::{Call, Handover};
 use super::moment::Moment;
+use super::places::Owner;
 use super::queue::{Ask, Place, ReuseKey};
 use super::rate::Rate;
 use super::slots::SlotId;
@@ -62,7 +63,7 @@ impl Harbor {
             idle_timeout: Duration::from_secs(60),
             max_lifetime: Duration::from_secs(600),
             max_connecting: usize::MAX,
-            keep_place: Duration::ZERO,
+            keep_place: Duration::from_secs(30),
             weights: vec![1],
         };
         let handover = Handover::new(Core::new(limits, START));
@@ -80,8 +81,9 @@ impl Harbor {
 
     /// Somebody sits down, and has not been called yet.
     fn seat(&self, deadline: Moment, reuse: Option<&str>) -> Waiter {
-        let (client, target) = ("client".into(), "target:443".into());
-        let (place, _) = self.handover.place(&client, &target, START);
+        let owner: Owner = ("client".into(), "target:443".into());
+        let (place, _) = self.handover.place(&owner, START);
+        let (client, target) = owner;
         let party = Party { class: ClassId::default(), client };
         let reuse = reuse.map(ReuseKey::from);
         let ask = Ask { place, deadline, party, lane: Lane::Blob, target, reuse: reuse.clone(), again: false };
@@ -112,7 +114,7 @@ struct Waiter {
 
 impl Waiter {
     fn poll(&self, harbor: &Harbor, context: &mut Context<'_>) -> Poll<Call<Connection>> {
-        harbor.handover.poll_call(self.place, context)
+        harbor.handover.poll_call(self.place, context, START)
     }
 
     /// Sleeps until it is called.
@@ -205,6 +207,28 @@ fn a_deadline_and_a_grant_end_in_one_call() {
         harbor.release(held);
         clock.join().unwrap();
         waiter.join().unwrap();
+        harbor.assert_left_clean();
+    });
+}
+
+/// Whoever is refused has its place kept, but not for another one before it knows.
+#[test]
+fn a_refused_waiters_place_is_nobody_elses_before_it_looks() {
+    in_every_order(|| {
+        let harbor = Harbor::new(1, None);
+        let held = harbor.hold();
+        let waiting = harbor.seat(DEADLINE, None);
+        let clock = beside(&harbor, move |harbor| harbor.event(|core| core.tick(DEADLINE)));
+        let refused = beside(&harbor, move |harbor| match waiting.wait(harbor) {
+            Call::Refused(refusal) => refusal.reason,
+            Call::Dial { .. } | Call::Reuse { .. } => panic!("admitted without a slot"),
+        });
+        let other = harbor.seat(NEVER, None);
+        clock.join().unwrap();
+        assert_eq!(refused.join().unwrap(), RefusalReason::QueueTimeout);
+        harbor.release(held);
+        let slot = other.wait_for_slot(&harbor);
+        harbor.release(slot);
         harbor.assert_left_clean();
     });
 }
