@@ -63,6 +63,7 @@ use std::task::{Context, Poll};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+pub use self::activity::Activity;
 pub use self::census::{Census, ClientCount};
 use self::core::Core;
 pub use self::core::{Bound, Explanation, HolderInfo, Limits, Refusal, RefusalReason, Snapshot, WaiterInfo};
@@ -181,6 +182,16 @@ impl<P: Send + 'static> Gate<P> {
     /// Keeps a connection for the next request for `key`, or closes it when that may not be.
     pub fn park(&self, slot: SlotId, key: ReuseKey, connection: P) {
         self.shared.settle(self.shared.handover.park(slot, key, connection, self.now()));
+    }
+
+    /// Tells of the connection in this slot that it lies quiet; see [`Slot::quiet`].
+    pub fn quiet(&self, slot: SlotId, quiet: Quiet, recall: Recall) {
+        SlotKeeper::quiet(&*self.shared, slot, quiet, recall);
+    }
+
+    /// Tells what the socket in this slot is doing now; see [`Slot::enter`].
+    pub fn enter(&self, slot: SlotId, state: SlotState) {
+        SlotKeeper::entered(&*self.shared, slot, state);
     }
 
     /// Changes the number of slots; holders keep theirs.
@@ -308,9 +319,9 @@ impl<P: Send + 'static> SlotKeeper for Shared<P> {
         self.settle(self.handover.entered(id, state, self.now()));
     }
 
-    fn established(&self, id: SlotId) {
+    fn established(&self, id: SlotId, state: SlotState) {
         let now = self.now();
-        self.settle(self.handover.event(|core| core.established(id, now)));
+        self.settle(self.handover.event(|core| core.established(id, state, now)));
     }
 
     fn goes_on(&self, id: SlotId) {

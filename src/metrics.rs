@@ -238,9 +238,8 @@ pub struct Metrics {
     admitted: IntCounterVec,
     refused: IntCounterVec,
     outcomes: IntCounterVec,
-    reclaimed: IntCounterVec,
+    reclaims: Reclaims,
     bytes: IntCounterVec,
-    crossed: IntCounterVec,
     busy: CounterVec,
     held: CounterVec,
     wait: HistogramVec,
@@ -251,6 +250,31 @@ pub struct Metrics {
     member_open: GaugeVec,
     member_up: GaugeVec,
     reload: Reload,
+}
+
+/// What counts for connections that gave way.
+#[derive(Debug)]
+struct Reclaims {
+    all: IntCounterVec,
+    crossed: IntCounterVec,
+    cut: IntCounterVec,
+}
+
+impl Reclaims {
+    fn of(families: &Families<'_>) -> Reclaims {
+        let by_evidence = |name, help| families.counters(name, help, &["registry", "evidence"]);
+        Reclaims {
+            all: by_evidence("roadstead_reclaimed_total", "Idle connections closed because somebody waited."),
+            crossed: by_evidence(
+                "roadstead_reclaims_crossed_total",
+                "Reclaims whose end crossed a request of the client's, which was cut.",
+            ),
+            cut: by_evidence(
+                "roadstead_reclaims_cut_total",
+                "Reclaims after which the registry went on with an answer, which was cut.",
+            ),
+        }
+    }
 }
 
 /// Upper bounds of the buckets in which waits are counted, in seconds.
@@ -301,16 +325,7 @@ impl Metrics {
                 "Finished requests and tunnels; each counts once.",
                 &["registry", "outcome"],
             ),
-            reclaimed: families.counters(
-                "roadstead_reclaimed_total",
-                "Idle connections closed because somebody waited.",
-                &["registry", "evidence"],
-            ),
-            crossed: families.counters(
-                "roadstead_reclaims_crossed_total",
-                "Reclaims whose end crossed a request of the client's, which was cut.",
-                &["registry", "evidence"],
-            ),
+            reclaims: Reclaims::of(&families),
             busy: families.seconds(
                 "roadstead_slot_busy_seconds_total",
                 "Time in which slots were dialling or carried bytes or a request, all slots together.",
@@ -385,8 +400,9 @@ impl Metrics {
             classes: classes.iter().map(|class| self.of_class(name, class)).collect(),
             refused: Reason::ALL.map(|reason| self.refused.with_label_values(&[name, reason.as_str()])),
             outcomes: Outcome::ALL.map(|outcome| self.outcomes.with_label_values(&[name, outcome.as_str()])),
-            reclaimed: Reclaimed::ALL.map(|evidence| self.reclaimed.with_label_values(&[name, evidence.as_str()])),
-            crossed: Reclaimed::ALL.map(|evidence| self.crossed.with_label_values(&[name, evidence.as_str()])),
+            reclaimed: Reclaimed::ALL.map(|evidence| self.reclaims.all.with_label_values(&[name, evidence.as_str()])),
+            crossed: Reclaimed::ALL.map(|evidence| self.reclaims.crossed.with_label_values(&[name, evidence.as_str()])),
+            cut: Reclaimed::ALL.map(|evidence| self.reclaims.cut.with_label_values(&[name, evidence.as_str()])),
             up: self.bytes.with_label_values(&[name, "up"]),
             down: self.bytes.with_label_values(&[name, "down"]),
             connect: self.connect.with_label_values(&[name]),
@@ -588,6 +604,7 @@ pub struct RegistryMetrics {
     outcomes: [IntCounter; Outcome::ALL.len()],
     reclaimed: [IntCounter; Reclaimed::ALL.len()],
     crossed: [IntCounter; Reclaimed::ALL.len()],
+    cut: [IntCounter; Reclaimed::ALL.len()],
     up: IntCounter,
     down: IntCounter,
     connect: Histogram,
@@ -683,6 +700,11 @@ impl RegistryMetrics {
     /// The end of such a connection crossed a request on its way.
     pub fn crossed(&self, evidence: Reclaimed) {
         self.crossed[evidence as usize].inc();
+    }
+
+    /// The registry went on with an answer after such a connection had been closed.
+    pub fn cut(&self, evidence: Reclaimed) {
+        self.cut[evidence as usize].inc();
     }
 
     /// Bytes were carried.

@@ -7,6 +7,7 @@ pub mod asked;
 pub mod client;
 pub mod clients;
 pub mod credentials;
+pub mod farewell;
 pub mod follow;
 pub mod forward;
 pub mod head;

@@ -10,6 +10,7 @@ pub mod http;
 pub mod keepalive;
 pub mod resolve;
 pub mod socket;
+mod stall;
 pub mod tls;
 
 use std::net::{IpAddr, SocketAddr};
@@ -28,7 +29,7 @@ use self::resolve::{ResolveError, Resolver};
 use self::socket::Socket;
 use self::tls::Tls;
 use crate::address::{AddressClass, classify};
-use crate::admission::{Admission, Ask, Claim, Gate, Lane, Moment, Party, Place, Refusal, ReuseKey};
+use crate::admission::{Admission, Ask, Claim, Gate, Kind, Lane, Moment, Party, Place, Refusal, ReuseKey, SlotState};
 use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
 use crate::repair::Repair;
 use crate::target::Target;
@@ -205,6 +206,8 @@ pub struct Trip {
     pub way: Way,
     /// Who asks.
     pub party: Party,
+    /// Whether it is a tunnel or a request.
+    pub kind: Kind,
     /// What it asks for.
     pub lane: Lane,
     /// The target as text: what a place is kept for, and what an outage is noted for.
@@ -225,6 +228,16 @@ pub struct Trip {
     pub waited: Duration,
     /// How long the `connect()` took that led to its connection.
     pub connect: Option<Duration>,
+}
+
+impl Trip {
+    /// What its socket is doing once it stands. In a tunnel, the handshake that burdens the registry is yet to come.
+    fn once_connected(&self) -> SlotState {
+        match self.kind {
+            Kind::Tunnel => SlotState::Idle,
+            Kind::Request | Kind::Kept => SlotState::Active,
+        }
+    }
 }
 
 /// A way to the registry.
@@ -313,13 +326,14 @@ impl Upstream {
     /// A place in the order for a request that arrives now, or the one that its client left not long ago. Its patience
     /// counts from now in any case.
     #[must_use]
-    pub fn trip(&self, way: Way, party: Party, lane: Lane, patience: Patience) -> Trip {
+    pub fn trip(&self, way: Way, party: Party, (kind, lane): (Kind, Lane), patience: Patience) -> Trip {
         let name = way.name();
         let (place, claim) = self.gate.place(&party.client, &name);
         let deadline = self.gate.now() + patience.limit;
         Trip {
             way,
             party,
+            kind,
             lane,
             name,
             patience,
@@ -416,7 +430,7 @@ impl Upstream {
             };
             let dialled = tokio::select! {
                 biased;
-                dialled = connect::dial(slot, door, self.terms, &self.tls, &self.metrics) => dialled,
+                dialled = connect::dial(slot, door, trip.once_connected(), self.terms, &self.tls, &self.metrics) => dialled,
                 () = gone(requester, trip.queued) => return Err(Failure::ClientLeft),
             };
             match dialled {

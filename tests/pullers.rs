@@ -22,7 +22,9 @@ const PIECE: usize = 500_000;
 
 /// As dfdaemon, with smaller pieces.
 const MANY: Load = Load { piece: PIECE, ..Load::DFDAEMON };
-/// Less of it, where one of many settings is tried.
+/// Small pieces, where one of many settings is tried.
+const SOME: Load = Load { blobs: 4, blobs_at_once: 4, pieces: 60, pieces_at_once: 8, piece: 20_000 };
+/// Less of it.
 const FEW: Load = Load { blobs: 4, blobs_at_once: 4, pieces: 8, pieces_at_once: 8, piece: PIECE };
 /// Many requests for little.
 const TINY: Load = Load { blobs: 16, blobs_at_once: 4, pieces: 100, pieces_at_once: 8, piece: 20_000 };
@@ -81,7 +83,7 @@ impl Pulled {
     fn assert_whole(&self, slots: usize) {
         assert_eq!(self.failed, [""; 0], "pulls that failed");
         // A request and our FIN can cross on the wire, on a machine that is busy more often; the bench judges how often.
-        assert!(self.cut <= 2 + self.reclaims.all() / 100, "{} requests cut: {:?}", self.cut, self.reclaims);
+        assert!(self.cut <= 2 + self.reclaims.all() / 1000, "{} requests cut: {:?}", self.cut, self.reclaims);
         assert!(self.reclaims.all() > 0, "slots did not bind");
         assert!((1..=slots).contains(&self.peak.most), "{:?}", self.peak);
     }
@@ -143,23 +145,29 @@ async fn a_daemons_pulls_end_whole_through_an_nginx_that_buffers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemons_pulls_end_whole_with_any_number_of_tickets() {
     let cases = [(TlsVersion::V1_2, 0..=1), (TlsVersion::V1_3, 0..=2)];
+    let mut reclaims = 0;
     for (version, tickets) in
         cases.into_iter().flat_map(|(version, range)| range.map(move |tickets| (version, tickets)))
     {
         let settings = NginxSettings::harbor(version).tickets(tickets);
-        pulls_end_whole(&format!("{version:?} with {tickets} tickets"), settings, 2, FEW).await;
+        let what = format!("{version:?} with {tickets} tickets");
+        pulls_end_whole(&what, settings, 2, FEW).await;
+        reclaims += pulls_end_whole(&what, settings, 10, SOME).await.reclaims.all();
     }
+    assert!(reclaims >= 1000, "only {reclaims}");
 }
 
 /// With a certificate of the client's, whose handshake has more records.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemons_pulls_end_whole_with_client_certificates() {
     for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
-        let settings = NginxSettings::harbor(version).verifying_clients();
-        let stage = Stage::set(stub(FEW), settings, 2, "").await;
-        let identity = stage.front.client_identity();
-        let pulled = stage.pull(&format!("{version:?} with client certificates"), FEW, Some(&identity)).await;
-        pulled.assert_whole(2);
+        for (slots, load) in [(2, FEW), (10, SOME)] {
+            let settings = NginxSettings::harbor(version).verifying_clients();
+            let stage = Stage::set(stub(load), settings, slots, "").await;
+            let identity = stage.front.client_identity();
+            let what = format!("{version:?} with client certificates, {slots} slots");
+            stage.pull(&what, load, Some(&identity)).await.assert_whole(slots);
+        }
     }
 }
 
@@ -194,6 +202,31 @@ async fn stalls_that_are_seen_teach_to_wait_for_longer_ones() {
     let second = stage.pull("stalls above the pauses, learned", FEW, None).await;
     second.assert_whole(10);
     assert_eq!(second.cut, 0, "cut after it learned");
+}
+
+/// A stall that always outlasts the pause, so that no shorter one teaches anything, is learned all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stall_that_every_answer_has_is_learned() {
+    const SLOTS: usize = 2;
+    const MOST: usize = 20;
+    const LOAD: Load = Load { blobs: 2, pieces: 4, ..FEW };
+    let stalling = stub(LOAD).steady_stall(Duration::from_millis(400));
+    let stage = Stage::set(stalling, NginxSettings::harbor(TlsVersion::V1_2), SLOTS, "").await;
+    let mut cut = 0;
+    let mut learned = false;
+    for _ in 0..MOST {
+        let pulled = stage.pull("a steady stall above the pauses", LOAD, None).await;
+        cut += pulled.cut;
+        learned = pulled.failed.is_empty() && pulled.cut == 0;
+        if learned {
+            break;
+        }
+    }
+    println!("cut before it learned: {cut}");
+    assert!(learned, "{cut} cut in {MOST} pulls");
+    let after = stage.pull("a steady stall above the pauses, learned", LOAD, None).await;
+    after.assert_whole(SLOTS);
+    assert_eq!(after.cut, 0, "cut after it learned");
 }
 
 /// One slot: a puller that keeps the idle tunnel of its manifest and opens another for a blob has it after about the

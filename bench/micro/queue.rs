@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use divan::Bencher;
 use roadstead::admission::core::{Core, Decision};
-use roadstead::admission::{Ask, ClassId, Client, Lane, Limits, Moment, Party, Place, SlotId};
+use roadstead::admission::{Ask, ClassId, Client, Lane, Limits, Moment, Party, Place, SlotId, SlotState};
 
 const LENGTHS: [usize; 4] = [100, 1_000, 10_000, 100_000];
 const SLOTS: usize = 10;
@@ -103,7 +103,7 @@ impl Harbor {
     fn refill(&mut self) -> SlotId {
         let slot = *self.held.back().expect("slots are taken");
         self.core.dialled(slot);
-        self.core.established(slot, self.now);
+        self.core.established(slot, SlotState::Active, self.now);
         let ask = self.ask();
         self.arrive(ask);
         self.held.pop_front().expect("slots are taken")

@@ -9,7 +9,7 @@ use super::moment::Moment;
 use super::queue::Ask;
 use super::quiet::{Evidence, Quiet};
 use super::rate::Rate;
-use super::slots::SlotId;
+use super::slots::{SlotId, SlotState};
 use super::turns::{ClassId, Lane, Party};
 
 fn at(millis: u64) -> Moment {
@@ -103,7 +103,7 @@ fn what_was_drained_is_open_again_after_a_change() {
     let mut core = Core::new(limits(1, None, &[1]), at(0));
     core.drain(at(0));
     let slot = arrive(&mut core, 0, at(0))[0];
-    core.established(slot, at(1));
+    core.established(slot, SlotState::Active, at(1));
     assert!(!core.park(slot, "key".into(), at(2)));
     core.change(limits(1, None, &[1]), at(3));
     assert!(core.park(slot, "key".into(), at(4)));
@@ -149,11 +149,11 @@ fn who_waits_keeps_its_place_and_classes_may_be_added() {
 fn draining_recalls_quiet_tunnels_though_nobody_waits() {
     let mut core = Core::new(limits(2, None, &[1]), at(0));
     let slot = arrive(&mut core, 0, at(0))[0];
-    core.established(slot, at(1));
+    core.established(slot, SlotState::Active, at(1));
     let quiet = Quiet { evidence: Evidence::Idle, since: at(10), from: at(60), from_for_own: at(60) };
     let mut running = Core::new(limits(2, None, &[1]), at(0));
     let other = arrive(&mut running, 0, at(0))[0];
-    running.established(other, at(1));
+    running.established(other, SlotState::Active, at(1));
     running.quiet(other, quiet.clone(), at(20));
     running.tick(at(100));
     assert_eq!(running.next_decision(), None, "nobody waits, and nothing drains");

@@ -40,7 +40,7 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How old a connection may get and still be kept.
     pub max_lifetime: Duration,
-    /// Slots that may be dialling at once.
+    /// Slots that may be dialling or shaking hands at once.
     pub max_connecting: usize,
     /// How long the place of one who left is kept for it.
     pub keep_place: Duration,
@@ -149,7 +149,7 @@ pub enum Bound {
     Paused,
     /// The registry takes no connections.
     Unreachable,
-    /// `max_connecting` slots are dialling.
+    /// `max_connecting` slots are dialling or shaking hands.
     Connecting,
     /// No slot is free.
     Slots,
@@ -360,21 +360,29 @@ impl Core {
 
     /// The socket in this slot does something else now.
     pub fn enter(&mut self, slot: SlotId, state: SlotState, now: Moment) {
+        self.move_to(slot, state, now);
+        self.dispatch(now);
+    }
+
+    fn move_to(&mut self, slot: SlotId, state: SlotState, now: Moment) {
         self.idle.remove(slot);
         self.quiet.remove(slot);
         self.ledger.enter(slot, state);
         self.usage.turns(slot, matches!(state, SlotState::Connecting | SlotState::Active), now);
-        self.dispatch(now);
     }
 
-    /// The connection in this slot stands: its target takes connections.
-    pub fn established(&mut self, slot: SlotId, now: Moment) {
+    /// The connection in this slot stands: its target takes connections. It is active, or idle with a handshake to come.
+    pub fn established(&mut self, slot: SlotId, state: SlotState, now: Moment) {
         if let Some(tenant) = self.ledger.tenant(slot)
             && self.outages.over(&tenant.target)
         {
             self.queue.bring_all_back(&tenant.target);
         }
-        self.enter(slot, SlotState::Active, now);
+        self.move_to(slot, state, now);
+        if state == SlotState::Idle {
+            self.ledger.expect_handshake(slot);
+        }
+        self.dispatch(now);
     }
 
     /// An address of its target refused the holder of this slot, which is about to be released; it will ask again for the
@@ -700,11 +708,11 @@ impl Core {
 
     /// Slot and token together, or neither.
     fn take_slot_and_token(&mut self, now: Moment) -> Result<SlotId, Bound> {
-        if self.ledger.counts().connecting >= self.limits.max_connecting {
-            return Err(Bound::Connecting);
-        }
         if self.ledger.open() >= self.slots() {
             return Err(Bound::Slots);
+        }
+        if self.ledger.connecting() >= self.limits.max_connecting {
+            return Err(Bound::Connecting);
         }
         if let Some(bucket) = &mut self.bucket
             && let Err(due) = bucket.take(now)
@@ -770,7 +778,7 @@ impl Core {
     /// Connections that have to give way yet: for each who waits and may dial then, and before that to bring a shrunk
     /// registry down to size.
     fn wanted_back(&self, tokens: usize) -> usize {
-        let may_dial = self.limits.max_connecting.saturating_sub(self.ledger.counts().connecting);
+        let may_dial = self.limits.max_connecting.saturating_sub(self.ledger.connecting());
         let awaited = self.queue.in_line().min(tokens).min(may_dial);
         if awaited == 0 {
             return 0;

@@ -84,6 +84,8 @@ struct Held {
     /// From when on it may be recalled, while it is a quiet tunnel, and what speaks for it.
     quiet: Option<(Moment, Evidence)>,
     recalled: bool,
+    /// Whether a handshake is to come.
+    fresh: bool,
     target: Arc<str>,
     party: Party,
     place: Place,
@@ -235,6 +237,7 @@ impl World {
         held.quiet = None;
         held.recalled = false;
         held.closing |= state == SlotState::Closing;
+        held.fresh = false;
         self.core.enter(slot, state, self.now);
         self.settle(None);
     }
@@ -245,7 +248,7 @@ impl World {
         let kept = self.core.park(slot, key, self.now);
         let held = self.held_mut(slot);
         if kept {
-            (held.vacant, held.quiet, held.recalled) = (true, None, false);
+            (held.vacant, held.quiet, held.recalled, held.fresh) = (true, None, false, false);
         } else {
             held.kept = None;
         }
@@ -273,6 +276,7 @@ impl World {
         let from = self.now + pause;
         let held = self.held_mut(slot);
         held.recalled = false;
+        held.fresh = false;
         held.quiet = Some((from, evidence));
         let quiet = Quiet { evidence, since: self.now, from, from_for_own: from };
         self.core.quiet(slot, quiet, self.now);
@@ -287,13 +291,18 @@ impl World {
     }
 
     fn established(&mut self, slot: SlotId) {
+        self.established_as(slot, SlotState::Active);
+    }
+
+    fn established_as(&mut self, slot: SlotId, state: SlotState) {
         let target = self.held_mut(slot).target.clone();
         self.out.remove(&target);
         let held = self.held_mut(slot);
         held.kept = None;
         held.quiet = None;
         held.recalled = false;
-        self.core.established(slot, self.now);
+        held.fresh = state == SlotState::Idle;
+        self.core.established(slot, state, self.now);
         self.settle(None);
     }
 
@@ -345,7 +354,7 @@ impl World {
                     assert!(self.draining || !self.waiting.is_empty() && !self.paused, "recalled for nobody");
                     assert!(self.draining || self.open() >= self.limits.slots, "recalled though a slot is free");
                     assert!(
-                        self.draining || self.coming() < self.servable(self.out.len()),
+                        self.draining || self.coming() < self.servable(self.waiting.len()),
                         "recalled for one who cannot be served"
                     );
                     let now = self.now;
@@ -395,11 +404,13 @@ impl World {
             vacant: false,
             quiet,
             recalled: false,
+            fresh: false,
             target,
             party: ask.party,
             place,
         });
         assert!(self.open() <= self.limits.slots, "more open than slots");
+        assert!(self.connecting() <= self.limits.max_connecting, "more connect than may");
         if let Some(tokens) = &mut self.tokens {
             tokens.take();
         }
@@ -454,18 +465,23 @@ impl World {
         self.held.len()
     }
 
+    /// Slots that dial or shake hands, or are about to.
+    fn connecting(&self) -> usize {
+        let fresh = self.held.iter().filter(|held| held.fresh).count();
+        self.core.snapshot(self.now).open.connecting + fresh
+    }
+
     /// Slots on their way back that somebody can have then.
     fn coming(&self) -> usize {
         let excess = self.open().saturating_sub(self.limits.slots);
         self.held.iter().filter(|held| held.closing || held.recalled).count().saturating_sub(excess)
     }
 
-    /// Those who wait and could dial at once, had they a slot; besides so many who probe.
-    fn servable(&self, probes: usize) -> usize {
-        let in_line = self.waiting.values().filter(|ask| !self.out.contains(&ask.target)).count();
+    /// Of so many who wait, those who could dial at once, had they a slot.
+    fn servable(&self, waiting: usize) -> usize {
         let tokens = self.tokens.as_ref().map_or(usize::MAX, NaiveBucket::count);
-        let dials = self.limits.max_connecting.saturating_sub(self.core.snapshot(self.now).open.connecting);
-        (in_line + probes).min(tokens).min(dials)
+        let dials = self.limits.max_connecting.saturating_sub(self.connecting());
+        waiting.min(tokens).min(dials)
     }
 
     /// Who waits holds nothing: what is taken is exactly what was granted and not given back.
@@ -497,14 +513,14 @@ impl World {
             return;
         }
         let has_token = self.tokens.as_ref().is_none_or(NaiveBucket::has_one);
-        let connecting = self.core.snapshot(self.now).open.connecting;
+        let connecting = self.connecting();
         if connecting >= self.limits.max_connecting {
             return;
         }
         assert!(self.open() >= self.limits.slots || !has_token, "slot and token idle while somebody waits");
         // Kept connections of no use to those who wait give way, one for each, as far as tokens and places to dial go; so do
         // tunnels that have been quiet for long enough.
-        let (coming, served_soon) = (self.coming(), self.servable(0));
+        let (coming, served_soon) = (self.coming(), self.servable(in_line));
         let blocked_by_rate = self.open() < self.limits.slots;
         let eligible = self.held.iter().any(|held| held.quiet.is_some_and(|(from, _)| from <= self.now));
         let can_give_way = !kept.is_empty() || eligible;
@@ -528,7 +544,7 @@ impl World {
         if let Some(tokens) = &self.tokens
             && self.waiting.values().any(|ask| !self.out.contains(&ask.target))
             && self.open() < self.limits.slots
-            && self.core.snapshot(self.now).open.connecting < self.limits.max_connecting
+            && self.connecting() < self.limits.max_connecting
             && !self.paused
         {
             let due = self.now + self.tokens.as_ref().unwrap().rate.period.saturating_sub(tokens.level);
@@ -543,7 +559,7 @@ impl World {
     fn check_wake_for_recalls(&self) {
         let in_line = self.waiting.values().filter(|ask| !self.out.contains(&ask.target)).count();
         let coming = self.coming();
-        let connecting = self.core.snapshot(self.now).open.connecting;
+        let connecting = self.connecting();
         if self.paused
             || connecting + coming >= self.limits.max_connecting
             || self.open() < self.limits.slots
@@ -571,7 +587,7 @@ enum Step {
     Park(usize, usize),
     Quiet(usize, Evidence, u64),
     Unreachable(usize),
-    Established(usize),
+    Established(usize, bool),
     Pause(bool),
     Release(usize),
     Resize(usize),
@@ -597,7 +613,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => any::<usize>().prop_map(Step::Release),
         3 => (any::<usize>(), evidence, 0..200_u64).prop_map(|(slot, evidence, pause)| Step::Quiet(slot, evidence, pause)),
         2 => any::<usize>().prop_map(Step::Unreachable),
-        4 => any::<usize>().prop_map(Step::Established),
+        4 => (any::<usize>(), any::<bool>()).prop_map(|(slot, tunnel)| Step::Established(slot, tunnel)),
         1 => any::<bool>().prop_map(Step::Pause),
         1 => (1..6_usize).prop_map(Step::Resize),
         5 => (0..60_u64).prop_map(Step::Pass),
@@ -644,12 +660,12 @@ impl World {
                     self.release(slot);
                 }
             }
-            Step::Established(pick) => {
+            Step::Established(pick, tunnel) => {
                 if let Some(held) =
                     nth(self.held.iter().filter(|held| held.dialled && !held.closing && !held.vacant), *pick)
                 {
                     let slot = held.slot;
-                    self.established(slot);
+                    self.established_as(slot, if *tunnel { SlotState::Idle } else { SlotState::Active });
                 }
             }
             Step::Pause(paused) => self.pause(*paused),

@@ -220,6 +220,7 @@ impl<P> State<P> {
     }
 
     fn keep(&mut self, slot: SlotId, key: ReuseKey, connection: P, now: Moment) -> Aftermath<P> {
+        self.quiet.remove(&slot);
         // In first: the core may hand it on, or close it, at once.
         self.kept.insert(slot, connection);
         let unkept = if self.core.park(slot, key, now) { None } else { self.kept.remove(&slot) };

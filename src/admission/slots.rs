@@ -22,7 +22,7 @@ pub struct SlotId(pub(super) u64);
 /// What the socket in a slot is doing. All four count as open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SlotState {
-    /// Granted, dialling or handshaking.
+    /// Granted, dialling or handshaking; also a tunnel in which client and registry shake hands.
     Connecting,
     /// Carrying a request, or a tunnel in use.
     Active,
@@ -80,6 +80,8 @@ impl Counts {
 pub(super) struct Ledger {
     entries: HashMap<SlotId, Entry>,
     counts: Counts,
+    /// Slots whose connection stands, with a handshake to come.
+    fresh: usize,
     /// Slots that serve a client's requests, by client; none of them 0.
     held: HashMap<Client, usize>,
     next: u64,
@@ -93,6 +95,8 @@ pub(super) struct Entry {
     pub born: Moment,
     /// Whether `connect()` was called: from then on the token is spent.
     pub dialled: bool,
+    /// Whether a handshake is to come at once.
+    fresh: bool,
     /// What its connection has carried.
     pub activity: Arc<Activity>,
     /// Whose request it serves, from when on, and what was charged for it; nobody's while it is kept for reuse.
@@ -118,6 +122,18 @@ impl Ledger {
 
     pub fn open(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Slots that are dialling or shaking hands, or about to.
+    pub fn connecting(&self) -> usize {
+        self.counts.connecting + self.fresh
+    }
+
+    /// The connection in this slot stands, and a handshake is to come, until word of anything else.
+    pub fn expect_handshake(&mut self, id: SlotId) {
+        if let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.state != SlotState::Closing) {
+            self.fresh += usize::from(!std::mem::replace(&mut entry.fresh, true));
+        }
     }
 
     pub fn get(&self, id: SlotId) -> Option<&Entry> {
@@ -165,7 +181,8 @@ impl Ledger {
         let id = SlotId(self.next);
         self.next += 1;
         let activity = Arc::default();
-        let entry = Entry { state: SlotState::Connecting, born: now, dialled: false, activity, tenant: None };
+        let entry =
+            Entry { state: SlotState::Connecting, born: now, dialled: false, fresh: false, activity, tenant: None };
         self.entries.insert(id, entry);
         self.counts.connecting += 1;
         id
@@ -183,6 +200,7 @@ impl Ledger {
         let Some(entry) = self.entries.get_mut(&id) else {
             return false;
         };
+        self.fresh -= usize::from(std::mem::take(&mut entry.fresh));
         if entry.state == SlotState::Closing {
             return state == SlotState::Closing;
         }
@@ -197,6 +215,7 @@ impl Ledger {
         self.vacate(id);
         let entry = self.entries.remove(&id)?;
         *self.counts.of(entry.state) -= 1;
+        self.fresh -= usize::from(entry.fresh);
         Some(entry)
     }
 }
@@ -208,8 +227,8 @@ pub type Recall = Box<dyn FnOnce(Evidence) + Send>;
 pub trait SlotKeeper: Send + Sync {
     /// `connect()` is about to be called: the token is spent.
     fn dialled(&self, id: SlotId);
-    /// The connection stands.
-    fn established(&self, id: SlotId);
+    /// The connection stands; see [`Slot::established`].
+    fn established(&self, id: SlotId, state: SlotState);
     /// One address refused the holder of this slot, who will ask again for the next one.
     fn goes_on(&self, id: SlotId);
     /// Every address refused the holder of this slot.
@@ -244,14 +263,21 @@ impl Slot {
         self.id
     }
 
+    /// What the connection has carried.
+    #[must_use]
+    pub fn activity(&self) -> Arc<Activity> {
+        self.activity.clone()
+    }
+
     /// To be called right before `connect()`: from here on the token counts as spent.
     pub fn dialled(&self) {
         self.keeper.dialled(self.id);
     }
 
-    /// Tells that the connection stands.
-    pub fn established(&self) {
-        self.keeper.established(self.id);
+    /// Tells that the connection stands: [`SlotState::Active`], or [`SlotState::Idle`] where others have yet to shake hands
+    /// on it, which they are expected to do at once.
+    pub fn established(&self, state: SlotState) {
+        self.keeper.established(self.id, state);
     }
 
     /// Tells that bytes moved on the connection. Cheap: no lock is taken.

@@ -273,7 +273,11 @@ fn upstream_of(
         name: registry.name.clone(),
         gate: gate(standing, limits, &metrics),
         metrics,
-        terms: Terms { connect_timeout: registry.connect_timeout, linger: registry.linger },
+        terms: Terms {
+            connect_timeout: registry.connect_timeout,
+            linger: registry.linger,
+            stall_timeout: registry.reclaim.stall_timeout,
+        },
         addresses: AddressPolicy {
             listed: claimed_hosts(registry).iter().filter_map(HostPattern::exact_host).filter_map(Host::ip).collect(),
             own: shared.own.clone(),
@@ -322,7 +326,7 @@ fn other_hosts(before: Option<&Upstream>, shared: &Shared<'_>) -> Upstream {
         name: OTHER_HOSTS.to_owned(),
         gate: gate(before.map(|before| &before.gate), limits, &metrics),
         metrics,
-        terms: Terms { connect_timeout: OTHER_HOSTS_CONNECT_TIMEOUT, linger: LINGER },
+        terms: Terms { connect_timeout: OTHER_HOSTS_CONNECT_TIMEOUT, linger: LINGER, stall_timeout: OTHER_HOSTS_STALL },
         addresses: AddressPolicy { listed: Vec::new(), own: shared.own.clone() },
         insist: false,
         queue: QueueTerms {

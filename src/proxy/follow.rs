@@ -127,6 +127,12 @@ impl Follower {
         }
     }
 
+    /// Whether client and server are shaking hands. Not yet before the first byte.
+    #[must_use]
+    pub fn is_handshaking(&self) -> bool {
+        matches!(self.stage, Stage::Handshake(_)) && self.doing() == Doing::InFlight && !self.talk.is_asked()
+    }
+
     /// Whether a request that is in flight may have been answered after all: in TLS 1.3 the server has sent something
     /// since, which is presumed to be session tickets, and is the whole answer if this server sends none.
     #[must_use]

@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::timeout;
 
 use super::asked::{Asked, state};
 use super::client::{Client, ClientIo};
@@ -30,7 +31,7 @@ use super::respond::Answer;
 use super::rewrite::Rewrite;
 use super::tunnel::{self, NoTunnel, Tunnel};
 use super::{Entry, Proxy};
-use crate::admission::Party;
+use crate::admission::{self, Party};
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::upstream::http::BUFFER;
 use crate::upstream::{Patience, Upstream, Way};
@@ -170,7 +171,7 @@ impl Exchange<'_> {
     ) -> Result<Response<Reply>, ClientLeft> {
         self.record.belongs_to(&upstream.name, &upstream.metrics);
         let patience = Patience { limit: upstream.queue.request_timeout[party.class.0], setting: "request_timeout" };
-        let mut trip = upstream.trip(way, party, outbound.lane(), patience);
+        let mut trip = upstream.trip(way, party, (admission::Kind::Request, outbound.lane()), patience);
         let exchanged = repairing::exchange(&mut outbound, upstream, &mut trip, self.client).await;
         self.record.reached(trip.waited, trip.connect);
         match exchanged {
@@ -232,8 +233,8 @@ async fn answer_connect(
 }
 
 async fn carry_upgraded(proxy: Arc<Proxy>, client: Arc<Client>, tunnel: Tunnel, upgrade: OnUpgrade) {
-    // Dropping the tunnel records that the client left.
-    let Ok(upgraded) = upgrade.await else { return };
+    // Dropping the tunnel records that the client left, or that it never takes the answer before this one.
+    let Ok(Ok(upgraded)) = timeout(tunnel.longest_stall(), upgrade).await else { return };
     let Ok(parts) = upgraded.downcast::<TokioIo<ClientIo>>() else { return };
     let unread = [parts.read_buf, parts.io.into_inner().into_unread()].concat();
     tunnel::carry(&proxy, tunnel, &client, Bytes::from(unread)).await;

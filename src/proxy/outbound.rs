@@ -188,11 +188,15 @@ impl Outbound {
         client: &impl Requester,
         careful: bool,
     ) -> Result<Kept, Failure> {
-        let mut reuse = Some(&self.key);
+        let (mut reuse, longest) = (Some(&self.key), upstream.terms.stall_timeout);
         loop {
             match upstream.reach(trip, reuse, client).await? {
-                Reached::New(socket) => return Kept::start(socket).await.map_err(Failure::Died),
-                Reached::Secured(stream) => return Kept::start_secured(*stream).await.map_err(Failure::Died),
+                Reached::New(socket) => {
+                    return Kept::start(socket, &upstream.gate, longest).await.map_err(Failure::Died);
+                }
+                Reached::Secured(stream) => {
+                    return Kept::start_secured(*stream, &upstream.gate, longest).await.map_err(Failure::Died);
+                }
                 Reached::Kept(kept) if upstream.is_due_to_move(&kept, &trip.way) => {
                     reuse = None;
                     drop(kept);

@@ -4,8 +4,13 @@
 //! largest silence of the last one to two minutes, with a margin, how long the registry stalls inside an answer, and a
 //! high quantile how long clients take from handshake to request. A registry that stalls in mid-body raises the pause of
 //! idle tunnels up to that of unsure ones; one that does not lets it fall to the floor.
+//!
+//! A stall that outlasts the pause would never be seen: its tunnel is gone by then. So an answer counts only when its
+//! client asks on behind it, which shows that it was whole; what comes of an answer after its tunnel was taken back is
+//! heard; and now and then a tunnel is left for longer, since most servers stop when they see our end.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +23,12 @@ const FLOOR: Duration = Duration::from_millis(50);
 const MARGIN: u32 = 3;
 /// After so many silences a pause may fall to half of where it was.
 const HALVED_BY: u32 = 4;
+/// One in so many idle tunnels is left for longer than its pause.
+const LOOK_LONGER: u32 = 16;
+/// And one in so many of these for longer than the pause of the config.
+const LOOK_LONGEST: u32 = 8;
+/// How much longer.
+const LONGER: u32 = 4;
 /// How long the largest silence is remembered, at least.
 const MEMORY: Duration = Duration::from_secs(60);
 /// So many times from handshake to request are remembered.
@@ -43,6 +54,8 @@ pub struct Bounds {
 pub struct Pauses {
     bounds: Bounds,
     seen: Mutex<Seen>,
+    /// Idle tunnels that were given a pause.
+    given: AtomicU32,
     /// When it last answered.
     pub last_answer: LastAnswer,
 }
@@ -59,7 +72,7 @@ impl Pauses {
     /// Pauses that begin at their bounds.
     #[must_use]
     pub fn new(bounds: Bounds) -> Pauses {
-        Pauses { bounds, seen: Mutex::default(), last_answer: LastAnswer::default() }
+        Pauses { bounds, seen: Mutex::default(), given: AtomicU32::new(0), last_answer: LastAnswer::default() }
     }
 
     /// A silence ended at `now`.
@@ -67,11 +80,11 @@ impl Pauses {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         match pause {
             Pause::InAnswer { looked: Doing::Idle, lasted } => seen.idle.add(lasted, now),
-            // One more answer. If it seems to end before it does, that is seen too.
-            Pause::BeforeAnswer(_) => seen.idle.add(Duration::ZERO, now),
+            // One more answer that was whole.
+            Pause::BeforeNextRequest(_) => seen.idle.add(Duration::ZERO, now),
             // A tunnel that was parked and is used later tells nothing about those that are used at once.
             Pause::BeforeFirstRequest(lasted) if lasted <= self.bounds.unused => seen.unused.add(lasted, now),
-            Pause::InAnswer { .. } | Pause::BeforeFirstRequest(_) | Pause::BeforeNextRequest(_) => {}
+            Pause::InAnswer { .. } | Pause::BeforeFirstRequest(_) | Pause::BeforeAnswer(_) => {}
         }
     }
 
@@ -80,6 +93,19 @@ impl Pauses {
     pub fn idle(&self, now: Duration) -> Duration {
         let pause = self.learned(self.bounds.idle, |seen| seen.idle.get(now));
         pause.min(self.bounds.unsure.max(self.bounds.idle))
+    }
+
+    /// The same for the next one that lies quiet: now and then it is left for longer, to see whether its answer goes on.
+    #[must_use]
+    pub fn idle_of_next(&self, now: Duration) -> Duration {
+        let pause = self.idle(now);
+        let given = self.given.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        if !self.bounds.learn || !given.is_multiple_of(LOOK_LONGER) {
+            return pause;
+        }
+        let longest = given.is_multiple_of(LOOK_LONGER * LOOK_LONGEST);
+        let longer = if longest { pause.max(self.bounds.idle) } else { pause } * LONGER;
+        longer.min(self.bounds.unsure).max(pause)
     }
 
     /// How long a tunnel must be quiet that never carried a request.
@@ -217,7 +243,7 @@ mod tests {
     fn a_registry_that_never_stalls_lets_the_pause_fall_to_the_floor() {
         let pauses = pauses(true);
         for number in 0..100 {
-            pauses.saw(Pause::BeforeAnswer(ms(2000)), ms(number));
+            pauses.saw(Pause::BeforeNextRequest(ms(2)), ms(number));
             pauses.saw(Pause::BeforeFirstRequest(ms(4)), ms(number));
         }
         assert_eq!((pauses.idle(ms(100)), pauses.unused(ms(100))), (ms(50), ms(50)));
@@ -230,7 +256,7 @@ mod tests {
         let pauses = pauses(true);
         let idle = (0..=16).map(|number| {
             let idle = pauses.idle(ms(number));
-            pauses.saw(Pause::BeforeAnswer(ms(2000)), ms(number));
+            pauses.saw(Pause::BeforeNextRequest(ms(2)), ms(number));
             idle
         });
         let idle: Vec<_> = idle.step_by(4).collect();
@@ -261,6 +287,31 @@ mod tests {
             pauses.saw(Pause::InAnswer { looked: Doing::Unsure, lasted: ms(1) }, ms(number));
         }
         assert_eq!(pauses.idle(ms(100)), ms(300));
+    }
+
+    /// An answer of which nothing is known but that it began may be one that is cut.
+    #[test]
+    fn answers_that_nobody_asked_on_behind_tell_nothing() {
+        let pauses = pauses(true);
+        for number in 0..100 {
+            pauses.saw(Pause::BeforeAnswer(ms(2)), ms(number));
+        }
+        assert_eq!(pauses.idle(ms(100)), ms(300));
+    }
+
+    #[test]
+    fn now_and_then_a_tunnel_is_left_for_longer() {
+        let learned = pauses(true);
+        for number in 0..100 {
+            learned.saw(Pause::BeforeNextRequest(ms(2)), ms(number));
+        }
+        let given: Vec<Duration> = (0..256).map(|_| learned.idle_of_next(ms(100))).collect();
+        let times = |pause| given.iter().filter(|given| **given == ms(pause)).count();
+        assert_eq!([times(50), times(200), times(1200)], [240, 14, 2]);
+        learned.saw(stall(9000), ms(100));
+        assert!((0..256).all(|_| learned.idle_of_next(ms(100)) == ms(10_000)), "no longer than where nothing is sure");
+        let fixed = pauses(false);
+        assert!((0..256).all(|_| fixed.idle_of_next(ms(100)) == ms(300)));
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub enum End {
     ClientBroke(io::Error),
     /// The registry's connection broke.
     RegistryBroke(io::Error),
-    /// Nothing was under way, and somebody waits.
+    /// Somebody waits, and nothing was under way, or nothing of it moved for very long ([`Evidence::Stalled`]). The socket
+    /// does not know yet how to close.
     Recalled(Evidence),
     /// `drain_timeout` was over.
     CutShort,
@@ -74,16 +75,18 @@ pub async fn relay(
             write_all(registry.stream(), &early).await.map_err(End::RegistryBroke)?;
         }
         drop(early);
-        pump(client, registry.stream(), sent_up).await.map_err(|broken| match broken {
+        pump(client, registry.stream(), sent_up, || ()).await.map_err(|broken| match broken {
             Broken::Source(error) => End::ClientBroke(error),
             Broken::Sink(error) => End::RegistryBroke(error),
         })
     };
     let down = async {
-        pump(registry.stream(), client, sent_down).await.map_err(|broken| match broken {
-            Broken::Source(error) => End::RegistryBroke(error),
-            Broken::Sink(error) => End::ClientBroke(error),
-        })
+        pump(registry.stream(), client, sent_down, || watch.client_was_handed_all()).await.map_err(
+            |broken| match broken {
+                Broken::Source(error) => End::RegistryBroke(error),
+                Broken::Sink(error) => End::ClientBroke(error),
+            },
+        )
     };
     tokio::select! {
         ended = join(client, up, down, registry, half_closed) => match ended {
@@ -92,10 +95,7 @@ pub async fn relay(
             Err(End::RegistryBroke(_)) if watch.is_at_rest() => End::Finished,
             Err(end) => end,
         },
-        evidence = watch.recalled() => {
-            registry.ending().in_order();
-            End::Recalled(evidence)
-        }
+        evidence = watch.recalled() => End::Recalled(evidence),
     }
 }
 
@@ -157,8 +157,9 @@ enum Broken {
     Sink(io::Error),
 }
 
-/// One direction, up to and with the FIN. `passing` is shown all bytes before they are passed on.
-async fn pump(source: &TcpStream, sink: &TcpStream, passing: impl Fn(&[u8])) -> Result<(), Broken> {
+/// One direction, up to and with the FIN. `passing` is shown all bytes before they are passed on, and `passed` is told when
+/// the kernel has them.
+async fn pump(source: &TcpStream, sink: &TcpStream, passing: impl Fn(&[u8]), passed: impl Fn()) -> Result<(), Broken> {
     loop {
         source.readable().await.map_err(Broken::Source)?;
         let mut buffer = Vec::with_capacity(BUFFER);
@@ -169,6 +170,7 @@ async fn pump(source: &TcpStream, sink: &TcpStream, passing: impl Fn(&[u8])) -> 
                 Ok(_) => {
                     passing(&buffer);
                     write_all(sink, &buffer).await.map_err(Broken::Sink)?;
+                    passed();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(Broken::Source(error)),

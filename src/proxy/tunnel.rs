@@ -5,13 +5,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::debug;
 
 use super::client::Client;
-use super::follow::{Doing, Follower};
+use super::farewell::Farewell;
+use super::follow::Doing;
 use super::head::Connect;
 use super::pauses::Pauses;
 use super::record::{Kind, Record};
@@ -19,7 +21,7 @@ use super::relay::{End, HalfClosed, relay};
 use super::respond::Answer;
 use super::watch::Watch;
 use super::{Asking, Proxy};
-use crate::admission::{Evidence, Lane, Party, SlotState};
+use crate::admission::{self, Evidence, Lane, Party};
 use crate::metrics::{Direction, Reason, Reclaimed};
 use crate::target::Target;
 use crate::upstream::socket::Socket;
@@ -35,6 +37,14 @@ pub struct Tunnel {
     pauses: Arc<Pauses>,
     /// What the time of its registry's gate counts from.
     epoch: Instant,
+}
+
+impl Tunnel {
+    /// How long nothing may move in it where somebody waits.
+    #[must_use]
+    pub fn longest_stall(&self) -> Duration {
+        self.pauses.stalled()
+    }
 }
 
 /// Why there is no tunnel: what to tell, and under which registry. `None` when nobody is left to tell.
@@ -80,15 +90,11 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, party: Party)
     let upstream = &route.upstream;
     record.belongs_to(&upstream.name, &upstream.metrics);
     let patience = Patience { limit: upstream.queue.tunnel_timeout[party.class.0], setting: "tunnel_timeout" };
-    let mut trip = upstream.trip(route.way, party, Lane::Blob, patience);
+    let mut trip = upstream.trip(route.way, party, (admission::Kind::Tunnel, Lane::Blob), patience);
     let reached = upstream.reach(&mut trip, None, client).await;
     record.reached(trip.waited, trip.connect);
     match reached {
-        Ok(Reached::New(socket)) => {
-            // It has carried nothing yet.
-            socket.enter(SlotState::Idle);
-            Ok(Tunnel { socket, record, pauses: route.pauses, epoch: upstream.gate.epoch() })
-        }
+        Ok(Reached::New(socket)) => Ok(Tunnel { socket, record, pauses: route.pauses, epoch: upstream.gate.epoch() }),
         Ok(Reached::Secured(_) | Reached::Kept(_)) => {
             unreachable!("a tunnel speaks no TLS of ours, and names no key, so it is given no kept connection")
         }
@@ -134,12 +140,29 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
             client.cut();
             record.upstream_failed();
         }
-        End::Recalled(evidence) => {
-            // The slot goes back first; the client may take its time to notice.
-            drop(socket);
+        End::Recalled(evidence @ Evidence::Stalled) => {
             metrics.reclaimed(evidence_of(evidence));
+            client.cut();
+            match follower.doing() {
+                Doing::InFlight => record.upstream_failed(),
+                // What it does not read keeps it.
+                Doing::Unused | Doing::Idle | Doing::Unsure | Doing::Closing => record.client_left(),
+            }
+        }
+        End::Recalled(evidence) => {
+            metrics.reclaimed(evidence_of(evidence));
+            let farewell = Farewell::new(follower, epoch);
+            // The slot goes back first; the client may take its time to notice.
+            let answer = farewell.overhear(socket, pauses);
+            let crossed = farewell.crosses(client).await;
+            // Who closes without a word has said all. (The sender goes with the socket.)
+            if answer.await.is_ok() {
+                metrics.cut(evidence_of(evidence));
+                debug!(evidence = evidence.as_str(), "the registry went on after its tunnel was taken back");
+                return record.upstream_failed();
+            }
             record.served();
-            if crosses(client, follower, epoch).await {
+            if crossed {
                 metrics.crossed(evidence_of(evidence));
                 debug!(evidence = evidence.as_str(), "a request crossed the end of its tunnel");
             }
@@ -149,17 +172,6 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
             record.answered(Reason::Draining);
         }
     }
-}
-
-/// Sees off the client of a tunnel that was taken back. Whether it had sent a request before it knew.
-async fn crosses(client: &Client, mut follower: Follower, epoch: Instant) -> bool {
-    let mut spoke = false;
-    let show = |bytes: &[u8]| {
-        spoke = true;
-        follower.client_sent(bytes, epoch.elapsed());
-    };
-    client.see_off_listening(show).await;
-    spoke && follower.doing() == Doing::InFlight
 }
 
 fn evidence_of(evidence: Evidence) -> Reclaimed {

@@ -2,7 +2,9 @@
 //!
 //! The gate is told only of silences that have lasted a little, so that a tunnel that moves costs it nothing. A recall is
 //! answered in the next lull, after a last look: at the client's socket, at the registry's, and at what the client has not
-//! acknowledged.
+//! acknowledged. A client that takes nothing for as long as a request may stall keeps its tunnel no longer.
+//!
+//! While client and registry shake hands, the slot counts as connecting: handshakes are what burdens a server most.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -17,10 +19,14 @@ use super::follow::{Doing, Follower, Pause};
 use super::pauses::Pauses;
 use crate::admission::{Evidence, Moment, Quiet, SlotState};
 use crate::kernel;
-use crate::upstream::socket::{Socket, has_ended, has_unread};
+use crate::upstream::socket::{Socket, has_unread};
 
 /// Silences that are shorter are not worth a word.
 const WORTH_TELLING: Duration = Duration::from_millis(50);
+/// And of a handshake: pullers give it no longer.
+const LONGEST_HANDSHAKE: Duration = Duration::from_secs(10);
+/// The longest pause before a tunnel that could not go is looked at again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is known of one tunnel.
 pub struct Watch<'a> {
@@ -32,7 +38,18 @@ pub struct Watch<'a> {
     follower: Mutex<Follower>,
     /// Whether the gate believes that it lies quiet, as it does of a tunnel that has just been opened.
     told: AtomicBool,
+    /// Whether client and registry shake hands.
+    handshaking: AtomicBool,
+    /// Whether bytes for the client are on their way to the kernel.
+    handing: AtomicBool,
     moved: Notify,
+}
+
+/// Bytes that a client does not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Jam {
+    bytes: u32,
+    since: Instant,
 }
 
 impl<'a> Watch<'a> {
@@ -45,6 +62,8 @@ impl<'a> Watch<'a> {
             epoch,
             follower: Mutex::new(Follower::new(epoch.elapsed())),
             told: AtomicBool::new(true),
+            handshaking: AtomicBool::new(false),
+            handing: AtomicBool::new(false),
             moved: Notify::new(),
         }
     }
@@ -56,6 +75,7 @@ impl<'a> Watch<'a> {
 
     /// The registry sent this; to be told before it is passed on.
     pub fn server_sent(&self, bytes: &[u8]) {
+        self.handing.store(true, Ordering::Release);
         self.follow(|follower, now| {
             let pause = follower.server_sent(bytes, now);
             if follower.doing() == Doing::Idle {
@@ -65,46 +85,88 @@ impl<'a> Watch<'a> {
         });
     }
 
+    /// All that the registry sent so far is the kernel's.
+    pub fn client_was_handed_all(&self) {
+        self.handing.store(false, Ordering::Release);
+    }
+
     fn follow(&self, feed: impl FnOnce(&mut Follower, Duration) -> Option<Pause>) {
         let now = self.epoch.elapsed();
-        let pause = feed(&mut self.follower.lock().unwrap_or_else(PoisonError::into_inner), now);
+        let (pause, handshaking) = {
+            let mut follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
+            (feed(&mut follower, now), follower.is_handshaking())
+        };
         if let Some(pause) = pause {
             self.pauses.saw(pause, now);
         }
-        if self.told.load(Ordering::Acquire) {
+        let was_told = self.told.load(Ordering::Acquire);
+        if self.handshaking.swap(handshaking, Ordering::AcqRel) != handshaking && !was_told {
+            self.registry.enter(self.state());
+        }
+        if was_told {
             self.go_on();
             // Nobody waits for it but in the same task, and a permit kept for later would be taken for a movement.
             self.moved.notify_waiters();
         }
     }
 
+    /// What the socket is doing while the tunnel does not lie quiet.
+    fn state(&self) -> SlotState {
+        if self.handshaking.load(Ordering::Acquire) { SlotState::Connecting } else { SlotState::Active }
+    }
+
     /// Completes when the tunnel is to be taken back: it was asked for, and nothing speaks against it. The client has
-    /// been sent our FIN by then.
+    /// been sent our FIN by then; not if it is to be cut, which is [`Evidence::Stalled`].
     pub async fn recalled(&self) -> Evidence {
+        let mut jam: Option<Jam> = None;
+        let mut pause = WORTH_TELLING;
         loop {
             let (doing, since) = self.doing();
-            let quiet_at = self.epoch + since + WORTH_TELLING;
-            if Instant::now() < quiet_at {
-                sleep_until(quiet_at).await;
+            let quiet_at = self.epoch + since + self.worth_telling(doing);
+            let now = Instant::now();
+            if now < quiet_at {
+                // A handshake may be over before.
+                sleep_until(quiet_at.min(now + WORTH_TELLING)).await;
                 continue;
             }
             let recall = self.tell(doing, since);
             tokio::select! {
                 biased;
                 Ok(evidence) = recall => {
-                    self.lull().await;
-                    if self.nothing_speaks_against_it(since) {
-                        // At once: whatever is done before widens the gap through which a request may slip.
-                        let _ = rustix::net::shutdown(self.client, Shutdown::Write);
+                    if evidence != Evidence::Stalled {
+                        self.lull().await;
+                    }
+                    jam = self.jammed().map(|bytes| jam.filter(|jam| jam.bytes == bytes).unwrap_or(Jam::new(bytes)));
+                    let may_go = match jam {
+                        Some(jam) if jam.since.elapsed() >= self.pauses.stalled() => Some(Evidence::Stalled),
+                        Some(_) => None,
+                        None if evidence == Evidence::Stalled => Some(evidence),
+                        None => self.nothing_speaks_against_it().then_some(evidence),
+                    };
+                    if let Some(evidence) = may_go.filter(|_| self.doing().1 == since) {
+                        if evidence != Evidence::Stalled {
+                            // At once: whatever is done before widens the gap through which a request may slip.
+                            let _ = rustix::net::shutdown(self.client, Shutdown::Write);
+                        }
                         return evidence;
                     }
                     // Somebody else's turn; this one tells again when it is quiet again.
                     self.go_on();
-                    sleep_until(Instant::now() + WORTH_TELLING).await;
+                    sleep_until(Instant::now() + pause).await;
+                    pause = LONGEST_PAUSE.min(pause * 2);
                 }
-                () = self.moved.notified() => self.go_on(),
+                () = self.moved.notified() => {
+                    self.go_on();
+                    pause = WORTH_TELLING;
+                }
             }
         }
+    }
+
+    /// From when on a silence is worth a word.
+    fn worth_telling(&self, doing: Doing) -> Duration {
+        let handshaking = doing == Doing::InFlight && self.handshaking.load(Ordering::Acquire);
+        if handshaking { LONGEST_HANDSHAKE } else { WORTH_TELLING }
     }
 
     /// Completes in the next lull.
@@ -122,7 +184,7 @@ impl<'a> Watch<'a> {
     /// The tunnel does not lie quiet any more: whatever was asked of it meanwhile is answered with that.
     fn go_on(&self) {
         if self.told.swap(false, Ordering::AcqRel) {
-            self.registry.enter(SlotState::Active);
+            self.registry.enter(self.state());
         }
     }
 
@@ -149,13 +211,14 @@ impl<'a> Watch<'a> {
     /// Tells the gate that the tunnel lies quiet. What comes back completes when the gate wants it closed.
     fn tell(&self, doing: Doing, since: Duration) -> oneshot::Receiver<Evidence> {
         let now = self.epoch.elapsed();
-        let idle = self.pauses.idle(now);
-        let (evidence, pause, for_own) = match doing {
-            Doing::Unused => (Evidence::Unused, self.pauses.unused(now), self.pauses.unused_for_own(now)),
-            Doing::Idle | Doing::Closing => (Evidence::Idle, idle, idle),
-            Doing::Unsure => (Evidence::Unsure, self.pauses.unsure(), self.pauses.unsure()),
-            Doing::InFlight => (Evidence::Stalled, self.pauses.stalled(), self.pauses.stalled()),
+        let (evidence, pause) = match doing {
+            Doing::Unused => (Evidence::Unused, self.pauses.unused(now)),
+            Doing::Idle => (Evidence::Idle, self.pauses.idle_of_next(now)),
+            Doing::Closing => (Evidence::Idle, self.pauses.idle(now)),
+            Doing::Unsure => (Evidence::Unsure, self.pauses.unsure()),
+            Doing::InFlight => (Evidence::Stalled, self.pauses.stalled()),
         };
+        let for_own = if doing == Doing::Unused { self.pauses.unused_for_own(now) } else { pause };
         let quiet = Quiet {
             evidence,
             since: Moment(since),
@@ -174,12 +237,21 @@ impl<'a> Watch<'a> {
         recalled
     }
 
-    fn nothing_speaks_against_it(&self, since: Duration) -> bool {
+    /// Bytes that the client does not take, in the kernel or before it; how many there are before it is not known.
+    fn jammed(&self) -> Option<u32> {
+        let in_kernel = kernel::unacknowledged(self.client).unwrap_or_default();
+        (in_kernel > 0 || self.handing.load(Ordering::Acquire)).then_some(in_kernel)
+    }
+
+    fn nothing_speaks_against_it(&self) -> bool {
         // The client's socket last: what comes after this look is cut.
-        self.doing().1 == since
-            && kernel::unacknowledged(self.client).is_none_or(|bytes| bytes == 0)
-            && !has_unread(self.registry.stream())
-            && (has_ended(self.client) || !has_unread(self.client))
+        !has_unread(self.registry.stream()) && !has_unread(self.client)
+    }
+}
+
+impl Jam {
+    fn new(bytes: u32) -> Jam {
+        Jam { bytes, since: Instant::now() }
     }
 }
 

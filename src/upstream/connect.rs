@@ -15,7 +15,7 @@ use super::cluster::Berth;
 use super::keepalive::watch_registry;
 use super::socket::Socket;
 use super::tls::{self, Tls};
-use crate::admission::Slot;
+use crate::admission::{Slot, SlotState};
 use crate::metrics::RegistryMetrics;
 use crate::target::Host;
 
@@ -26,6 +26,8 @@ pub struct Terms {
     pub connect_timeout: Duration,
     /// The longest wait for the registry's FIN after ours.
     pub linger: Duration,
+    /// How long a request may lie still where somebody waits for its slot.
+    pub stall_timeout: Duration,
 }
 
 /// Why an address did not take the connection.
@@ -113,6 +115,7 @@ impl Undialled {
 pub(super) async fn dial(
     slot: Slot,
     door: Door,
+    once_connected: SlotState,
     terms: Terms,
     tls: &Tls,
     metrics: &Arc<RegistryMetrics>,
@@ -142,12 +145,12 @@ pub(super) async fn dial(
     metrics.connected(took);
     socket.connected(took);
     let Some(host) = secure else {
-        socket.established();
+        socket.established(once_connected);
         return Ok((Standing::Plain(socket), took));
     };
     match tls.handshake(&host, socket, deadline).await {
         Ok(stream) => {
-            stream.get_ref().0.established();
+            stream.get_ref().0.established(SlotState::Active);
             Ok((Standing::Secured(Box::new(stream)), took))
         }
         Err((error, socket)) => {

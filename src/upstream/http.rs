@@ -21,7 +21,9 @@ use tokio_rustls::client::TlsStream;
 
 use super::cluster::Berth;
 use super::socket::{Ending, Glance, Socket};
+use super::stall::{Lookout, Pending};
 use crate::admission::{Gate, ReuseKey, SlotId};
+use crate::metrics::{Reclaimed, RegistryMetrics};
 
 /// How long the rest of a request may take after its answer was read to the end.
 const LAST_OF_REQUEST: Duration = Duration::from_secs(1);
@@ -36,6 +38,7 @@ pub struct Kept {
     sender: SendRequest<RequestBody>,
     ending: Ending,
     slot: SlotId,
+    pending: Pending,
     glance: Glance,
     /// The task that reads and writes. It ends by itself once what was written is taken; a registry that takes nothing
     /// would keep it for ever.
@@ -61,12 +64,13 @@ pub enum SendError {
 }
 
 impl Kept {
-    /// Starts HTTP/1.1 on a socket that stands.
+    /// Starts HTTP/1.1 on a socket that stands, on which a request may lie still for `longest_stall` while others wait at
+    /// the gate.
     ///
     /// # Errors
     /// When hyper refuses the connection; it does not at present.
-    pub async fn start(socket: Socket) -> Result<Kept, hyper::Error> {
-        let handles = Handles::of(&socket);
+    pub async fn start(socket: Socket, gate: &Gate<Kept>, longest_stall: Duration) -> Result<Kept, hyper::Error> {
+        let handles = Handles::of(&socket, gate, longest_stall);
         Kept::start_on(socket, handles).await
     }
 
@@ -74,24 +78,35 @@ impl Kept {
     ///
     /// # Errors
     /// As [`Kept::start`].
-    pub async fn start_secured(stream: TlsStream<Socket>) -> Result<Kept, hyper::Error> {
-        let handles = Handles::of(stream.get_ref().0);
+    pub async fn start_secured(
+        stream: TlsStream<Socket>,
+        gate: &Gate<Kept>,
+        longest_stall: Duration,
+    ) -> Result<Kept, hyper::Error> {
+        let handles = Handles::of(stream.get_ref().0, gate, longest_stall);
         Kept::start_on(stream, handles).await
     }
 
     async fn start_on(
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        Handles { ending, slot, glance, node }: Handles,
+        Handles { ending, glance, node, lookout, metrics }: Handles,
     ) -> Result<Kept, hyper::Error> {
         ending.in_order();
         let (sender, connection) =
             Builder::new().max_buf_size(BUFFER).preserve_header_case(true).handshake(TokioIo::new(io)).await?;
+        let (slot, pending, cut) = (lookout.slot, lookout.pending.clone(), ending.clone());
         let task = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection to the registry ended");
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "connection to the registry ended");
+                },
+                () = lookout.recalled() => {
+                    metrics.reclaimed(Reclaimed::Stalled);
+                    cut.cut();
+                }
             }
         });
-        Ok(Kept { sender, ending, slot, glance, node, task: task.abort_handle(), used: false })
+        Ok(Kept { sender, ending, slot, pending, glance, node, task: task.abort_handle(), used: false })
     }
 
     /// Ends it at once, whatever is under way.
@@ -130,6 +145,7 @@ impl Kept {
         key: ReuseKey,
     ) -> Result<Response<AnswerBody>, SendError> {
         let was_kept = std::mem::replace(&mut self.used, true);
+        self.pending.begin(gate.now());
         let mut underway = Underway { kept: Some(self), gate, key };
         match underway.sender().try_send_request(request).await {
             Ok(answer) => Ok(answer.map(|body| AnswerBody::new(body, underway))),
@@ -145,18 +161,21 @@ impl Kept {
 /// What is kept of a socket that hyper takes.
 struct Handles {
     ending: Ending,
-    slot: SlotId,
     glance: Glance,
     node: Option<usize>,
+    lookout: Lookout,
+    metrics: Arc<RegistryMetrics>,
 }
 
 impl Handles {
-    fn of(socket: &Socket) -> Handles {
+    fn of(socket: &Socket, gate: &Gate<Kept>, longest: Duration) -> Handles {
+        let (slot, activity, gate) = (socket.slot(), socket.activity(), gate.clone());
         Handles {
             ending: socket.ending(),
-            slot: socket.slot(),
             glance: socket.glance(),
             node: socket.berth().map(Berth::index),
+            lookout: Lookout { pending: Pending::default(), activity, slot, gate, longest },
+            metrics: socket.metrics(),
         }
     }
 }
@@ -177,6 +196,7 @@ impl Underway {
     /// being sent then, though it was answered, does not keep it for long.
     fn complete(mut self) {
         let Some(mut kept) = self.kept.take() else { return };
+        kept.pending.end();
         let gate = self.gate.clone();
         let key = self.key.clone();
         tokio::spawn(async move {

@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::cluster::Berth;
-use crate::admission::{Quiet, Recall, Slot, SlotId, SlotState};
+use crate::admission::{Activity, Quiet, Recall, Slot, SlotId, SlotState};
 use crate::metrics::{Direction, RegistryMetrics};
 
 /// How long at least the slot of a connection is held whose end the registry does not confirm.
@@ -29,15 +29,19 @@ const LEAST_HOLD: Duration = Duration::from_millis(10);
 const LONGEST_HOLD: Duration = Duration::from_millis(500);
 
 /// A socket toward a registry. Dropping it closes the connection and then gives the slot back.
-#[derive(Debug)]
 pub struct Socket {
     /// `None` only while being dropped.
     inner: Option<Inner>,
     ending: Ending,
     linger: Duration,
     round_trip: Duration,
+    /// Shown what the registry still says while the connection is closed in order.
+    last_words: Option<LastWords>,
     metrics: Arc<RegistryMetrics>,
 }
+
+/// Who listens to what a registry says after our FIN.
+type LastWords = Box<dyn FnMut(&[u8]) + Send + Sync>;
 
 /// The fields drop in this order: the socket closes before the slot returns.
 #[derive(Debug)]
@@ -125,7 +129,13 @@ impl Socket {
         metrics: Arc<RegistryMetrics>,
     ) -> Socket {
         let inner = Some(Inner { stream: Arc::new(stream), slot, berth });
-        Socket { inner, ending: Ending::default(), linger, round_trip: Duration::ZERO, metrics }
+        Socket { inner, ending: Ending::default(), linger, round_trip: Duration::ZERO, last_words: None, metrics }
+    }
+
+    /// Closes it in order, and shows what the registry still says until its own end.
+    pub fn see_off_listening(mut self, show: impl FnMut(&[u8]) + Send + Sync + 'static) {
+        self.ending.in_order();
+        self.last_words = Some(Box::new(show));
     }
 
     /// `connect()` succeeded, and took one round trip.
@@ -133,9 +143,9 @@ impl Socket {
         self.round_trip = round_trip;
     }
 
-    /// Nothing more is needed before it can be used.
-    pub(super) fn established(&self) {
-        self.inner().slot.established();
+    /// It stands, and is doing this now.
+    pub(super) fn established(&self, state: SlotState) {
+        self.inner().slot.established(state);
     }
 
     /// To which node it leads, where there is a choice.
@@ -192,6 +202,17 @@ impl Socket {
         self.inner().slot.id()
     }
 
+    /// What it has carried.
+    #[must_use]
+    pub(super) fn activity(&self) -> Arc<Activity> {
+        self.inner().slot.activity()
+    }
+
+    /// What counts for its registry.
+    pub(super) fn metrics(&self) -> Arc<RegistryMetrics> {
+        self.metrics.clone()
+    }
+
     /// The handle that says how it is to be closed.
     #[must_use]
     pub fn ending(&self) -> Ending {
@@ -200,6 +221,12 @@ impl Socket {
 
     fn inner(&self) -> &Inner {
         self.inner.as_ref().expect("there until the drop")
+    }
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket").field("inner", &self.inner).field("ending", &self.ending).finish_non_exhaustive()
     }
 }
 
@@ -212,7 +239,8 @@ impl Drop for Socket {
         let hold = (self.round_trip * 2).clamp(LEAST_HOLD, LONGEST_HOLD);
         match Handle::try_current() {
             Ok(runtime) => {
-                runtime.spawn(close(inner, self.ending.manner(), self.linger, hold));
+                let show = self.last_words.take().unwrap_or_else(|| Box::new(|_| ()));
+                runtime.spawn(close(inner, self.ending.manner(), self.linger, hold, show));
             }
             // The runtime is gone, and soon the process: nobody will ask for the slot.
             Err(_) => reset(&inner.stream),
@@ -221,14 +249,15 @@ impl Drop for Socket {
 }
 
 /// Closes the connection, then gives the slot back.
-async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration) {
+async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration, mut show: LastWords) {
     let Inner { stream, slot, berth } = inner;
     let deadline = Instant::now() + linger;
     let confirmed = match manner {
         Manner::Cut => false,
-        Manner::InOrder => bid_farewell(&stream, deadline).await,
+        Manner::InOrder => bid_farewell(&stream, deadline, &mut show).await,
         Manner::Confirmed => timeout_at(deadline, until_kernel_forgets(&stream)).await.is_ok(),
     };
+    drop(show);
     if !confirmed {
         reset(&stream);
     }
@@ -259,13 +288,13 @@ pub fn reset(stream: &TcpStream) {
 
 /// Our FIN, and the registry's. True when it confirmed ours with its own; false when it had ended first, and so may not
 /// have seen our end yet, or when it does not answer in time.
-async fn bid_farewell(stream: &TcpStream, deadline: Instant) -> bool {
+async fn bid_farewell(stream: &TcpStream, deadline: Instant, show: &mut LastWords) -> bool {
     let registry_was_first = has_ended(stream);
     if rustix::net::shutdown(stream, rustix::net::Shutdown::Write).is_err() {
         return !registry_was_first;
     }
     let both_ended = async {
-        while let Drained::Open = drain(stream) {
+        while let Drained::Open = drain(stream, show) {
             stream.readable().await?;
         }
         until_kernel_forgets(stream).await;
@@ -280,9 +309,9 @@ pub fn has_ended(stream: &TcpStream) -> bool {
     kernel_says(stream, PollFlags::RDHUP)
 }
 
-/// Whether something has come that was not read; asks the kernel.
+/// Whether bytes have come that were not read, also before an end of the other side, which is no byte; asks the kernel.
 pub fn has_unread(stream: &TcpStream) -> bool {
-    kernel_says(stream, PollFlags::IN)
+    rustix::io::ioctl_fionread(stream).map_or(true, |bytes| bytes > 0)
 }
 
 /// Whether the connection is broken or ended on both sides; asks the kernel.
@@ -301,13 +330,13 @@ enum Drained {
     Ended,
 }
 
-/// Reads and forgets what has come, though not for ever at a time. An error is an end, too.
-fn drain(stream: &TcpStream) -> Drained {
+/// Reads what has come, shows and forgets it, though not for ever at a time. An error is an end, too.
+fn drain(stream: &TcpStream, show: &mut LastWords) -> Drained {
     let mut scratch = [0; 4096];
     for _ in 0..64 {
         match stream.try_read(&mut scratch) {
             Ok(0) => return Drained::Ended,
-            Ok(_) => {}
+            Ok(length) => show(&scratch[..length]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Drained::Open,
             Err(_) => return Drained::Ended,
         }

@@ -46,7 +46,11 @@ pub(crate) fn upstream() -> Upstream {
         name: "test".to_owned(),
         gate: Gate::new(limits, metrics.clone()),
         metrics,
-        terms: Terms { connect_timeout: Duration::from_secs(5), linger: Duration::from_secs(1) },
+        terms: Terms {
+            connect_timeout: Duration::from_secs(5),
+            linger: Duration::from_secs(1),
+            stall_timeout: Duration::from_secs(300),
+        },
         addresses: AddressPolicy::default(),
         insist: true,
         queue: QueueTerms { depth: 10, tunnel_timeout: Vec::new(), request_timeout: Vec::new() },
@@ -65,7 +69,7 @@ pub(crate) fn trip(upstream: &Upstream, pinned: SocketAddr, patience: Duration) 
     let target = Target::from_connect("registry.test:5000").expect("a target");
     let way = Way { target, secure: false, pinned: Some(vec![pinned]), listed_host: true, cluster: None };
     let party = Party { class: ClassId::default(), client: "client".into() };
-    upstream.trip(way, party, Lane::Blob, Patience { limit: patience, setting: "queue.tunnel_timeout" })
+    upstream.trip(way, party, (Kind::Tunnel, Lane::Blob), Patience { limit: patience, setting: "queue.tunnel_timeout" })
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! A puller made as Dragonfly's dfdaemon is: 32 HTTP clients with pools of their own, of which each request takes one at
 //! random. They race dials against their pools, finish the loser's TLS handshake, and keep it for later.
 //!
-//! A request that is cut is sent once more, and counted.
+//! A request that is cut is sent once more, and counted. An answer that is another one than asked for fails its pull at
+//! once.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -135,25 +136,43 @@ impl Puller {
     }
 
     async fn range(&self, path: &str, first: usize, last: usize) -> Result<(), String> {
-        if self.try_range(path, first, last).await.is_ok() {
-            return Ok(());
-        }
-        self.cut.fetch_add(1, Ordering::Relaxed);
-        self.try_range(path, first, last).await
+        let failed = |why: String| format!("{path} {first}: {why}");
+        match self.try_range(path, first, last).await {
+            Err(NoRange::Cut(_)) => self.cut.fetch_add(1, Ordering::Relaxed),
+            Err(wrong @ NoRange::Wrong(_)) => return Err(failed(wrong.why())),
+            Ok(()) => return Ok(()),
+        };
+        self.try_range(path, first, last).await.map_err(|no_range| failed(no_range.why()))
     }
 
-    async fn try_range(&self, path: &str, first: usize, last: usize) -> Result<(), String> {
-        let failed = |why: String| format!("{path} {first}: {why}");
+    async fn try_range(&self, path: &str, first: usize, last: usize) -> Result<(), NoRange> {
+        let cut = |error: reqwest::Error| NoRange::Cut(format!("{error:?}"));
         let pick = self.random.lock().expect("no panic under a lock").below(CLIENTS);
         let client = &self.clients[usize::try_from(pick).expect("a small number")];
         let request = client.get(format!("{}{path}", self.base)).header("Range", format!("bytes={first}-{last}"));
-        let answer = request.send().await.map_err(|error| failed(format!("{error:?}")))?;
+        let answer = request.send().await.map_err(cut)?;
         if answer.status() != StatusCode::PARTIAL_CONTENT {
-            return Err(failed(answer.status().to_string()));
+            return Err(NoRange::Wrong(answer.status().to_string()));
         }
-        let bytes = answer.bytes().await.map_err(|error| failed(format!("{error:?}")))?;
+        let bytes = answer.bytes().await.map_err(cut)?;
         let right = bytes == blob_of(path, self.load.blob_size()).slice(first..=last);
-        right.then_some(()).ok_or_else(|| failed("wrong bytes".to_owned()))
+        right.then_some(()).ok_or_else(|| NoRange::Wrong("wrong bytes".to_owned()))
+    }
+}
+
+/// Why there is no range.
+enum NoRange {
+    /// The connection ended before it was whole.
+    Cut(String),
+    /// It is another answer.
+    Wrong(String),
+}
+
+impl NoRange {
+    fn why(self) -> String {
+        match self {
+            NoRange::Cut(why) | NoRange::Wrong(why) => why,
+        }
     }
 }
 
@@ -168,6 +187,8 @@ pub struct Reclaims {
     pub unsure: u64,
     /// Requests that crossed the end of the tunnel on their way.
     pub crossed: u64,
+    /// Answers that the registry went on with after the end of the tunnel.
+    pub cut: u64,
     /// Seconds for which slots were held.
     pub held: f64,
     /// Seconds of them in which they were busy.
@@ -185,6 +206,7 @@ impl Reclaims {
             idle: by("idle"),
             unsure: by("unsure"),
             crossed: metrics.count("roadstead_reclaims_crossed_total", &[("registry", "stub")]),
+            cut: metrics.count("roadstead_reclaims_cut_total", &[("registry", "stub")]),
             held: seconds("roadstead_slot_held_seconds_total"),
             busy: seconds("roadstead_slot_busy_seconds_total"),
         }
@@ -198,6 +220,7 @@ impl Reclaims {
             idle: self.idle - before.idle,
             unsure: self.unsure - before.unsure,
             crossed: self.crossed - before.crossed,
+            cut: self.cut - before.cut,
             held: self.held - before.held,
             busy: self.busy - before.busy,
         }

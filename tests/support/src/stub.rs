@@ -51,6 +51,7 @@ pub struct StubBuilder {
     blob_size: usize,
     first_delay: Duration,
     stall: Duration,
+    steady_stall: Duration,
 }
 
 /// How the stub treats new connections.
@@ -122,6 +123,13 @@ impl StubBuilder {
         self
     }
 
+    /// Every answer stalls for so long between head and body.
+    #[must_use]
+    pub fn steady_stall(mut self, lasts: Duration) -> Self {
+        self.steady_stall = lasts;
+        self
+    }
+
     /// Whether the connection is closed after each answer. Default: kept alive.
     #[must_use]
     pub fn close_each(mut self, close: bool) -> Self {
@@ -159,6 +167,7 @@ impl StubRegistry {
             blob_size: 64 * 1024,
             first_delay: Duration::ZERO,
             stall: Duration::ZERO,
+            steady_stall: Duration::ZERO,
         }
     }
 

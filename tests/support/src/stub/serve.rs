@@ -81,6 +81,9 @@ struct Stall {
 
 /// Where an answer with a head and a body of these lengths stalls, if it does.
 fn stall(head: usize, body: usize, settings: &StubBuilder, seen: &Seen) -> Option<Stall> {
+    if !settings.steady_stall.is_zero() {
+        return Some(Stall { before: head, lasts: settings.steady_stall });
+    }
     let longest = u64::try_from(settings.stall.as_micros()).expect("no stall lasts for ages");
     let mut random = locked(&seen.random);
     if longest == 0 || random.below(2) == 0 {

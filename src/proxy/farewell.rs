@@ -1,0 +1,61 @@
+//! The last words on both sides of a tunnel that was taken back: they tell whether that was a mistake.
+//!
+//! A request of the client's that comes now has crossed our FIN on the wire. More of an answer means that the registry had
+//! only paused: such pauses are learned, or the next answer would be cut like this one.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::client::Client;
+use super::follow::{Doing, Follower, Pause};
+use super::pauses::Pauses;
+use crate::upstream::socket::Socket;
+
+/// A tunnel that was taken back, while both sides learn of it.
+pub struct Farewell {
+    follower: Arc<Mutex<Follower>>,
+    epoch: Instant,
+}
+
+impl Farewell {
+    /// Follows on from where the tunnel ended.
+    #[must_use]
+    pub fn new(follower: Follower, epoch: Instant) -> Farewell {
+        Farewell { follower: Arc::new(Mutex::new(follower)), epoch }
+    }
+
+    /// Ends the registry's side in order. What comes back completes once the registry goes on with an answer; it fails when
+    /// the registry has ended without.
+    pub fn overhear(&self, socket: Socket, pauses: Arc<Pauses>) -> oneshot::Receiver<()> {
+        let (goes_on, told) = oneshot::channel();
+        let (follower, epoch, mut goes_on) = (self.follower.clone(), self.epoch, Some(goes_on));
+        socket.see_off_listening(move |bytes| {
+            let now = epoch.elapsed();
+            let pause = lock(&follower).server_sent(bytes, now);
+            let Some(pause @ Pause::InAnswer { .. }) = pause else { return };
+            if let Some(goes_on) = goes_on.take() {
+                pauses.saw(pause, now);
+                // Nobody listens when the process goes down.
+                let _ = goes_on.send(());
+            }
+        });
+        told
+    }
+
+    /// Sees off the client. Whether it had sent a request before it knew.
+    pub async fn crosses(&self, client: &Client) -> bool {
+        let mut spoke = false;
+        let show = |bytes: &[u8]| {
+            spoke = true;
+            lock(&self.follower).client_sent(bytes, self.epoch.elapsed());
+        };
+        client.see_off_listening(show).await;
+        spoke && lock(&self.follower).doing() == Doing::InFlight
+    }
+}
+
+fn lock(follower: &Mutex<Follower>) -> std::sync::MutexGuard<'_, Follower> {
+    follower.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,106 @@
+//! A connection on which a visible request does not move: after very long it gives way to one who waits, as a tunnel does.
+//!
+//! Neither a registry that never answers nor a client that takes nothing may hold a slot for ever.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use super::http::Kept;
+use crate::admission::{Activity, Evidence, Gate, Moment, Quiet, SlotId, SlotState};
+
+/// How often a request that does not move is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Since when a request is under way on a connection, if one is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pending(Arc<AtomicU64>);
+
+impl Pending {
+    /// A request begins.
+    pub fn begin(&self, now: Moment) {
+        self.0.store(u64::try_from(now.0.as_nanos()).unwrap_or(u64::MAX).max(1), Ordering::Release);
+    }
+
+    /// Its answer was read to the end.
+    pub fn end(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+
+    fn since(&self) -> Option<Moment> {
+        let began = self.0.load(Ordering::Acquire);
+        (began > 0).then(|| Moment(Duration::from_nanos(began)))
+    }
+}
+
+/// Looks for a request that does not move on one connection.
+pub(super) struct Lookout {
+    /// The request.
+    pub pending: Pending,
+    /// What the connection carries.
+    pub activity: Arc<Activity>,
+    /// Its slot.
+    pub slot: SlotId,
+    /// Whom to tell.
+    pub gate: Gate<Kept>,
+    /// How long a request may lie still.
+    pub longest: Duration,
+}
+
+impl Lookout {
+    /// Completes when the connection is to be cut for one who waits.
+    pub async fn recalled(self) {
+        loop {
+            match self.silence().map(|silence| self.longest.saturating_sub(silence)) {
+                None => sleep(self.longest).await,
+                Some(left) if !left.is_zero() => sleep(left).await,
+                Some(_) => {
+                    tokio::select! {
+                        Ok(()) = self.tell() => if self.is_stalled() { return },
+                        () = self.moves() => {}
+                    }
+                    if self.pending.since().is_some() {
+                        self.gate.enter(self.slot, SlotState::Active);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How long nothing has moved of the request that is under way.
+    fn silence(&self) -> Option<Duration> {
+        let (began, now) = (self.pending.since()?, self.gate.now());
+        let waits = now.since(began);
+        Some(self.activity.silence(now).map_or(waits, |silence| silence.min(waits)))
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.silence().is_some_and(|silence| silence >= self.longest)
+    }
+
+    async fn moves(&self) {
+        while self.is_stalled() {
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Tells the gate that nothing moves. What comes back completes when the gate wants it closed.
+    fn tell(&self) -> oneshot::Receiver<()> {
+        let (recall, recalled) = oneshot::channel();
+        let from = self.gate.now();
+        let since = from - self.longest;
+        let quiet = Quiet { evidence: Evidence::Stalled, since, from, from_for_own: from };
+        self.gate.quiet(
+            self.slot,
+            quiet,
+            Box::new(move |_| {
+                // It may have moved, or ended, in this very moment.
+                let _ = recall.send(());
+            }),
+        );
+        recalled
+    }
+}

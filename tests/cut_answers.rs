@@ -1,0 +1,99 @@
+//! A tunnel that was taken back in the middle of an answer is counted, told as what it is, and teaches to wait.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use roadstead_test_support::{Sidecar, StubRegistry, config, connect_through, eventually_is};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+const NAME: &str = "registry.test";
+const STALL: Duration = Duration::from_millis(400);
+const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n";
+const BODY: &[u8] = &[7; 5000];
+
+fn tls(version: &'static SupportedProtocolVersion) -> (TlsConnector, TlsAcceptor) {
+    let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
+    let certificate: CertificateDer<'static> = made.cert.der().clone();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let server = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[version]).unwrap();
+    let server = server.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+    let client = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[version]).unwrap();
+    let client = client.with_root_certificates(roots).with_no_client_auth();
+    (Arc::new(client).into(), Arc::new(server).into())
+}
+
+/// A registry that stalls between head and body, and goes on whatever its peer does.
+async fn stalling_registry(acceptor: TlsAcceptor) -> StubRegistry {
+    StubRegistry::raw(move |connection| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(mut connection) = acceptor.accept(connection).await else { return };
+            let mut scratch = [0; 1024];
+            while matches!(connection.read(&mut scratch).await, Ok(1..)) {
+                let _ = connection.write_all(HEAD).await;
+                let _ = connection.flush().await;
+                tokio::time::sleep(STALL).await;
+                let _ = connection.write_all(BODY).await;
+                let _ = connection.flush().await;
+            }
+        }
+    })
+    .await
+}
+
+/// Asks once; how much of the answer came.
+async fn ask(tunnel: &mut TlsStream<TcpStream>) -> usize {
+    tunnel.write_all(b"GET /v2/ HTTP/1.1\r\nHost: registry.test\r\n\r\n").await.expect("the tunnel stands");
+    let (mut read, mut scratch) = (0, [0; 8192]);
+    while read < HEAD.len() + BODY.len() {
+        match tunnel.read(&mut scratch).await {
+            Ok(length @ 1..) => read += length,
+            Ok(0) | Err(_) => break,
+        }
+    }
+    read
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_cut_is_no_success_and_the_next_one_is_waited_for() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let (connector, acceptor) = tls(version);
+        let stub = stalling_registry(acceptor).await;
+        let registry = format!("[registries.stub]\nhosts = [\"{}\"]\ncap = 1\nshare = 1\n", stub.address());
+        let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
+        let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+        let open = async || {
+            let (stream, _) = connect_through(proxy, &authority, &[]).await.expect("a tunnel").into_parts();
+            connector.connect(ServerName::try_from(NAME).unwrap(), stream).await.expect("TLS")
+        };
+        // Somebody else wants the only slot.
+        let rival = || {
+            let authority = authority.clone();
+            tokio::spawn(async move { connect_through(proxy, &authority, &[]).await.expect("a tunnel") })
+        };
+        let mut first = open().await;
+        let waiting = rival();
+        assert_eq!(ask(&mut first).await, HEAD.len(), "{version:?}: the default pause is shorter than the stall");
+        drop((first, waiting.await.unwrap()));
+        let cut = async || {
+            let metrics = sidecar.metrics().await;
+            let cut = metrics.count("roadstead_reclaims_cut_total", &[("registry", "stub"), ("evidence", "idle")]);
+            let failed = [("registry", "stub"), ("outcome", "upstream_failed")];
+            (cut, metrics.count("roadstead_outcomes_total", &failed))
+        };
+        eventually_is("the cut to be told", Duration::from_secs(5), (1, 1), cut).await;
+        let mut next = open().await;
+        let waiting = rival();
+        assert_eq!(ask(&mut next).await, HEAD.len() + BODY.len(), "{version:?}: it has learned");
+        drop((next, waiting.await.unwrap()));
+        assert!(stub.peak() <= 1);
+    }
+}

@@ -1,0 +1,188 @@
+//! Who holds a slot and does nothing with it: a client that takes nothing, a registry that says nothing, a connection that
+//! has ended on one side. Each gives way when somebody waits, after its own time, and what moves is never cut.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use roadstead_test_support::{Sidecar, StubConnection, StubRegistry, Wire, config, connect_through, eventually_is};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
+
+/// More than the sockets between a registry and a client hold.
+const MUCH: usize = 64 * 1024 * 1024;
+const STALL: Duration = Duration::from_millis(1500);
+
+/// One slot.
+async fn sidecar(stub: &StubRegistry, reclaim: &str) -> Sidecar {
+    let registry = format!(
+        "[registries.stub]\nhosts = [\"{}\"]\ncap = 1\nshare = 1\n[registries.stub.reclaim]\n{reclaim}\n",
+        stub.address()
+    );
+    Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await
+}
+
+async fn tunnel(sidecar: &Sidecar, stub: &StubRegistry) -> Wire {
+    connect_through(sidecar.proxy(), &stub.address().to_string(), &[]).await.expect("a tunnel")
+}
+
+/// Reads a request, then sends `length` bytes as fast as they are taken.
+async fn pour(mut connection: StubConnection, length: usize) -> StubConnection {
+    let mut scratch = [0; 1024];
+    if matches!(connection.read(&mut scratch).await, Ok(1..)) {
+        // It fails when it is cut, which the test is about.
+        let _ = connection.write_all(&vec![7; length]).await;
+    }
+    connection
+}
+
+/// A frozen puller, whose kernel goes on acknowledging, keeps its tunnel as long as a request may stall.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_takes_nothing_keeps_its_tunnel_no_longer_than_a_stall() {
+    let stub = StubRegistry::raw(|connection| async move {
+        pour(connection, MUCH).await;
+    })
+    .await;
+    let sidecar = sidecar(&stub, "unsure_after = \"100ms\"\nstall_timeout = \"1500ms\"").await;
+    let mut frozen = tunnel(&sidecar, &stub).await;
+    frozen.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let began = Instant::now();
+    let _next = tunnel(&sidecar, &stub).await;
+    let took = began.elapsed();
+    assert!(took >= STALL && took < STALL + Duration::from_secs(4), "{took:?}");
+    let mut read = 0;
+    let broken = loop {
+        match frozen.receive().await {
+            Ok(bytes) if bytes.is_empty() => break false,
+            Ok(bytes) => read += bytes.len(),
+            Err(_) => break true,
+        }
+    };
+    assert!(broken && read < MUCH, "it must not look like the end of the answer: {read} bytes, broken: {broken}");
+    assert!(stub.peak() <= 1);
+}
+
+/// What a client has not taken yet is under way, however long ago the registry sent it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_takes_its_time_gets_all() {
+    // Less than the sockets hold: the registry has said all.
+    const ANSWER: usize = 2 * 1024 * 1024;
+    let stub = StubRegistry::raw(|connection| async move {
+        pour(connection, ANSWER).await;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let sidecar = sidecar(&stub, "unsure_after = \"100ms\"").await;
+    let mut slow = tunnel(&sidecar, &stub).await;
+    slow.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let waiting = {
+        let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+        tokio::spawn(async move { connect_through(proxy, &authority, &[]).await })
+    };
+    sidecar.until("stub", "waiting", 1).await;
+    let mut read = 0;
+    // Its disk is busy: for far longer than the pause it takes a little at a time.
+    for _ in 0..20 {
+        read += slow.receive().await.expect("not cut").len();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!waiting.is_finished() && read < ANSWER, "it is not idle");
+    while read < ANSWER {
+        let bytes = slow.receive().await.expect("not cut");
+        assert!(!bytes.is_empty(), "it ended after {read} bytes");
+        read += bytes.len();
+    }
+    assert!(waiting.await.unwrap().is_ok(), "the slot goes on once it was read");
+}
+
+/// A registry that has said all and closed leaves a tunnel that carries nothing more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_whose_registry_has_ended_gives_way_after_its_pause() {
+    let stub = StubRegistry::raw(|connection| async move {
+        pour(connection, 100).await;
+    })
+    .await;
+    let sidecar = sidecar(&stub, "unsure_after = \"300ms\"\nlearn = false").await;
+    let mut parked = tunnel(&sidecar, &stub).await;
+    parked.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let began = Instant::now();
+    let _next = tunnel(&sidecar, &stub).await;
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(250) && took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(parked.receive().await.unwrap().len(), 100, "what it said came through");
+}
+
+/// The same two for requests that are visible: a registry that never answers, and a client that takes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_visible_request_that_does_not_move_keeps_its_slot_no_longer_than_a_stall() {
+    const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 67108864\r\n\r\n";
+    for answers in [false, true] {
+        let stub = StubRegistry::raw(move |mut connection| async move {
+            let mut scratch = [0; 1024];
+            if matches!(connection.read(&mut scratch).await, Ok(1..)) && answers {
+                let _ = connection.write_all(HEAD.as_bytes()).await;
+                let _ = connection.write_all(&vec![7; MUCH]).await;
+            }
+            // Until it is cut.
+            while matches!(connection.read(&mut scratch).await, Ok(1..)) {}
+        })
+        .await;
+        let sidecar = sidecar(&stub, "stall_timeout = \"1500ms\"").await;
+        let mut still = Wire::open(sidecar.proxy()).await.unwrap();
+        let get = format!("POST http://{0}/v2/ HTTP/1.1\r\nHost: {0}\r\nContent-Length: 0\r\n\r\n", stub.address());
+        still.send(get.as_bytes()).await.unwrap();
+        eventually_is("the request to be there", Duration::from_secs(5), 1, async || stub.open()).await;
+        let began = Instant::now();
+        let _next = tunnel(&sidecar, &stub).await;
+        let took = began.elapsed();
+        // It was there for a moment before somebody waited.
+        assert!(took >= STALL / 2, "answers: {answers}, {took:?}");
+        assert!(took < STALL + Duration::from_secs(4), "answers: {answers}, {took:?}");
+        let labels = [("registry", "stub"), ("evidence", "stalled")];
+        assert_eq!(sidecar.metrics().await.count("roadstead_reclaimed_total", &labels), 1);
+        assert!(stub.peak() <= 1);
+    }
+}
+
+/// And one that moves a little is none that stalls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_visible_request_that_moves_slowly_is_not_cut() {
+    const WORDS: usize = 8;
+    let go_on = Arc::new(Notify::new());
+    let stub = StubRegistry::raw({
+        let go_on = go_on.clone();
+        move |mut connection| {
+            let go_on = go_on.clone();
+            async move {
+                let mut scratch = [0; 1024];
+                if !matches!(connection.read(&mut scratch).await, Ok(1..)) {
+                    return;
+                }
+                go_on.notified().await;
+                connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 32\r\n\r\n").await.expect("not cut");
+                for _ in 0..WORDS {
+                    tokio::time::sleep(STALL / 3).await;
+                    connection.write_all(b"word").await.expect("not cut");
+                }
+            }
+        }
+    })
+    .await;
+    let sidecar = sidecar(&stub, "stall_timeout = \"1500ms\"").await;
+    let mut slow = Wire::open(sidecar.proxy()).await.unwrap();
+    let get = format!("GET http://{0}/v2/ HTTP/1.1\r\nHost: {0}\r\n\r\n", stub.address());
+    slow.send(get.as_bytes()).await.unwrap();
+    let waiting = {
+        let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+        tokio::spawn(async move { connect_through(proxy, &authority, &[]).await })
+    };
+    go_on.notify_one();
+    let head = slow.read_answer().await.unwrap();
+    assert_eq!(head.status(), 200);
+    let mut body = Vec::new();
+    while body.len() < 4 * WORDS {
+        let bytes = slow.receive().await.expect("not cut");
+        assert!(!bytes.is_empty(), "it ended after {} bytes", body.len());
+        body.extend_from_slice(&bytes);
+    }
+    assert!(waiting.await.unwrap().is_ok());
+}
