@@ -220,6 +220,9 @@ pub struct Trip {
     pub claim: Option<Claim<Kept>>,
     /// When its patience ends.
     pub deadline: Moment,
+    /// Whether its patience may begin anew. One that is asked again, because its answer was spoiled, has no more than it
+    /// had.
+    pub renewable: bool,
     /// Whether it was admitted before, or came back to its place.
     pub again: bool,
     /// Whether it ever had to wait. Then the client's FIN means that it left.
@@ -341,6 +344,7 @@ impl Upstream {
             again: claim.is_some(),
             claim,
             deadline,
+            renewable: true,
             queued: false,
             waited: Duration::ZERO,
             connect: None,
@@ -349,7 +353,9 @@ impl Upstream {
 
     /// Lets the request wait once more from now on: it was admitted in time, but what it was given did not serve.
     pub fn renew(&self, trip: &mut Trip) {
-        trip.deadline = self.gate.now() + trip.patience.limit;
+        if trip.renewable {
+            trip.deadline = self.gate.now() + trip.patience.limit;
+        }
     }
 
     /// Gets the request to the registry: on a connection kept for `reuse`, or on a new one.

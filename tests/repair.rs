@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use roadstead_test_support::{Illness, PASSWORD, Response, Sidecar, StubHarbor, USER, Wire, config};
+use tokio::time::timeout;
+
+/// What anything may take that needs no time of its own.
+const SOON: Duration = Duration::from_secs(2);
 
 /// Pulls of the great storm.
 const PULLS: u64 = 2000;
@@ -57,6 +61,17 @@ impl Puller {
     async fn token(&mut self, repository: &str, password: &str) -> Result<Response, String> {
         let path = format!("/service/token?service=harbor-registry&scope=repository:{repository}:pull");
         self.get(&path, Some(&basic(USER, password))).await
+    }
+
+    /// A token that allows to pull from the repository, as a header; what Harbor says to others is in the token, too.
+    async fn bearer(&mut self, repository: &str) -> String {
+        let answer = self.token(repository, PASSWORD).await.unwrap();
+        format!("Bearer {}", answer.json()["token"].as_str().unwrap())
+    }
+
+    async fn head(&mut self, path: &str, bearer: &str) -> Response {
+        let authorization = format!("Authorization: {bearer}");
+        self.wire.ask("HEAD", path, &[&self.name, &authorization]).await.unwrap()
     }
 
     async fn pull(&mut self, repository: &str) -> Result<(), String> {
@@ -214,6 +229,35 @@ async fn who_runs_out_of_time_gets_the_registrys_own_last_answer() {
     let answer = puller.token("team/app", PASSWORD).await.unwrap();
     assert_eq!((answer.status(), answer.text().as_str()), (502, "<html><h1>502 Bad Gateway</h1></html>"));
     assert!(retries(&sidecar).await <= 2);
+}
+
+/// Harbor falls silent when it is asked again: the client is not kept waiting for more than its own time.
+#[tokio::test]
+async fn a_registry_that_falls_silent_withholds_no_answer_that_it_gave() {
+    let harbor = StubHarbor::scripted(|head, before| match (head.method(), before) {
+        ("HEAD", 0) => Some(Illness::DatabaseError),
+        (_, 0) if head.target().contains("/token") => None,
+        (_, 0) if head.target().contains("/silent") => Some(Illness::Silence),
+        ("GET", 0) => Some(Illness::BadGateway),
+        _ => Some(Illness::Silence),
+    })
+    .await;
+    let (_sidecar, mirror) = start(&harbor, "[registries.harbor.queue]\nrequest_timeout = \"500ms\"").await;
+    let mut puller = Puller::new(mirror, "1".to_owned()).await;
+    let bearer = puller.bearer("team/app").await;
+    let late = Duration::from_millis(500) + SOON;
+    let manifest = "/v2/team/app/manifests/v1";
+    let answer = timeout(late, puller.get(manifest, Some(&bearer))).await.expect("its time is over").unwrap();
+    assert_eq!((answer.status(), answer.text().as_str()), (502, "<html><h1>502 Bad Gateway</h1></html>"));
+    // Silent is the GET that should tell what the HEAD does not.
+    let answer = timeout(late, puller.head("/v2/team/app/manifests/silent", &bearer)).await.expect("its time is over");
+    assert_eq!(answer.status(), 401);
+    // The first answer is the client's to wait for, however long it takes.
+    let mut other = Puller::new(mirror, "2".to_owned()).await;
+    let mut asked = std::pin::pin!(other.get("/v2/team/app/manifests/silent", Some(&bearer)));
+    assert!(timeout(Duration::from_millis(800), asked.as_mut()).await.is_err(), "nothing was said yet");
+    harbor.speak();
+    assert_eq!(timeout(SOON, asked).await.unwrap().unwrap().status(), 200);
 }
 
 /// A HEAD has no body that would tell a real denial from a database error: a GET is asked, once, and believed.

@@ -4,6 +4,7 @@
 //! place for the next. Its own deadline bounds all of it; then the client gets the registry's own last answer.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -46,10 +47,14 @@ pub async fn exchange(
     };
     repair.request(upstream.gate.now());
     let deadline = trip.deadline;
-    let mut mending = Mending { upstream, repair, deadline, tries: Tries::default(), again: 0, last: None };
+    let last = Err(Failure::ClientLeft);
+    let mut mending = Mending { upstream, repair, deadline, tries: Tries::default(), again: 0, last };
     let answer = mending.run(outbound, trip, client).await?;
     Ok((answer, mending.again))
 }
+
+/// What the client gets.
+type Outcome = Result<Response<Peeked>, Failure>;
 
 /// One request and what came of it so far.
 struct Mending<'a> {
@@ -59,8 +64,8 @@ struct Mending<'a> {
     tries: Tries,
     /// How often it was asked again.
     again: u32,
-    /// The registry's last answer.
-    last: Option<Response<Peeked>>,
+    /// What the client gets if nothing better comes: the registry's last answer, or why there is none.
+    last: Outcome,
 }
 
 /// What an answer is.
@@ -76,69 +81,95 @@ enum Finding {
 
 /// An answer, or why there is none.
 struct Seen {
-    answer: Result<Response<Peeked>, Failure>,
+    answer: Outcome,
     finding: Finding,
     retry_after: Option<Duration>,
 }
 
 impl Mending<'_> {
-    async fn run(
-        &mut self,
-        outbound: &mut Outbound,
-        trip: &mut Trip,
-        client: &impl Requester,
-    ) -> Result<Response<Peeked>, Failure> {
+    async fn run(&mut self, outbound: &mut Outbound, trip: &mut Trip, client: &impl Requester) -> Outcome {
         let mut token = Token::asked_by(outbound, self.repair);
         loop {
-            let seen = match self.ask(outbound, &mut token, trip, client).await {
-                Ok(seen) => seen,
-                Err(Failure::ClientLeft) => return Err(Failure::ClientLeft),
-                // Its time is over: the registry's own last answer says more than ours.
-                Err(failure) => return self.last.take().ok_or(failure),
-            };
-            let sign = match seen.finding {
-                Finding::Sick(sign) => sign,
-                Finding::Good => {
-                    if let Some(first) = self.tries.first() {
-                        self.upstream.metrics.repaired(first);
-                    }
-                    return seen.answer;
-                }
-                Finding::Real => return seen.answer,
-            };
-            let pause = self.tries.pause_after(sign, self.repair.ambiguous_401, seen.retry_after, chance());
-            let goes_on = match pause {
-                Some(pause) => self.wait(pause, sign, trip, client).await?,
-                None => false,
-            };
-            match (seen.answer, goes_on) {
-                (Ok(answer), false) => return Ok(answer),
-                (Err(failure), false) => return self.last.take().ok_or(failure),
-                (Ok(answer), true) => self.last = Some(answer),
-                (Err(_), true) => {}
-            }
-            self.asks_again(sign);
-            if sign == Sign::Unseen401 && self.is_denied(outbound, trip, client).await? {
-                return self.last.take().ok_or(Failure::ClientLeft);
+            if let Break(outcome) = self.step(outbound, &mut token, trip, client).await {
+                return outcome;
             }
         }
     }
 
-    fn asks_again(&mut self, sign: Sign) {
-        self.again += 1;
-        self.upstream.metrics.retried(sign);
-        tracing::debug!(registry = self.upstream.name, sign = sign.as_str(), times = self.again, "asks again");
+    /// Asks, and does what the answer demands. It goes on where the same is to be asked again.
+    async fn step(
+        &mut self,
+        outbound: &mut Outbound,
+        token: &mut Option<Token>,
+        trip: &mut Trip,
+        client: &impl Requester,
+    ) -> ControlFlow<Outcome> {
+        let seen = self.ask(outbound, token, trip, client).await?;
+        let sign = match seen.finding {
+            Finding::Sick(sign) => sign,
+            Finding::Good => {
+                if let Some(first) = self.tries.first() {
+                    self.upstream.metrics.repaired(first);
+                }
+                return Break(seen.answer);
+            }
+            Finding::Real => return Break(seen.answer),
+        };
+        self.keep(seen.answer);
+        let pause = self.tries.pause_after(sign, self.repair.ambiguous_401, seen.retry_after, chance());
+        self.wait(pause, sign, trip, client).await?;
+        if sign == Sign::Unseen401 {
+            self.look_closer(outbound, trip, client).await?;
+        }
+        Continue(())
     }
 
-    /// Asks once, and looks at the answer.
+    /// Keeps an answer for the client. A failure of ours says less than any answer of the registry.
+    fn keep(&mut self, answer: Outcome) {
+        if answer.is_ok() || self.last.is_err() {
+            self.last = answer;
+        }
+    }
+
+    /// What was kept.
+    fn give_up<T>(&mut self) -> ControlFlow<Outcome, T> {
+        Break(std::mem::replace(&mut self.last, Err(Failure::ClientLeft)))
+    }
+
+    /// Asks once, and looks at the answer. What was kept is withheld from the client for no longer than its time lasts; a
+    /// first answer is the client's to wait for.
     async fn ask(
+        &mut self,
+        outbound: &mut Outbound,
+        token: &mut Option<Token>,
+        trip: &mut Trip,
+        client: &impl Requester,
+    ) -> ControlFlow<Outcome, Seen> {
+        trip.deadline = self.deadline;
+        trip.renewable = self.again == 0;
+        let asking = self.ask_without_end(outbound, token, trip, client);
+        let asked = match &self.last {
+            Ok(_) => timeout_at(self.upstream.instant(self.deadline), asking).await.ok(),
+            Err(_) => Some(asking.await),
+        };
+        match asked {
+            Some(Ok(seen)) => Continue(seen),
+            Some(Err(Failure::ClientLeft)) => Break(Err(Failure::ClientLeft)),
+            Some(Err(failure)) => {
+                self.keep(Err(failure));
+                self.give_up()
+            }
+            None => self.give_up(),
+        }
+    }
+
+    async fn ask_without_end(
         &self,
         outbound: &mut Outbound,
         token: &mut Option<Token>,
         trip: &mut Trip,
         client: &impl Requester,
     ) -> Result<Seen, Failure> {
-        trip.deadline = self.deadline;
         match outbound.send(self.upstream, trip, client).await {
             Ok(response) => Ok(self.look(response, outbound, token).await),
             Err(failure @ Failure::Died(_)) => {
@@ -148,41 +179,59 @@ impl Mending<'_> {
         }
     }
 
-    /// The answer to a HEAD does not tell why it is a denial; the same as a GET does. Tells whether it is a real one; it
-    /// is believed for a while.
-    async fn is_denied(
+    /// The answer to a HEAD does not tell why it is a denial; the same as a GET does. A real one is handed on, and believed
+    /// for a while.
+    async fn look_closer(
         &mut self,
         outbound: &Outbound,
         trip: &mut Trip,
         client: &impl Requester,
-    ) -> Result<bool, Failure> {
-        let Some(mut probe) = outbound.as_get() else { return Ok(true) };
-        let seen = match self.ask(&mut probe, &mut None, trip, client).await {
-            Ok(seen) => seen,
-            Err(Failure::ClientLeft) => return Err(Failure::ClientLeft),
-            Err(_) => return Ok(true),
-        };
+    ) -> ControlFlow<Outcome> {
+        let Some(mut probe) = outbound.as_get() else { return self.give_up() };
+        let seen = self.ask(&mut probe, &mut None, trip, client).await?;
         let is_well = seen.answer.as_ref().is_ok_and(|answer| answer.status().is_success());
         match seen.finding {
-            _ if is_well => Ok(false),
+            _ if is_well => Continue(()),
             Finding::Good | Finding::Real => {
                 self.repair.remember(denial_of(self.repair, outbound), self.upstream.gate.now());
-                Ok(true)
+                self.give_up()
             }
             Finding::Sick(sign) => {
                 let pause = self.tries.pause_after(sign, self.repair.ambiguous_401, seen.retry_after, chance());
-                let Some(pause) = pause else { return Ok(true) };
-                let goes_on = self.wait(pause, sign, trip, client).await?;
-                if goes_on {
-                    self.asks_again(sign);
-                }
-                Ok(!goes_on)
+                self.wait(pause, sign, trip, client).await
             }
         }
     }
 
+    /// Waits until the time has come to ask again, and notes that it is asked again. It breaks off where it is not, or where
+    /// no time is left.
+    async fn wait(
+        &mut self,
+        pause: Option<Duration>,
+        sign: Sign,
+        trip: &Trip,
+        client: &impl Requester,
+    ) -> ControlFlow<Outcome> {
+        let Some(pause) = pause else { return self.give_up() };
+        match self.wait_for_budget(pause, sign, trip, client).await {
+            Ok(true) => {}
+            Ok(false) => return self.give_up(),
+            Err(failure) => return Break(Err(failure)),
+        }
+        self.again += 1;
+        self.upstream.metrics.retried(sign);
+        tracing::debug!(registry = self.upstream.name, sign = sign.as_str(), times = self.again, "asks again");
+        Continue(())
+    }
+
     /// Waits for the pause, and for the budget. Tells whether there is time left to ask again.
-    async fn wait(&self, pause: Duration, sign: Sign, trip: &Trip, client: &impl Requester) -> Result<bool, Failure> {
+    async fn wait_for_budget(
+        &self,
+        pause: Duration,
+        sign: Sign,
+        trip: &Trip,
+        client: &impl Requester,
+    ) -> Result<bool, Failure> {
         let Some(_waiting) = Waiting::begin() else { return Ok(false) };
         let now = || self.upstream.gate.now();
         let mut due = now() + pause;

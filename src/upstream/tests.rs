@@ -95,6 +95,20 @@ async fn a_kept_place_is_used_up_by_asking_and_not_by_an_address_that_is_denied(
     assert_ne!(trip(&upstream, there, long).place, gave_up.place, "it was served");
 }
 
+#[tokio::test(start_paused = true)]
+async fn patience_begins_anew_for_who_was_admitted_in_vain_and_not_for_who_is_asked_again() {
+    let upstream = upstream();
+    let mut trip = trip(&upstream, SocketAddr::from(([127, 0, 0, 1], 1)), Duration::from_secs(50));
+    let first = trip.deadline;
+    tokio::time::advance(Duration::from_secs(20)).await;
+    upstream.renew(&mut trip);
+    assert_eq!(trip.deadline, first + Duration::from_secs(20));
+    trip.renewable = false;
+    tokio::time::advance(Duration::from_secs(20)).await;
+    upstream.renew(&mut trip);
+    assert_eq!(trip.deadline, first + Duration::from_secs(20));
+}
+
 /// A request that was under way before a reload finds that a node is out: what counts is what holds now.
 #[tokio::test]
 async fn the_slots_of_nodes_follow_from_the_config_that_holds() {

@@ -1,14 +1,17 @@
 //! A Harbor that falls ill: tokens, manifests and blobs as Harbor's core answers them, and its failures on demand.
 //!
-//! Illness strikes token and manifest requests at random, and the same request at most twice in a row. Who sent which
-//! request is told by the header `X-Pull`, which the tests' pullers send.
+//! Illness strikes token and manifest requests at random, and the same request at most twice in a row; or it strikes as a
+//! test has written it down. Who sent which request is told by the header `X-Pull`, which the tests' pullers send.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use tokio::sync::watch;
 
 use crate::http::{Framing, Head, Wire};
 use crate::{Random, StubConnection, StubRegistry, blob_of, manifest_of};
@@ -38,6 +41,14 @@ pub enum Illness {
     Reset,
     /// A denial that hides a database error. Strikes manifest requests only.
     AmbiguousDenial,
+    /// 504 from nginx.
+    GatewayTimeout,
+    /// 429, to come back in a second.
+    TooManyRequests,
+    /// No word until [`StubHarbor::speak`]; then it is well.
+    Silence,
+    /// This status, with these lines as headers and so many bytes as body.
+    Answer(&'static str, &'static [&'static str], usize),
 }
 
 /// A running stub Harbor.
@@ -45,17 +56,41 @@ pub enum Illness {
 pub struct StubHarbor {
     stub: StubRegistry,
     state: Arc<Mutex<State>>,
+    /// Whether the silent speak.
+    speaks: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
 struct State {
+    course: Course,
+    struck: Vec<Illness>,
+    asked: Vec<(Instant, Head)>,
+}
+
+/// Which illness strikes a request with this head, of which so many came before.
+type Script = dyn FnMut(&Head, usize) -> Option<Illness> + Send;
+
+/// How illness comes.
+enum Course {
+    Random(AtRandom),
+    Scripted(Box<Script>),
+}
+
+impl fmt::Debug for Course {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Course::Random(_) => "Random",
+            Course::Scripted(_) => "Scripted",
+        })
+    }
+}
+
+struct AtRandom {
     illnesses: Vec<Illness>,
     one_in: u64,
     random: Random,
     /// How often in a row a request was struck, by puller and path.
     in_a_row: HashMap<String, (u32, Option<Illness>)>,
-    struck: Vec<Illness>,
-    requests: Vec<String>,
 }
 
 impl StubHarbor {
@@ -64,17 +99,31 @@ impl StubHarbor {
     /// # Panics
     /// When no loopback port is free.
     pub async fn start(illnesses: &[Illness], one_in: u64, seed: u64) -> StubHarbor {
-        let state = Arc::new(Mutex::new(State {
-            illnesses: illnesses.to_vec(),
-            one_in,
-            random: Random::new(seed),
-            in_a_row: HashMap::new(),
-            struck: Vec::new(),
-            requests: Vec::new(),
-        }));
+        let illnesses = illnesses.to_vec();
+        let random = AtRandom { illnesses, one_in, random: Random::new(seed), in_a_row: HashMap::new() };
+        StubHarbor::launch(Course::Random(random)).await
+    }
+
+    /// Starts one that falls ill as `script` says: it gets the head of each request, and how many came before with the
+    /// same method, target and puller.
+    ///
+    /// # Panics
+    /// When no loopback port is free.
+    pub async fn scripted(script: impl FnMut(&Head, usize) -> Option<Illness> + Send + 'static) -> StubHarbor {
+        StubHarbor::launch(Course::Scripted(Box::new(script))).await
+    }
+
+    async fn launch(course: Course) -> StubHarbor {
+        let state = Arc::new(Mutex::new(State { course, struck: Vec::new(), asked: Vec::new() }));
+        let (speaks, voice) = watch::channel(false);
         let shared = state.clone();
-        let stub = StubRegistry::raw(move |connection| serve(connection, shared.clone())).await;
-        StubHarbor { stub, state }
+        let stub = StubRegistry::raw(move |connection| serve(connection, shared.clone(), voice.clone())).await;
+        StubHarbor { stub, state, speaks }
+    }
+
+    /// Lets the silent speak, now and from now on.
+    pub fn speak(&self) {
+        self.speaks.send_replace(true);
     }
 
     /// Where it listens.
@@ -95,7 +144,7 @@ impl StubHarbor {
     /// When the stub did.
     #[must_use]
     pub fn struck(&self) -> Vec<Illness> {
-        self.state.lock().expect("no panic under a lock").struck.clone()
+        locked(&self.state).struck.clone()
     }
 
     /// Method and path of every request, in order.
@@ -104,21 +153,43 @@ impl StubHarbor {
     /// When the stub did.
     #[must_use]
     pub fn requests(&self) -> Vec<String> {
-        self.state.lock().expect("no panic under a lock").requests.clone()
+        self.asked().iter().map(|(_, head)| format!("{} {}", head.method(), head.target())).collect()
+    }
+
+    /// When each request came, and its head, in order.
+    ///
+    /// # Panics
+    /// When the stub did.
+    #[must_use]
+    pub fn asked(&self) -> Vec<(Instant, Head)> {
+        locked(&self.state).asked.clone()
     }
 }
 
-async fn serve(connection: StubConnection, state: Arc<Mutex<State>>) {
+/// Nobody panics with a lock in hand.
+fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().expect("no panic under a lock")
+}
+
+async fn serve(connection: StubConnection, state: Arc<Mutex<State>>, mut voice: watch::Receiver<bool>) {
     let mut wire = Wire::new(connection);
     while let Ok(Some(head)) = wire.read_head().await {
         if wire.body(Framing::of_request(&head)).collect().await.is_err() {
             return;
         }
-        let illness = state.lock().expect("no panic under a lock").strike(&head);
+        let illness = locked(&state).strike(&head);
         let answer = match illness {
             Some(Illness::Reset) => {
                 let _ = wire.stream().set_zero_linger();
                 return;
+            }
+            Some(Illness::Silence) => {
+                tokio::select! {
+                    spoken = voice.wait_for(|speaks| *speaks) => if spoken.is_err() { return },
+                    // Nobody asks two things at once: this is the end.
+                    _ = wire.read_more() => return,
+                }
+                well(&head)
             }
             Some(illness) => ill(illness, &head),
             None => well(&head),
@@ -132,7 +203,22 @@ async fn serve(connection: StubConnection, state: Arc<Mutex<State>>) {
 impl State {
     /// Whether this request falls ill, and how.
     fn strike(&mut self, head: &Head) -> Option<Illness> {
-        self.requests.push(format!("{} {}", head.method(), head.target()));
+        let what = |head: &Head| [head.method(), head.target(), head.header("X-Pull").unwrap_or("")].map(str::to_owned);
+        let illness = match &mut self.course {
+            Course::Random(random) => random.strike(head),
+            Course::Scripted(script) => {
+                let before = self.asked.iter().filter(|(_, asked)| what(asked) == what(head)).count();
+                script(head, before)
+            }
+        };
+        self.asked.push((Instant::now(), head.clone()));
+        self.struck.extend(illness);
+        illness
+    }
+}
+
+impl AtRandom {
+    fn strike(&mut self, head: &Head) -> Option<Illness> {
         let is_token = head.target().starts_with("/service/token");
         let is_manifest = head.target().contains("/manifests/") && head.header("Authorization").is_some();
         if !is_token && !is_manifest {
@@ -153,7 +239,6 @@ impl State {
         let choice = usize::try_from(self.random.below(choices.len() as u64)).expect("a small number");
         let illness = choices[choice];
         self.in_a_row.insert(key, (times + 1, Some(illness)));
-        self.struck.push(illness);
         Some(illness)
     }
 }
@@ -176,7 +261,10 @@ pub(crate) fn ill(illness: Illness, head: &Head) -> Vec<u8> {
         }
         Illness::Unavailable => answer(head, "503 Service Unavailable", &[], ""),
         Illness::AmbiguousDenial => denied(head),
-        Illness::Reset => unreachable!("a reset is no answer"),
+        Illness::GatewayTimeout => answer(head, "504 Gateway Time-out", &["Content-Type: text/html"], "<html></html>"),
+        Illness::TooManyRequests => answer(head, "429 Too Many Requests", &["Retry-After: 1"], ""),
+        Illness::Answer(status, headers, length) => answer_bytes(head, status, headers, &vec![b'x'; length]),
+        Illness::Reset | Illness::Silence => unreachable!("no answer"),
     }
 }
 
