@@ -30,6 +30,8 @@ pub struct Repair {
     /// How often an answer is asked for again that may be a real denial.
     pub ambiguous_401: u32,
     budget: Mutex<Budget>,
+    /// Held by the first of those who wait for the budget.
+    turn: tokio::sync::Mutex<()>,
     denials: Mutex<Denials>,
 }
 
@@ -37,7 +39,12 @@ impl Repair {
     /// Nothing was seen yet.
     #[must_use]
     pub fn new(ambiguous_401: u32) -> Repair {
-        Repair { ambiguous_401, budget: Mutex::default(), denials: Mutex::default() }
+        Repair {
+            ambiguous_401,
+            budget: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            denials: Mutex::default(),
+        }
     }
 
     /// A request came that could be repaired.
@@ -51,6 +58,11 @@ impl Repair {
     /// When too many are asked again, with the moment at which it is worth trying once more.
     pub fn take(&self, now: Moment) -> Result<(), Moment> {
         lock(&self.budget).take(now)
+    }
+
+    /// Waits until all have taken theirs who began to wait for the budget before. May be given up at any point.
+    pub async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     /// The denial of `asked` to these credentials.

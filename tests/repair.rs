@@ -280,11 +280,67 @@ async fn a_denied_head_is_looked_at_once_and_then_believed() {
     assert_eq!(total(&sidecar, "roadstead_repaired_total").await, 0);
 }
 
+/// The budget bounds how many are looked at; those beyond it are handed on as they are, and nobody waits for his turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_denied_head_does_not_wait_for_the_budget() {
+    const HEADS: usize = 30;
+    let harbor = StubHarbor::start(&[], 1, 1).await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    let bearer = Puller::new(mirror, "0".to_owned()).await.bearer("nosuch/app").await;
+    let began = Instant::now();
+    let denied = (0..HEADS).map(|number| {
+        let bearer = bearer.clone();
+        tokio::spawn(async move {
+            let mut puller = Puller::new(mirror, number.to_string()).await;
+            puller.head(&format!("/v2/nosuch/app/manifests/v{number}"), &bearer).await.status()
+        })
+    });
+    for denied in denied.collect::<Vec<_>>() {
+        assert_eq!(denied.await.unwrap(), 401);
+    }
+    assert!(began.elapsed() < SOON, "{:?}: without a pause", began.elapsed());
+    let looks = harbor.requests().iter().filter(|asked| asked.starts_with("GET /v2/")).count();
+    assert!((3..=HEADS / 5 + 6).contains(&looks), "{looks} were looked at, which is the budget");
+    assert_eq!(retries(&sidecar).await, looks as u64);
+}
+
+/// Who waits for the budget is served in the order of arrival, and is not passed by who came later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_the_budget_is_served_in_turn() {
+    let harbor = StubHarbor::scripted(|head, before| match head.header("X-Pull") {
+        Some("early") => (before < 12).then_some(Illness::BadGateway),
+        // They come back when all the others are waiting already.
+        _ => (before < 6).then_some(Illness::Answer("503 Service Unavailable", &["Retry-After: 1"], 0)),
+    })
+    .await;
+    let (_sidecar, mirror) = start(&harbor, "").await;
+    let pullers = ["early"; 12].into_iter().chain(["late"; 6]).map(|name| {
+        tokio::spawn(async move {
+            Puller::new(mirror, name.to_owned()).await.token("team/app", PASSWORD).await.unwrap().status()
+        })
+    });
+    for puller in pullers.collect::<Vec<_>>() {
+        assert_eq!(puller.await.unwrap(), 200);
+    }
+    let asked = harbor.asked();
+    let again = |name: &str, first: usize| {
+        let places = asked.iter().enumerate().filter(|(_, (_, head))| head.header("X-Pull") == Some(name));
+        places.map(|(place, _)| place).skip(first).collect::<Vec<_>>()
+    };
+    let (early, late) = (again("early", 12), again("late", 6));
+    assert!(early.len() == 12 && early.last() < late.first(), "{early:?} came again, and {late:?}");
+}
+
 /// And one that hides a database error is repaired.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_that_meets_a_database_error_is_asked_again() {
     let harbor = StubHarbor::start(&[Illness::DatabaseError], 3, 5).await;
     let (_sidecar, mirror) = start(&harbor, "").await;
+    let mut other = Puller::new(mirror, "other".to_owned()).await;
+    for _ in 0..300 {
+        // Enough requests that the budget is no bound here.
+        other.get("/v2/team/app/blobs/sha256:1", None).await.unwrap();
+    }
     for number in 0..20 {
         let mut puller = Puller::new(mirror, number.to_string()).await;
         let token = puller.token("team/app", PASSWORD).await.unwrap().json()["token"].as_str().unwrap().to_owned();

@@ -224,7 +224,7 @@ impl Mending<'_> {
         Continue(())
     }
 
-    /// Waits for the pause, and for the budget. Tells whether there is time left to ask again.
+    /// Waits for the pause, and in turn for the budget. Tells whether there is time left to ask again.
     async fn wait_for_budget(
         &self,
         pause: Duration,
@@ -234,26 +234,34 @@ impl Mending<'_> {
     ) -> Result<bool, Failure> {
         let Some(_waiting) = Waiting::begin() else { return Ok(false) };
         let now = || self.upstream.gate.now();
-        let mut due = now() + pause;
-        loop {
-            if due >= self.deadline {
+        if !self.pause_until(now() + pause, trip, client).await? {
+            return Ok(false);
+        }
+        if matches!(sign, Sign::PoisonedToken | Sign::Ambiguous401 | Sign::Unseen401) {
+            // It is more likely a real denial than not: nobody is kept waiting to find out.
+            return Ok(self.repair.take(now()).is_ok());
+        }
+        let _turn = tokio::select! {
+            turn = self.repair.turn() => turn,
+            over = self.pause_until(self.deadline, trip, client) => return over.map(|_| false),
+        };
+        while let Err(later) = self.repair.take(now()) {
+            if !self.pause_until(later, trip, client).await? {
                 return Ok(false);
             }
-            if due > now() {
-                match self.upstream.pause_until(due, trip, client).await {
-                    Ok(()) => {}
-                    Err(Failure::Draining) => return Ok(false),
-                    Err(failure) => return Err(failure),
-                }
-            }
-            match self.repair.take(now()) {
-                Ok(()) => return Ok(true),
-                // It is more likely a real denial than not: nobody is kept waiting to find out.
-                Err(_) if matches!(sign, Sign::PoisonedToken | Sign::Ambiguous401) => {
-                    return Ok(false);
-                }
-                Err(later) => due = later,
-            }
+        }
+        Ok(true)
+    }
+
+    /// Waits, where there is time for it.
+    async fn pause_until(&self, due: Moment, trip: &Trip, client: &impl Requester) -> Result<bool, Failure> {
+        if due <= self.upstream.gate.now() || due > self.deadline {
+            return Ok(due <= self.deadline);
+        }
+        match self.upstream.pause_until(due, trip, client).await {
+            Ok(()) => Ok(true),
+            Err(Failure::Draining) => Ok(false),
+            Err(failure) => Err(failure),
         }
     }
 
