@@ -92,12 +92,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How often a HEAD is asked again that stays denied, though a GET showed that it should not be, after the first time.
+const MOST_VOUCHED: u32 = 2;
+
 /// How often one request was asked again, and for what.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tries {
     all: u32,
     ambiguous: u32,
     tokens: u32,
+    unseen: u32,
+    /// How often a HEAD was denied since a GET showed that it is not denied.
+    vouched: Option<u32>,
     first: Option<Sign>,
 }
 
@@ -116,9 +122,16 @@ impl Tries {
         if sign == Sign::Ambiguous401 && !within(&mut self.ambiguous, ambiguous_401) {
             return None;
         }
+        if sign == Sign::Unseen401 && self.vouched.as_mut().is_some_and(|denied| !within(denied, MOST_VOUCHED)) {
+            return None;
+        }
         self.first = self.first.or(Some(sign));
-        // What is looked at once more is looked at once more at once.
-        let at_once = sign == Sign::PoisonedToken && within(&mut self.tokens, 1) || sign == Sign::Unseen401;
+        // What is looked at once more is looked at once more at once, the first time.
+        let at_once = match sign {
+            Sign::PoisonedToken => within(&mut self.tokens, 1),
+            Sign::Unseen401 => within(&mut self.unseen, 1),
+            _ => false,
+        };
         if at_once {
             return Some(Duration::ZERO);
         }
@@ -126,6 +139,23 @@ impl Tries {
         self.all += 1;
         let pause = FIRST_PAUSE.saturating_mul(1 << tries.min(10)).min(LONGEST_PAUSE);
         Some(jittered(pause, chance).max(asked.unwrap_or_default()))
+    }
+
+    /// A GET showed that the HEAD is not denied.
+    pub fn vouch(&mut self) {
+        self.vouched = Some(0);
+    }
+
+    /// Whether a GET has to tell what this answer means.
+    #[must_use]
+    pub fn is_unexplained(&self, sign: Sign) -> bool {
+        sign == Sign::Unseen401 && self.vouched.is_none()
+    }
+
+    /// Whether an answer with this sign is more likely a real denial than not.
+    #[must_use]
+    pub fn is_doubtful(&self, sign: Sign) -> bool {
+        matches!(sign, Sign::PoisonedToken | Sign::Ambiguous401) || self.is_unexplained(sign)
     }
 
     /// The first sign that was seen.
@@ -189,6 +219,25 @@ mod tests {
             (0..5).filter(|_| tries.pause_after(Sign::Ambiguous401, most, None, HIGH).is_some()).count()
         };
         assert_eq!([pauses(0), pauses(1), pauses(2)], [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_denied_head_is_looked_at_once_at_once_and_then_with_pauses() {
+        let mut tries = Tries::default();
+        let mut pause = || tries.pause_after(Sign::Unseen401, 0, None, HIGH).map(|pause| pause.as_millis());
+        assert_eq!([pause(), pause(), pause(), pause()], [Some(0), Some(200), Some(400), Some(800)]);
+        assert!(tries.is_doubtful(Sign::Unseen401) && tries.is_unexplained(Sign::Unseen401));
+    }
+
+    #[test]
+    fn a_head_that_a_get_vouched_for_is_denied_three_times_more_at_most() {
+        let mut tries = Tries::default();
+        assert!(tries.pause_after(Sign::Unseen401, 0, None, HIGH).is_some());
+        tries.vouch();
+        assert!(!tries.is_doubtful(Sign::Unseen401) && !tries.is_unexplained(Sign::Unseen401));
+        let mut pause = || tries.pause_after(Sign::Unseen401, 0, None, HIGH).map(|pause| pause.as_millis());
+        assert_eq!([pause(), pause(), pause()], [Some(200), Some(400), None]);
+        assert!(tries.pause_after(Sign::BadGateway, 0, None, HIGH).is_some(), "other signs are others");
     }
 
     #[test]

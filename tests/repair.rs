@@ -26,8 +26,12 @@ const ALL: [Illness; 6] = [
 ];
 
 async fn start(harbor: &StubHarbor, repair: &str) -> (Sidecar, SocketAddr) {
+    start_with_slots(10, harbor, repair).await
+}
+
+async fn start_with_slots(slots: usize, harbor: &StubHarbor, repair: &str) -> (Sidecar, SocketAddr) {
     let registry = format!(
-        "[registries.harbor]\nhosts = [\"registry.test\"]\ncap = 10\nshare = 1\n\
+        "[registries.harbor]\nhosts = [\"registry.test\"]\ncap = {slots}\nshare = 1\n\
          [registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{}\"\n{repair}\n",
         harbor.address()
     );
@@ -278,6 +282,84 @@ async fn a_denied_head_is_looked_at_once_and_then_believed() {
     let asked: Vec<String> = harbor.requests().split_off(1);
     assert_eq!(asked, [format!("HEAD {path}"), format!("GET {path}"), format!("HEAD {path}")]);
     assert_eq!(total(&sidecar, "roadstead_repaired_total").await, 0);
+}
+
+/// Only a denial proves a denial: what the GET says beyond that, the HEAD says as well when it is asked again.
+#[tokio::test]
+async fn a_head_that_is_not_denied_gets_its_own_answer() {
+    for status in ["404 Not Found", "304 Not Modified", "307 Temporary Redirect"] {
+        let truth = Illness::Answer(status, &["Location: http://storage.test/"], 0);
+        let harbor = StubHarbor::scripted(move |head, before| match (head.method(), before) {
+            _ if head.target().contains("/token") => None,
+            ("HEAD", 0 | 2) => Some(Illness::DatabaseError),
+            (_, 0) | ("HEAD", 1) => Some(truth),
+            _ => None,
+        })
+        .await;
+        let (sidecar, mirror) = start_with_slots(1, &harbor, "").await;
+        let mut puller = Puller::new(mirror, "1".to_owned()).await;
+        let bearer = puller.bearer("team/app").await;
+        let answer = puller.head("/v2/team/app/manifests/v1", &bearer).await;
+        assert_eq!(format!("{} {}", answer.status(), answer.reason()), status);
+        let answer = puller.head("/v2/team/app/manifests/v1", &bearer).await;
+        assert_eq!(answer.status(), 200, "{status} is not remembered as a denial");
+        assert_eq!(harbor.stub().accept_log().len(), 1, "the connection was kept");
+        assert_eq!(retries(&sidecar).await, 4, "two GETs, and two HEADs");
+    }
+}
+
+/// What was denied a moment ago, and is not now, is looked at again when it is denied again.
+#[tokio::test]
+async fn a_good_head_ends_the_belief_in_a_denial() {
+    let harbor = StubHarbor::scripted(|head, before| match (head.method(), before) {
+        _ if head.target().contains("/token") => None,
+        ("HEAD" | "GET", 0) => Some(Illness::Answer("401 Unauthorized", &[], 10)),
+        ("HEAD", 2) => Some(Illness::DatabaseError),
+        _ => None,
+    })
+    .await;
+    let (_sidecar, mirror) = start(&harbor, "").await;
+    let mut puller = Puller::new(mirror, "1".to_owned()).await;
+    let bearer = puller.bearer("team/app").await;
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        seen.push(puller.head("/v2/team/app/manifests/v1", &bearer).await.status());
+    }
+    assert_eq!(seen, [401, 200, 200], "{:?}", harbor.requests());
+}
+
+/// A registry that denies every HEAD and no GET is not asked without end, nor without pauses.
+#[tokio::test]
+async fn a_head_that_is_always_denied_is_handed_on_after_a_few() {
+    let denied = Illness::Answer("401 Unauthorized", &[], 0);
+    let harbor = StubHarbor::scripted(move |head, _| (head.method() == "HEAD").then_some(denied)).await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    let mut puller = Puller::new(mirror, "1".to_owned()).await;
+    let bearer = puller.bearer("team/app").await;
+    assert_eq!(puller.head("/v2/team/app/manifests/v1", &bearer).await.status(), 401);
+    let asked = harbor.asked().split_off(1);
+    let methods: Vec<&str> = asked.iter().map(|(_, head)| head.method()).collect();
+    assert_eq!(methods, ["HEAD", "GET", "HEAD", "HEAD", "HEAD"]);
+    let pauses: Vec<Duration> = asked.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    assert!(pauses[2] >= Duration::from_millis(100) && pauses[3] >= Duration::from_millis(200), "{pauses:?}");
+    assert_eq!(retries(&sidecar).await, 4, "each is counted");
+}
+
+/// Before each blob of a push comes a HEAD of it: the first byte of the blob tells whether that was denied.
+#[tokio::test]
+async fn a_blobs_head_is_repaired_without_getting_the_blob() {
+    let harbor =
+        StubHarbor::scripted(|head, before| (head.method() == "HEAD" && before == 0).then_some(Illness::DatabaseError))
+            .await;
+    let (sidecar, mirror) = start_with_slots(1, &harbor, "").await;
+    let mut puller = Puller::new(mirror, "1".to_owned()).await;
+    let bearer = puller.bearer("team/app").await;
+    assert_eq!(puller.head("/v2/team/app/blobs/sha256:1", &bearer).await.status(), 200);
+    let asked = harbor.asked().split_off(1);
+    let asked: Vec<_> = asked.iter().map(|(_, head)| (head.method(), head.header("Range"))).collect();
+    assert_eq!(asked, [("HEAD", None), ("GET", Some("bytes=0-0")), ("HEAD", None)]);
+    assert_eq!(harbor.stub().accept_log().len(), 1, "the connection was kept");
+    assert_eq!(sidecar.metrics().await.count("roadstead_repaired_total", &[("sign", "unseen_401")]), 1);
 }
 
 /// The budget bounds how many are looked at; those beyond it are handed on as they are, and nobody waits for his turn.

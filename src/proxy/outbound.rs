@@ -1,7 +1,7 @@
 //! A request as it goes to the registry.
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue};
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue, RANGE};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
@@ -98,12 +98,15 @@ impl Outbound {
         Ok(Outbound { head, body: Some(RequestBody::new(body, carried.up)), key, lane, repeatable })
     }
 
-    /// The same as a GET, where that brings little: for a manifest.
+    /// The same as a GET, where it is a HEAD of a manifest or a blob. It asks for the first byte only, which registries
+    /// heed for blobs, so that little comes and the connection can be kept.
     #[must_use]
-    pub fn as_get(&self) -> Option<Outbound> {
-        let is_small = self.head.method == Method::HEAD && self.head.uri.path().contains("/manifests/");
-        let mut head = is_small.then(|| self.head.clone())?;
+    pub fn as_probe(&self) -> Option<Outbound> {
+        let path = self.head.uri.path();
+        let is_content = path.contains("/manifests/") || path.contains("/blobs/");
+        let mut head = (self.head.method == Method::HEAD && is_content).then(|| self.head.clone())?;
         head.method = Method::GET;
+        head.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
         Some(Outbound { head, body: None, key: self.key.clone(), lane: self.lane, repeatable: true })
     }
 

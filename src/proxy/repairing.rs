@@ -111,14 +111,17 @@ impl Mending<'_> {
                 if let Some(first) = self.tries.first() {
                     self.upstream.metrics.repaired(first);
                 }
+                if outbound.method() == Method::HEAD {
+                    self.repair.forget(denial_of(self.repair, outbound));
+                }
                 return Break(seen.answer);
             }
             Finding::Real => return Break(seen.answer),
         };
         self.keep(seen.answer);
-        let pause = self.tries.pause_after(sign, self.repair.ambiguous_401, seen.retry_after, chance());
-        self.wait(pause, sign, trip, client).await?;
-        if sign == Sign::Unseen401 {
+        let is_unexplained = self.tries.is_unexplained(sign);
+        self.wait_after(sign, seen.retry_after, trip, client).await?;
+        if is_unexplained {
             self.look_closer(outbound, trip, client).await?;
         }
         Continue(())
@@ -180,39 +183,56 @@ impl Mending<'_> {
     }
 
     /// The answer to a HEAD does not tell why it is a denial; the same as a GET does. A real one is handed on, and believed
-    /// for a while.
+    /// for a while. Whatever else the GET says, the HEAD will say as well.
     async fn look_closer(
         &mut self,
         outbound: &Outbound,
         trip: &mut Trip,
         client: &impl Requester,
     ) -> ControlFlow<Outcome> {
-        let Some(mut probe) = outbound.as_get() else { return self.give_up() };
-        let seen = self.ask(&mut probe, &mut None, trip, client).await?;
-        let is_well = seen.answer.as_ref().is_ok_and(|answer| answer.status().is_success());
+        let Some(mut probe) = outbound.as_probe() else { return self.give_up() };
+        let mut seen = self.ask(&mut probe, &mut None, trip, client).await?;
+        if let Ok(answer) = &mut seen.answer {
+            // Where it is short: its connection is kept, then.
+            let _ = timeout_at(self.upstream.instant(self.deadline), answer.body_mut().read(MOST)).await;
+        }
+        let is_denied = seen.answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::UNAUTHORIZED);
+        drop(seen.answer);
         match seen.finding {
-            _ if is_well => Continue(()),
-            Finding::Good | Finding::Real => {
+            Finding::Sick(sign) => self.wait_after(sign, seen.retry_after, trip, client).await,
+            Finding::Good | Finding::Real if is_denied => {
                 self.repair.remember(denial_of(self.repair, outbound), self.upstream.gate.now());
                 self.give_up()
             }
-            Finding::Sick(sign) => {
-                let pause = self.tries.pause_after(sign, self.repair.ambiguous_401, seen.retry_after, chance());
-                self.wait(pause, sign, trip, client).await
+            Finding::Good | Finding::Real => {
+                self.tries.vouch();
+                self.wait(Duration::ZERO, Sign::Unseen401, trip, client).await
             }
         }
     }
 
-    /// Waits until the time has come to ask again, and notes that it is asked again. It breaks off where it is not, or where
-    /// no time is left.
+    /// Waits as long as an answer with this sign demands. It breaks off where it is not worth asking again.
+    async fn wait_after(
+        &mut self,
+        sign: Sign,
+        retry_after: Option<Duration>,
+        trip: &Trip,
+        client: &impl Requester,
+    ) -> ControlFlow<Outcome> {
+        match self.tries.pause_after(sign, self.repair.ambiguous_401, retry_after, chance()) {
+            Some(pause) => self.wait(pause, sign, trip, client).await,
+            None => self.give_up(),
+        }
+    }
+
+    /// Waits until the time has come to ask again, and notes that it is asked again. It breaks off where no time is left.
     async fn wait(
         &mut self,
-        pause: Option<Duration>,
+        pause: Duration,
         sign: Sign,
         trip: &Trip,
         client: &impl Requester,
     ) -> ControlFlow<Outcome> {
-        let Some(pause) = pause else { return self.give_up() };
         match self.wait_for_budget(pause, sign, trip, client).await {
             Ok(true) => {}
             Ok(false) => return self.give_up(),
@@ -237,8 +257,8 @@ impl Mending<'_> {
         if !self.pause_until(now() + pause, trip, client).await? {
             return Ok(false);
         }
-        if matches!(sign, Sign::PoisonedToken | Sign::Ambiguous401 | Sign::Unseen401) {
-            // It is more likely a real denial than not: nobody is kept waiting to find out.
+        if self.tries.is_doubtful(sign) {
+            // Nobody is kept waiting to find out that it is a real denial.
             return Ok(self.repair.take(now()).is_ok());
         }
         let _turn = tokio::select! {
@@ -300,7 +320,7 @@ impl Mending<'_> {
     /// Whether a denial without a reason is looked at with a GET: not one that was found real not long ago.
     fn is_worth_a_look(&self, outbound: &Outbound) -> bool {
         let known = self.repair.knows(denial_of(self.repair, outbound), self.upstream.gate.now());
-        outbound.as_get().is_some() && !known
+        outbound.as_probe().is_some() && !known
     }
 }
 
