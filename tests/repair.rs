@@ -434,6 +434,45 @@ async fn a_head_that_meets_a_database_error_is_asked_again() {
     assert!(harbor.struck().len() > 5, "{:?}", harbor.struck());
 }
 
+/// An answer that cannot be read will be no better the next time; what is wrong with it is said.
+#[tokio::test]
+async fn an_answer_that_cannot_be_read_is_not_asked_for_again() {
+    const MANY: [&str; 101] = ["X-Header: 1"; 101];
+    let harbor = StubHarbor::scripted(|_, _| Some(Illness::Answer("200 OK", &MANY, 0))).await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    let answer = Puller::new(mirror, "1".to_owned()).await.token("team/app", PASSWORD).await.unwrap();
+    assert_eq!(answer.status(), 502);
+    assert!(answer.text().contains("cannot be read: message head is too large"), "{}", answer.text());
+    assert_eq!((harbor.requests().len(), retries(&sidecar).await), (1, 0));
+}
+
+/// What is packed cannot be looked into: tokens are asked for unpacked, and nothing else is.
+#[tokio::test]
+async fn tokens_are_asked_for_as_they_are() {
+    let harbor = StubHarbor::scripted(|head, before| {
+        let is_packed = head.header("Accept-Encoding") == Some("gzip");
+        let is_token = head.target().contains("/token") && before == 0;
+        let packed = Illness::Answer("401 Unauthorized", &["Content-Encoding: gzip"], 30);
+        is_token.then_some(if is_packed { packed } else { Illness::DatabaseError })
+    })
+    .await;
+    let path = "/service/token?scope=repository:team/app:pull";
+    let basic = format!("Authorization: {}", basic(USER, PASSWORD));
+    for (repair, status, seen) in [("", 200, "identity"), ("[registries.harbor.repair]\nenabled = false", 401, "gzip")]
+    {
+        let (_sidecar, mirror) = start(&harbor, repair).await;
+        let before = harbor.asked().len();
+        let mut wire = Wire::open(mirror).await.unwrap();
+        let puller = format!("X-Pull: {before}");
+        let headers = [basic.as_str(), "Accept-Encoding: gzip", &puller];
+        assert_eq!(wire.get(path, &headers).await.unwrap().status(), status);
+        let _ = wire.get("/v2/team/app/manifests/v1", &headers).await.unwrap();
+        let asked = harbor.asked();
+        let encodings: Vec<_> = asked[before..].iter().map(|(_, head)| head.header("Accept-Encoding")).collect();
+        assert_eq!((encodings.first(), encodings.last()), (Some(&Some(seen)), Some(&Some("gzip"))));
+    }
+}
+
 /// A client that has said all and waits gets its answer, also one that was not repaired in time.
 #[tokio::test]
 async fn a_client_that_has_ended_its_side_still_gets_its_answer() {

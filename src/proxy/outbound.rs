@@ -1,7 +1,7 @@
 //! A request as it goes to the registry.
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue, RANGE};
+use hyper::header::{ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderMap, HeaderValue, RANGE};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
@@ -107,7 +107,14 @@ impl Outbound {
         let mut head = (self.head.method == Method::HEAD && is_content).then(|| self.head.clone())?;
         head.method = Method::GET;
         head.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
-        Some(Outbound { head, body: None, key: self.key.clone(), lane: self.lane, repeatable: true })
+        let mut probe = Outbound { head, body: None, key: self.key.clone(), lane: self.lane, repeatable: true };
+        probe.forgo_encodings();
+        Some(probe)
+    }
+
+    /// Asks for an answer that is not packed, so that it can be looked into.
+    pub fn forgo_encodings(&mut self) {
+        self.head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
 
     /// What it asks for.
@@ -166,7 +173,7 @@ impl Outbound {
                 Ok(response) => return Ok(response),
                 Err(SendError::Unsent(request)) => *request,
                 // Once: what ends a second connection is no accident.
-                Err(SendError::Died { was_kept: true, .. }) if !careful => {
+                Err(SendError::Died { was_kept: true, cause }) if !careful && !cause.is_parse() => {
                     careful = true;
                     self.request()
                 }

@@ -89,6 +89,9 @@ struct Seen {
 impl Mending<'_> {
     async fn run(&mut self, outbound: &mut Outbound, trip: &mut Trip, client: &impl Requester) -> Outcome {
         let mut token = Token::asked_by(outbound, self.repair);
+        if token.is_some() {
+            outbound.forgo_encodings();
+        }
         loop {
             if let Break(outcome) = self.step(outbound, &mut token, trip, client).await {
                 return outcome;
@@ -175,8 +178,10 @@ impl Mending<'_> {
     ) -> Result<Seen, Failure> {
         match outbound.send(self.upstream, trip, client).await {
             Ok(response) => Ok(self.look(response, outbound, token).await),
-            Err(failure @ Failure::Died(_)) => {
-                Ok(Seen { answer: Err(failure), finding: Finding::Sick(Sign::Broken), retry_after: None })
+            // What cannot be read now cannot be read later.
+            Err(Failure::Died(error)) if !error.is_parse() => {
+                let finding = Finding::Sick(Sign::Broken);
+                Ok(Seen { answer: Err(Failure::Died(error)), finding, retry_after: None })
             }
             Err(failure) => Err(failure),
         }

@@ -137,6 +137,10 @@ impl Answer {
                 let message = format!("{title} is unreachable: {error}");
                 Answer { load: Load::of_unreachable(upstream), ..Answer::plain(reason, message) }
             }
+            Failure::Died(error) if error.is_parse() => {
+                let message = format!("{title} sent an answer that cannot be read: {error}");
+                Answer::plain(Reason::UpstreamUnreachable, message)
+            }
             Failure::Died(_) => {
                 Answer::plain(Reason::UpstreamUnreachable, format!("{title} ended the connection before it answered"))
             }
