@@ -434,6 +434,31 @@ async fn a_head_that_meets_a_database_error_is_asked_again() {
     assert!(harbor.struck().len() > 5, "{:?}", harbor.struck());
 }
 
+/// What the registry asks for is waited for, by the registry's own clock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_comes_back_before_the_registry_says_so() {
+    const DATES: [&str; 2] = ["Date: Wed, 21 Oct 2026 07:28:00 GMT", "Retry-After: Wed, 21 Oct 2026 07:28:01 GMT"];
+    for (illness, least) in [
+        (Illness::TooManyRequests, 1),
+        (Illness::Answer("503 Service Unavailable", &["Retry-After: 2"], 0), 2),
+        (Illness::Answer("429 Too Many Requests", &["Retry-After: 1"], 0), 1),
+        (Illness::Answer("504 Gateway Time-out", &DATES, 0), 1),
+        (Illness::Answer("429 Too Many Requests", &DATES, 0), 1),
+    ] {
+        let harbor = StubHarbor::scripted(move |_, before| (before < 2).then_some(illness)).await;
+        let (_sidecar, mirror) = start(&harbor, "").await;
+        let answer = Puller::new(mirror, "1".to_owned()).await.token("team/app", PASSWORD).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let asked = harbor.asked();
+        assert_eq!(asked.len(), 3);
+        let (least, late) = (Duration::from_secs(least), Duration::from_secs(least) + SOON);
+        for pair in asked.windows(2) {
+            let pause = pair[1].0 - pair[0].0;
+            assert!((least..late).contains(&pause), "{illness:?}: {pause:?}");
+        }
+    }
+}
+
 /// An answer that cannot be read will be no better the next time; what is wrong with it is said.
 #[tokio::test]
 async fn an_answer_that_cannot_be_read_is_not_asked_for_again() {

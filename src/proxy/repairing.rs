@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::{Method, Response, StatusCode};
 use tokio::time::timeout_at;
@@ -303,7 +303,7 @@ impl Mending<'_> {
             let finding = Finding::Sick(Sign::Broken);
             return Seen { answer: Err(Failure::Died(error)), finding, retry_after: None };
         }
-        let retry_after = signs::retry_after(response.headers());
+        let retry_after = signs::retry_after(response.headers(), SystemTime::now());
         let body = response.body();
         let finding = match token.as_mut().filter(|_| is_token) {
             _ if !body.is_whole() => Finding::Real,

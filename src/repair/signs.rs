@@ -4,9 +4,9 @@
 //! answer. What is seen of a database error are the words of Go's `database/sql` and of the drivers of `PostgreSQL`, which
 //! Harbor's core puts into the body.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use hyper::header::{HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
 
 use crate::metrics::Sign;
@@ -170,10 +170,17 @@ fn holds(haystack: &[u8], needle: &str) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle.as_bytes())
 }
 
-/// The pause that Retry-After asks for, in seconds; a date is not looked at.
+/// The pause that Retry-After asks for. A date is one of the registry's clock, which its Date tells; without that, it is taken
+/// for `now`. RFC 9110, section 10.2.3.
 #[must_use]
-pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let date = |name| text(name).and_then(|date| httpdate::parse_http_date(date).ok());
+    if let Ok(seconds) = text(RETRY_AFTER)?.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    // What is over asks for no pause.
+    Some(date(RETRY_AFTER)?.duration_since(date(DATE).unwrap_or(now)).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -253,12 +260,25 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_in_seconds() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(retry_after(&headers), None);
-        headers.insert(RETRY_AFTER, HeaderValue::from_static(" 3 "));
-        assert_eq!(retry_after(&headers), Some(Duration::from_secs(3)));
-        headers.insert(RETRY_AFTER, HeaderValue::from_static("Wed, 21 Oct 2026 07:28:00 GMT"));
-        assert_eq!(retry_after(&headers), None);
+    fn retry_after_is_seconds_or_a_date() {
+        // Wed, 21 Oct 2026 07:28:00 GMT.
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_792_567_680);
+        for (retry_after, date, seconds) in [
+            ("", "", None),
+            (" 3 ", "", Some(3)),
+            ("soon", "", None),
+            ("-1", "", None),
+            ("Wed, 21 Oct 2026 07:28:05 GMT", "", Some(5)),
+            ("Wednesday, 21-Oct-26 07:28:05 GMT", "", Some(5)),
+            ("Wed, 21 Oct 2026 07:27:00 GMT", "", Some(0)),
+            ("Wed, 21 Oct 2026 08:28:02 GMT", "Wed, 21 Oct 2026 08:28:00 GMT", Some(2)),
+            ("Wed, 21 Oct 2026 07:28:05 GMT", "yesterday", Some(5)),
+            ("7", "Wed, 21 Oct 2026 08:28:00 GMT", Some(7)),
+        ] {
+            let given = [(RETRY_AFTER, retry_after), (DATE, date)].into_iter().filter(|(_, value)| !value.is_empty());
+            let headers = given.map(|(name, value)| (name, HeaderValue::from_static(value))).collect();
+            let expected = seconds.map(Duration::from_secs);
+            assert_eq!(super::retry_after(&headers, now), expected, "{retry_after:?} at {date:?}");
+        }
     }
 }
