@@ -3,10 +3,12 @@
 //! Harbor shows the overload of its database as answers that look final: a `401` whose body is a database error, a token
 //! without the actions that were asked for. Only a GET or a HEAD is ever asked again, and only before a byte of the
 //! answer went to the client. [`signs`] is the table of what is worth it, [`tokens`] reads tokens, [`budget`] keeps
-//! repair from becoming a storm of its own, [`denials`] remembers what was a real denial. No I/O here, and no clock.
+//! repair from becoming a storm of its own, [`denials`] remembers what was a real denial, [`room`] bounds the memory that
+//! spoiled answers take. No I/O here, and no clock.
 
 pub mod budget;
 pub mod denials;
+pub mod room;
 pub mod signs;
 pub mod tokens;
 
@@ -16,6 +18,7 @@ use std::time::Duration;
 
 use self::budget::Budget;
 use self::denials::{Denial, Denials};
+use self::room::Room;
 use crate::admission::Moment;
 use crate::metrics::Sign;
 
@@ -29,6 +32,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub struct Repair {
     /// How often an answer is asked for again that may be a real denial.
     pub ambiguous_401: u32,
+    /// Room for answers that are kept.
+    pub room: Room,
     budget: Mutex<Budget>,
     /// Held by the first of those who wait for the budget.
     turn: tokio::sync::Mutex<()>,
@@ -41,6 +46,7 @@ impl Repair {
     pub fn new(ambiguous_401: u32) -> Repair {
         Repair {
             ambiguous_401,
+            room: Room::default(),
             budget: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             denials: Mutex::default(),

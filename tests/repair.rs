@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use roadstead_test_support::{Illness, PASSWORD, Response, Sidecar, StubHarbor, USER, Wire, config};
+use roadstead_test_support::{Illness, PASSWORD, Response, Sidecar, StubHarbor, USER, Wire, config, eventually_is};
 use tokio::time::timeout;
 
 /// What anything may take that needs no time of its own.
@@ -282,6 +282,37 @@ async fn a_denied_head_is_looked_at_once_and_then_believed() {
     let asked: Vec<String> = harbor.requests().split_off(1);
     assert_eq!(asked, [format!("HEAD {path}"), format!("GET {path}"), format!("HEAD {path}")]);
     assert_eq!(total(&sidecar, "roadstead_repaired_total").await, 0);
+}
+
+/// Answers that are kept while better ones are asked for take a bounded room; those beyond it are handed on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_are_kept_take_a_bounded_room() {
+    const PULLERS: usize = 400;
+    const LARGE: usize = 60_000;
+    const ROOM: usize = 16 * 1024 * 1024;
+    let sick = Illness::Answer("503 Service Unavailable", &["Retry-After: 20"], LARGE);
+    let harbor = StubHarbor::scripted(move |_, _| Some(sick)).await;
+    let (_sidecar, mirror) = start(&harbor, "").await;
+    let (answered, answers) = std::sync::mpsc::channel();
+    let pullers = (0..PULLERS).map(|number| {
+        let answered = answered.clone();
+        tokio::spawn(async move {
+            let answer = Puller::new(mirror, number.to_string()).await.token("team/app", PASSWORD).await.unwrap();
+            answered.send((answer.status(), answer.body.len())).unwrap();
+        })
+    });
+    let pullers: Vec<_> = pullers.collect();
+    let mut handed_on = 0;
+    eventually_is("those beyond the room are handed on", Duration::from_secs(10), true, async || {
+        for answer in answers.try_iter() {
+            assert_eq!(answer, (503, LARGE));
+            handed_on += 1;
+        }
+        harbor.requests().len() == PULLERS && (PULLERS - handed_on) * LARGE <= ROOM
+    })
+    .await;
+    assert!(handed_on < PULLERS / 2, "{handed_on}: there is room for the others");
+    pullers.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 /// Only a denial proves a denial: what the GET says beyond that, the HEAD says as well when it is asked again.

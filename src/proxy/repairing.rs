@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow::{self, Break, Continue};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use hyper::{Method, Response, StatusCode};
@@ -16,6 +15,7 @@ use super::peeked::Peeked;
 use crate::admission::Moment;
 use crate::metrics::Sign;
 use crate::repair::denials::Denial;
+use crate::repair::room::Taken;
 use crate::repair::signs::{self, Exchange};
 use crate::repair::tokens::{Access, Asked};
 use crate::repair::{Repair, Tries, chance};
@@ -24,11 +24,6 @@ use crate::upstream::{Failure, Requester, Trip, Upstream};
 
 /// How much of an answer is read to find out what it means. A longer one is none of those that can be repaired.
 const MOST: usize = 64 * 1024;
-
-/// Requests that may wait at once to be asked again, of all registries: each keeps an answer in memory.
-const MOST_WAITING: usize = 1000;
-
-static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 /// Gets the request to the registry and brings back an answer that is worth handing on, and how often it was asked for
 /// again.
@@ -48,7 +43,7 @@ pub async fn exchange(
     repair.request(upstream.gate.now());
     let deadline = trip.deadline;
     let last = Err(Failure::ClientLeft);
-    let mut mending = Mending { upstream, repair, deadline, tries: Tries::default(), again: 0, last };
+    let mut mending = Mending { upstream, repair, deadline, tries: Tries::default(), again: 0, last, room: None };
     let answer = mending.run(outbound, trip, client).await?;
     Ok((answer, mending.again))
 }
@@ -66,6 +61,8 @@ struct Mending<'a> {
     again: u32,
     /// What the client gets if nothing better comes: the registry's last answer, or why there is none.
     last: Outcome,
+    /// The room that it takes.
+    room: Option<Taken<'a>>,
 }
 
 /// What an answer is.
@@ -121,7 +118,9 @@ impl Mending<'_> {
             }
             Finding::Real => return Break(seen.answer),
         };
-        self.keep(seen.answer);
+        if !self.keep(seen.answer) {
+            return self.give_up();
+        }
         let is_unexplained = self.tries.is_unexplained(sign);
         self.wait_after(sign, seen.retry_after, trip, client).await?;
         if is_unexplained {
@@ -130,10 +129,21 @@ impl Mending<'_> {
         Continue(())
     }
 
-    /// Keeps an answer for the client. A failure of ours says less than any answer of the registry.
-    fn keep(&mut self, answer: Outcome) {
-        if answer.is_ok() || self.last.is_err() {
-            self.last = answer;
+    /// Keeps an answer for the client. A failure of ours says less than any answer of the registry. Tells whether there is
+    /// room to keep it for long.
+    fn keep(&mut self, answer: Outcome) -> bool {
+        match answer {
+            Ok(answer) => {
+                self.room = self.repair.room.take(answer.body().so_far().len());
+                self.last = Ok(answer);
+                self.room.is_some()
+            }
+            Err(failure) => {
+                if self.last.is_err() {
+                    self.last = Err(failure);
+                }
+                true
+            }
         }
     }
 
@@ -257,7 +267,6 @@ impl Mending<'_> {
         trip: &Trip,
         client: &impl Requester,
     ) -> Result<bool, Failure> {
-        let Some(_waiting) = Waiting::begin() else { return Ok(false) };
         let now = || self.upstream.gate.now();
         if !self.pause_until(now() + pause, trip, client).await? {
             return Ok(false);
@@ -332,22 +341,6 @@ impl Mending<'_> {
 fn denial_of(repair: &Repair, outbound: &Outbound) -> Denial {
     let credentials = outbound.credentials().map_or(&b""[..], |value| value.as_bytes());
     repair.denial_of(credentials, &outbound.uri().to_string())
-}
-
-/// A place among those that wait to be asked again.
-struct Waiting;
-
-impl Waiting {
-    fn begin() -> Option<Waiting> {
-        let waiting = Waiting;
-        (WAITING.fetch_add(1, Ordering::Relaxed) < MOST_WAITING).then_some(waiting)
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        WAITING.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// What is asked for by a request for a token.
