@@ -353,6 +353,7 @@ async fn a_registry_that_falls_silent_withholds_no_answer_that_it_gave() {
         (_, 0) if head.target().contains("/token") => None,
         (_, 0) if head.target().contains("/silent") => Some(Illness::Silence),
         ("GET", 0) => Some(Illness::BadGateway),
+        _ if head.target().contains("/stalled") => Some(Illness::Stall),
         _ => Some(Illness::Silence),
     })
     .await;
@@ -360,9 +361,10 @@ async fn a_registry_that_falls_silent_withholds_no_answer_that_it_gave() {
     let mut puller = Puller::new(mirror, "1".to_owned()).await;
     let bearer = puller.bearer("team/app").await;
     let late = Duration::from_millis(500) + SOON;
-    let manifest = "/v2/team/app/manifests/v1";
-    let answer = timeout(late, puller.get(manifest, Some(&bearer))).await.expect("its time is over").unwrap();
-    assert_eq!((answer.status(), answer.text().as_str()), (502, "<html><h1>502 Bad Gateway</h1></html>"));
+    for manifest in ["/v2/team/app/manifests/v1", "/v2/team/app/manifests/stalled"] {
+        let answer = timeout(late, puller.get(manifest, Some(&bearer))).await.expect("its time is over").unwrap();
+        assert_eq!((answer.status(), answer.text().as_str()), (502, "<html><h1>502 Bad Gateway</h1></html>"));
+    }
     // Silent is the GET that should tell what the HEAD does not.
     let answer = timeout(late, puller.head("/v2/team/app/manifests/silent", &bearer)).await.expect("its time is over");
     assert_eq!(answer.status(), 401);

@@ -307,7 +307,12 @@ impl Mending<'_> {
         if !is_token && !signs::is_suspicious(status, authorized) {
             return Seen { answer: Ok(response), finding: Finding::Good, retry_after: None };
         }
-        let read = timeout_at(self.upstream.instant(self.deadline), response.body_mut().read(MOST)).await;
+        let reading = response.body_mut().read(MOST);
+        let read = match &self.last {
+            // One that does not come whole is no better than what is kept, which is handed out then.
+            Ok(_) => Ok(reading.await),
+            Err(_) => timeout_at(self.upstream.instant(self.deadline), reading).await,
+        };
         if let Ok(Err(error)) = read {
             let finding = Finding::Sick(Sign::Broken);
             return Seen { answer: Err(Failure::Died(error)), finding, retry_after: None };

@@ -23,6 +23,9 @@ pub const PASSWORD: &str = "hunter2";
 /// Bytes of each blob.
 const BLOB: usize = 16 * 1024;
 
+/// An answer whose body is late.
+const STALLED: &str = "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 4\r\n\r\n";
+
 /// One way to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Illness {
@@ -47,6 +50,8 @@ pub enum Illness {
     TooManyRequests,
     /// No word until [`StubHarbor::speak`]; then it is well.
     Silence,
+    /// 502, whose body does not come until [`StubHarbor::speak`].
+    Stall,
     /// This status, with these lines as headers and so many bytes as body.
     Answer(&'static str, &'static [&'static str], usize),
 }
@@ -183,13 +188,20 @@ async fn serve(connection: StubConnection, state: Arc<Mutex<State>>, mut voice: 
                 let _ = wire.stream().set_zero_linger();
                 return;
             }
-            Some(Illness::Silence) => {
+            Some(illness @ (Illness::Silence | Illness::Stall)) => {
+                let (beginning, rest) = match illness {
+                    Illness::Stall => (STALLED, b"late".to_vec()),
+                    _ => ("", well(&head)),
+                };
+                if wire.send(beginning.as_bytes()).await.is_err() {
+                    return;
+                }
                 tokio::select! {
                     spoken = voice.wait_for(|speaks| *speaks) => if spoken.is_err() { return },
                     // Nobody asks two things at once: this is the end.
                     _ = wire.read_more() => return,
                 }
-                well(&head)
+                rest
             }
             Some(illness) => ill(illness, &head),
             None => well(&head),
@@ -264,7 +276,7 @@ pub(crate) fn ill(illness: Illness, head: &Head) -> Vec<u8> {
         Illness::GatewayTimeout => answer(head, "504 Gateway Time-out", &["Content-Type: text/html"], "<html></html>"),
         Illness::TooManyRequests => answer(head, "429 Too Many Requests", &["Retry-After: 1"], ""),
         Illness::Answer(status, headers, length) => answer_bytes(head, status, headers, &vec![b'x'; length]),
-        Illness::Reset | Illness::Silence => unreachable!("no answer"),
+        Illness::Reset | Illness::Silence | Illness::Stall => unreachable!("no answer"),
     }
 }
 
