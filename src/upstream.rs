@@ -506,11 +506,12 @@ impl Upstream {
         self.gate.resize(sized.as_ref().map_or(slots, NodeSlots::all));
     }
 
-    /// Whether a kept connection should be given up for a new one, because its node has many and another one few.
+    /// Whether a kept connection should be given up for a new one, because its node has many and another one few, or one is
+    /// to be tried.
     #[must_use]
     pub fn is_due_to_move(&self, kept: &Kept, way: &Way) -> bool {
         let (Some(cluster), Some(node)) = (&way.cluster, kept.node()) else { return false };
-        cluster.is_due_to_move(node, self.gate.now())
+        cluster.is_due_to_move(node, self.slots_of_each, self.gate.now())
     }
 
     /// The addresses that may be dialled; at least one.

@@ -1,9 +1,9 @@
 //! The nodes of one registry: which of them the next connection goes to.
 //!
 //! The one with the fewest open connections is taken. One that takes no connections is left out, and tried again with
-//! growing pauses, one connection at a time. Kept connections move, few at a time, to a node that has fewer: without that,
-//! one that comes back would get none as long as the others' are reused. Slots bound all of them together; that is the
-//! gate's work.
+//! growing pauses, one connection at a time. Kept connections move, few at a time, to a node that has fewer or is due to be
+//! tried: without that, one that comes back would get none as long as the others' are reused. Slots bound all of them
+//! together; that is the gate's work.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -70,8 +70,8 @@ impl Cluster {
         &self.origins
     }
 
-    /// Takes the node for the next connection from those at `candidates`, which are numbers of nodes: of those that are
-    /// in, or are due to be tried, the one with the fewest connections; where all are out, the one that is due first.
+    /// Takes the node for the next connection from those at `candidates`, which are numbers of nodes: one that is due to be
+    /// tried; of those that are in, the one with the fewest connections; where all are out, the one that is due first.
     /// `None` when no candidate has fewer connections than `most`.
     #[must_use]
     pub fn pick(self: &Arc<Cluster>, candidates: &[usize], most: Option<usize>, now: Moment) -> Option<Berth> {
@@ -85,12 +85,15 @@ impl Cluster {
     }
 
     /// Whether a kept connection to this node should be given up for a new one, because another node has fewer even with
-    /// one more. `true` at most once in a while.
+    /// one more, or one is due to be tried and has fewer than `most`. `true` at most once in a while.
     #[must_use]
-    pub fn is_due_to_move(&self, index: usize, now: Moment) -> bool {
+    pub fn is_due_to_move(&self, index: usize, most: Option<usize>, now: Moment) -> bool {
         let nodes = self.lock();
-        let fewest = nodes.iter().filter(|node| node.may_be_dialled(now)).map(|node| node.open).min();
-        if fewest.is_none_or(|fewest| nodes[index].open < fewest + 2) {
+        let has_better = nodes.iter().any(|node| !node.is_out() && node.open + 2 <= nodes[index].open);
+        // What is given up is no longer in the way of its own node.
+        let has_room = |other: usize| most.is_none_or(|most| nodes[other].open < most + usize::from(other == index));
+        let tries = (0..nodes.len()).any(|other| nodes[other].is_due(now) && has_room(other));
+        if !has_better && !tries {
             return false;
         }
         let mut next = self.next_move.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,13 +108,13 @@ impl Cluster {
     #[must_use]
     pub fn is_lost(&self, index: usize, now: Moment) -> bool {
         let node = &mut self.lock()[index];
-        node.may_be_dialled(now) && node.leave_out(now)
+        (!node.is_out() || node.is_due(now)) && node.leave_out(now)
     }
 
     /// How many nodes are in.
     #[must_use]
     pub fn living(&self) -> usize {
-        self.lock().iter().filter(|node| node.out.is_none()).count()
+        self.lock().iter().filter(|node| !node.is_out()).count()
     }
 
     /// What each node is doing.
@@ -121,7 +124,7 @@ impl Cluster {
         let gauge = |(origin, node): (&Origin, &Node)| MemberGauges {
             url: origin.to_string(),
             open: node.open,
-            up: node.out.is_none(),
+            up: !node.is_out(),
         };
         self.origins.iter().zip(nodes.iter()).map(gauge).collect()
     }
@@ -132,17 +135,24 @@ impl Cluster {
 }
 
 impl Node {
-    /// The least is the best: those that are in or due to be tried, by their connections; then by when they are due.
-    fn preference(&self, now: Moment) -> (bool, Moment, usize) {
+    /// The least is the best: one that is due to be tried, since the others' connections would keep it from ever being; then
+    /// those that are in, by their connections; then by when they are due.
+    fn preference(&self, now: Moment) -> (u8, Moment, usize) {
         match self.out {
-            Some(out) if !self.may_be_dialled(now) => (true, out.due, self.open),
-            _ => (false, Moment::default(), self.open),
+            _ if self.is_due(now) => (0, Moment::default(), self.open),
+            None => (1, Moment::default(), self.open),
+            Some(out) => (2, out.due, self.open),
         }
     }
 
-    /// Whether it is in, or due to be tried.
-    fn may_be_dialled(&self, now: Moment) -> bool {
-        self.out.is_none_or(|out| out.due <= now && !out.probing)
+    /// Whether it is left out.
+    fn is_out(&self) -> bool {
+        self.out.is_some()
+    }
+
+    /// Whether it is left out, and may be tried.
+    fn is_due(&self, now: Moment) -> bool {
+        self.out.is_some_and(|out| out.due <= now && !out.probing)
     }
 
     /// Leaves it out, longer each time. Tells whether it was in until now.
@@ -176,7 +186,7 @@ impl Berth {
     pub fn failed(&self, now: Moment) -> bool {
         let node = &mut self.cluster.lock()[self.index];
         // One outage, however many meet it that were dialled before.
-        (node.out.is_none() || self.probes) && node.leave_out(now)
+        (!node.is_out() || self.probes) && node.leave_out(now)
     }
 }
 
@@ -282,14 +292,14 @@ mod tests {
         assert!(first.failed(at(0)));
         drop(first);
         let mut berths: Vec<Berth> = (0..6).map(|_| pick(&cluster, at(0))).collect();
-        assert!(!cluster.is_due_to_move(1, at(99)), "there is no better place");
+        assert!(!cluster.is_due_to_move(1, None, at(99)), "there is no better place");
         let mut moves = 0;
         for step in 1..100 {
             let now = at(step * 100);
-            let Some(leaves) = berths.iter().position(|berth| cluster.is_due_to_move(berth.index(), now)) else {
+            let Some(leaves) = berths.iter().position(|berth| cluster.is_due_to_move(berth.index(), None, now)) else {
                 break;
             };
-            assert!(!berths.iter().any(|berth| cluster.is_due_to_move(berth.index(), now)), "one at a time");
+            assert!(!berths.iter().any(|berth| cluster.is_due_to_move(berth.index(), None, now)), "one at a time");
             drop(berths.remove(leaves));
             berths.push(pick(&cluster, now));
             let _ = berths.last().unwrap().stands();
@@ -299,14 +309,60 @@ mod tests {
         assert_eq!(cluster.gauges().iter().map(|node| node.open).collect::<Vec<_>>(), [2, 2, 2]);
     }
 
+    /// One slot each: the only connection there is, is given up to try the node that is out, and as soon as that is due.
+    #[test]
+    fn a_node_that_is_due_is_tried_though_the_others_have_no_connection_to_spare() {
+        let cluster = cluster(2);
+        let (held, lost) = (pick(&cluster, at(0)), pick(&cluster, at(0)));
+        assert!(lost.index() == 1 && lost.failed(at(0)));
+        drop(lost);
+        assert!(!cluster.is_due_to_move(0, Some(1), at(99)));
+        assert!(cluster.is_due_to_move(0, Some(1), at(100)));
+        drop(held);
+        let probe = cluster.pick(&[0, 1], Some(1), at(100)).unwrap();
+        assert_eq!(probe.index(), 1, "it is the one that is out, though the other one has none either");
+        assert!(!probe.failed(at(100)));
+        drop(probe);
+        let held = cluster.pick(&[0, 1], Some(1), at(100)).unwrap();
+        assert_eq!(held.index(), 0);
+        assert!(!cluster.is_due_to_move(0, Some(1), at(299)), "its pauses grow, and with them those between moves");
+        assert!(cluster.is_due_to_move(0, Some(1), at(300)));
+        drop(held);
+        assert!(cluster.pick(&[0, 1], Some(1), at(300)).unwrap().stands());
+    }
+
+    /// What still stands at a node that is out fills it: no other gives up a connection for it, but its own do.
+    #[test]
+    fn a_full_node_that_is_due_is_tried_in_place_of_its_own_connection() {
+        let cluster = cluster(2);
+        let (_held, kept) = (pick(&cluster, at(0)), pick(&cluster, at(0)));
+        assert!(kept.failed(at(0)));
+        assert!(!cluster.is_due_to_move(0, Some(1), at(100)));
+        assert!(cluster.is_due_to_move(1, Some(1), at(100)));
+    }
+
+    /// One slot in all moves to each node that comes back, and then stays where it is.
+    #[test]
+    fn one_connection_does_not_move_back_and_forth() {
+        let cluster = cluster(2);
+        let lost = pick(&cluster, at(0));
+        assert!(lost.failed(at(0)));
+        drop(lost);
+        drop(pick(&cluster, at(50)));
+        assert!(cluster.is_due_to_move(1, None, at(100)));
+        let moved = pick(&cluster, at(100));
+        assert!(moved.index() == 0 && moved.stands());
+        assert!((2..1000).all(|step| !cluster.is_due_to_move(0, None, at(step * 100))));
+    }
+
     #[test]
     fn nothing_moves_to_a_node_whose_name_is_lost() {
         let cluster = cluster(2);
         assert!(cluster.is_lost(0, at(0)));
         let _berths: Vec<Berth> = (0..4).map(|_| pick(&cluster, at(0))).collect();
         assert!(!cluster.is_lost(0, at(50)), "its pause does not grow by each who asks");
-        assert!(!cluster.is_due_to_move(1, at(99)));
-        assert!(cluster.is_due_to_move(1, at(100)), "it is tried again");
+        assert!(!cluster.is_due_to_move(1, None, at(99)));
+        assert!(cluster.is_due_to_move(1, None, at(100)), "it is tried again");
     }
 
     #[test]
