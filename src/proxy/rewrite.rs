@@ -27,7 +27,7 @@ impl<'a> Rewrite<'a> {
     pub fn apply(&self, headers: &mut HeaderMap) {
         let is_own = |origin: &Origin| self.mirror.owns(&origin.target);
         replace_all(headers, &LOCATION, |value| led_back(value, &self.base, is_own));
-        replace_all(headers, &WWW_AUTHENTICATE, |value| realm_led_back(value, &self.base, is_own));
+        replace_all(headers, &WWW_AUTHENTICATE, |value| realms_led_back(value, &self.base, is_own));
     }
 }
 
@@ -59,14 +59,32 @@ fn led_back(url: &str, base: &str, is_own: impl Fn(&Origin) -> bool) -> Option<S
     is_own(&origin).then(|| format!("{base}{slash}{path}"))
 }
 
-/// The challenge with the URL in its realm led back (RFC 9110, section 11.5).
-fn realm_led_back(challenge: &str, base: &str, is_own: impl Fn(&Origin) -> bool) -> Option<String> {
-    const REALM: &str = "realm=\"";
-    let at = challenge.to_ascii_lowercase().find(REALM)? + REALM.len();
-    let (before, rest) = challenge.split_at(at);
-    let (realm, after) = rest.split_once('"')?;
-    let led_back = led_back(realm, base, is_own)?;
-    Some(format!("{before}{led_back}\"{after}"))
+/// The challenges with the URL in each realm led back (RFC 9110, section 11.6.1): one line may hold several, and not every
+/// registry puts a realm in quotes.
+fn realms_led_back(challenges: &str, base: &str, is_own: impl Fn(&Origin) -> bool) -> Option<String> {
+    let (mut done, mut rest, mut changed) = (String::new(), challenges, false);
+    while let Some((before, realm, after)) = split_at_realm(rest) {
+        let led_back = led_back(realm, base, &is_own);
+        changed |= led_back.is_some();
+        done.push_str(before);
+        done.push_str(led_back.as_deref().unwrap_or(realm));
+        rest = after;
+    }
+    done.push_str(rest);
+    changed.then_some(done)
+}
+
+/// What stands before the first realm, the realm without its quotes, and what follows.
+fn split_at_realm(text: &str) -> Option<(&str, &str, &str)> {
+    const REALM: &str = "realm";
+    let name = text.to_ascii_lowercase().find(REALM)? + REALM.len();
+    let value = text[name..].trim_start().strip_prefix('=')?.trim_start();
+    let (value, end) = match value.strip_prefix('"') {
+        Some(quoted) => (quoted, quoted.find('"')?),
+        None => (value, value.find([',', ' ']).unwrap_or(value.len())),
+    };
+    let before = text.len() - value.len();
+    Some((&text[..before], &value[..end], &value[end..]))
 }
 
 #[cfg(test)]
@@ -111,14 +129,32 @@ mod tests {
         let challenge = r#"Bearer realm="https://harbor.example.com/service/token",service="harbor-registry",scope="repository:a:pull""#;
         let expected =
             r#"Bearer realm="http://127.0.0.1:4130/service/token",service="harbor-registry",scope="repository:a:pull""#;
-        assert_eq!(realm_led_back(challenge, BASE, harbor).as_deref(), Some(expected));
+        assert_eq!(realms_led_back(challenge, BASE, harbor).as_deref(), Some(expected));
         for other in [
             r#"Basic realm="harbor""#,
             r#"Bearer realm="https://auth.example.com/token",service="https://harbor.example.com""#,
             r#"Bearer service="x""#,
             r#"Bearer realm="https://harbor.example.com/service/token"#,
         ] {
-            assert_eq!(realm_led_back(other, BASE, harbor), None, "{other}");
+            assert_eq!(realms_led_back(other, BASE, harbor), None, "{other}");
+        }
+    }
+    #[test]
+    fn every_realm_of_a_line_is_led_back() {
+        let own = "https://harbor.example.com/service/token";
+        for (challenges, expected) in [
+            (
+                format!("Basic realm=\"harbor\", Bearer realm=\"{own}\",service=\"s\""),
+                format!("Basic realm=\"harbor\", Bearer realm=\"{BASE}/service/token\",service=\"s\""),
+            ),
+            (
+                format!("Bearer Realm = \"{own}\", Bearer realm=\"https://other.example.com/token\""),
+                format!("Bearer Realm = \"{BASE}/service/token\", Bearer realm=\"https://other.example.com/token\""),
+            ),
+            (format!("Bearer realm={own},service=s"), format!("Bearer realm={BASE}/service/token,service=s")),
+            (format!("Bearer service=s, realm={own}"), format!("Bearer service=s, realm={BASE}/service/token")),
+        ] {
+            assert_eq!(realms_led_back(&challenges, BASE, harbor), Some(expected), "{challenges}");
         }
     }
 }
