@@ -1,5 +1,6 @@
 //! The mirror listener, and TLS to the registry: what the registry gets, what the client gets, on which connections.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -199,6 +200,12 @@ async fn a_thousand_small_requests_take_no_more_dials_than_slots() {
     assert_eq!(stub.requests(), 1000);
     let peak = watch.stop();
     assert!((1..=8).contains(&peak.most), "{peak:?}");
+    // As the registry tells it: a connection, with its handshake, for each port of ours.
+    let log = front.log();
+    let served: Vec<&str> = log.lines().filter(|line| line.contains("\"GET /v2/")).collect();
+    let ports: BTreeSet<&str> = served.iter().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(served.len(), 1000);
+    assert!((1..=8).contains(&ports.len()), "{} connections", ports.len());
 }
 
 #[tokio::test]

@@ -108,6 +108,8 @@ async fn a_body_that_ends_with_its_connection_comes_whole() {
     let words = [b"HTTP/1.1 200 OK\r\nX-Kept: 1\r\n\r\n", &body[..]].concat();
     let answer = relayed(&words, true, "GET", &[]).await;
     assert_eq!((answer.header("Content-Length"), answer.header("X-Kept")), (None, Some("1")));
+    // Its end is told, so that a body that was cut cannot be taken for a whole one.
+    assert_eq!(answer.header("Transfer-Encoding"), Some("chunked"));
     assert!(answer.body == body, "{} bytes", answer.body.len());
 }
 
