@@ -194,6 +194,12 @@ impl<P: Send + 'static> Gate<P> {
         SlotKeeper::entered(&*self.shared, slot, state);
     }
 
+    /// Lets one of these slots that lies idle give way to this client, who needs one of them, though others may be free.
+    pub fn make_way(&self, among: &[SlotId], client: &Client) {
+        let now = self.now();
+        self.shared.settle(self.shared.handover.event(|core| core.make_way(among, client, now)));
+    }
+
     /// Changes the number of slots; holders keep theirs.
     pub fn resize(&self, slots: usize) {
         let now = self.now();

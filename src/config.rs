@@ -29,7 +29,7 @@ pub use problem::{LoadError, Problem, Problems};
 pub use rate::Rate;
 pub use share::{BadShare, Share};
 
-use crate::target::{HostPattern, Origin};
+use crate::target::{Host, HostPattern, Origin};
 use reader::Section;
 use report::Report;
 
@@ -136,6 +136,8 @@ pub struct Tls {
     pub ca_file: Option<PathBuf>,
     /// The certificate chain and the key that the sidecar shows of itself, in PEM. Default none.
     pub client: Option<(PathBuf, PathBuf)>,
+    /// What every URL of the mirror must prove to be. Default the host of each.
+    pub server_name: Option<Host>,
     /// Whether to talk to whoever answers. Default false.
     pub insecure_skip_verify: bool,
 }

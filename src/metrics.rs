@@ -366,7 +366,7 @@ impl Metrics {
             ),
             member_open: families.gauges(
                 "roadstead_upstream_open_connections",
-                "Sockets of the mirror's requests that stand, by URL of mirror.upstream.",
+                "Sockets that stand or are dialled, by URL of mirror.upstream.",
                 &["registry", "upstream"],
             ),
             member_up: families.gauges(

@@ -17,13 +17,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use self::cluster::{Berth, Cluster};
 use self::connect::{DialError, Standing, Terms, Undialled};
-use self::doors::Doors;
+use self::doors::{Addresses, Doors};
 use self::http::Kept;
 use self::resolve::{ResolveError, Resolver};
 use self::socket::Socket;
@@ -32,7 +33,7 @@ use crate::address::{AddressClass, classify};
 use crate::admission::{Admission, Ask, Claim, Gate, Kind, Lane, Moment, Party, Place, Refusal, ReuseKey, SlotState};
 use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
 use crate::repair::Repair;
-use crate::target::Target;
+use crate::target::{Origin, Target};
 
 /// First pause after a name could not be resolved; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -175,13 +176,15 @@ pub struct Way {
     pub listed_host: bool,
     /// The nodes that can serve it, where the operator named them.
     pub cluster: Option<Arc<Cluster>>,
+    /// The only one of them that it goes to, by its number.
+    pub node: Option<usize>,
 }
 
 impl Way {
     /// What places are kept for, and outages noted for: the target, or all nodes together.
     fn name(&self) -> Arc<str> {
         match &self.cluster {
-            Some(cluster) if cluster.origins().len() > 1 => {
+            Some(cluster) if cluster.origins().len() > 1 && self.node.is_none() => {
                 let nodes: Vec<String> = cluster.origins().iter().map(ToString::to_string).collect();
                 nodes.join(" ").into()
             }
@@ -291,7 +294,7 @@ impl Failure {
     fn may_pass(&self) -> bool {
         match self {
             Failure::Unknown(_) => true,
-            Failure::Undialled(error) => !matches!(error, DialError::Untrusted(..)),
+            Failure::Undialled(error) => !error.is_final(),
             _ => false,
         }
     }
@@ -415,22 +418,25 @@ impl Upstream {
         requester: &impl Requester,
     ) -> Result<Reached, Failure> {
         let mut failed: Option<DialError> = None;
+        let mut untrusted = false;
         let mut doors = self.doors(trip, requester).await?;
         while doors.any_left() {
-            let admitted = self.admit(trip, reuse, requester).await;
-            let slot = match (admitted, failed.take()) {
-                (Ok(Admission::New(slot)), _) => slot,
-                (Ok(Admission::Kept(kept)), _) => return Ok(Reached::Kept(kept)),
+            let slot = match self.admit(trip, reuse, requester).await {
+                Ok(Admission::New(slot)) => slot,
+                Ok(Admission::Kept(kept)) => return Ok(Reached::Kept(kept)),
                 // Its patience ended between two dials: what failed is the dial.
-                (Err(Failure::Refused(_)), Some(failure)) => return Err(failure.into()),
-                (Err(failure), _) => return Err(failure),
+                Err(failure @ Failure::Refused(_)) => return Err(failed.map_or(failure, Failure::from)),
+                Err(failure) => return Err(failure),
             };
             if requester.is_broken() || trip.queued && requester.has_ended() {
                 return Err(Failure::ClientLeft);
             }
             let Some(door) = doors.next(self.slots_of_each, self.gate.now()) else {
-                // Its node has no slot left, and another one is out: slot and token go back until that has settled.
+                // Its node has no slot left, though there are others: slot and token go back until that has settled.
                 drop(slot);
+                if let Some((cluster, node)) = trip.way.cluster.as_ref().zip(trip.way.node) {
+                    self.gate.make_way(&cluster.slots_of(node), &trip.party.client);
+                }
                 self.pause_until(self.gate.now() + FIRST_PAUSE, trip, requester).await?;
                 continue;
             };
@@ -444,10 +450,25 @@ impl Upstream {
                     trip.connect = Some(took);
                     return Ok(self.stands(standing, &trip.way));
                 }
-                Err(undialled) => failed = Some(self.failed(undialled, &doors, &trip.way)),
+                Err(undialled) => {
+                    let is_node = undialled.berth().is_some();
+                    let error = self.failed(undialled, &doors, &trip.way);
+                    untrusted |= error.is_final();
+                    // Of nodes, one that may be back is worth another round, whatever the others are.
+                    failed = failed.filter(|before| is_node && error.is_final() && !before.is_final()).or(Some(error));
+                }
             }
         }
-        Err(failed.map_or(Failure::ClientLeft, Failure::from))
+        match failed {
+            Some(error) if untrusted && self.insist && !error.is_final() => {
+                // Somebody took the connection, so the gate knows of no outage.
+                let until = trip.deadline.min(self.gate.now() + LONGEST_PAUSE / 4);
+                self.pause_until(until, trip, requester).await?;
+                Err(error.into())
+            }
+            Some(error) => Err(error.into()),
+            None => Err(Failure::ClientLeft),
+        }
     }
 
     fn stands(&self, standing: Standing, way: &Way) -> Reached {
@@ -474,8 +495,12 @@ impl Upstream {
         }
         // Of a registry, the last word counts; other hosts have nothing in common. Who cannot prove who he is takes
         // connections all the same.
-        let tells = self.insist && doors.failure_tells(undialled.berth());
-        if !matches!(undialled.error, DialError::Untrusted(..)) {
+        let nobody_left = match &way.cluster {
+            Some(cluster) if way.node.is_none() => cluster.living() == 0,
+            _ => !doors.any_left(),
+        };
+        let tells = self.insist && nobody_left;
+        if !undialled.error.is_final() {
             undialled.tell(tells);
         }
         undialled.into_error()
@@ -490,11 +515,9 @@ impl Upstream {
             of = cluster.origins().len(),
             "nodes that take connections"
         );
-        // In order: the last word counts.
+        // In order: the last word counts. The nodes may be others now, but what is known of them is the same.
         let sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sized) = &*sized
-            && Arc::ptr_eq(&sized.nodes, cluster)
-        {
+        if let Some(sized) = &*sized {
             self.gate.resize(sized.all());
         }
     }
@@ -510,48 +533,69 @@ impl Upstream {
     /// to be tried.
     #[must_use]
     pub fn is_due_to_move(&self, kept: &Kept, way: &Way) -> bool {
-        let (Some(cluster), Some(node)) = (&way.cluster, kept.node()) else { return false };
+        let (Some(cluster), Some(node), None) = (&way.cluster, kept.node(), way.node) else { return false };
         cluster.is_due_to_move(node, self.slots_of_each, self.gate.now())
     }
 
     /// The addresses that may be dialled; at least one.
     async fn doors(&self, trip: &Trip, requester: &impl Requester) -> Result<Doors, Failure> {
-        let Way { target, secure, pinned, listed_host, cluster } = &trip.way;
-        if let Some(cluster) = cluster {
+        let Way { target, secure, pinned, listed_host, cluster, node } = &trip.way;
+        if let (Some(cluster), None) = (cluster, node) {
             return self.doors_of_nodes(cluster, trip, requester).await;
         }
         let addresses = match pinned {
             Some(pinned) => self.addresses.allowed(pinned.iter().copied(), *listed_host)?,
-            None => self.resolve(target, *listed_host, trip.deadline, requester).await?,
+            None => self.resolve(trip, requester).await?,
         };
-        Ok(Doors::Host(addresses.into(), secure.then(|| target.host().clone())))
+        let secure = secure.then(|| target.host());
+        Ok(match cluster.as_ref().zip(*node) {
+            Some((cluster, node)) => {
+                let mut nodes: Vec<Addresses> = cluster.origins().iter().map(|_| Addresses::default()).collect();
+                nodes[node] = Addresses { left: addresses.into(), secure: secure.map(|host| self.tls.name_of(host)) };
+                Doors::Nodes(cluster.clone(), nodes)
+            }
+            None => Doors::Host(Addresses { left: addresses.into(), secure: secure.cloned() }),
+        })
     }
 
-    /// Those of every node whose name can be resolved.
+    /// Those of every node whose name can be resolved. One that is left out keeps nobody waiting for its name.
     async fn doors_of_nodes(
         &self,
         cluster: &Arc<Cluster>,
         trip: &Trip,
         requester: &impl Requester,
     ) -> Result<Doors, Failure> {
-        let mut nodes = Vec::new();
+        let wanted = cluster.wanted(self.gate.now());
+        // One name that nobody answers for must not keep the others waiting.
+        let patience = trip.deadline.min(self.gate.now() + NODE_LOOKUP);
+        let mut lookups = JoinSet::new();
+        for index in wanted {
+            let (resolver, target) = (self.resolver.clone(), cluster.origins()[index].target.clone());
+            let until = self.instant(patience);
+            lookups.spawn(async move { (index, resolve(&resolver, &target, until).await) });
+        }
+        let found = tokio::select! {
+            biased;
+            found = lookups.join_all() => found,
+            () = gone(requester, trip.queued) => return Err(Failure::ClientLeft),
+        };
+        let mut nodes: Vec<Addresses> = cluster.origins().iter().map(|_| Addresses::default()).collect();
         let mut lost = None;
-        for (index, origin) in cluster.origins().iter().enumerate() {
-            // One name that nobody answers for must not keep the others waiting.
-            let patience = trip.deadline.min(self.gate.now() + NODE_LOOKUP);
-            let found = self.resolve(&origin.target, true, patience, requester).await;
-            let addresses = match found {
-                Err(failure @ (Failure::ClientLeft | Failure::Draining)) => return Err(failure),
+        for (index, addresses) in found {
+            let allowed = |addresses: Vec<SocketAddr>| self.addresses.allowed(addresses.into_iter(), true);
+            match addresses.map_err(Failure::from).and_then(allowed) {
                 Err(failure) => {
                     if cluster.is_lost(index, self.gate.now()) {
                         self.nodes_changed(&trip.way);
                     }
                     lost = Some(failure);
-                    Vec::new()
                 }
-                Ok(addresses) => addresses,
-            };
-            nodes.push(addresses.into());
+                Ok(addresses) => {
+                    let Origin { secure, target } = &cluster.origins()[index];
+                    let secure = secure.then(|| self.tls.name_of(target.host()));
+                    nodes[index] = Addresses { left: addresses.into(), secure };
+                }
+            }
         }
         let doors = Doors::Nodes(cluster.clone(), nodes);
         match lost {
@@ -560,22 +604,14 @@ impl Upstream {
         }
     }
 
-    async fn resolve(
-        &self,
-        target: &Target,
-        listed_host: bool,
-        deadline: Moment,
-        requester: &impl Requester,
-    ) -> Result<Vec<SocketAddr>, Failure> {
-        let resolving = self.resolver.resolve(target.host());
-        let resolved = tokio::select! {
+    async fn resolve(&self, trip: &Trip, requester: &impl Requester) -> Result<Vec<SocketAddr>, Failure> {
+        let Way { target, listed_host, .. } = &trip.way;
+        let addresses = tokio::select! {
             biased;
-            resolved = timeout_at(self.instant(deadline), resolving) => resolved,
-            () = requester.ended() => return Err(Failure::ClientLeft),
+            resolved = resolve(&self.resolver, target, self.instant(trip.deadline)) => resolved?,
+            () = gone(requester, trip.queued) => return Err(Failure::ClientLeft),
         };
-        let addresses = resolved.unwrap_or_else(|_| Err(ResolveError::silent(target.host())))?;
-        let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, target.port()));
-        self.addresses.allowed(addresses, listed_host)
+        self.addresses.allowed(addresses.into_iter(), *listed_host)
     }
 
     async fn admit(
@@ -624,6 +660,12 @@ impl Upstream {
     pub fn instant(&self, moment: Moment) -> Instant {
         Instant::now() + moment.since(self.gate.now())
     }
+}
+
+async fn resolve(resolver: &Resolver, target: &Target, until: Instant) -> Result<Vec<SocketAddr>, ResolveError> {
+    let answer = timeout_at(until, resolver.resolve(target.host())).await;
+    let ips = answer.unwrap_or_else(|_| Err(ResolveError::silent(target.host())))?;
+    Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, target.port())).collect())
 }
 
 #[cfg(test)]

@@ -1,16 +1,23 @@
 //! Several nodes behind one mirror, each a stub that counts its own connections: who gets them, while nodes go and come.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use roadstead_test_support::{Response, Sidecar, StubBuilder, StubRegistry, Wire, config, eventually, eventually_is};
+use roadstead_test_support::real::{Nginx, TlsVersion};
+use roadstead_test_support::{
+    KEEP_TUNNELS, Response, Sidecar, Signal, StubBuilder, StubRegistry, Wire, config, connect_through, eventually,
+    eventually_is, get_through,
+};
 use tokio::task::JoinHandle;
 
 const SOON: Duration = Duration::from_secs(10);
 /// What a node may be left out for at most, and more.
 const PROBED: Duration = Duration::from_secs(20);
+/// Long enough to see that nothing comes of what takes milliseconds.
+const NEVER: Duration = Duration::from_millis(500);
 
 /// Slots for each of these nodes; `more` goes after the mirror's own lines.
 fn cluster_config(nodes: &[&StubRegistry], slots: usize, more: &str) -> String {
@@ -97,6 +104,101 @@ async fn a_node_that_comes_back_is_used_though_no_connection_ever_rests() {
         puller.await.unwrap();
     }
     assert_eq!((one.peak(), other.peak()), (1, 1));
+}
+
+/// Tunnels, and requests for absolute URLs, to a node take the slots of that node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_goes_to_a_node_takes_its_slots() {
+    let (one, other) = (node().await, node().await);
+    let (sidecar, mirror) = start(&cluster_config(&[&one, &other], 2, KEEP_TUNNELS)).await;
+    let (proxy, authority) = (sidecar.proxy(), one.address().to_string());
+    let mut tunnels = Vec::new();
+    for _ in 0..2 {
+        tunnels.push(connect_through(proxy, &authority, &[]).await.unwrap());
+    }
+    let third = tokio::spawn({
+        let authority = authority.clone();
+        async move { connect_through(proxy, &authority, &[]).await.map(drop).map_err(|answer| answer.text()) }
+    });
+    let absolute = tokio::spawn(async move { get_through(proxy, &format!("http://{authority}/v2/"), &[]).await });
+    let waits = tokio::time::timeout(NEVER, eventually_is("a third", SOON, 3, async || one.open())).await;
+    assert!(waits.is_err() && !third.is_finished() && !absolute.is_finished(), "{} open", one.open());
+    // The mirror's own requests go where there is room.
+    all_served(ask(mirror, 4)).await;
+    assert_eq!((one.requests(), one.open()), (0, 2));
+    drop(tunnels);
+    third.await.unwrap().unwrap();
+    assert_eq!(absolute.await.unwrap().status(), 200);
+    assert!(one.peak() <= 2 && other.peak() <= 2, "{} and {}", one.peak(), other.peak());
+}
+
+/// What idles at a node gives way to a tunnel there, though other nodes have slots left: a connection that is kept, and a
+/// tunnel that carries nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_idles_at_a_node_gives_way_to_who_goes_there() {
+    let (one, other) = (node().await, node().await);
+    let (sidecar, mirror) = start(&cluster_config(&[&one, &other], 1, "")).await;
+    assert_eq!(get(mirror, "/v2/").await.status(), 200);
+    let (taken, free) = if one.open() == 1 { (&one, &other) } else { (&other, &one) };
+    sidecar.until("stub", "idle", 1).await;
+    let authority = taken.address().to_string();
+    let tunnel = tokio::time::timeout(SOON, connect_through(sidecar.proxy(), &authority, &[])).await;
+    let mut unused = tunnel.expect("the connection gives way").unwrap();
+    let tunnel = tokio::time::timeout(SOON, connect_through(sidecar.proxy(), &authority, &[])).await;
+    let _next = tunnel.expect("the tunnel gives way").unwrap();
+    let end = tokio::time::timeout(SOON, unused.receive()).await.expect("the first tunnel has ended");
+    assert!(end.unwrap().is_empty(), "in order");
+    assert_eq!((taken.peak(), free.peak()), (1, 0));
+}
+
+/// Another list of nodes: what stands at those that stay counts, also while it carries answers that were begun before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_with_other_nodes_remembers_what_stands() {
+    let nodes = [node().await, node().await, node().await];
+    let [stays, goes, comes] = &nodes;
+    nodes.iter().for_each(StubRegistry::hold);
+    let (sidecar, mirror) = start(&cluster_config(&[stays, goes], 2, "")).await;
+    let before = ask(mirror, 4);
+    eventually_is("both nodes to be full", SOON, (2, 2), async || (stays.open(), goes.open())).await;
+    fs::write(sidecar.config_path(), cluster_config(&[stays, comes], 2, "")).unwrap();
+    sidecar.signal(Signal::HUP);
+    let url = format!("http://{}", comes.address());
+    eventually("the new node", SOON, async || match sidecar.metrics().await {
+        metrics if metrics.sum("roadstead_upstream_up", &[("upstream", &url)]) > 0.0 => Ok(()),
+        metrics => Err(metrics.sum("roadstead_upstream_up", &[])),
+    })
+    .await;
+    let after = ask(mirror, 4);
+    sidecar.until("stub", "waiting", 4).await;
+    goes.release();
+    eventually_is("the new node to be full", SOON, 2, async || comes.open()).await;
+    nodes.iter().for_each(StubRegistry::release);
+    all_served(before).await;
+    all_served(after).await;
+    assert_eq!((stays.peak(), goes.peak(), comes.peak()), (2, 2, 2));
+}
+
+/// The first node refuses for a moment, and the other cannot prove itself: the first is asked again, and not all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_refuses_for_a_moment_is_waited_for_though_another_is_not_trusted() {
+    let refusing = node().await;
+    refusing.refuse().await;
+    let untrusted = Nginx::tls(refusing.address(), "registry.test", TlsVersion::V1_2);
+    let urls = format!("[\"http://{}\", \"https://{}\"]", refusing.address(), untrusted.address());
+    let text = cluster_config(&[], 2, "").replace("upstream = []", &format!("upstream = {urls}"));
+    let (sidecar, mirror) = start(&text).await;
+    let asked = ask(mirror, 1).remove(0);
+    eventually_is("the node to be left out", SOON, 0, async || is_up(&sidecar, &refusing).await).await;
+    let waits = tokio::time::timeout(NEVER, async {
+        while !asked.is_finished() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(waits.await.is_err(), "{}", sidecar.log_text());
+    let dials = sidecar.metrics().await.sum("roadstead_connect_seconds_count", &[("registry", "stub")]);
+    assert!(dials < 20.0, "{dials} dials in half a second");
+    refusing.accept_again().await;
+    assert_eq!(asked.await.unwrap(), 200);
 }
 
 /// A cluster is asked in the one name that its nodes share.

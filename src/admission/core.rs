@@ -419,6 +419,25 @@ impl Core {
         }
     }
 
+    /// This client needs one of these very slots, though others may be free: one that lies idle gives way.
+    pub fn make_way(&mut self, among: &[SlotId], client: &Client, now: Moment) {
+        let gives_way = |slot: &SlotId| {
+            let is_closing = self.ledger.get(*slot).is_some_and(|entry| entry.state == SlotState::Closing);
+            is_closing || self.quiet.is_recalled(*slot)
+        };
+        if among.iter().any(gives_way) {
+            return;
+        }
+        if let Some(slot) = among.iter().find(|slot| self.idle.holds(**slot)) {
+            return self.close(*slot, CloseCause::Reclaimed);
+        }
+        let victims = self.quiet.victims(client, |client| self.ledger.held_by(client), usize::MAX, now);
+        if let Some((slot, evidence)) = victims.into_iter().find(|(slot, _)| among.contains(slot)) {
+            self.quiet.recall(slot);
+            self.decisions.push_back(Decision::Recall { slot, evidence });
+        }
+    }
+
     /// Holds all admissions; the queue stays and takes more.
     pub fn pause(&mut self, now: Moment) {
         self.paused = true;

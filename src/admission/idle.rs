@@ -45,6 +45,10 @@ impl IdleSlots {
         true
     }
 
+    pub fn holds(&self, id: SlotId) -> bool {
+        self.kept.contains_key(&id)
+    }
+
     /// The most recently used connection for `key`: the one least likely to have been closed by the registry.
     pub fn freshest(&self, key: &ReuseKey) -> Option<SlotId> {
         self.by_key.get(key)?.last().map(|(_, id)| *id)

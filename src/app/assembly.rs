@@ -52,14 +52,27 @@ pub(super) struct Assembly {
 struct Departed {
     name: String,
     hosts: Vec<HostPattern>,
+    stood: Stood,
+}
+
+/// What lives on of a registry.
+#[derive(Clone, Debug)]
+struct Stood {
     gate: Gate<Kept>,
+    /// Its nodes, with what stands at each.
+    cluster: Option<Arc<Cluster>>,
+}
+
+impl Stood {
+    fn of(claim: &Claim) -> Stood {
+        Stood { gate: claim.upstream.gate.clone(), cluster: claim.cluster.clone() }
+    }
 }
 
 /// A registry that stood before a reload.
 struct Standing<'a> {
     config: &'a config::Registry,
     claim: &'a Claim,
-    mirror: Option<&'a Mirror>,
 }
 
 impl Assembly {
@@ -76,7 +89,7 @@ impl Assembly {
         }
         let returning = self.returning(config, before);
         let routes = self.routes(config, tls, before, &returning);
-        let mirrors = self.mirrors(config, &routes, before.map(|(_, settings)| settings));
+        let mirrors = self.mirrors(config, &routes);
         let users: Vec<&[String]> = self.classes.iter().map(|name| users_of(config, name)).collect();
         let listen = &config.listen;
         let terms = ClientTerms {
@@ -87,18 +100,18 @@ impl Assembly {
         Settings { routes, terms, classes: Classes::new(users.into_iter()), mirrors }
     }
 
-    /// Sees off the registries that are gone, and finds the gates of those that come back, under whatever name: what
+    /// Sees off the registries that are gone, and finds what stood of those that come back, under whatever name: what
     /// stands there counts.
-    fn returning(&mut self, config: &Config, before: Option<(&Config, &Settings)>) -> BTreeMap<String, Gate<Kept>> {
+    fn returning(&mut self, config: &Config, before: Option<(&Config, &Settings)>) -> BTreeMap<String, Stood> {
         let (old, settings) = before.unzip();
         let old: &[config::Registry] = old.map_or(&[], |old| &old.registries);
         let is_in = |list: &[config::Registry], name: &str| list.iter().any(|registry| registry.name == name);
         for registry in old.iter().filter(|registry| !is_in(&config.registries, &registry.name)) {
             let Some(claim) = settings.and_then(|settings| settings.routes.claim(&registry.name)) else { continue };
-            let gate = claim.upstream.gate.clone();
+            let stood = Stood::of(claim);
             // Who holds a connection goes on; nothing more is kept there.
-            gate.drain();
-            self.departed.push(Departed { name: registry.name.clone(), hosts: claim.hosts.clone(), gate });
+            stood.gate.drain();
+            self.departed.push(Departed { name: registry.name.clone(), hosts: claim.hosts.clone(), stood });
         }
         let mut returning = BTreeMap::new();
         for registry in config.registries.iter().filter(|registry| !is_in(old, &registry.name)) {
@@ -106,7 +119,7 @@ impl Assembly {
             let by_name = self.departed.iter().rposition(|departed| departed.name == registry.name);
             let shares = |departed: &Departed| departed.hosts.iter().any(|host| hosts.contains(host));
             if let Some(index) = by_name.or_else(|| self.departed.iter().rposition(shares)) {
-                returning.insert(registry.name.clone(), self.departed.remove(index).gate);
+                returning.insert(registry.name.clone(), self.departed.remove(index).stood);
             }
         }
         returning
@@ -117,7 +130,7 @@ impl Assembly {
         config: &Config,
         tls: ReadTls,
         before: Option<(&Config, &Settings)>,
-        returning: &BTreeMap<String, Gate<Kept>>,
+        returning: &BTreeMap<String, Stood>,
     ) -> Routes {
         let hosts = config.registries.iter().flat_map(claimed_hosts).filter_map(|host| host.exact_host().cloned());
         let names = hosts.filter(|host| host.ip().is_none()).map(|host| host.to_string());
@@ -126,19 +139,25 @@ impl Assembly {
             metrics: &self.metrics,
             classes: self.classes.iter().map(|name| class_of(config, name)).collect(),
             names: self.classes.as_slice().into(),
-            resolver: Arc::new(Resolver::new(names)),
+            resolver: Arc::new(match before {
+                Some((_, settings)) => settings.routes.other_hosts().resolver.followed_by(names),
+                None => Resolver::new(names),
+            }),
             own,
             ended: self.ended.clone(),
             tls,
         };
         let claims = config.registries.iter().map(|registry| {
             let before = before.and_then(|(config, settings)| Standing::find(&registry.name, config, settings));
-            let gate = before.as_ref().map(|before| &before.claim.upstream.gate);
-            let gate = gate.or_else(|| returning.get(&registry.name));
+            let stood = before.as_ref().map(|before| Stood::of(before.claim));
+            let stood = stood.or_else(|| returning.get(&registry.name).cloned());
+            let cluster = cluster_of(registry, stood.as_ref());
+            let upstream = upstream_of(registry, stood.as_ref(), cluster.as_ref(), before.as_ref(), &shared);
             Claim {
                 hosts: claimed_hosts(registry),
-                upstream: Arc::new(upstream_of(registry, gate, before.as_ref(), &shared)),
+                upstream: Arc::new(upstream),
                 pauses: pauses_of(registry, before.as_ref()),
+                cluster,
             }
         });
         let claims = claims.collect();
@@ -147,23 +166,22 @@ impl Assembly {
             upstream: Arc::new(other_hosts(before.map(|(_, settings)| &**settings.routes.other_hosts()), &shared)),
             // Nothing is ever taken back there: slots do not bind.
             pauses: Arc::new(Pauses::new(Bounds { stalled: OTHER_HOSTS_STALL, ..Bounds::default() })),
+            cluster: None,
         };
         Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, shared.resolver)
     }
 
-    fn mirrors(&self, config: &Config, routes: &Routes, before: Option<&Settings>) -> BTreeMap<String, Arc<Mirror>> {
+    fn mirrors(&self, config: &Config, routes: &Routes) -> BTreeMap<String, Arc<Mirror>> {
         let mut mirrors = BTreeMap::new();
-        for (registry, upstream) in config.registries.iter().zip(routes.registries()) {
+        for (registry, claim) in config.registries.iter().zip(routes.claims()) {
             let name = &registry.name;
             let address = self.addresses.mirrors.iter().find(|(mirror, _)| mirror == name);
-            let (Some(mirror), Some((_, address))) = (&registry.mirror, address) else { continue };
+            let Some((mirror, cluster)) = registry.mirror.as_ref().zip(claim.cluster.clone()) else { continue };
+            let Some((_, address)) = address else { continue };
             let class = self.classes.iter().position(|class| *class == mirror.class).unwrap_or_default();
-            let same = before.and_then(|before| before.mirrors.get(name)).map(|before| before.cluster());
-            let same = same.filter(|cluster| cluster.origins() == mirror.upstream).cloned();
-            let cluster = same.unwrap_or_else(|| Cluster::new(mirror.upstream.clone()));
-            upstream.size(registry.slots, &cluster);
-            let hosts = registry.hosts.clone();
-            let mirror = Mirror::new(upstream.clone(), ClassId(class), cluster, hosts, mirror.rewrite, *address);
+            claim.upstream.size(registry.slots, &cluster);
+            let (upstream, hosts) = (claim.upstream.clone(), registry.hosts.clone());
+            let mirror = Mirror::new(upstream, ClassId(class), cluster, hosts, mirror.rewrite, *address);
             mirrors.insert(name.clone(), Arc::new(mirror));
         }
         mirrors
@@ -173,8 +191,7 @@ impl Assembly {
 impl<'a> Standing<'a> {
     fn find(name: &str, config: &'a Config, settings: &'a Settings) -> Option<Standing<'a>> {
         let config = config.registries.iter().find(|registry| registry.name == name)?;
-        let mirror = settings.mirrors.get(name).map(|mirror| &**mirror);
-        Some(Standing { config, claim: settings.routes.claim(name)?, mirror })
+        Some(Standing { config, claim: settings.routes.claim(name)? })
     }
 }
 
@@ -215,6 +232,16 @@ fn claimed_hosts(registry: &config::Registry) -> Vec<HostPattern> {
     registry.hosts.iter().cloned().chain(of_mirror).collect()
 }
 
+/// The nodes of its mirror: the same that stood, or others that know what those know.
+fn cluster_of(registry: &config::Registry, stood: Option<&Stood>) -> Option<Arc<Cluster>> {
+    let origins = &registry.mirror.as_ref()?.upstream;
+    Some(match stood.and_then(|stood| stood.cluster.as_ref()) {
+        Some(same) if same.origins() == origins => same.clone(),
+        Some(others) => others.followed_by(origins.clone()),
+        None => Cluster::new(origins.clone()),
+    })
+}
+
 /// What was learned stays, unless the settings are others now.
 fn pauses_of(registry: &config::Registry, before: Option<&Standing<'_>>) -> Arc<Pauses> {
     let reclaim = registry.reclaim;
@@ -248,16 +275,15 @@ fn gate(before: Option<&Gate<Kept>>, limits: Limits, metrics: &Arc<RegistryMetri
 
 fn upstream_of(
     registry: &config::Registry,
-    standing: Option<&Gate<Kept>>,
+    stood: Option<&Stood>,
+    nodes: Option<&Arc<Cluster>>,
     before: Option<&Standing<'_>>,
     shared: &Shared<'_>,
 ) -> Upstream {
     let metrics = shared.metrics.of_registry(&registry.name, &shared.names);
     let tls = shared.tls.get(&registry.name).cloned();
     let slots_of_each = slots_of_each(registry);
-    let nodes = before.and_then(|before| before.mirror).map(Mirror::cluster);
-    let same = nodes.filter(|nodes| registry.mirror.as_ref().is_some_and(|mirror| nodes.origins() == mirror.upstream));
-    let living = same.map(|nodes| nodes.living().max(1));
+    let living = nodes.map(|nodes| nodes.living().max(1));
     let limits = Limits {
         // Those of a node that is out are not there.
         slots: slots_of_each.zip(living).map_or(registry.slots, |(slots, living)| (slots * living).min(registry.slots)),
@@ -271,7 +297,7 @@ fn upstream_of(
     };
     Upstream {
         name: registry.name.clone(),
-        gate: gate(standing, limits, &metrics),
+        gate: gate(stood.map(|stood| &stood.gate), limits, &metrics),
         metrics,
         terms: Terms {
             connect_timeout: registry.connect_timeout,
@@ -299,8 +325,8 @@ fn upstream_of(
 }
 
 pub(super) fn tls_terms(tls: &config::Tls) -> TlsTerms {
-    let config::Tls { ca_file, client, insecure_skip_verify } = tls.clone();
-    TlsTerms { ca_file, client, insecure_skip_verify }
+    let config::Tls { ca_file, client, server_name, insecure_skip_verify } = tls.clone();
+    TlsTerms { ca_file, client, server_name, insecure_skip_verify }
 }
 
 /// The slots of each node, where each has its own.

@@ -108,6 +108,7 @@ fn registry(all: &mut Settings, registry: &Registry) {
     all.maybe("tls.ca_file", registry.tls.ca_file.as_ref().map(|path| path.display()));
     all.maybe("tls.client_cert_file", client.map(|(certificate, _)| certificate.display()));
     all.maybe("tls.client_key_file", client.map(|(_, key)| key.display()));
+    all.maybe("tls.server_name", registry.tls.server_name.as_ref());
     all.put("tls.insecure_skip_verify", registry.tls.insecure_skip_verify);
     if let Some(each) = &registry.mirror {
         all.under("mirror", |all| mirror(all, each));

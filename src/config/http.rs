@@ -2,7 +2,7 @@
 
 use super::reader::{Read, Section};
 use super::settings::DEFAULT_CLASS;
-use super::value::{address, flag, origins, path, text, whole};
+use super::value::{address, flag, name, origins, path, text, whole};
 use super::{Mirror, Repair, Tls};
 use crate::target::Origin;
 
@@ -10,6 +10,7 @@ pub(super) fn tls(section: &mut Section<'_>) -> Read<Tls> {
     let ca_file = section.optional("ca_file", None, |value| path(value).map(Some));
     let client_cert_file = section.optional("client_cert_file", None, |value| path(value).map(Some));
     let client_key_file = section.optional("client_key_file", None, |value| path(value).map(Some));
+    let server_name = section.optional("server_name", None, |value| name(value).map(Some));
     let insecure_skip_verify = section.optional("insecure_skip_verify", false, flag);
     let (client_cert_file, client_key_file) = (client_cert_file?, client_key_file?);
     let client = match (client_cert_file, client_key_file) {
@@ -18,7 +19,7 @@ pub(super) fn tls(section: &mut Section<'_>) -> Read<Tls> {
         (Some(_), None) => return Err(half_of_a_pair(section, "client_cert_file", "client_key_file")),
         (None, Some(_)) => return Err(half_of_a_pair(section, "client_key_file", "client_cert_file")),
     };
-    Ok(Tls { ca_file: ca_file?, client, insecure_skip_verify: insecure_skip_verify? })
+    Ok(Tls { ca_file: ca_file?, client, server_name: server_name?, insecure_skip_verify: insecure_skip_verify? })
 }
 
 fn half_of_a_pair(section: &mut Section<'_>, given: &'static str, other: &str) -> super::reader::Noted {

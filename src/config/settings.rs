@@ -114,6 +114,14 @@ fn registry(name: &str, section: &mut Section<'_>, claims: &mut Claims) -> Read<
     });
     let repair = section.table("repair", http::repair);
     let mirror = mirror?;
+    if let (Ok(hosts), Some(mirror)) = (&hosts, &mirror)
+        && mirror.upstream.len() > 1
+        && hosts.iter().all(|host| host.exact_host().is_none())
+    {
+        let reason = "mirror.upstream has several URLs, so the name that they share is needed, for the Host header: add it, \
+                      such as \"harbor.example.com\"";
+        section.problem("hosts", reason.to_owned());
+    }
     let slots = slots.map(|slots| match &mirror {
         Some(mirror) if mirror.cap_per_upstream => slots * mirror.upstream.len(),
         _ => slots,

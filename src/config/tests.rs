@@ -1,6 +1,7 @@
 //! Whole files in, configurations or lists of problems out. The shipped file is one of them.
 
 use super::*;
+use crate::target::Host;
 
 const SHIPPED: &str = include_str!("../../sidecar.toml");
 
@@ -208,6 +209,7 @@ fn a_mirror_is_read_with_its_tls_and_repair() {
 ca_file = "/ca.pem"
 client_cert_file = "/cert.pem"
 client_key_file = "/key.pem"
+server_name = "Harbor.example.com"
 insecure_skip_verify = true
 [registries.harbor.mirror]
 listen = "127.0.0.1:4130"
@@ -226,6 +228,7 @@ ambiguous_401 = 2
     let tls = Tls {
         ca_file: Some("/ca.pem".into()),
         client: Some(("/cert.pem".into(), "/key.pem".into())),
+        server_name: Some(Host::Name("harbor.example.com".to_owned())),
         insecure_skip_verify: true,
     };
     let mirror = Mirror {
@@ -264,6 +267,10 @@ fn a_mirror_must_agree_with_the_rest_of_the_file() {
             "9 registries.harbor.tls.client_key_file: has no meaning without client_cert_file",
         ),
         (
+            "listen = '127.0.0.1:1'\n[registries.harbor.tls]\nserver_name = '10.0.0.1'",
+            "9 registries.harbor.tls.server_name: \"10.0.0.1\" is not a name alone, such as",
+        ),
+        (
             "listen = '127.0.0.1:1'\n[registries.other]\nhosts = ['harbor.example.com:443']\ncap = 1\nshare = 1",
             "9 registries.other.hosts: harbor.example.com:443 is claimed by registries.harbor and by registries.other",
         ),
@@ -272,6 +279,10 @@ fn a_mirror_must_agree_with_the_rest_of_the_file() {
     }
     let twice = "[registries.harbor.mirror]\nlisten = '127.0.0.1:1'\nupstream = ['https://a', 'https://a:443/']\n";
     assert_problems(&with(twice), &["7 registries.harbor.mirror.upstream: https://a is there twice"]);
+    let several = "[registries.harbor]\nhosts = ['*.example.com']\ncap = 1\nshare = 1\n\
+                   [registries.harbor.mirror]\nlisten = '127.0.0.1:1'\nupstream = ['https://a', 'https://b']\n";
+    assert_problems(several, &["2 registries.harbor.hosts: mirror.upstream has several URLs, so the name that they"]);
+    assert!(Config::parse(&several.replace("['*.example.com']", "['*.example.com', 'a.b']")).is_ok());
     let url = "[registries.harbor.mirror]\nlisten = '127.0.0.1:1'\nupstream = ['https://a/v2/']\n";
     assert_problems(
         &with(url),
@@ -521,7 +532,7 @@ fn commented_settings_of_the_shipped_file_are_the_defaults() {
         let text = uncommented(&[number]);
         assert_eq!(Config::parse(&text).as_ref(), Ok(&shipped), "line {}", number + 1);
     }
-    assert_eq!(examples.len(), 19);
+    assert_eq!(examples.len(), 20);
     let with_examples = Config::parse(&uncommented(&examples)).unwrap();
     assert!(with_examples.listen.metrics.is_some());
     assert!(!with_examples.listen.allow_clients.is_empty());

@@ -14,7 +14,7 @@ use toml::de::{DeFloat, DeInteger, DeValue};
 
 use super::fraction::Fraction;
 use super::share::Share;
-use crate::target::{HostPattern, Origin};
+use crate::target::{Host, HostPattern, Origin};
 
 /// What a function here gives: the meaning, or the reason why there is none.
 pub(super) type Meaning<T> = Result<T, String>;
@@ -65,6 +65,15 @@ pub(super) fn network(value: &DeValue<'_>) -> Meaning<IpNet> {
 /// A host pattern.
 pub(super) fn host(value: &DeValue<'_>) -> Meaning<HostPattern> {
     HostPattern::parse(text(value)?).map_err(|error| error.to_string())
+}
+
+/// A DNS name.
+pub(super) fn name(value: &DeValue<'_>) -> Meaning<Host> {
+    let text = text(value)?;
+    match HostPattern::parse(text) {
+        Ok(HostPattern::Exact { host: host @ Host::Name(_), port: None }) => Ok(host),
+        _ => Err(format!("{text:?} is not a name alone, such as \"harbor.example.com\"")),
+    }
 }
 
 /// The URL of a host, or a list of them.

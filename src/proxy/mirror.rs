@@ -73,7 +73,7 @@ impl Mirror {
     #[must_use]
     pub fn way(&self) -> Way {
         let Origin { secure, target } = self.cluster.origins()[0].clone();
-        Way { target, secure, pinned: None, listed_host: true, cluster: Some(self.cluster.clone()) }
+        Way { target, secure, pinned: None, listed_host: true, cluster: Some(self.cluster.clone()), node: None }
     }
 
     /// The target for the log.
@@ -116,7 +116,8 @@ impl Mirror {
     }
 }
 
-/// What the registry calls itself: the host of its URL; of a cluster, the first name that its nodes share.
+/// What the registry calls itself: the host of its URL; of a cluster, the first name that its nodes share, which the config
+/// sees to.
 fn own_name(cluster: &Cluster, hosts: &[HostPattern]) -> String {
     let origins = cluster.origins();
     let shared = hosts.iter().find(|pattern| pattern.exact_host().is_some()).filter(|_| origins.len() > 1);

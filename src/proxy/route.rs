@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::pauses::Pauses;
 use crate::target::{Host, HostPattern, Target};
+use crate::upstream::cluster::Cluster;
 use crate::upstream::resolve::{ResolveError, Resolver};
 use crate::upstream::{Upstream, Way};
 
@@ -40,6 +41,8 @@ pub struct Claim {
     pub upstream: Arc<Upstream>,
     /// When its quiet tunnels may be taken back.
     pub pauses: Arc<Pauses>,
+    /// The nodes of its mirror.
+    pub cluster: Option<Arc<Cluster>>,
 }
 
 /// Where a request goes.
@@ -55,7 +58,10 @@ pub struct Route {
 
 impl Claim {
     fn route(&self, target: &Target, secure: bool, pinned: Option<Vec<SocketAddr>>, listed_host: bool) -> Route {
-        let way = Way { target: target.clone(), secure, pinned, listed_host, cluster: None };
+        // What goes to one of several nodes counts there.
+        let several = self.cluster.as_ref().filter(|cluster| cluster.origins().len() > 1);
+        let (cluster, node) = several.and_then(|cluster| Some((cluster.clone(), cluster.node_at(target)?))).unzip();
+        let way = Way { target: target.clone(), secure, pinned, listed_host, cluster, node };
         Route { upstream: self.upstream.clone(), way, pauses: self.pauses.clone() }
     }
 }
@@ -90,6 +96,11 @@ impl Routes {
     /// The registries alone.
     pub fn registries(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.registries.iter().map(|claim| &claim.upstream)
+    }
+
+    /// The registries with what they claim.
+    pub fn claims(&self) -> impl Iterator<Item = &Claim> {
+        self.registries.iter()
     }
 
     /// The registry of this name, with what it claims.

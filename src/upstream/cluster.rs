@@ -3,14 +3,17 @@
 //! The one with the fewest open connections is taken. One that takes no connections is left out, and tried again with
 //! growing pauses, one connection at a time. Kept connections move, few at a time, to a node that has fewer or is due to be
 //! tried: without that, one that comes back would get none as long as the others' are reused. Slots bound all of them
-//! together; that is the gate's work.
+//! together; that is the gate's work. What is known of a node, and what stands there, outlives the list that it is in: another
+//! list of the same registry goes on with it.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::admission::Moment;
+use crate::admission::{Moment, SlotId};
 use crate::metrics::MemberGauges;
-use crate::target::Origin;
+use crate::target::{Origin, Target};
 
 /// The first pause after a node refused.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -24,15 +27,21 @@ const MOVE_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Cluster {
     origins: Vec<Origin>,
-    nodes: Mutex<Vec<Node>>,
+    /// Where in the book each of them stands.
+    pages: Vec<usize>,
+    book: Arc<Mutex<Vec<Node>>>,
     /// When the next connection may move.
     next_move: Mutex<Moment>,
 }
 
-#[derive(Clone, Debug, Default)]
+/// What is known of a node.
+#[derive(Debug)]
 struct Node {
+    origin: Origin,
     /// Sockets that stand or are dialled.
     open: usize,
+    /// The slots of those that stand.
+    slots: BTreeSet<SlotId>,
     /// Set while it is left out.
     out: Option<Out>,
 }
@@ -54,14 +63,35 @@ pub struct Berth {
     index: usize,
     /// Whether it tries a node that is out.
     probes: bool,
+    /// The slot of its socket, once there is one.
+    slot: Option<SlotId>,
 }
 
 impl Cluster {
     /// A cluster of these nodes, none of which was tried yet.
     #[must_use]
     pub fn new(origins: Vec<Origin>) -> Arc<Cluster> {
-        let nodes = Mutex::new(vec![Node::default(); origins.len()]);
-        Arc::new(Cluster { origins, nodes, next_move: Mutex::default() })
+        Cluster::of(Arc::default(), origins)
+    }
+
+    /// A cluster of these nodes, which goes on with what is known of those that `self` has, too.
+    #[must_use]
+    pub fn followed_by(&self, origins: Vec<Origin>) -> Arc<Cluster> {
+        Cluster::of(self.book.clone(), origins)
+    }
+
+    fn of(book: Arc<Mutex<Vec<Node>>>, origins: Vec<Origin>) -> Arc<Cluster> {
+        let mut nodes = book.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut page = |origin: &Origin| {
+            let known = nodes.iter().position(|node| node.origin == *origin);
+            known.unwrap_or_else(|| {
+                nodes.push(Node::new(origin.clone()));
+                nodes.len() - 1
+            })
+        };
+        let pages = origins.iter().map(&mut page).collect();
+        drop(nodes);
+        Arc::new(Cluster { origins, pages, book, next_move: Mutex::default() })
     }
 
     /// The nodes, in the order of the config.
@@ -75,24 +105,26 @@ impl Cluster {
     /// `None` when no candidate has fewer connections than `most`.
     #[must_use]
     pub fn pick(self: &Arc<Cluster>, candidates: &[usize], most: Option<usize>, now: Moment) -> Option<Berth> {
-        let mut nodes = self.lock();
-        let with_room = candidates.iter().copied().filter(|index| most.is_none_or(|most| nodes[*index].open < most));
-        let index = with_room.min_by_key(|index| nodes[*index].preference(now))?;
-        let node = &mut nodes[index];
+        let mut book = self.lock();
+        let node = |index: usize| &book[self.pages[index]];
+        let with_room = candidates.iter().copied().filter(|index| most.is_none_or(|most| node(*index).open < most));
+        let index = with_room.min_by_key(|index| node(*index).preference(now))?;
+        let node = &mut book[self.pages[index]];
         node.open += 1;
         let probes = node.out.as_mut().is_some_and(|out| !std::mem::replace(&mut out.probing, true));
-        Some(Berth { cluster: self.clone(), index, probes })
+        Some(Berth { cluster: self.clone(), index, probes, slot: None })
     }
 
     /// Whether a kept connection to this node should be given up for a new one, because another node has fewer even with
     /// one more, or one is due to be tried and has fewer than `most`. `true` at most once in a while.
     #[must_use]
     pub fn is_due_to_move(&self, index: usize, most: Option<usize>, now: Moment) -> bool {
-        let nodes = self.lock();
-        let has_better = nodes.iter().any(|node| !node.is_out() && node.open + 2 <= nodes[index].open);
+        let book = self.lock();
+        let node = |index: usize| &book[self.pages[index]];
+        let has_better = self.all().any(|other| !node(other).is_out() && node(other).open + 2 <= node(index).open);
         // What is given up is no longer in the way of its own node.
-        let has_room = |other: usize| most.is_none_or(|most| nodes[other].open < most + usize::from(other == index));
-        let tries = (0..nodes.len()).any(|other| nodes[other].is_due(now) && has_room(other));
+        let has_room = |other: usize| most.is_none_or(|most| node(other).open < most + usize::from(other == index));
+        let tries = self.all().any(|other| node(other).is_due(now) && has_room(other));
         if !has_better && !tries {
             return false;
         }
@@ -107,34 +139,60 @@ impl Cluster {
     /// The name of this node cannot be resolved: it is left out. Tells whether it was in until now.
     #[must_use]
     pub fn is_lost(&self, index: usize, now: Moment) -> bool {
-        let node = &mut self.lock()[index];
-        (!node.is_out() || node.is_due(now)) && node.leave_out(now)
+        let node = &mut self.lock()[self.pages[index]];
+        node.may_be_dialled(now) && node.leave_out(now)
     }
 
     /// How many nodes are in.
     #[must_use]
     pub fn living(&self) -> usize {
-        self.lock().iter().filter(|node| !node.is_out()).count()
+        let book = self.lock();
+        self.pages.iter().filter(|page| !book[**page].is_out()).count()
+    }
+
+    /// The nodes whose addresses are wanted: those that are in or due to be tried; where no node is in, all of them.
+    #[must_use]
+    pub fn wanted(&self, now: Moment) -> Vec<usize> {
+        let book = self.lock();
+        let node = |index: usize| &book[self.pages[index]];
+        let none_in = self.all().all(|index| node(index).is_out());
+        self.all().filter(|index| none_in || node(*index).may_be_dialled(now)).collect()
+    }
+
+    /// The number of the node at this target.
+    #[must_use]
+    pub fn node_at(&self, target: &Target) -> Option<usize> {
+        self.origins.iter().position(|origin| origin.target == *target)
+    }
+
+    /// The slots of the sockets that stand at this node.
+    #[must_use]
+    pub fn slots_of(&self, index: usize) -> Vec<SlotId> {
+        self.lock()[self.pages[index]].slots.iter().copied().collect()
     }
 
     /// What each node is doing.
     #[must_use]
     pub fn gauges(&self) -> Vec<MemberGauges> {
-        let nodes = self.lock();
-        let gauge = |(origin, node): (&Origin, &Node)| MemberGauges {
-            url: origin.to_string(),
-            open: node.open,
-            up: !node.is_out(),
-        };
-        self.origins.iter().zip(nodes.iter()).map(gauge).collect()
+        let book = self.lock();
+        let gauge = |node: &Node| MemberGauges { url: node.origin.to_string(), open: node.open, up: !node.is_out() };
+        self.pages.iter().map(|page| gauge(&book[*page])).collect()
+    }
+
+    fn all(&self) -> Range<usize> {
+        0..self.pages.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Node>> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Node {
+    fn new(origin: Origin) -> Node {
+        Node { origin, open: 0, slots: BTreeSet::new(), out: None }
+    }
+
     /// The least is the best: one that is due to be tried, since the others' connections would keep it from ever being; then
     /// those that are in, by their connections; then by when they are due.
     fn preference(&self, now: Moment) -> (u8, Moment, usize) {
@@ -148,6 +206,11 @@ impl Node {
     /// Whether it is left out.
     fn is_out(&self) -> bool {
         self.out.is_some()
+    }
+
+    /// Whether it is in, or may be tried.
+    fn may_be_dialled(&self, now: Moment) -> bool {
+        !self.is_out() || self.is_due(now)
     }
 
     /// Whether it is left out, and may be tried.
@@ -175,31 +238,44 @@ impl Berth {
         self.index
     }
 
+    /// Its socket lives in this slot.
+    pub fn lives_in(&mut self, slot: SlotId) {
+        self.slot = Some(slot);
+        self.on_page(|node| node.slots.insert(slot));
+    }
+
     /// It took the connection. Tells whether it was out until now.
     #[must_use]
     pub fn stands(&self) -> bool {
-        self.cluster.lock()[self.index].out.take().is_some()
+        self.on_page(|node| node.out.take().is_some())
     }
 
     /// It did not take the connection: it is left out. Tells whether it was in until now.
     #[must_use]
     pub fn failed(&self, now: Moment) -> bool {
-        let node = &mut self.cluster.lock()[self.index];
         // One outage, however many meet it that were dialled before.
-        (!node.is_out() || self.probes) && node.leave_out(now)
+        self.on_page(|node| (!node.is_out() || self.probes) && node.leave_out(now))
+    }
+
+    fn on_page<T>(&self, act: impl FnOnce(&mut Node) -> T) -> T {
+        act(&mut self.cluster.lock()[self.cluster.pages[self.index]])
     }
 }
 
 impl Drop for Berth {
     fn drop(&mut self) {
-        let node = &mut self.cluster.lock()[self.index];
-        node.open -= 1;
-        // Whoever tried it may have given up; then somebody else tries.
-        if self.probes
-            && let Some(out) = &mut node.out
-        {
-            out.probing = false;
-        }
+        self.on_page(|node| {
+            node.open -= 1;
+            if let Some(slot) = self.slot {
+                node.slots.remove(&slot);
+            }
+            // Whoever tried it may have given up; then somebody else tries.
+            if self.probes
+                && let Some(out) = &mut node.out
+            {
+                out.probing = false;
+            }
+        });
     }
 }
 
@@ -363,6 +439,21 @@ mod tests {
         assert!(!cluster.is_lost(0, at(50)), "its pause does not grow by each who asks");
         assert!(!cluster.is_due_to_move(1, None, at(99)));
         assert!(cluster.is_due_to_move(1, None, at(100)), "it is tried again");
+    }
+
+    #[test]
+    fn another_list_goes_on_with_what_is_known_of_its_nodes() {
+        let before = cluster(3);
+        let berths: Vec<Berth> = (0..3).map(|_| pick(&before, at(0))).collect();
+        assert!(berths[1].failed(at(0)));
+        let origins = [&before.origins()[2..], &before.origins()[1..2], cluster(4).origins()[3..].as_ref()].concat();
+        let after = before.followed_by(origins);
+        let gauges = |cluster: &Cluster| cluster.gauges().iter().map(|node| (node.open, node.up)).collect::<Vec<_>>();
+        assert_eq!(gauges(&after), [(1, true), (1, false), (0, true)]);
+        assert_eq!(pick(&after, at(0)).index(), 2);
+        drop(berths);
+        assert_eq!(gauges(&after), [(0, true), (0, false), (0, true)]);
+        assert!(pick(&after, at(100)).stands() && before.living() == 3);
     }
 
     #[test]

@@ -44,6 +44,14 @@ pub enum DialError {
     Untrusted(SocketAddr, #[source] io::Error),
 }
 
+impl DialError {
+    /// Whether the same would come of another dial.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self, DialError::Untrusted(..))
+    }
+}
+
 /// One address, and how to speak to it.
 #[derive(Debug)]
 pub(super) struct Door {

@@ -66,6 +66,12 @@ impl ResolveError {
 }
 
 impl Resolver {
+    /// As if the system's resolver kept silent about this name for as long as the guard lives.
+    #[cfg(test)]
+    pub(crate) async fn silence(&self, name: &str) -> impl Drop + use<> {
+        self.entry(name).lock_owned().await
+    }
+
     /// A resolver that knows nothing yet; `listed` are the names of registries.
     pub fn new(listed: impl Iterator<Item = String>) -> Resolver {
         Resolver {
@@ -73,6 +79,19 @@ impl Resolver {
             others: Mutex::default(),
             threads: Arc::new(Semaphore::new(MOST_LOOKUPS)),
         }
+    }
+
+    /// One for other `listed` names, that knows what `self` knows: it may be needed to bridge an outage.
+    #[must_use]
+    pub fn followed_by(&self, listed: impl Iterator<Item = String>) -> Resolver {
+        let mut known = self.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        known.extend(self.listed.clone());
+        let listed = listed.map(|name| {
+            let entry = known.remove(&name).unwrap_or_default();
+            (name, entry)
+        });
+        let listed = listed.collect();
+        Resolver { listed, others: Mutex::new(known), threads: self.threads.clone() }
     }
 
     /// The addresses of a host, in the resolver's order; never empty.
@@ -218,6 +237,22 @@ mod tests {
         assert_eq!(resolver.resolve_name("a", |_| failure()).await.unwrap(), [FIRST]);
         tokio::time::advance(FAILED).await;
         assert_eq!(resolver.resolve_name("a", |_| std::future::pending()).await.unwrap(), [FIRST]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_known_is_known_to_the_resolver_of_another_config() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>().into_iter();
+        let before = Resolver::new(names(&["a", "b"]));
+        for name in ["a", "b", "c"] {
+            assert_eq!(before.resolve_name(name, |_| answer(FIRST)).await.unwrap(), [FIRST]);
+        }
+        let after = before.followed_by(names(&["a", "c", "d"]));
+        tokio::time::advance(FRESH).await;
+        for name in ["a", "b", "c"] {
+            assert_eq!(after.resolve_name(name, |_| failure()).await.unwrap(), [FIRST], "{name}");
+        }
+        assert!(after.resolve_name("d", |_| failure()).await.is_err());
+        assert_eq!(after.listed.len(), 3);
     }
 
     #[tokio::test(start_paused = true)]

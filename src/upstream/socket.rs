@@ -124,10 +124,13 @@ impl Socket {
     pub(super) fn new(
         stream: TcpStream,
         slot: Slot,
-        berth: Option<Berth>,
+        mut berth: Option<Berth>,
         linger: Duration,
         metrics: Arc<RegistryMetrics>,
     ) -> Socket {
+        if let Some(berth) = &mut berth {
+            berth.lives_in(slot.id());
+        }
         let inner = Some(Inner { stream: Arc::new(stream), slot, berth });
         Socket { inner, ending: Ending::default(), linger, round_trip: Duration::ZERO, last_words: None, metrics }
     }

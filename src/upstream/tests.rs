@@ -67,7 +67,7 @@ pub(crate) fn upstream() -> Upstream {
 /// A tunnel's way to `pinned`.
 pub(crate) fn trip(upstream: &Upstream, pinned: SocketAddr, patience: Duration) -> Trip {
     let target = Target::from_connect("registry.test:5000").expect("a target");
-    let way = Way { target, secure: false, pinned: Some(vec![pinned]), listed_host: true, cluster: None };
+    let way = Way { target, secure: false, pinned: Some(vec![pinned]), listed_host: true, cluster: None, node: None };
     let party = Party { class: ClassId::default(), client: "client".into() };
     upstream.trip(way, party, (Kind::Tunnel, Lane::Blob), Patience { limit: patience, setting: "queue.tunnel_timeout" })
 }
@@ -119,6 +119,7 @@ async fn the_slots_of_nodes_follow_from_the_config_that_holds() {
         pinned: None,
         listed_host: true,
         cluster: Some(cluster.clone()),
+        node: None,
     };
     let (cluster, others) = (nodes(), nodes());
     let before = Upstream { slots_of_each: Some(10), ..upstream() };
@@ -132,4 +133,29 @@ async fn the_slots_of_nodes_follow_from_the_config_that_holds() {
     after.size(4, &others);
     before.nodes_changed(&way(&cluster));
     assert_eq!(after.gate.snapshot().slots, 4, "these nodes are not asked any more");
+}
+
+/// Names that nobody answers for keep a request waiting once, not one after another, and the next request not at all.
+#[tokio::test(start_paused = true)]
+async fn silent_names_of_nodes_cost_their_patience_once() {
+    let hosts = ["127.0.0.1", "one.test", "two.test", "three.test"];
+    let cluster = Cluster::new(hosts.map(|host| Origin::parse(&format!("http://{host}:1")).unwrap()).to_vec());
+    let upstream = upstream();
+    let mut silence = Vec::new();
+    for host in &hosts[1..] {
+        silence.push(upstream.resolver.silence(host).await);
+    }
+    let target = cluster.origins()[0].target.clone();
+    let way =
+        Way { target, secure: false, pinned: None, listed_host: true, cluster: Some(cluster.clone()), node: None };
+    let party = Party { class: ClassId::default(), client: "client".into() };
+    let patience = Patience { limit: Duration::from_secs(25), setting: "queue.request_timeout" };
+    let trip = upstream.trip(way, party, Lane::Small, patience);
+    for expected in [NODE_LOOKUP, Duration::ZERO] {
+        let began = Instant::now();
+        assert!(upstream.doors(&trip, &Patient).await.unwrap().any_left());
+        let took = began.elapsed();
+        assert!(took >= expected && took < expected + Duration::from_millis(10), "{took:?}, not {expected:?}");
+    }
+    assert_eq!(cluster.living(), 1);
 }

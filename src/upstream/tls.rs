@@ -28,6 +28,8 @@ pub struct TlsTerms {
     pub ca_file: Option<PathBuf>,
     /// The certificate chain and the key that are shown of ourselves.
     pub client: Option<(PathBuf, PathBuf)>,
+    /// What the nodes of a mirror must prove to be, whatever their URLs say.
+    pub server_name: Option<Host>,
     /// Whether the other side's certificate is looked at, at all.
     pub insecure_skip_verify: bool,
 }
@@ -67,6 +69,12 @@ impl Tls {
     #[must_use]
     pub fn new(terms: TlsTerms) -> Tls {
         Tls { terms, built: OnceLock::new() }
+    }
+
+    /// What a node of the mirror at this host must prove to be.
+    #[must_use]
+    pub fn name_of(&self, host: &Host) -> Host {
+        self.terms.server_name.as_ref().unwrap_or(host).clone()
     }
 
     /// Reads the files, if that was not done yet.

@@ -20,19 +20,19 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Makes an authority and a certificate for `name`, 127.0.0.1 and `::1` in `folder`.
+    /// Makes an authority and a certificate for `name` in `folder`; with `addresses`, for 127.0.0.1 and `::1`, too.
     ///
     /// # Panics
     /// When openssl cannot be run or refuses.
     #[must_use]
-    pub fn make(folder: &Path, name: &str) -> Self {
+    pub fn make(folder: &Path, name: &str, addresses: bool) -> Self {
         let made = Self {
             authority: folder.join("ca.crt"),
             server: folder.join("server.crt"),
             server_key: folder.join("server.key"),
         };
         made.make_authority();
-        made.make_server(name);
+        made.make_server(name, addresses);
         made
     }
 
@@ -54,8 +54,9 @@ impl Certificates {
         [certificate, key].into_iter().flat_map(|file| fs::read(file).expect("openssl has made it")).collect()
     }
 
-    fn make_server(&self, name: &str) {
-        let names = format!("subjectAltName=DNS:{name},IP:127.0.0.1,IP:::1");
+    fn make_server(&self, name: &str, addresses: bool) {
+        let addresses = if addresses { ",IP:127.0.0.1,IP:::1" } else { "" };
+        let names = format!("subjectAltName=DNS:{name}{addresses}");
         self.sign(&self.server, &self.server_key, name, &names);
     }
 

@@ -45,13 +45,14 @@ pub struct NginxSettings {
     buffering: bool,
     tickets: Option<u8>,
     verifies_clients: bool,
+    names_address: bool,
 }
 
 impl NginxSettings {
     /// As Harbor sets it up: nothing is buffered, and each read from behind goes out as a record of its own.
     #[must_use]
     pub fn harbor(version: TlsVersion) -> Self {
-        Self { version, buffering: false, tickets: None, verifies_clients: false }
+        Self { version, buffering: false, tickets: None, verifies_clients: false, names_address: true }
     }
 
     /// As nginx comes: answers and requests are buffered.
@@ -70,6 +71,12 @@ impl NginxSettings {
     #[must_use]
     pub fn verifying_clients(self) -> Self {
         Self { verifies_clients: true, ..self }
+    }
+
+    /// Shows a certificate of its name alone, and not of the address at which it listens.
+    #[must_use]
+    pub fn of_its_name_alone(self) -> Self {
+        Self { names_address: false, ..self }
     }
 
     /// What of it stands in the server's block; `authority` is the file of the authority.
@@ -178,7 +185,7 @@ impl Nginx {
         let folder = TempDir::new().expect("a temporary folder");
         let trusted = folder.path().join("trusted");
         fs::create_dir(&trusted).expect("the folder is ours");
-        let certificates = Certificates::make(folder.path(), front.server_name);
+        let certificates = Certificates::make(folder.path(), front.server_name, front.settings.names_address);
         fs::copy(&certificates.authority, trusted.join("ca.crt")).expect("openssl has made it");
         let config = config_text(address, front, &certificates);
         fs::write(folder.path().join("nginx.conf"), config).expect("the folder is ours");
@@ -242,7 +249,8 @@ impl Nginx {
         self.folder.path().join("trusted")
     }
 
-    /// What it has logged so far: one line `PORT REQUEST STATUS` for each request, by the client's port.
+    /// What it has logged so far: one line `PORT REQUEST STATUS REUSED NAME` for each request: the client's port, `r` where its
+    /// connection resumed a TLS session and `.` where not, and the name by which it was asked for in TLS, or `-`.
     #[must_use]
     pub fn log(&self) -> String {
         self.program.log()
@@ -287,7 +295,7 @@ pid nginx.pid;
 error_log stderr warn;
 events {{ worker_connections 2048; }}
 http {{
-    log_format short '$remote_port "$request" $status';
+    log_format short '$remote_port "$request" $status $ssl_session_reused $ssl_server_name';
     access_log /dev/stdout short;
     client_body_temp_path temp_body;
     proxy_temp_path temp_proxy;

@@ -1,0 +1,123 @@
+//! TLS from the mirror to the registry: whose certificate is taken, what is shown of ourselves, what is resumed, and what is
+//! told when it fails.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use roadstead_test_support::real::{Nginx, NginxSettings, TlsVersion};
+use roadstead_test_support::{Response, Sidecar, StubRegistry, Wire, config, eventually_is, get_through};
+use tempfile::TempDir;
+
+const SOON: Duration = Duration::from_secs(10);
+/// The name that the certificates have, and that nobody can resolve.
+const NAME: &str = "registry.test";
+
+/// A mirror of these nodes, each of which is trusted; `tls` goes into the table of that name.
+async fn mirror_of(nodes: &[&Nginx], slots: usize, tls: &str) -> (Sidecar, SocketAddr, TempDir) {
+    let folder = TempDir::new().unwrap();
+    let trusted = folder.path().join("trusted.pem");
+    let authorities = nodes.iter().map(|node| fs::read(node.authority()).unwrap());
+    fs::write(&trusted, authorities.collect::<Vec<_>>().concat()).unwrap();
+    let urls: Vec<String> = nodes.iter().map(|node| format!("\"https://{}\"", node.address())).collect();
+    let (sidecar, mirror) =
+        start(&urls.join(", "), slots, &format!("ca_file = \"{}\"\n{tls}", trusted.display())).await;
+    (sidecar, mirror, folder)
+}
+
+async fn start(urls: &str, slots: usize, tls: &str) -> (Sidecar, SocketAddr) {
+    let text = config(&format!(
+        "[registries.stub]\nhosts = [\"{NAME}\"]\ncap = {slots}\nshare = 1\n[registries.stub.tls]\n{tls}\n\
+         [registries.stub.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = [{urls}]\n"
+    ));
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text).await;
+    let mirror = sidecar.listener("mirror").expect("a line for the mirror's listener");
+    (sidecar, mirror)
+}
+
+async fn get(mirror: SocketAddr, path: &str) -> Response {
+    Wire::open(mirror).await.unwrap().get(path, &[]).await.unwrap()
+}
+
+/// Nodes that are listed by address and share the certificate of the name that they have in common.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_by_address_prove_to_be_the_one_that_server_name_tells() {
+    let stub = StubRegistry::builder().start().await;
+    let node = || Nginx::with(stub.address(), NAME, NginxSettings::harbor(TlsVersion::V1_2).of_its_name_alone());
+    let nodes = [node(), node()];
+    let (_sidecar, mirror, _folder) = mirror_of(&[&nodes[0], &nodes[1]], 2, "").await;
+    let refused = get(mirror, "/v2/").await;
+    assert!(refused.status() == 502 && refused.text().contains("certificate"), "{}", refused.text());
+    assert_eq!(stub.requests(), 0);
+
+    let (sidecar, mirror, _folder) = mirror_of(&[&nodes[0], &nodes[1]], 2, &format!("server_name = \"{NAME}\"")).await;
+    stub.hold();
+    let asked: Vec<_> = (0..2).map(|_| tokio::spawn(async move { get(mirror, "/v2/").await.status() })).collect();
+    eventually_is("a request by each node", SOON, 2, async || stub.requests()).await;
+    stub.release();
+    for answer in asked {
+        assert_eq!(answer.await.unwrap(), 200);
+    }
+    // An absolute URL of a node leads to the same node.
+    let url = format!("https://{}/v2/absolute", nodes[0].address());
+    assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 404);
+    for node in &nodes {
+        let log = node.log();
+        assert!(log.lines().any(|line| line.contains("\"GET /v2/ ")), "{log}");
+        assert!(log.lines().all(|line| line.ends_with(NAME)), "asked for by name: {log}");
+    }
+
+    let (_sidecar, mirror, _folder) = mirror_of(&[&nodes[0]], 2, "server_name = \"other.test\"").await;
+    assert_eq!(get(mirror, "/v2/").await.status(), 502, "that is not who it is");
+}
+
+/// The second connection goes on with the session of the first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_are_resumed() {
+    for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
+        let stub = StubRegistry::builder().start().await;
+        let front = Nginx::tls(stub.address(), NAME, version);
+        let (_sidecar, mirror, _folder) = mirror_of(&[&front], 2, "").await;
+        assert_eq!(get(mirror, "/v2/").await.status(), 200);
+        stub.hold();
+        let asked: Vec<_> = (0..2).map(|_| tokio::spawn(async move { get(mirror, "/v2/").await.status() })).collect();
+        eventually_is("two at once", SOON, 3, async || stub.requests()).await;
+        stub.release();
+        for answer in asked {
+            assert_eq!(answer.await.unwrap(), 200);
+        }
+        let reused = || {
+            let log = front.log();
+            let mut reused: Vec<String> =
+                log.lines().filter_map(|line| line.split(' ').nth(5).map(str::to_owned)).collect();
+            reused.sort();
+            reused
+        };
+        eventually_is("the log", SOON, 3, async || reused().len()).await;
+        assert_eq!(reused(), [".", ".", "r"], "{version:?}: {}", front.log());
+    }
+}
+
+/// A registry that takes only those who show a certificate.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_mirror_shows_its_certificate() {
+    for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
+        let stub = StubRegistry::builder().start().await;
+        let front = Nginx::with(stub.address(), NAME, NginxSettings::harbor(version).verifying_clients());
+        let (_sidecar, mirror, folder) = mirror_of(&[&front], 2, "").await;
+        let refused = get(mirror, "/v2/").await;
+        assert_eq!((refused.status(), stub.requests()), (400, 0), "nginx says it in HTTP: {}", refused.text());
+        let file = identity(&front, folder.path());
+        let tls = format!("client_cert_file = \"{file}\"\nclient_key_file = \"{file}\"");
+        let (_sidecar, mirror, _folder) = mirror_of(&[&front], 2, &tls).await;
+        assert_eq!(get(mirror, "/v2/").await.status(), 200, "{version:?}");
+    }
+}
+
+/// A file with a certificate for us, and its key.
+fn identity(front: &Nginx, folder: &Path) -> String {
+    let file = folder.join("client.pem");
+    fs::write(&file, front.client_identity()).unwrap();
+    file.display().to_string()
+}
