@@ -272,6 +272,9 @@ pub enum Failure {
     /// The connection ended before the answer.
     #[error("the connection ended before the answer: {0}")]
     Died(#[source] hyper::Error),
+    /// The registry ended TLS for good, after the handshake was over for us.
+    #[error("the registry ended TLS: {0}")]
+    TurnedAway(String),
     /// The registry switched protocols, which nobody asked for.
     #[error("the registry switched protocols unasked")]
     Switched,
@@ -290,6 +293,12 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The connection ended before the answer, and this is what hyper saw.
+    #[must_use]
+    pub fn of_death(cause: hyper::Error) -> Failure {
+        tls::last_word(&cause).map_or(Failure::Died(cause), Failure::TurnedAway)
+    }
+
     /// Whether the same might succeed a moment later.
     fn may_pass(&self) -> bool {
         match self {

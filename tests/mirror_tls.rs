@@ -4,11 +4,17 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use roadstead_test_support::real::{Nginx, NginxSettings, TlsVersion};
 use roadstead_test_support::{Response, Sidecar, StubRegistry, Wire, config, eventually_is, get_through};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio_rustls::TlsAcceptor;
 
 const SOON: Duration = Duration::from_secs(10);
 /// The name that the certificates have, and that nobody can resolve.
@@ -120,4 +126,47 @@ fn identity(front: &Nginx, folder: &Path) -> String {
     let file = folder.join("client.pem");
     fs::write(&file, front.client_identity()).unwrap();
     file.display().to_string()
+}
+
+/// A server that ends TLS by an alert, since we show no certificate: told as what it is, and not dialled again. In TLS 1.3 we
+/// have sent the request before we hear of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_turned_away_by_an_alert_is_told_so_at_once() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let stub = demanding(version).await;
+        let url = format!("\"https://{}\"", stub.address());
+        let (_sidecar, mirror) = start(&url, 2, "insecure_skip_verify = true").await;
+        let answer = get(mirror, "/v2/").await;
+        let text = answer.text();
+        assert!(answer.status() == 502 && text.contains("fatal alert"), "{version:?}: {text}");
+        assert_eq!(stub.accept_log().len(), 1, "{version:?}");
+    }
+}
+
+/// A server that demands a certificate of its clients.
+async fn demanding(version: &'static SupportedProtocolVersion) -> StubRegistry {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let certified = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
+    let certificate = certified.cert.der().clone();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
+    let mut clients = RootCertStore::empty();
+    clients.add(certificate.clone()).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(clients), provider.clone()).build().unwrap();
+    let settings = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(settings));
+    StubRegistry::raw(move |connection| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Err((_, mut connection)) = acceptor.accept(connection).into_fallible().await else { return };
+            // What lies unread at the end would reset the connection, and the alert would be lost with it.
+            let mut rest = [0; 4096];
+            while connection.read(&mut rest).await.is_ok_and(|read| read > 0) {}
+        }
+    })
+    .await
 }

@@ -177,7 +177,7 @@ impl Outbound {
                     careful = true;
                     self.request()
                 }
-                Err(SendError::Died { cause, .. }) => return Err(Failure::Died(cause)),
+                Err(SendError::Died { cause, .. }) => return Err(Failure::of_death(cause)),
             };
             upstream.renew(trip);
         }

@@ -144,6 +144,9 @@ impl Answer {
             Failure::Died(_) => {
                 Answer::plain(Reason::UpstreamUnreachable, format!("{title} ended the connection before it answered"))
             }
+            Failure::TurnedAway(word) => {
+                Answer::plain(Reason::UpstreamUnreachable, format!("{title} ended TLS: {word}"))
+            }
             Failure::Switched => {
                 Answer::plain(Reason::UpstreamUnreachable, format!("{title} switched protocols unasked"))
             }

@@ -3,6 +3,7 @@
 //! The settings are read once, when they are first needed; a registry that has a mirror or TLS settings of its own reads
 //! them at the start, so that a wrong file is told at once. Sessions are resumed, HTTP/1.1 is all that is offered.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -157,9 +158,20 @@ pub fn is_final(error: &io::Error) -> bool {
                         | AlertDescription::AccessDenied
                         | AlertDescription::ProtocolVersion
                         | AlertDescription::UnrecognisedName
+                        // Of TLS 1.2: no certificate where one is demanded; or nothing in common.
+                        | AlertDescription::HandshakeFailure
                 )
         )
     )
+}
+
+/// What the other side said against us in TLS, when it ended the connection for good by that: in TLS 1.3 the handshake is
+/// over for us before it has seen our certificate, or that there is none.
+#[must_use]
+pub fn last_word(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut causes = std::iter::successors(Some(error), |&error| error.source());
+    let cause = causes.find_map(|error| error.downcast_ref::<io::Error>().filter(|error| is_final(error)));
+    cause.map(ToString::to_string)
 }
 
 fn build(terms: &TlsTerms) -> Result<ClientConfig, TlsError> {
