@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use roadstead_test_support::http::{Framing, Head, request};
+use roadstead_test_support::real::{Nginx, TlsVersion};
 use roadstead_test_support::{
     Random, Response, Sidecar, StubConnection, StubRegistry, Wire, config, digest_of, eventually,
 };
@@ -15,19 +16,22 @@ use tokio::sync::mpsc;
 const STREAMS: u64 = 8;
 /// Of each of them.
 const STREAM_BYTES: u64 = 2 << 30;
-/// What each of them must have carried before memory is measured.
-const BEGUN: u64 = 64 << 20;
-/// What each of them has carried when the first measurement ends.
-const WARM: u64 = 512 << 20;
+/// Where TLS or an upload takes its time: enough to see what grows with the bytes.
+const LESS_BYTES: u64 = 256 << 20;
 /// What memory may grow by after that, in KiB.
 const GROWTH: u64 = 1024;
 /// For each part of it; all of it takes 15 s on two cores.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 async fn mirror_of(upstream: SocketAddr) -> (Sidecar, SocketAddr) {
+    mirror_at(&format!("http://{upstream}"), "").await
+}
+
+/// A mirror of what is at this URL; `more` is a table.
+async fn mirror_at(url: &str, more: &str) -> (Sidecar, SocketAddr) {
     let table = format!(
         "[registries.stub]\nhosts = [\"registry.test\"]\ncap = {STREAMS}\nshare = 1\n\
-         [registries.stub.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{upstream}\"\n"
+         [registries.stub.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"{url}\"\n{more}"
     );
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&table)).await;
     let mirror = sidecar.listener("mirror").expect("a line for the mirror's listener");
@@ -227,33 +231,74 @@ async fn an_upload_of_16_mib_keeps_its_order_and_its_digest() {
     assert_eq!(digest_of(&arrived), digest_of(&blob));
 }
 
-/// Eight bodies of 2 GiB at once, made and thrown away on the way: the sidecar is never larger, up to the end, than it was
-/// in the first quarter, when all of them flowed.
+/// Eight bodies of 2 GiB at once, made and thrown away on the way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_stays_flat_while_large_bodies_stream() {
+    let stub = pouring(STREAM_BYTES).await;
+    let (sidecar, mirror) = mirror_of(stub.address()).await;
+    assert_flat(&sidecar, STREAM_BYTES, |number, arrived| download(mirror, number, STREAM_BYTES, arrived)).await;
+    assert_eq!(stub.peak(), usize::try_from(STREAMS).unwrap(), "all at once");
+}
+
+/// The same through TLS.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_stays_flat_while_large_bodies_stream_through_tls() {
+    let stub = pouring(LESS_BYTES).await;
+    let front = Nginx::tls(stub.address(), "registry.test", TlsVersion::V1_2);
+    let tls = format!("[registries.stub.tls]\nca_file = \"{}\"\n", front.authority().display());
+    let (sidecar, mirror) = mirror_at(&format!("https://{}", front.address()), &tls).await;
+    assert_flat(&sidecar, LESS_BYTES, |number, arrived| download(mirror, number, LESS_BYTES, arrived)).await;
+}
+
+/// The same the other way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_stays_flat_while_large_uploads_stream() {
     let stub = StubRegistry::raw(|connection| async move {
+        let mut wire = Wire::new(connection);
+        while let Ok(Some(head)) = wire.read_head().await {
+            let mut body = wire.body(Framing::of_request(&head));
+            while body.next().await.is_ok_and(|piece| piece.is_some()) {}
+            if wire.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n").await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let (sidecar, mirror) = mirror_of(stub.address()).await;
+    assert_flat(&sidecar, LESS_BYTES, |number, sent| upload(mirror, number, LESS_BYTES, sent)).await;
+    assert_eq!(stub.peak(), usize::try_from(STREAMS).unwrap(), "all at once");
+}
+
+/// A registry whose every blob is that many zeros.
+async fn pouring(bytes: u64) -> StubRegistry {
+    StubRegistry::raw(move |connection| async move {
         let mut wire = Wire::new(connection);
         let zeros = vec![0; 256 * 1024];
         while let Ok(Some(_)) = wire.read_head().await {
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {STREAM_BYTES}\r\n\r\n");
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n");
             if wire.send(head.as_bytes()).await.is_err() {
                 return;
             }
-            for _ in 0..STREAM_BYTES / zeros.len() as u64 {
+            for _ in 0..bytes / zeros.len() as u64 {
                 if wire.send(&zeros).await.is_err() {
                     return;
                 }
             }
         }
     })
-    .await;
-    let (sidecar, mirror) = mirror_of(stub.address()).await;
-    let arrived: Arc<Vec<AtomicU64>> = Arc::new((0..STREAMS).map(|_| AtomicU64::new(0)).collect());
+    .await
+}
+
+/// Runs all streams, each of so many bytes, which count what they moved: the sidecar is never larger, up to the end, than
+/// it was in the first quarter, when all of them flowed.
+async fn assert_flat<Stream>(sidecar: &Sidecar, bytes: u64, stream: impl Fn(usize, Moved) -> Stream)
+where
+    Stream: Future<Output = ()> + Send + 'static,
+{
+    let moved: Moved = Arc::new((0..STREAMS).map(|_| AtomicU64::new(0)).collect());
     let began = Instant::now();
-    let streams: Vec<_> = (0..STREAMS)
-        .map(|number| tokio::spawn(stream(mirror, arrived.clone(), usize::try_from(number).unwrap())))
-        .collect();
-    let fewest = || arrived.iter().map(|bytes| bytes.load(Ordering::Relaxed)).min().unwrap();
+    let streams: Vec<_> = (0..moved.len()).map(|number| tokio::spawn(stream(number, moved.clone()))).collect();
+    let fewest = || moved.iter().map(|bytes| bytes.load(Ordering::Relaxed)).min().unwrap();
     let most_until = async |bytes| {
         let mut most = 0;
         eventually("the bodies to flow", PATIENCE, async || {
@@ -263,25 +308,42 @@ async fn memory_stays_flat_while_large_bodies_stream() {
         .await;
         most
     };
-    most_until(BEGUN).await;
-    let warm = most_until(WARM).await;
-    let rest = most_until(STREAM_BYTES).await;
+    // All of them flow before memory is measured.
+    most_until(bytes / 32).await;
+    let warm = most_until(bytes / 4).await;
+    let rest = most_until(bytes).await;
     for stream in streams {
         stream.await.unwrap();
     }
-    println!("{STREAMS} bodies of {STREAM_BYTES} bytes in {:.1?}: at most {warm} KiB, then {rest}", began.elapsed());
+    println!("{STREAMS} bodies of {bytes} bytes in {:.1?}: at most {warm} KiB, then {rest}", began.elapsed());
     assert!(rest < warm + GROWTH, "at most {warm} KiB in the first quarter, then {rest}");
-    assert_eq!(stub.peak(), usize::try_from(STREAMS).unwrap(), "all at once");
 }
 
+/// Bytes of each stream.
+type Moved = Arc<Vec<AtomicU64>>;
+
 /// Gets one body and throws it away.
-async fn stream(mirror: SocketAddr, arrived: Arc<Vec<AtomicU64>>, number: usize) {
+async fn download(mirror: SocketAddr, number: usize, bytes: u64, arrived: Moved) {
     let mut wire = Wire::open(mirror).await.unwrap();
     wire.send(request("GET", &format!("/v2/team/image/blobs/sha256:{number}"), &[]).as_bytes()).await.unwrap();
     let head = wire.read_answer().await.unwrap();
-    assert_eq!((head.status(), head.header("Content-Length")), (200, Some(STREAM_BYTES.to_string().as_str())));
+    assert_eq!((head.status(), head.header("Content-Length")), (200, Some(bytes.to_string().as_str())));
     let mut body = wire.body(Framing::of_answer(&head, "GET"));
     while let Some(piece) = body.next().await.unwrap() {
         arrived[number].fetch_add(piece.len() as u64, Ordering::Relaxed);
     }
+}
+
+/// Sends one body of zeros.
+async fn upload(mirror: SocketAddr, number: usize, bytes: u64, sent: Moved) {
+    let mut wire = Wire::open(mirror).await.unwrap();
+    let length = format!("Content-Length: {bytes}");
+    let head = request("PATCH", &format!("/v2/team/image/blobs/uploads/{number}"), &[&length]);
+    wire.send(head.as_bytes()).await.unwrap();
+    let zeros = vec![0; 256 * 1024];
+    for _ in 0..bytes / zeros.len() as u64 {
+        wire.send(&zeros).await.unwrap();
+        sent[number].fetch_add(zeros.len() as u64, Ordering::Relaxed);
+    }
+    assert_eq!(wire.read_answer().await.unwrap().status(), 202);
 }

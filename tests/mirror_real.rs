@@ -78,9 +78,10 @@ async fn a_token_service_that_fails_is_not_noticed_at_the_mirror() {
     assert_eq!(repaired, illnesses.len() as u64, "one token of each pull was repaired");
 }
 
-/// podman takes the mirror from registries.conf. The registry's own name leads nowhere, so it was the mirror or nothing.
+/// podman takes the mirror from registries.conf. The registry's own name leads nowhere, so it was the mirror or nothing. It
+/// pushes to no mirror but one that is named, under another name and back to the same registry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn podman_pulls_by_registries_conf() {
+async fn podman_pulls_by_registries_conf_and_pushes() {
     let stage = Stage::set().await;
     stage.push().await;
     let podman = match Podman::with_mirror(NAME, &stage.mirror.to_string(), &credentials()) {
@@ -89,11 +90,15 @@ async fn podman_pulls_by_registries_conf() {
     };
     let image = format!("{NAME}/team/image:latest");
     let saved = stage.folder.path().join("saved");
+    let pushed = format!("{}/team/pushed:latest", stage.mirror);
     tokio::task::block_in_place(|| {
         podman.pull(&image).unwrap();
         podman.save(&image, &saved).unwrap();
+        podman.push(&image, &pushed).unwrap();
     });
     stage.all_passed_the_mirror().await;
+    let log = stage.registry.log();
+    assert!(log.lines().any(|line| line.contains("\"PUT /v2/team/pushed/manifests/latest")), "{log}");
     // podman writes a manifest of its own; layers and config are the image.
     let sent = OciImage::blobs_in(stage.image.folder());
     let (_manifest, image) = stage.image.digests().split_last().unwrap();

@@ -51,6 +51,14 @@ impl Podman {
         self.run(&["pull", image])
     }
 
+    /// Pushes an image that was pulled under another name, to a registry that speaks plain HTTP.
+    ///
+    /// # Errors
+    /// What podman complains of.
+    pub fn push(&self, image: &str, to: &str) -> Result<(), String> {
+        self.run(&["push", "--tls-verify=false", image, &format!("docker://{to}")])
+    }
+
     /// Writes an image that was pulled into a new folder: layers, uncompressed, and config as files named by the hex of
     /// their digests.
     ///
