@@ -2,7 +2,7 @@
 //! process that this one takes over from.
 //!
 //! They come as descriptors from 3 on, counted in `LISTEN_FDS` and named in `LISTEN_FDNAMES` (`sd_listen_fds(3)`). A
-//! listener is recognised by its name, else by its address.
+//! listener is recognised by its address and its name, else by one of them.
 
 use std::env;
 use std::io;
@@ -54,11 +54,19 @@ impl Inherited {
         Ok(inherited)
     }
 
-    /// The listener of this name, or at this address.
+    /// The listener of this name at this address, else the one at this address, else the one of this name: several lines
+    /// of one socket unit share a name.
     pub fn take(&mut self, name: &str, address: SocketAddr) -> Option<TcpListener> {
         let by = |fits: &dyn Fn(&Open) -> bool| self.listeners.iter().position(fits);
-        let index = by(&|listener| listener.name == name).or_else(|| by(&|listener| listener.address == address))?;
-        Some(self.listeners.remove(index).listener)
+        let is_there = |listener: &Open| listener.address == address;
+        let both = by(&|listener| listener.name == name && is_there(listener));
+        let index = both.or_else(|| by(&is_there)).or_else(|| by(&|listener| listener.name == name))?;
+        let Open { address: at, listener, .. } = self.listeners.remove(index);
+        // Port 0 is wherever it is.
+        if at != address && address.port() != 0 {
+            tracing::warn!(name, %address, %at, "a listener was handed over that is not where the config has it");
+        }
+        Some(listener)
     }
 
     /// The link to the process that hands over.
@@ -87,6 +95,13 @@ mod tests {
             .collect();
         let addresses = listeners.iter().map(|listener| listener.address).collect();
         (Inherited { listeners, predecessor: None }, addresses)
+    }
+
+    #[test]
+    fn of_those_that_share_a_name_the_address_decides() {
+        let (mut inherited, addresses) = inherited(&["proxy", "proxy"]);
+        assert_eq!(inherited.take("proxy", addresses[1]).unwrap().local_addr().unwrap(), addresses[1]);
+        assert_eq!(inherited.take("admin", addresses[0]).unwrap().local_addr().unwrap(), addresses[0]);
     }
 
     #[test]
