@@ -162,6 +162,12 @@ impl Proxy {
         &self.tasks
     }
 
+    /// Whether nobody new is accepted any more.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
     /// Completes when nobody new is accepted any more.
     pub async fn draining(&self) {
         self.draining.cancelled().await;

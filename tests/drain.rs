@@ -229,6 +229,28 @@ async fn with_nothing_under_way_the_end_comes_at_once() {
     assert_eq!(client.receive().await.unwrap(), "", "an orderly end");
 }
 
+/// A client that uses its connection again in the moment in which draining begins is answered, and told that the
+/// connection ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_connection_of_a_client_is_not_closed_before_the_client_is_told() {
+    let (stub, mut sidecar) = stage(2, "20s").await;
+    let holder = tunnel(&sidecar, &stub).await;
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let mut client = Wire::open(sidecar.proxy()).await.unwrap();
+        assert_eq!(client.get(&url(stub.address()), &[]).await.unwrap().header("connection"), None);
+        clients.push(client);
+    }
+    begin_to_drain(&sidecar).await;
+    for mut client in clients {
+        let answer = client.get(&url(stub.address()), &[]).await.expect("an answer");
+        assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
+        assert_eq!(client.receive().await.unwrap(), "", "an orderly end");
+    }
+    drop(holder);
+    assert_eq!(sidecar.wait().await.code(), Some(0));
+}
+
 /// A client that connected and never said anything has asked for nothing, and holds nothing up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_client_does_not_hold_up_the_end() {

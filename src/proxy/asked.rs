@@ -1,9 +1,11 @@
 //! What a client's FIN means: it depends on what the client is waiting for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::client::{Client, LOOK_AGAIN};
 use crate::upstream::Requester;
@@ -15,6 +17,8 @@ pub struct Asked {
     state: Arc<AtomicU8>,
     /// Notified when hyper hands over a request.
     begun: Arc<Notify>,
+    /// How often it did.
+    requests: Arc<AtomicUsize>,
 }
 
 /// The states of [`Asked`].
@@ -30,12 +34,25 @@ pub mod state {
 impl Asked {
     /// A request was handed over.
     pub fn begin(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         self.begun.notify_one();
     }
 
     /// Completes when a request was handed over.
     pub async fn begun(&self) {
         self.begun.notified().await;
+    }
+
+    /// Completes when the client has asked for nothing, and was sent nothing, for so long.
+    pub async fn nothing_for(&self, span: Duration) {
+        let requests = || self.requests.load(Ordering::Relaxed);
+        let (mut since, mut before) = (Instant::now(), requests());
+        while since.elapsed() < span {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            if requests() != before || self.state.load(Ordering::Relaxed) != state::NOTHING {
+                (since, before) = (Instant::now(), requests());
+            }
+        }
     }
 
     /// It waits for something else now.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{HeaderValue, PROXY_AUTHORIZATION};
+use hyper::header::{CONNECTION, HeaderValue, PROXY_AUTHORIZATION};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -39,6 +39,10 @@ use crate::upstream::{Patience, Upstream, Way};
 /// How long a client's connection may lie idle, or take to send a further head.
 const IDLE_CLIENT: Duration = Duration::from_secs(75);
 
+/// How long it may lie idle once draining has begun. A request may be under way to us, and would be lost; whoever asks is
+/// told that the connection ends.
+const LAST_CHANCE: Duration = Duration::from_secs(1);
+
 /// Serves a client's connection with hyper, starting with the bytes that were read already.
 pub async fn serve(proxy: Arc<Proxy>, entry: Entry, client: Arc<Client>, replay: Bytes) {
     let io = TokioIo::new(ClientIo::new(client.clone(), replay));
@@ -57,7 +61,7 @@ pub async fn serve(proxy: Arc<Proxy>, entry: Entry, client: Arc<Client>, replay:
         tokio::select! {
             served = connection.as_mut() => return served,
             // Its first head was read before hyper came, and is to be answered.
-            () = async { proxy.draining().await; asked.begun().await } => {
+            () = async { proxy.draining().await; asked.begun().await; asked.nothing_for(LAST_CHANCE).await } => {
                 connection.as_mut().graceful_shutdown();
             }
         }
@@ -97,12 +101,17 @@ async fn answer(
     }
     let stays = keeps_connection(request.version(), request.headers());
     asked.set(if stays { state::AND_STAYS } else { state::LAST });
-    let answered = match entry {
+    let mut answered = match entry {
         Entry::Proxy => answer_request(&proxy, &client, &asked, request).await,
         Entry::Mirror(registry) => answer_at_mirror(&proxy, &registry, &client, &asked, request).await,
     };
     if !matches!(answered, Ok(ref response) if matches!(response.body(), Reply::Relayed(_))) {
         asked.set(state::NOTHING);
+    }
+    if proxy.is_draining()
+        && let Ok(response) = &mut answered
+    {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     answered
 }
