@@ -245,6 +245,7 @@ impl Admin {
         });
         let picture = Picture {
             slots: gauges.slots,
+            reserved: gauges.slots.map(|_| gauges.reserved),
             open: gauges.connecting + gauges.active + gauges.idle + gauges.closing,
             connecting: gauges.connecting,
             active: gauges.active,
@@ -273,6 +274,7 @@ impl Admin {
         Gauges {
             registry: &upstream.name,
             slots: (now.slots != usize::MAX).then_some(now.slots),
+            reserved: now.reserved,
             connecting: now.open.connecting,
             active: now.open.active,
             idle: now.open.idle,
@@ -357,6 +359,9 @@ struct Status {
 struct Picture {
     #[serde(skip_serializing_if = "Option::is_none")]
     slots: Option<usize>,
+    /// Those of them that are held elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reserved: Option<usize>,
     open: usize,
     connecting: usize,
     active: usize,

@@ -231,6 +231,7 @@ pub enum Direction {
 pub struct Metrics {
     registry: prometheus::Registry,
     slots: GaugeVec,
+    reserved: GaugeVec,
     open: GaugeVec,
     waiting: GaugeVec,
     oldest_wait: GaugeVec,
@@ -298,6 +299,7 @@ impl Metrics {
         let families = Families(&registry);
         let metrics = Metrics {
             slots: families.gauges("roadstead_slots", "Sockets that may stand at once.", &["registry"]),
+            reserved: families.gauges("roadstead_reserved_slots", "Slots that are held elsewhere.", &["registry"]),
             open: families.gauges(
                 "roadstead_open_connections",
                 "Sockets that stand, by what they do: connecting, active, idle, closing.",
@@ -437,6 +439,7 @@ impl Metrics {
     /// A registry is gone: its gauges are, too. What was counted stays.
     pub fn forget(&self, name: &str, classes: &[String]) {
         let _ = self.slots.remove_label_values(&[name]);
+        let _ = self.reserved.remove_label_values(&[name]);
         let _ = self.oldest_wait.remove_label_values(&[name]);
         for state in ["connecting", "active", "idle", "closing"] {
             let _ = self.open.remove_label_values(&[name, state]);
@@ -457,6 +460,7 @@ impl Metrics {
         let name = gauges.registry;
         if let Some(slots) = gauges.slots {
             self.slots.with_label_values(&[name]).set(count(slots));
+            self.reserved.with_label_values(&[name]).set(count(gauges.reserved));
         }
         let states = [
             ("connecting", gauges.connecting),
@@ -488,6 +492,8 @@ pub struct Gauges<'a> {
     pub registry: &'a str,
     /// Slots; `None` where nothing bounds them.
     pub slots: Option<usize>,
+    /// Those of them that are held elsewhere.
+    pub reserved: usize,
     /// Sockets that are dialled.
     pub connecting: usize,
     /// Sockets in use.

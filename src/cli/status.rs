@@ -86,6 +86,9 @@ fn picture(text: &mut String, name: &str, registry: &Value, paint: Paint) {
     let standing = standing(registry, paint);
     let _ = writeln!(text, "{}  {standing}", paint.on(Colour::Bold, &plain(name, 40)));
     let _ = writeln!(text, "  slots    {} {open} of {slots}", bar(registry, paint));
+    if let reserved @ 1.. = number(&registry["reserved"]) {
+        let _ = writeln!(text, "           {reserved} held elsewhere");
+    }
     let states = STATES.map(|(key, letter, word, colour)| {
         format!("{} {word} {}", paint.on(colour, &letter.to_string()), number(&registry[key]))
     });
@@ -251,6 +254,13 @@ other hosts: 2 open, 1 active
     }
 
     #[test]
+    fn slots_that_are_held_elsewhere_are_told() {
+        let mut status = busy();
+        status["registries"]["harbor"]["reserved"] = json!(1);
+        assert!(render(&status, Paint::Plain).contains("9 of 10\n           1 held elsewhere\n"));
+    }
+
+    #[test]
     fn colours_change_no_word() {
         let coloured = render(&busy(), Paint::Coloured);
         assert!(coloured.contains("\x1b[33mno slot is free\x1b[0m"), "{coloured:?}");
@@ -282,6 +292,7 @@ other hosts: 2 open, 1 active
         registry["slots"] = json!(5000);
         registry["active"] = json!(4000);
         registry["open"] = json!(4003);
+        registry["reserved"] = json!(997);
         registry["waiting"] = json!(100_000);
         registry["clients"][0]["client"] = json!("a".repeat(64));
         registry["clients"][1]["class"] = json!("b".repeat(64));
@@ -290,7 +301,7 @@ other hosts: 2 open, 1 active
         for line in text.lines() {
             assert!(line.chars().count() <= WIDTH, "{line}");
         }
-        assert!(text.contains("[################################+.......] 4003 of 5000"), "{text}");
+        assert!(text.contains("[################################+.......] 4003 of 5000\n"), "{text}");
     }
 
     #[test]
