@@ -14,6 +14,7 @@ use crate::tool::{both, end_of, run, text_of};
 /// The drop-ins, and the units that they are for.
 const DROP_INS: [(&str, &str); 4] =
     [("containerd", "containerd"), ("docker", "docker"), ("dfdaemon", "dfdaemon"), ("dfdaemon-2.0.9", "dfdaemon")];
+const SOCKETS: [&str; 2] = ["roadstead.socket", "roadstead-mirror.socket"];
 /// The worst exposure that `systemd-analyze security` may find, of 10.
 const EXPOSURE: f64 = 2.0;
 
@@ -34,7 +35,9 @@ fn install(folder: &Path) {
     let installed = service.replace("/usr/local/bin/roadstead", env!("CARGO_BIN_EXE_roadstead"));
     assert_ne!(service, installed);
     fs::write(folder.join("roadstead.service"), installed).unwrap();
-    fs::write(folder.join("roadstead.socket"), text_of("systemd/roadstead.socket")).unwrap();
+    for socket in SOCKETS {
+        fs::write(folder.join(socket), text_of(&format!("systemd/{socket}"))).unwrap();
+    }
 }
 
 fn analyze(folder: &Path) -> Command {
@@ -49,12 +52,16 @@ fn analyze(folder: &Path) -> Command {
 fn systemd_has_nothing_to_say_about_the_units() {
     let folder = TempDir::new().unwrap();
     install(folder.path());
-    let units = ["roadstead.socket", "roadstead.service"].map(|unit| folder.path().join(unit));
-    assert_eq!(run(analyze(folder.path()).arg("verify").args(&units)), "");
+    let service = folder.path().join("roadstead.service");
+    let sockets = SOCKETS.map(|socket| folder.path().join(socket));
+    assert_eq!(run(analyze(folder.path()).arg("verify").args(&sockets).arg(&service)), "");
     // It bites.
+    let broken = text_of("systemd/roadstead-mirror.socket").replace("Service=", "Servic=");
+    fs::write(&sockets[1], broken).unwrap();
+    assert!(both(&end_of(analyze(folder.path()).arg("verify").arg(&sockets[1]))).contains("Servic"));
     let broken = text_of("systemd/roadstead.service").replace("Type=notify", "Typ=notify");
-    fs::write(&units[1], broken).unwrap();
-    assert!(both(&end_of(analyze(folder.path()).arg("verify").arg(&units[1]))).contains("Typ"));
+    fs::write(&service, broken).unwrap();
+    assert!(both(&end_of(analyze(folder.path()).arg("verify").arg(&service))).contains("Typ"));
 }
 
 #[test]
@@ -97,6 +104,13 @@ fn the_units_agree_with_the_shipped_config() {
     let (socket, service) = (text_of("systemd/roadstead.socket"), text_of("systemd/roadstead.service"));
     assert_eq!(setting(&socket, "ListenStream"), config.listen.proxy.to_string());
     assert_eq!(setting(&socket, "FileDescriptorName"), "proxy");
+    // The shipped file has the mirror in comments.
+    let mirror = text_of("systemd/roadstead-mirror.socket");
+    let listen = format!("listen = \"{}\"", setting(&mirror, "ListenStream"));
+    assert!(text_of("sidecar.toml").lines().any(|line| line.contains(&listen)), "{listen}");
+    let name = setting(&mirror, "FileDescriptorName").strip_prefix("mirror-").expect("mirror-NAME");
+    assert!(config.registries.iter().any(|registry| registry.name == name), "{name}");
+    assert_eq!(setting(&mirror, "Service"), "roadstead.service");
     assert!(seconds(setting(&service, "TimeoutStopSec")) >= config.drain_timeout + Duration::from_secs(10));
     let file = setting(&service, "ConditionPathExists");
     assert_eq!(setting(&service, "ExecStart"), format!("/usr/local/bin/roadstead --config {file}"));
