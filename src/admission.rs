@@ -55,6 +55,7 @@ mod sync;
 mod turns;
 mod usage;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
@@ -206,7 +207,19 @@ impl<P: Send + 'static> Gate<P> {
         self.shared.settle(self.shared.handover.event(|core| core.resize(slots, now)));
     }
 
-    /// Leaves this many of the slots to another process.
+    /// Whether this is the same gate.
+    #[must_use]
+    pub fn is(&self, other: &Gate<P>) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Lets go of the tokens that it could spend at once: they may have been spent elsewhere.
+    pub fn spend_tokens(&self) {
+        let now = self.now();
+        self.shared.settle(self.shared.handover.event(|core| core.spend_tokens(now)));
+    }
+
+    /// Leaves this many of the slots to those who hold them elsewhere: another process, or who came before a reload.
     pub fn reserve(&self, slots: usize) {
         let now = self.now();
         self.shared.settle(self.shared.handover.event(|core| core.reserve(slots, now)));
@@ -270,6 +283,12 @@ impl<P: Send + 'static> Gate<P> {
     #[must_use]
     pub fn census(&self, most: usize) -> Census {
         self.shared.handover.census(most)
+    }
+
+    /// Taken slots by where their connections go: host and port, or the URLs of all nodes.
+    #[must_use]
+    pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
+        self.shared.handover.targets()
     }
 
     /// The picture now.

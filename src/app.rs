@@ -1,7 +1,9 @@
 //! Wires the parts: opens all listeners, then starts everything, lets it change, and takes it down in order.
 
 mod assembly;
+mod elsewhere;
 mod handing;
+mod heirs;
 pub mod inherited;
 mod listeners;
 mod reload;
@@ -21,7 +23,8 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use self::assembly::{Assembly, LINGER, tls_terms};
-use self::handing::Predecessors;
+use self::elsewhere::Elsewhere;
+use self::heirs::Heirs;
 use self::inherited::Inherited;
 pub use self::listeners::Addresses;
 use self::listeners::{Listeners, accepting};
@@ -39,6 +42,9 @@ use crate::upstream::tls::{Tls, TlsError};
 
 /// Time after `drain_timeout` in which the last refusals are written, and again in which cut connections are closed.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How long a process that has handed over serves those who came to it, at the longest.
+const LONGEST_HAND_OVER: Duration = Duration::from_secs(60 * 60);
 
 /// Why nothing was started.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +84,7 @@ pub struct Running {
     proxy: Arc<Proxy>,
     admin: Arc<Admin>,
     reloader: Reloader,
-    predecessors: Predecessors,
+    elsewhere: Arc<Elsewhere>,
     draining: CancellationToken,
     ended: CancellationToken,
     cut_short: CancellationToken,
@@ -112,9 +118,10 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     let proxy = Proxy::new(settings, pseudonym(), draining.clone(), cut_short.clone());
     let state = Arc::new(ConfigState::new(file));
     let admin = Admin::new(proxy.clone(), state.clone(), metrics.clone(), draining.clone());
-    let reloader = Reloader::new(file, config, assembly, proxy.clone(), metrics, state, set_level);
+    let elsewhere = Elsewhere::new(proxy.clone());
+    let reloader = Reloader::new(file, config, assembly, elsewhere.clone(), metrics, state, set_level);
     // Not a slot is taken before it is known which are free.
-    let predecessors = Predecessors::meet(inherited.take_predecessor(), &proxy).await?;
+    handing::meet(inherited.take_predecessor(), &elsewhere).await?;
     // Who accepts is one of the tasks: while one of them may still accept somebody, nothing is over.
     proxy.tasks().spawn(proxy.clone().accept(accepting(&listeners.proxy)?, Entry::Proxy));
     for (registry, listener) in &listeners.mirrors {
@@ -126,7 +133,7 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
         tokio::spawn(admin.clone().accept(accepting(listener)?, Scope::Metrics));
     }
     let listeners = Some(listeners);
-    Ok(Running { addresses, listeners, proxy, admin, reloader, predecessors, draining, ended, cut_short })
+    Ok(Running { addresses, listeners, proxy, admin, reloader, elsewhere, draining, ended, cut_short })
 }
 
 impl Running {
@@ -175,17 +182,22 @@ impl Running {
         self.until_sockets_are_gone().await;
     }
 
-    /// The same while another process has taken over: who waits here waits out its own time, and each slot that is not
-    /// needed any more is handed on.
-    pub async fn hand_over(mut self, successor: Successor) {
+    /// The same while another process has taken over: who came here is served to the end, and each slot that is not
+    /// needed any more is handed on. Only when the service is to stop, `drain_timeout` counts, from the last one who
+    /// waited on. Tells whether another process listens at the end.
+    pub async fn hand_over(mut self, successor: Successor, origin: Origin, stop: CancellationToken) -> bool {
         self.admin.accept_nobody();
+        let listeners = self.listeners.take();
         self.accept_nobody();
         let tasks = self.proxy.tasks().clone();
         tasks.close();
-        let handing = tokio::spawn(handing::hand_on(successor, self.proxy.clone()));
-        let mut deadline = Instant::now() + self.drain_timeout();
-        while !tasks.is_empty() {
-            if self.upstreams().iter().any(|upstream| upstream.gate.snapshot().waiting > 0) {
+        let heirs = Arc::new(Heirs::new(origin, listeners, stop.clone()));
+        let handing = tokio::spawn(heirs.clone().serve(successor, self.elsewhere.clone()));
+        let latest = Instant::now() + LONGEST_HAND_OVER;
+        let mut deadline = latest;
+        while !tasks.is_empty() || heirs.is_one_sought() {
+            let somebody_waits = self.upstreams().iter().any(|upstream| upstream.gate.snapshot().waiting > 0);
+            if stop.is_cancelled() && (somebody_waits || deadline == latest) {
                 deadline = Instant::now() + self.drain_timeout();
             }
             if Instant::now() >= deadline {
@@ -196,8 +208,9 @@ impl Running {
         }
         self.until_sockets_are_gone().await;
         // What an older process still holds was counted with ours.
-        self.predecessors.gone().await;
+        handing::others_are_gone(&self.elsewhere).await;
         let _ = timeout(LAST_WORDS, handing).await;
+        heirs.do_listen()
     }
 
     fn accept_nobody(&mut self) {
@@ -217,8 +230,9 @@ impl Running {
         let _ = timeout_at(deadline + LAST_WORDS * 2, tasks.wait()).await;
     }
 
+    /// Those of the settings, and those of before that still matter.
     fn upstreams(&self) -> Vec<Arc<Upstream>> {
-        self.proxy.settings().routes.upstreams().cloned().collect()
+        self.elsewhere.upstreams()
     }
 
     /// Closing takes no longer than the longest `linger` and the hold that follows it.

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, reload};
@@ -274,7 +275,7 @@ async fn serve(start: Start<'_>, set_level: SetLevel, origin: &Origin) -> ExitCo
             signal = signals.end() => Err(signal),
         };
         match found {
-            Ok(Ok(successor)) => return hand_over(running, successor, &mut signals, systemd).await,
+            Ok(Ok(successor)) => return hand_over(running, successor, origin, &mut signals, systemd).await,
             Ok(Err(error)) => {
                 tracing::error!("nobody took over, this process goes on: {error}");
                 if is_reload {
@@ -306,22 +307,33 @@ async fn end(running: app::Running, signal: &'static str, signals: &mut Signals,
     }
 }
 
-async fn hand_over(running: app::Running, successor: Successor, signals: &mut Signals, systemd: Systemd) -> ExitCode {
+async fn hand_over(
+    running: app::Running,
+    successor: Successor,
+    origin: &Origin,
+    signals: &mut Signals,
+    systemd: Systemd,
+) -> ExitCode {
     tracing::info!(pid = successor.pid, "another process takes over; who came to this one is served here");
     systemd.replaced_by(successor.pid);
     // A service manager tells all processes of a service to stop: this one is about to.
+    let stop = CancellationToken::new();
     let ended_at_once = async {
         let signal = signals.end().await;
         tracing::info!(signal, "draining already; a second signal ends at once");
+        stop.cancel();
         signals.end().await
     };
     // Were it gone before it was heard who takes over, the service would count as ended.
-    let served = async { tokio::join!(running.hand_over(successor), systemd.end()) };
+    let served = async { tokio::join!(running.hand_over(successor, origin.clone(), stop.clone()), systemd.end()).0 };
     tokio::select! {
-        _ = served => {
+        somebody_listens = served => if somebody_listens {
             tracing::info!("handed over");
             ExitCode::SUCCESS
-        }
+        } else {
+            tracing::error!("the process that took over is dead, and so is the service");
+            ExitCode::from(EXIT_FAILURE)
+        },
         signal = ended_at_once => {
             tracing::warn!(signal, "ended at once");
             ExitCode::from(EXIT_FAILURE)

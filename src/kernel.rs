@@ -43,15 +43,18 @@ pub fn unacknowledged(stream: &TcpStream) -> Option<u32> {
     word_of(&ask(ours, theirs)?, UNACKNOWLEDGED)
 }
 
+/// An address, and the only port that is meant; `None`: every port.
+pub type Remote = (IpAddr, Option<u16>);
+
 /// Sockets toward these addresses that stand, though no process has them: the kernel is still ending the connections
 /// of a process that is gone.
 #[must_use]
-pub fn orphans(remotes: &[SocketAddr]) -> usize {
-    let families: BTreeSet<bool> = remotes.iter().map(SocketAddr::is_ipv4).collect();
+pub fn orphans(remotes: &[Remote]) -> usize {
+    let families: BTreeSet<bool> = remotes.iter().map(|(ip, _)| ip.is_ipv4()).collect();
     families.into_iter().map(|ipv4| orphans_of_family(ipv4, remotes).unwrap_or_default()).sum()
 }
 
-fn orphans_of_family(ipv4: bool, remotes: &[SocketAddr]) -> Option<usize> {
+fn orphans_of_family(ipv4: bool, remotes: &[Remote]) -> Option<usize> {
     let protocol = Some(netlink::SOCK_DIAG);
     let kernel = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, protocol).ok()?;
     send(&kernel, &question_about_all(ipv4), SendFlags::empty()).ok()?;
@@ -68,7 +71,9 @@ fn orphans_of_family(ipv4: bool, remotes: &[SocketAddr]) -> Option<usize> {
                 return Some(found);
             }
             let is_orphan = word_of(message, INODE) == Some(0);
-            found += usize::from(is_orphan && remotes.contains(&remote_of(message, ipv4)?));
+            let there = remote_of(message, ipv4)?;
+            let is_meant = |(ip, port): &Remote| *ip == there.ip() && port.is_none_or(|port| port == there.port());
+            found += usize::from(is_orphan && remotes.iter().any(is_meant));
             rest = behind.get(size.next_multiple_of(4) - size..).unwrap_or_default();
         }
     }
@@ -148,12 +153,13 @@ mod tests {
             let remote = listener.local_addr().unwrap();
             let client = TcpStream::connect(remote).await.unwrap();
             let (server, _) = listener.accept().await.unwrap();
-            assert_eq!(orphans(&[remote]), 0, "a process has it");
+            let here = [(remote.ip(), Some(remote.port()))];
+            assert_eq!(orphans(&here), 0, "a process has it");
             drop(client);
-            assert_eq!(orphans(&[remote]), 1);
-            assert_eq!(orphans(&["127.0.0.1:1".parse().unwrap()]), 0);
+            assert_eq!(orphans(&here), 1);
+            assert_eq!(orphans(&[(remote.ip(), Some(1)), ("127.0.0.2".parse().unwrap(), None)]), 0);
             drop(server);
-            assert_eq!(orphans(&[remote]), 0, "only TIME_WAIT is left");
+            assert_eq!(orphans(&here), 0, "only TIME_WAIT is left");
         }
     }
 

@@ -48,7 +48,7 @@ use self::respond::Answer;
 use self::route::{Lost, Route, Routes};
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::target::Target;
-use crate::upstream::Requester;
+use crate::upstream::{Requester, Upstream};
 
 /// What holds for clients.
 #[derive(Clone, Debug)]
@@ -156,6 +156,24 @@ impl Proxy {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
     }
 
+    /// Whether these settings hold. Whoever takes an upstream from settings asks again behind that: from the moment in
+    /// which others hold, nobody new is on the way by the old ones.
+    fn still_hold(&self, settings: &Arc<Settings>) -> bool {
+        Arc::ptr_eq(settings, &self.settings())
+    }
+
+    /// The mirror of this registry, and the registry.
+    fn mirror(&self, registry: &str) -> Option<(Arc<Mirror>, Arc<Upstream>)> {
+        loop {
+            let settings = self.settings();
+            let mirror = settings.mirrors.get(registry)?.clone();
+            let upstream = mirror.upstream.clone();
+            if self.still_hold(&settings) {
+                return Some((mirror, upstream));
+            }
+        }
+    }
+
     /// The tasks that serve clients.
     #[must_use]
     pub fn tasks(&self) -> &TaskTracker {
@@ -231,11 +249,16 @@ impl Proxy {
 
     /// Where a request goes; otherwise what to answer, or nothing when the client left meanwhile.
     async fn route(&self, target: &Target, secure: bool, requester: &impl Requester) -> Result<Route, Option<Answer>> {
-        let settings = self.settings();
-        let found = tokio::select! {
-            biased;
-            found = settings.routes.find(target, secure) => found,
-            () = requester.ended() => return Err(None),
+        let found = loop {
+            let settings = self.settings();
+            let found = tokio::select! {
+                biased;
+                found = settings.routes.find(target, secure) => found,
+                () = requester.ended() => return Err(None),
+            };
+            if self.still_hold(&settings) {
+                break found;
+            }
         };
         found.map_err(|lost| match lost {
             Lost::Denied => {

@@ -248,6 +248,20 @@ impl HostPattern {
         self == other
     }
 
+    /// Is there a target that both patterns cover?
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        let hosts_meet = match (self, other) {
+            (Self::Exact { host: one, .. }, Self::Exact { host: other, .. }) => one == other,
+            (Self::Exact { host, .. }, Self::Below { suffix, .. })
+            | (Self::Below { suffix, .. }, Self::Exact { host, .. }) => is_below(host, suffix),
+            (Self::Below { suffix: one, .. }, Self::Below { suffix: other, .. }) => {
+                one == other || is_name_below(one, other) || is_name_below(other, one)
+            }
+        };
+        hosts_meet && self.port().zip(other.port()).is_none_or(|(one, other)| one == other)
+    }
+
     /// How exactly the pattern names its hosts: of all patterns that match a target, the one with the greatest
     /// specificity decides. An exact host goes before a wildcard, a longer suffix before a shorter one, then a
     /// pattern with a port before one without.
@@ -370,6 +384,10 @@ fn ends_in_number(name: &str) -> bool {
 /// Is the host a name below the suffix, at any depth, and not the suffix itself?
 fn is_below(host: &Host, suffix: &str) -> bool {
     let Host::Name(name) = host else { return false };
+    is_name_below(name, suffix)
+}
+
+fn is_name_below(name: &str, suffix: &str) -> bool {
     name.strip_suffix(suffix).is_some_and(|above| above.ends_with('.'))
 }
 
@@ -379,6 +397,23 @@ mod tests {
 
     fn pattern(text: &str) -> HostPattern {
         HostPattern::parse(text).unwrap()
+    }
+
+    #[test]
+    fn patterns_meet_where_both_cover_a_target() {
+        for (one, other, meet) in [
+            ("a.example.com", "a.example.com:443", true),
+            ("a.example.com:80", "a.example.com:443", false),
+            ("a.example.com", "b.example.com", false),
+            ("*.example.com", "a.example.com:443", true),
+            ("*.example.com", "example.com", false),
+            ("*.example.com:80", "*.b.example.com", true),
+            ("*.example.com", "*.example.org", false),
+            ("*.example.com", "[::1]", false),
+        ] {
+            let (one, other) = (pattern(one), pattern(other));
+            assert_eq!((one.meets(&other), other.meets(&one)), (meet, meet), "{one} and {other}");
+        }
     }
 
     fn target(text: &str) -> Target {

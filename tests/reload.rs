@@ -164,30 +164,99 @@ async fn the_level_of_the_log_changes() {
     sidecar.until_outcomes("stub", Outcomes { served: 2, ..Outcomes::default() }).await;
 }
 
-/// A registry that is taken out of the file by mistake and put back, or only renamed: the connections that stand take
-/// its slots.
+fn registry(name: &str, hosts: &[&StubRegistry], cap: usize) -> String {
+    let hosts: Vec<String> = hosts.iter().map(|stub| format!("\"{}\"", stub.address())).collect();
+    let keep_tunnels = KEEP_TUNNELS.replace("registries.stub", &format!("registries.{name}"));
+    format!("[registries.{name}]\nhosts = [{}]\ncap = {cap}\nshare = 1\n{keep_tunnels}", hosts.join(", "))
+}
+
+/// Two tunnels stand, and the host becomes this registry's: both take its slots until they end, whoever granted them.
+async fn assert_that_they_count(sidecar: &Sidecar, stub: &StubRegistry, tunnels: Vec<Wire>, name: &str) -> Vec<Wire> {
+    let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+    let newcomer = |_| {
+        let authority = authority.clone();
+        tokio::spawn(async move { connect_through(proxy, &authority, &[]).await.unwrap() })
+    };
+    let mut newcomers = Vec::new();
+    for number in 1..=2 {
+        newcomers.push(newcomer(number));
+        sidecar.until(name, "waiting", number).await;
+    }
+    let mut served = Vec::new();
+    for (tunnel, newcomer) in tunnels.into_iter().zip(newcomers) {
+        assert_eq!((stub.open(), stub.peak()), (2, 2));
+        drop(tunnel);
+        served.push(newcomer.await.unwrap());
+    }
+    assert_eq!((stub.open(), stub.peak()), (2, 2));
+    assert_eq!(sidecar.count(name, "open").await, 2);
+    served
+}
+
+/// A registry that is taken out of the file by mistake and put back, or only renamed; a host that goes from one registry
+/// to another, whose name is new, or was the first one's: the connections that stand take slots where the host is now.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_registry_that_comes_back_counts_what_still_stands_there() {
+async fn a_host_takes_along_what_stands_there_to_whatever_registry_it_goes() {
     let (stub, sidecar) = stage(2).await;
     let (other, authority) = (StubRegistry::builder().start().await, stub.address().to_string());
     let mut tunnels = Vec::new();
     for _ in 0..2 {
         tunnels.push(connect_through(sidecar.proxy(), &authority, &[]).await.unwrap());
     }
-    let without = text(&other, 2, "").replace("registries.stub", "registries.other");
-    for name in ["stub", "renamed"] {
-        if name == "stub" {
-            reload(&sidecar, &without).await;
-        }
-        reload(&sidecar, &text(&stub, 2, "").replace("registries.stub", &format!("registries.{name}"))).await;
-        assert_eq!(sidecar.count(name, "open").await, 2);
-        let (proxy, wanted) = (sidecar.proxy(), authority.clone());
-        let waiter = tokio::spawn(async move { connect_through(proxy, &wanted, &[]).await });
-        sidecar.until(name, "waiting", 1).await;
-        drop(tunnels.remove(0));
-        tunnels.push(waiter.await.unwrap().unwrap());
+    reload(&sidecar, &config(&registry("other", &[&other], 2))).await;
+    for (name, registries) in [
+        ("stub", registry("stub", &[&stub], 2)),
+        ("renamed", registry("renamed", &[&stub], 2)),
+        ("wide", registry("wide", &[&stub, &other], 2)),
+        ("narrow", registry("wide", &[&other], 2) + &registry("narrow", &[&stub], 2)),
+        ("old", registry("narrow", &[&other], 2) + &registry("old", &[&stub], 2)),
+    ] {
+        reload(&sidecar, &config(&registries)).await;
+        tunnels = assert_that_they_count(&sidecar, &stub, tunnels, name).await;
     }
-    assert_eq!(stub.peak(), 2);
+    // What goes elsewhere has its own slots all the same.
+    let url = format!("http://{}/v2/", other.address());
+    assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 200);
+}
+
+/// Who waited for a registry that is renamed goes on waiting, is served in its turn, and takes no slot twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_at_a_registry_that_is_renamed_is_served() {
+    let (stub, sidecar) = stage(1).await;
+    let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+    let tunnel = connect_through(proxy, &authority, &[]).await.unwrap();
+    let wait = || {
+        let authority = authority.clone();
+        tokio::spawn(async move { connect_through(proxy, &authority, &[]).await.unwrap() })
+    };
+    let before = wait();
+    sidecar.until("stub", "waiting", 1).await;
+    reload(&sidecar, &config(&registry("renamed", &[&stub], 1))).await;
+    let after = wait();
+    sidecar.until("renamed", "waiting", 1).await;
+    drop(tunnel);
+    let before = before.await.unwrap();
+    assert_eq!(sidecar.count("renamed", "waiting").await, 1, "first come, first served");
+    drop(before);
+    drop(after.await.unwrap());
+    assert_eq!(stub.peak(), 1);
+}
+
+/// At the end those are refused, too, who wait at a registry that is gone from the file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_at_a_registry_that_is_gone_is_told_when_the_process_ends() {
+    let (stub, other) = (StubRegistry::builder().start().await, StubRegistry::builder().start().await);
+    let text = |registries: String| format!("drain_timeout = \"500ms\"\n{}", config(&registries));
+    let mut sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text(registry("stub", &[&stub], 1))).await;
+    let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+    let _tunnel = connect_through(proxy, &authority, &[]).await.unwrap();
+    let waiter = tokio::spawn(async move { connect_through(proxy, &authority, &[]).await.unwrap_err() });
+    sidecar.until("stub", "waiting", 1).await;
+    reload(&sidecar, &text(registry("other", &[&other], 1))).await;
+    sidecar.terminate();
+    let refused = waiter.await.unwrap();
+    assert_eq!((refused.status(), &refused.json()["errors"][0]["detail"]["reason"]), (503, &"draining".into()));
+    assert_eq!(sidecar.wait().await.code(), Some(0));
 }
 
 /// A node that is out is replaced by another one: the slots of that are there at once, and nothing tells of the old one.

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,10 +18,11 @@ use roadstead_test_support::{
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 
 const SLOTS: usize = 10;
 const RESTARTS: usize = 20;
-/// Storms that begin one after another, and the pulls of each: 300 in all.
+/// Storms that begin one after another, and the pulls of each: 300 at least.
 const STORMS: usize = 10;
 const PULLS: usize = 30;
 const BLOB: usize = 64 * 1024;
@@ -29,6 +31,10 @@ const SOON: Duration = Duration::from_secs(30);
 /// What systemd is for the sidecar: it holds the socket, and starts processes on it.
 struct Manager {
     listener: TcpListener,
+    /// For the mirror of the registry `stub`, where there is one.
+    mirror: Option<TcpListener>,
+    /// `drain_timeout` of its processes.
+    drain_timeout: &'static str,
     folder: TempDir,
     /// What it starts.
     binary: PathBuf,
@@ -53,11 +59,33 @@ impl Manager {
     /// One that does not hear what its processes say; with what it would hear them.
     fn deaf(registries: &str) -> (Manager, UnixDatagram) {
         let folder = tempfile::tempdir().unwrap();
-        let text = format!("drain_timeout = \"20s\"\n{}", config(registries));
-        fs::write(folder.path().join("sidecar.toml"), text).unwrap();
         let notify = UnixDatagram::bind(folder.path().join("notify")).unwrap();
         let (listener, binary) = (TcpListener::bind("127.0.0.1:0").unwrap(), env!("CARGO_BIN_EXE_roadstead").into());
-        (Manager { listener, folder, binary, children: Vec::new(), heard: Arc::default() }, notify)
+        let (mirror, drain_timeout, children, heard) = (None, "20s", Vec::new(), Arc::default());
+        let manager = Manager { listener, mirror, drain_timeout, folder, binary, children, heard };
+        manager.write(registries);
+        (manager, notify)
+    }
+
+    /// Lets the file hold these registries.
+    fn write(&self, registries: &str) {
+        let text = format!("drain_timeout = \"{}\"\n{}", self.drain_timeout, config(registries));
+        let (new, path) = (self.folder.path().join("new.toml"), self.folder.path().join("sidecar.toml"));
+        fs::write(&new, text).unwrap();
+        fs::rename(new, path).unwrap();
+    }
+
+    /// Lets the processes run from a binary of their own, which can be replaced.
+    fn own_binary(&mut self) {
+        self.binary = self.folder.path().join("roadstead");
+        fs::copy(env!("CARGO_BIN_EXE_roadstead"), &self.binary).unwrap();
+    }
+
+    /// As an upgrade does: a new file under the same name.
+    fn replace_binary(&self) {
+        let new = self.folder.path().join("new");
+        fs::copy(env!("CARGO_BIN_EXE_roadstead"), &new).unwrap();
+        fs::rename(new, &self.binary).unwrap();
     }
 
     fn address(&self) -> SocketAddr {
@@ -88,11 +116,14 @@ impl Manager {
         let mut command = Command::new(&self.binary);
         command.arg("--config").arg(self.folder.path().join("sidecar.toml"));
         // The config says port 0, so the address does not tell which listener it is.
-        command.env_remove("RUST_LOG").env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "proxy");
+        let (count, names) = if self.mirror.is_some() { ("2", "proxy:mirror-stub") } else { ("1", "proxy") };
+        command.env_remove("RUST_LOG").env("LISTEN_FDS", count).env("LISTEN_FDNAMES", names);
         command.env("NOTIFY_SOCKET", self.folder.path().join("notify")).env("WATCHDOG_USEC", "400000");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let socket: OwnedFd = self.listener.try_clone().unwrap().into();
-        command.fd_mappings(vec![FdMapping { parent_fd: socket, child_fd: 3 }]).unwrap();
+        let sockets = [&self.listener].into_iter().chain(&self.mirror);
+        let sockets = sockets.map(|socket| OwnedFd::from(socket.try_clone().unwrap()));
+        let mappings = sockets.zip(3..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
+        command.fd_mappings(mappings.collect()).unwrap();
         self.children.push(command.spawn().unwrap());
         self.until_accepted(before + 1).await;
     }
@@ -190,20 +221,39 @@ fn is_zombie(pid: Pid) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
-/// Storms that follow one another while something is done to the processes.
-async fn storms(proxy: SocketAddr, registry: SocketAddr) -> Vec<Tally> {
-    let running = (0..STORMS).map(|number| {
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(400) * u32::try_from(number).unwrap()).await;
-            let storm = Storm { clients: PULLS, blob: BLOB, ..Storm::new(Way::Connect(proxy)) };
-            storm.run(registry).await
-        })
-    });
-    let mut tallies = Vec::new();
-    for storm in running.collect::<Vec<_>>() {
-        tallies.push(storm.await.unwrap());
+/// Storms that follow one another as long as something is done to the processes.
+struct Storms {
+    is_enough: Arc<AtomicBool>,
+    running: JoinHandle<Vec<JoinHandle<Tally>>>,
+}
+
+impl Storms {
+    fn begin(proxy: SocketAddr, registry: SocketAddr) -> Storms {
+        let is_enough = Arc::new(AtomicBool::new(false));
+        let enough = is_enough.clone();
+        let running = tokio::spawn(async move {
+            let mut running = Vec::new();
+            while running.len() < STORMS || !enough.load(Ordering::Relaxed) {
+                let storm = Storm { clients: PULLS, blob: BLOB, ..Storm::new(Way::Connect(proxy)) };
+                running.push(tokio::spawn(storm.run(registry)));
+                // What the registry can serve meanwhile.
+                tokio::time::sleep(Duration::from_millis(700)).await;
+            }
+            running
+        });
+        Storms { is_enough, running }
     }
-    tallies
+
+    /// What was done was done in the storms: now they may end.
+    async fn end(self) -> Vec<Tally> {
+        assert!(!self.running.is_finished(), "the last storms have begun before the last restart");
+        self.is_enough.store(true, Ordering::Relaxed);
+        let mut tallies = Vec::new();
+        for storm in self.running.await.unwrap() {
+            tallies.push(storm.await.unwrap());
+        }
+        tallies
+    }
 }
 
 async fn registry() -> StubRegistry {
@@ -219,7 +269,8 @@ fn assert_nobody_noticed(what: &str, tallies: &[Tally], stub: &StubRegistry, ker
         stub.peak(),
         kernel.most
     );
-    assert_eq!((ok, failed), (STORMS * PULLS, Vec::new()));
+    assert!(tallies.len() >= STORMS);
+    assert_eq!((ok, failed), (tallies.len() * PULLS, Vec::new()));
     assert!(stub.peak() <= SLOTS, "{} connections by the registry's count", stub.peak());
     assert!(kernel.most <= SLOTS, "{kernel:?}");
 }
@@ -232,68 +283,257 @@ async fn restarts_in_a_storm_cost_no_pull() {
     let watch = SocketWatch::start(stub.address());
     manager.start().await;
     let began = Instant::now();
-    let running = tokio::spawn(storms(manager.address(), stub.address()));
+    let storms = Storms::begin(manager.address(), stub.address());
     for _ in 0..RESTARTS {
         tokio::time::sleep(Duration::from_millis(100)).await;
         manager.signal(Signal::TERM);
         manager.until_all_are_gone().await;
         manager.start().await;
     }
-    let tallies = running.await.unwrap();
+    let tallies = storms.end().await;
     assert_eq!(manager.pids().len(), RESTARTS + 1);
     assert_nobody_noticed("restarts", &tallies, &stub, watch.stop(), began.elapsed());
     manager.signal(Signal::TERM);
     manager.until_all_are_gone().await;
 }
 
-/// `systemctl reload` into a new binary: each process takes over from the one before, which serves those who came to it
-/// and hands its slots on.
+/// `systemctl reload` into a new binary, as `ExecReload` does it: each process takes over from the one before, which serves
+/// those who came to it and hands its slots on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hand_overs_in_a_storm_cost_no_pull() {
     let stub = registry().await;
     let mut manager = Manager::new(stub.address());
+    manager.own_binary();
     let watch = SocketWatch::start(stub.address());
     manager.start().await;
     let began = Instant::now();
-    let running = tokio::spawn(storms(manager.address(), stub.address()));
+    let storms = Storms::begin(manager.address(), stub.address());
     for done in 0..RESTARTS {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        manager.signal(Signal::USR2);
+        manager.replace_binary();
+        manager.signal(Signal::HUP);
         manager.until_accepted(done + 2).await;
     }
-    let tallies = running.await.unwrap();
+    let tallies = storms.end().await;
     assert_nobody_noticed("hand-overs", &tallies, &stub, watch.stop(), began.elapsed());
     manager.signal(Signal::TERM);
     manager.until_all_are_gone().await;
 }
 
 /// Killed on the spot and started again, at a registry that takes its time to see the end of a connection: the next
-/// process counts what the kernel still holds of the one before.
+/// process counts what the kernel still holds of the one before, at whatever port where `hosts` names none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_is_killed_does_not_make_the_next_one_exceed_the_slots() {
-    const LATE: Duration = Duration::from_millis(1500);
-    let stub = StubRegistry::raw(|connection| async move {
+    for with_port in [true, false] {
+        let stub = late_registry(Duration::from_millis(1500)).await;
+        let authority = stub.address().to_string();
+        let host = if with_port { authority.clone() } else { stub.address().ip().to_string() };
+        let mut manager = Manager::with(&format!("[registries.stub]\nhosts = [\"{host}\"]\ncap = {SLOTS}\nshare = 1"));
+        let watch = SocketWatch::start(stub.address());
+        manager.start().await;
+        for round in 0..3 {
+            let mut tunnels = Vec::new();
+            for _ in 0..SLOTS {
+                tunnels.push(connect_through(manager.address(), &authority, &[]).await.expect("a tunnel, in its turn"));
+            }
+            eventually_is(&format!("all slots to be taken, round {round}"), SOON, SLOTS, async || stub.open()).await;
+            manager.signal(Signal::KILL);
+            manager.until_all_are_gone().await;
+            manager.start().await;
+        }
+        let kernel = watch.stop();
+        assert_eq!((stub.peak(), kernel.most), (SLOTS, SLOTS), "by the registry's count, and by the kernel's");
+        manager.signal(Signal::TERM);
+        manager.until_all_are_gone().await;
+    }
+}
+
+/// One that sees the end of a connection late.
+async fn late_registry(late: Duration) -> StubRegistry {
+    StubRegistry::raw(move |connection| async move {
         let mut wire = Wire::new(connection);
         while wire.receive().await.is_ok_and(|bytes| !bytes.is_empty()) {}
-        tokio::time::sleep(LATE).await;
+        tokio::time::sleep(late).await;
+    })
+    .await
+}
+
+/// A client whose request is under way through a tunnel; the registry holds its answer back.
+async fn asking(manager: &Manager, stub: &StubRegistry) -> JoinHandle<Option<u16>> {
+    let before = stub.requests();
+    let mut tunnel = connect_through(manager.address(), &stub.address().to_string(), &[]).await.unwrap();
+    let asked = tokio::spawn(async move { tunnel.get("/v2/", &[]).await.ok().map(|answer| answer.status()) });
+    eventually_is("the request to come", SOON, before + 1, async || stub.requests()).await;
+    asked
+}
+
+/// While another process listens, nobody needs the end of this one: what is under way is not cut after `drain_timeout`, and
+/// who waits is not refused as draining. It counts when the service is to stop.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hand_over_lasts_longer_than_drain_timeout_for_those_who_need_it() {
+    let stub = StubRegistry::builder().start().await;
+    stub.hold();
+    let one = format!("[registries.stub]\nhosts = [\"{}\"]\ncap = 1\nshare = 1\n{KEEP_TUNNELS}", stub.address());
+    let mut manager = Manager::with(&one);
+    manager.drain_timeout = "300ms";
+    manager.write(&one);
+    manager.start().await;
+    let mut processes = 1;
+    for somebody_waits in [false, true] {
+        let old = manager.newest();
+        let asked = asking(&manager, &stub).await;
+        let (address, authority) = (manager.address(), stub.address().to_string());
+        let waiter = somebody_waits
+            .then(|| tokio::spawn(async move { connect_through(address, &authority, &[]).await.map(|_| ()) }));
+        if somebody_waits {
+            eventually_is("one to wait", SOON, 1.into(), async || manager.registry("stub").await["waiting"].clone())
+                .await;
+        }
+        manager.signal(Signal::USR2);
+        processes += 1;
+        manager.until_accepted(processes).await;
+        // Five times as long as it would take to be cut.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(!asked.is_finished() && waiter.as_ref().is_none_or(|waiter| !waiter.is_finished()));
+        stub.let_through(1);
+        assert_eq!(asked.await.unwrap(), Some(200));
+        if let Some(waiter) = waiter {
+            assert!(waiter.await.unwrap().is_ok(), "in its turn");
+        }
+        eventually("the old process to end", SOON, async || match test_kill_process(old) {
+            Ok(()) if !is_zombie(old) => Err(manager.log()),
+            _ => Ok(()),
+        })
+        .await;
+    }
+    let (asked, old) = (asking(&manager, &stub).await, manager.newest());
+    manager.signal(Signal::USR2);
+    manager.until_accepted(processes + 1).await;
+    manager.signal(Signal::TERM);
+    kill_process(old, Signal::TERM).unwrap();
+    manager.until_all_are_gone().await;
+    assert_eq!(asked.await.unwrap(), None, "cut");
+}
+
+/// The process that took over dies while the old one still serves: another one takes its place, nobody finds a closed
+/// door, and the dead one is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_took_over_and_died_is_replaced() {
+    let stub = late_registry(Duration::from_millis(700)).await;
+    let held = format!("[registries.stub]\nhosts = [\"{}\"]\ncap = 2\nshare = 1\n{KEEP_TUNNELS}", stub.address());
+    let mut manager = Manager::with(&held);
+    manager.start().await;
+    let (address, authority) = (manager.address(), stub.address().to_string());
+    let connect = || {
+        let authority = authority.clone();
+        async move { connect_through(address, &authority, &[]).await.expect("a tunnel, in its turn") }
+    };
+    let mut in_the_old_one = connect().await;
+    // In use, so that no drain takes it back.
+    in_the_old_one.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    manager.signal(Signal::USR2);
+    manager.until_accepted(2).await;
+    let in_the_new_one = connect().await;
+    let dead = manager.newest();
+    kill_process(dead, Signal::KILL).unwrap();
+    let (newcomer, processes) = (tokio::spawn(connect()), manager.until_accepted(3));
+    processes.await;
+    drop(newcomer.await.unwrap());
+    eventually("the dead one to be waited for", SOON, async || match test_kill_process(dead) {
+        Ok(()) => Err(is_zombie(dead)),
+        Err(_) => Ok(()),
     })
     .await;
+    drop((in_the_old_one, in_the_new_one));
+    assert_eq!(stub.peak(), 2, "what the kernel is still ending of the dead one counts");
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+}
+
+/// No other process comes up in the place of the one that died: the old one serves those it has, and ends with a failure,
+/// so that whoever watches it starts a new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_ends_with_nobody_after_it_has_failed() {
+    let stub = StubRegistry::builder().start().await;
+    stub.hold();
     let mut manager = Manager::new(stub.address());
-    let watch = SocketWatch::start(stub.address());
+    manager.own_binary();
     manager.start().await;
-    let authority = stub.address().to_string();
-    for round in 0..3 {
-        let mut tunnels = Vec::new();
-        for _ in 0..SLOTS {
-            tunnels.push(connect_through(manager.address(), &authority, &[]).await.expect("a tunnel, in its turn"));
-        }
-        eventually_is(&format!("all slots to be taken, round {round}"), SOON, SLOTS, async || stub.open()).await;
-        manager.signal(Signal::KILL);
-        manager.until_all_are_gone().await;
-        manager.start().await;
+    let asked = asking(&manager, &stub).await;
+    manager.signal(Signal::USR2);
+    manager.until_accepted(2).await;
+    fs::remove_file(&manager.binary).unwrap();
+    manager.signal(Signal::KILL);
+    manager.until_logged("nobody took over").await;
+    stub.release();
+    assert_eq!(asked.await.unwrap(), Some(200));
+    let status =
+        eventually("the old process to end", SOON, async || manager.children[0].try_wait().unwrap().ok_or(())).await;
+    assert_eq!(status.code(), Some(1));
+}
+
+/// Each process has a bucket of its own: one that takes over begins with an empty one, or each hand-over would let a burst
+/// through.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hand_over_makes_no_burst() {
+    let stub = registry().await;
+    let rate = "rate_per_second = 1\nburst = 5";
+    let mut manager = Manager::with(&format!(
+        "[registries.stub]\nhosts = [\"{}\"]\ncap = {SLOTS}\nshare = 1\n{rate}",
+        stub.address()
+    ));
+    manager.start().await;
+    let (address, authority) = (manager.address(), stub.address().to_string());
+    let began = Instant::now();
+    manager.signal(Signal::USR2);
+    manager.until_accepted(2).await;
+    let newcomers = (0..3).map(|_| {
+        let authority = authority.clone();
+        tokio::spawn(async move { connect_through(address, &authority, &[]).await.unwrap() })
+    });
+    for newcomer in newcomers.collect::<Vec<_>>() {
+        newcomer.await.unwrap();
     }
-    let kernel = watch.stop();
-    assert_eq!((stub.peak(), kernel.most), (SLOTS, SLOTS), "by the registry's count, and by the kernel's");
+    assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+}
+
+/// The mirror's listener, held by systemd like the proxy's: a hand-over and a restart let nobody find it closed, or a puller
+/// would go to the registry by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirrors_listener_outlives_the_process() {
+    let stub = registry().await;
+    let mut manager = Manager::with(&format!(
+        "[registries.stub]\nhosts = [\"{0}\"]\ncap = {SLOTS}\nshare = 1\n\
+         [registries.stub.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{0}\"\n",
+        stub.address()
+    ));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mirror = listener.local_addr().unwrap();
+    manager.mirror = Some(listener);
+    let ask = async move || {
+        let mut wire = Wire::open(mirror).await.unwrap();
+        wire.get("/v2/", &["Host: 127.0.0.1", "Connection: close"]).await.unwrap().status()
+    };
+    manager.start().await;
+    assert_eq!(ask().await, 200);
+    manager.signal(Signal::USR2);
+    manager.until_accepted(2).await;
+    assert_eq!(ask().await, 200);
+    eventually_is("the new process to have served it", SOON, "1".to_owned(), async || {
+        let metrics = manager.ask_admin("GET", "/metrics").await.text();
+        let admitted = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("roadstead_outcomes_total{outcome=\"served\",registry=\"stub\"} "));
+        admitted.unwrap_or_default().to_owned()
+    })
+    .await;
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+    let waits = tokio::spawn(async move { ask().await });
+    manager.start().await;
+    assert_eq!(waits.await.unwrap(), 200);
     manager.signal(Signal::TERM);
     manager.until_all_are_gone().await;
 }
@@ -365,13 +605,7 @@ async fn a_hand_over_that_fails_changes_nothing() {
 /// Killed in the middle of a hand-over, with all slots taken: the one that took over counts what the kernel still holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_is_killed_while_it_hands_over_does_not_make_the_next_one_exceed_the_slots() {
-    const LATE: Duration = Duration::from_millis(700);
-    let stub = StubRegistry::raw(|connection| async move {
-        let mut wire = Wire::new(connection);
-        while wire.receive().await.is_ok_and(|bytes| !bytes.is_empty()) {}
-        tokio::time::sleep(LATE).await;
-    })
-    .await;
+    let stub = late_registry(Duration::from_millis(700)).await;
     let registry = stub.address();
     let mut manager = Manager::with(&format!(
         "[registries.stub]\nhosts = [\"{registry}\"]\ncap = {SLOTS}\nshare = 1\n{KEEP_TUNNELS}"
@@ -399,6 +633,53 @@ async fn a_process_that_is_killed_while_it_hands_over_does_not_make_the_next_one
     }
     let kernel = watch.stop();
     assert_eq!((stub.peak(), kernel.most), (SLOTS, SLOTS), "by the registry's count, and by the kernel's");
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+}
+
+/// The config changes with the hand-over, or changed before: what the old process holds counts by where it leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_of_another_name_counts_what_the_old_process_holds_there() {
+    let (stub, other) = (registry().await, registry().await);
+    let named = |name: &str, stub: &StubRegistry| {
+        let keep_tunnels = KEEP_TUNNELS.replace("registries.stub", &format!("registries.{name}"));
+        format!("[registries.{name}]\nhosts = [\"{}\"]\ncap = 2\nshare = 1\n{keep_tunnels}", stub.address())
+    };
+    let mut manager = Manager::with(&named("stub", &stub));
+    manager.start().await;
+    let (address, authority) = (manager.address(), stub.address().to_string());
+    let connect = || {
+        let authority = authority.clone();
+        tokio::spawn(async move { connect_through(address, &authority, &[]).await.unwrap() })
+    };
+    let mut tunnels = Vec::new();
+    for _ in 0..2 {
+        tunnels.push(connect().await.unwrap());
+    }
+    // Renamed; then taken out by a reload, and put back.
+    for (processes, name) in [(2, "renamed"), (3, "stub")] {
+        if processes == 3 {
+            manager.write(&named("other", &other));
+            manager.signal(Signal::HUP);
+            manager.until_logged("the config was read again").await;
+        }
+        manager.write(&named(name, &stub));
+        manager.signal(Signal::USR2);
+        manager.until_accepted(processes).await;
+        let mut newcomers = Vec::new();
+        for number in 1..=2 {
+            newcomers.push(connect());
+            let waiting = async || manager.registry(name).await["waiting"].clone();
+            eventually_is("it to wait", SOON, number.into(), waiting).await;
+        }
+        for newcomer in newcomers {
+            assert_eq!((stub.open(), stub.peak()), (2, 2));
+            drop(tunnels.remove(0));
+            tunnels.push(newcomer.await.unwrap());
+        }
+    }
+    assert_eq!((stub.open(), stub.peak()), (2, 2));
+    drop(tunnels);
     manager.signal(Signal::TERM);
     manager.until_all_are_gone().await;
 }
@@ -496,8 +777,7 @@ async fn a_successor_that_hangs_holds_nothing_up() {
     use std::os::unix::fs::PermissionsExt;
     let stub = registry().await;
     let mut manager = Manager::new(stub.address());
-    manager.binary = manager.folder.path().join("roadstead");
-    fs::copy(env!("CARGO_BIN_EXE_roadstead"), &manager.binary).unwrap();
+    manager.own_binary();
     manager.start().await;
     let (script, pid) = (manager.folder.path().join("hangs"), manager.folder.path().join("pid"));
     fs::write(&script, format!("#!/bin/sh\necho $$ > {0}.new\nmv {0}.new {0}\nexec sleep 600\n", pid.display()))
@@ -520,8 +800,7 @@ async fn a_successor_that_hangs_holds_nothing_up() {
 async fn a_reload_into_a_binary_that_does_not_run_reads_the_config_again() {
     let stub = registry().await;
     let mut manager = Manager::new(stub.address());
-    manager.binary = manager.folder.path().join("roadstead");
-    fs::copy(env!("CARGO_BIN_EXE_roadstead"), &manager.binary).unwrap();
+    manager.own_binary();
     manager.start().await;
     let broken = manager.folder.path().join("broken");
     fs::write(&broken, "no binary").unwrap();

@@ -4,7 +4,7 @@
 //! decided: nothing that could be admitted is left for a later event. The driver takes the decisions out with
 //! [`Core::next_decision`] and calls [`Core::tick`] at [`Core::wake_at`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use std::sync::Arc;
@@ -176,7 +176,7 @@ impl Bound {
 pub struct Snapshot {
     /// Slots.
     pub slots: usize,
-    /// Those of them that another process still holds.
+    /// Those of them that are still held elsewhere: by another process, or from before a reload.
     pub reserved: usize,
     /// Taken ones by state.
     pub open: Counts,
@@ -270,7 +270,7 @@ pub struct Core {
     decisions: VecDeque<Decision>,
     /// When the bound may give way by time alone.
     bound_until: Option<Moment>,
-    /// Slots that another process still holds, of which this one takes over.
+    /// Slots that are still held elsewhere.
     reserved: usize,
     /// Slots that this one keeps while it hands over to another process; `usize::MAX`: all.
     kept: usize,
@@ -493,7 +493,7 @@ impl Core {
         self.dispatch(now);
     }
 
-    /// Leaves this many of the slots to another process.
+    /// Leaves this many of the slots to those who hold them elsewhere.
     pub fn reserve(&mut self, slots: usize, now: Moment) {
         self.reserved = slots;
         self.dispatch(now);
@@ -527,6 +527,19 @@ impl Core {
             self.mode = Mode::Running;
         }
         self.dispatch(now);
+    }
+
+    /// Begins without tokens, however many the bucket holds.
+    pub fn spend_tokens(&mut self, now: Moment) {
+        if let Some(bucket) = &mut self.bucket {
+            bucket.empty(now);
+        }
+    }
+
+    /// Taken slots by where their connections go.
+    #[must_use]
+    pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
+        self.ledger.targets()
     }
 
     /// Slots that this process may take.

@@ -5,7 +5,7 @@
 //! and connections are carried out of the lock in an [`Aftermath`]. No tokio types here, and no clock: the caller says
 //! what time it is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -197,6 +197,11 @@ impl<P> Handover<P> {
     /// Who waits and who holds, by client.
     pub fn census(&self, most: usize) -> Census {
         self.lock().core.census(most)
+    }
+
+    /// Taken slots by where their connections go.
+    pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
+        self.lock().core.targets()
     }
 
     /// The picture now.

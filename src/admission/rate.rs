@@ -62,13 +62,22 @@ impl Bucket {
         if rate == self.rate {
             return self;
         }
-        let left = u32::try_from(self.available(now)).unwrap_or(u32::MAX).min(rate.burst.get());
+        let left = self.available(now);
         let mut bucket = Bucket::new(rate, now);
-        for _ in left..rate.burst.get() {
-            // A full bucket holds its burst.
-            let _ = bucket.take(now);
-        }
+        bucket.keep(left, now);
         bucket
+    }
+
+    /// Lets go of all tokens that it holds.
+    pub fn empty(&mut self, now: Moment) {
+        self.keep(0, now);
+    }
+
+    fn keep(&mut self, most: usize, now: Moment) {
+        for _ in most..self.available(now) {
+            // It holds that many.
+            let _ = self.take(now);
+        }
     }
 
     /// Spends one token.

@@ -3,7 +3,7 @@
 //! [`Ledger`] is the core's book: one entry per slot that is taken, moved between states by one function. [`Slot`] is
 //! the holder's side: it lives in the same struct as the socket, is not `Clone`, and gives the slot back on drop.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,6 +101,8 @@ pub(super) struct Entry {
     pub activity: Arc<Activity>,
     /// Whose request it serves, from when on, and what was charged for it; nobody's while it is kept for reuse.
     pub tenant: Option<Tenant>,
+    /// Where its connection goes, also while it serves nobody.
+    pub target: Option<Arc<str>>,
 }
 
 /// Whose request a slot serves.
@@ -150,6 +152,15 @@ impl Ledger {
         self.entries.get(&id)?.tenant.as_ref()
     }
 
+    /// Taken slots by where their connections go.
+    pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
+        let mut targets = BTreeMap::new();
+        for target in self.entries.values().filter_map(|entry| entry.target.clone()) {
+            *targets.entry(target).or_default() += 1;
+        }
+        targets
+    }
+
     /// All taken slots.
     pub fn entries(&self) -> impl Iterator<Item = (SlotId, &Entry)> {
         self.entries.iter().map(|(id, entry)| (*id, entry))
@@ -159,6 +170,7 @@ impl Ledger {
     pub fn let_to(&mut self, id: SlotId, tenant: Tenant) {
         if let Some(entry) = self.entries.get_mut(&id) {
             *self.held.entry(tenant.party.client.clone()).or_default() += 1;
+            entry.target = Some(tenant.target.clone());
             let before = entry.tenant.replace(tenant);
             debug_assert!(before.is_none(), "a slot serves one request at a time");
         }
@@ -181,8 +193,8 @@ impl Ledger {
         let id = SlotId(self.next);
         self.next += 1;
         let activity = Arc::default();
-        let entry =
-            Entry { state: SlotState::Connecting, born: now, dialled: false, fresh: false, activity, tenant: None };
+        let (state, tenant, target) = (SlotState::Connecting, None, None);
+        let entry = Entry { state, born: now, dialled: false, fresh: false, activity, tenant, target };
         self.entries.insert(id, entry);
         self.counts.connecting += 1;
         id

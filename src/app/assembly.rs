@@ -44,29 +44,8 @@ pub(super) struct Assembly {
     ended: CancellationToken,
     /// The classes by their numbers, which stay: those that are gone keep theirs.
     classes: Vec<String>,
-    /// Registries that are in the config no more. Their connections may stand yet, and count should they come back.
-    departed: Vec<Departed>,
-}
-
-#[derive(Debug)]
-struct Departed {
-    name: String,
-    hosts: Vec<HostPattern>,
-    stood: Stood,
-}
-
-/// What lives on of a registry.
-#[derive(Clone, Debug)]
-struct Stood {
-    gate: Gate<Kept>,
-    /// Its nodes, with what stands at each.
-    cluster: Option<Arc<Cluster>>,
-}
-
-impl Stood {
-    fn of(claim: &Claim) -> Stood {
-        Stood { gate: claim.upstream.gate.clone(), cluster: claim.cluster.clone() }
-    }
+    /// The nodes of each registry, also of one that is gone: what stands at them counts should it come back.
+    clusters: BTreeMap<String, Arc<Cluster>>,
 }
 
 /// A registry that stood before a reload.
@@ -77,7 +56,7 @@ struct Standing<'a> {
 
 impl Assembly {
     pub fn new(metrics: Arc<Metrics>, addresses: Addresses, ended: CancellationToken) -> Assembly {
-        Assembly { metrics, addresses, ended, classes: Vec::new(), departed: Vec::new() }
+        Assembly { metrics, addresses, ended, classes: Vec::new(), clusters: BTreeMap::new() }
     }
 
     /// The settings by this config, which take over what lives on of those before.
@@ -87,8 +66,10 @@ impl Assembly {
                 self.classes.push(class.name.clone());
             }
         }
-        let returning = self.returning(config, before);
-        let routes = self.routes(config, tls, before, &returning);
+        for registry in &config.registries {
+            self.follow_nodes(registry);
+        }
+        let routes = self.routes(config, tls, before);
         let mirrors = self.mirrors(config, &routes);
         let users: Vec<&[String]> = self.classes.iter().map(|name| users_of(config, name)).collect();
         let listen = &config.listen;
@@ -100,38 +81,23 @@ impl Assembly {
         Settings { routes, terms, classes: Classes::new(users.into_iter()), mirrors }
     }
 
-    /// Sees off the registries that are gone, and finds what stood of those that come back, under whatever name: what
-    /// stands there counts.
-    fn returning(&mut self, config: &Config, before: Option<(&Config, &Settings)>) -> BTreeMap<String, Stood> {
-        let (old, settings) = before.unzip();
-        let old: &[config::Registry] = old.map_or(&[], |old| &old.registries);
-        let is_in = |list: &[config::Registry], name: &str| list.iter().any(|registry| registry.name == name);
-        for registry in old.iter().filter(|registry| !is_in(&config.registries, &registry.name)) {
-            let Some(claim) = settings.and_then(|settings| settings.routes.claim(&registry.name)) else { continue };
-            let stood = Stood::of(claim);
-            // Who holds a connection goes on; nothing more is kept there.
-            stood.gate.drain();
-            self.departed.push(Departed { name: registry.name.clone(), hosts: claim.hosts.clone(), stood });
-        }
-        let mut returning = BTreeMap::new();
-        for registry in config.registries.iter().filter(|registry| !is_in(old, &registry.name)) {
-            let hosts = claimed_hosts(registry);
-            let by_name = self.departed.iter().rposition(|departed| departed.name == registry.name);
-            let shares = |departed: &Departed| departed.hosts.iter().any(|host| hosts.contains(host));
-            if let Some(index) = by_name.or_else(|| self.departed.iter().rposition(shares)) {
-                returning.insert(registry.name.clone(), self.departed.remove(index).stood);
-            }
-        }
-        returning
+    /// The same nodes, or others that know what those before know.
+    fn follow_nodes(&mut self, registry: &config::Registry) {
+        let Some(mirror) = &registry.mirror else { return };
+        let cluster = match self.clusters.get(&registry.name) {
+            Some(same) if same.origins() == mirror.upstream => return,
+            Some(others) => others.followed_by(mirror.upstream.clone()),
+            None => Cluster::new(mirror.upstream.clone()),
+        };
+        self.clusters.insert(registry.name.clone(), cluster);
     }
 
-    fn routes(
-        &self,
-        config: &Config,
-        tls: ReadTls,
-        before: Option<(&Config, &Settings)>,
-        returning: &BTreeMap<String, Stood>,
-    ) -> Routes {
+    /// The nodes of its mirror.
+    fn cluster_of(&self, registry: &config::Registry) -> Option<Arc<Cluster>> {
+        registry.mirror.as_ref().and_then(|_| self.clusters.get(&registry.name)).cloned()
+    }
+
+    fn routes(&self, config: &Config, tls: ReadTls, before: Option<(&Config, &Settings)>) -> Routes {
         let hosts = config.registries.iter().flat_map(claimed_hosts).filter_map(|host| host.exact_host().cloned());
         let names = hosts.filter(|host| host.ip().is_none()).map(|host| host.to_string());
         let own: Arc<[SocketAddr]> = self.addresses.all().collect();
@@ -149,13 +115,10 @@ impl Assembly {
         };
         let claims = config.registries.iter().map(|registry| {
             let before = before.and_then(|(config, settings)| Standing::find(&registry.name, config, settings));
-            let stood = before.as_ref().map(|before| Stood::of(before.claim));
-            let stood = stood.or_else(|| returning.get(&registry.name).cloned());
-            let cluster = cluster_of(registry, stood.as_ref());
-            let upstream = upstream_of(registry, stood.as_ref(), cluster.as_ref(), before.as_ref(), &shared);
+            let cluster = self.cluster_of(registry);
             Claim {
                 hosts: claimed_hosts(registry),
-                upstream: Arc::new(upstream),
+                upstream: Arc::new(upstream_of(registry, cluster.as_ref(), before.as_ref(), &shared)),
                 pauses: pauses_of(registry, before.as_ref()),
                 cluster,
             }
@@ -232,16 +195,6 @@ fn claimed_hosts(registry: &config::Registry) -> Vec<HostPattern> {
     registry.hosts.iter().cloned().chain(of_mirror).collect()
 }
 
-/// The nodes of its mirror: the same that stood, or others that know what those know.
-fn cluster_of(registry: &config::Registry, stood: Option<&Stood>) -> Option<Arc<Cluster>> {
-    let origins = &registry.mirror.as_ref()?.upstream;
-    Some(match stood.and_then(|stood| stood.cluster.as_ref()) {
-        Some(same) if same.origins() == origins => same.clone(),
-        Some(others) => others.followed_by(origins.clone()),
-        None => Cluster::new(origins.clone()),
-    })
-}
-
 /// What was learned stays, unless the settings are others now.
 fn pauses_of(registry: &config::Registry, before: Option<&Standing<'_>>) -> Arc<Pauses> {
     let reclaim = registry.reclaim;
@@ -275,7 +228,6 @@ fn gate(before: Option<&Gate<Kept>>, limits: Limits, metrics: &Arc<RegistryMetri
 
 fn upstream_of(
     registry: &config::Registry,
-    stood: Option<&Stood>,
     nodes: Option<&Arc<Cluster>>,
     before: Option<&Standing<'_>>,
     shared: &Shared<'_>,
@@ -297,7 +249,7 @@ fn upstream_of(
     };
     Upstream {
         name: registry.name.clone(),
-        gate: gate(stood.map(|stood| &stood.gate), limits, &metrics),
+        gate: gate(before.map(|before| &before.claim.upstream.gate), limits, &metrics),
         metrics,
         terms: Terms {
             connect_timeout: registry.connect_timeout,

@@ -1,26 +1,22 @@
 //! Slots change hands between processes: what those before this one hold, and what this one hands on.
 //!
-//! A process that begins counts first. If one before it hands over, that one tells what it still needs; if one before it
-//! is gone without a word, the kernel tells which of its sockets it is still ending. Those slots are left alone until
-//! they are free.
+//! A process that begins counts first. If one before it hands over, that one tells what it still needs; what a process
+//! that is gone without a word left behind, the kernel tells: the sockets that it is still ending. Those slots are left
+//! alone until they are free.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::StartError;
-use super::succession::{Held, Paused, Predecessor, Successor, Word};
-use crate::kernel;
+use super::elsewhere::{Elsewhere, Handed, Held, Holding, LOOK, sum};
+use super::succession::{Paused, Predecessor, Successor, Word};
+use crate::kernel::{self, Remote};
 use crate::proxy::Proxy;
-use crate::upstream::Upstream;
 
-/// How often it is looked what a process needs, or what the kernel holds.
-const LOOK: Duration = Duration::from_millis(10);
 /// The longest wait for the first word of a process that hands over.
 const FIRST_WORD: Duration = Duration::from_secs(10);
 /// How long sockets of a process that is gone are waited for; the kernel itself forgets them after a minute.
@@ -28,59 +24,39 @@ const ORPHANS: Duration = Duration::from_secs(75);
 /// How long the names of registries may take when it is looked for such sockets.
 const LOOKUP: Duration = Duration::from_secs(1);
 
-/// The processes before this one.
-#[derive(Debug)]
-pub(super) struct Predecessors {
-    held: watch::Receiver<Held>,
+/// Finds out what the processes before this one hold, and sees to it until they hold nothing. When this returns, no slot
+/// of theirs can be taken here.
+pub(super) async fn meet(link: Option<UnixStream>, elsewhere: &Arc<Elsewhere>) -> Result<(), StartError> {
+    let Some(link) = link else {
+        look_for_orphans(elsewhere).await;
+        return Ok(());
+    };
+    let mut predecessor = Predecessor::new(link)?;
+    elsewhere.processes_hold(None);
+    // Each hand-over would begin with a burst.
+    elsewhere.spend_tokens();
+    // Another one may have taken over before this one, and died.
+    look_for_orphans(elsewhere).await;
+    predecessor.ready().await?;
+    let first = timeout(FIRST_WORD, first_held(&mut predecessor, elsewhere.proxy())).await.ok().flatten();
+    elsewhere.processes_hold(first);
+    let elsewhere = elsewhere.clone();
+    tokio::spawn(async move {
+        until_it_ends(&mut predecessor, &elsewhere).await;
+        tracing::info!("the process before this one has ended");
+        if elsewhere.others_hold_some() {
+            predecessor.gone().await;
+            look_for_orphans(&elsewhere).await;
+        }
+        elsewhere.processes_hold(Some(Held::new()));
+    });
+    Ok(())
 }
 
-impl Predecessors {
-    /// Finds out what they hold, and sees to it until they hold nothing. When this returns, no slot of theirs can be
-    /// taken here.
-    pub async fn meet(link: Option<UnixStream>, proxy: &Arc<Proxy>) -> Result<Predecessors, StartError> {
-        let Some(link) = link else {
-            return Ok(Predecessors::after_an_end(proxy).await);
-        };
-        let mut predecessor = Predecessor::new(link)?;
-        reserve(proxy, &everything(proxy));
-        predecessor.ready().await?;
-        let first = timeout(FIRST_WORD, first_held(&mut predecessor, proxy)).await.ok().flatten();
-        let first = first.unwrap_or_else(|| everything(proxy));
-        reserve(proxy, &first);
-        let (tell, held) = watch::channel(first);
-        let proxy = proxy.clone();
-        tokio::spawn(async move {
-            until_it_ends(&mut predecessor, &proxy, &tell).await;
-            tracing::info!("the process before this one has ended");
-            if tell.borrow().values().any(|slots| *slots > 0) {
-                predecessor.gone().await;
-                count_orphans(&proxy, &tell).await;
-            }
-            reserve(&proxy, &Held::new());
-        });
-        Ok(Predecessors { held })
-    }
-
-    async fn after_an_end(proxy: &Arc<Proxy>) -> Predecessors {
-        let (tell, held) = watch::channel(Held::new());
-        let found = orphans(proxy).await;
-        if found.values().any(|slots| *slots > 0) {
-            tracing::warn!(?found, "a process before this one left connections that are not closed yet");
-            reserve(proxy, &found);
-            tell.send_replace(found);
-            let proxy = proxy.clone();
-            tokio::spawn(async move {
-                count_orphans(&proxy, &tell).await;
-                reserve(&proxy, &Held::new());
-            });
-        }
-        Predecessors { held }
-    }
-
-    /// Completes when they hold nothing.
-    pub async fn gone(&mut self) {
-        // The channel ends with the task that watches them.
-        let _ = self.held.wait_for(|held| held.values().all(|slots| *slots == 0)).await;
+/// Completes when no other process holds anything.
+pub(super) async fn others_are_gone(elsewhere: &Elsewhere) {
+    while elsewhere.others_hold_some() {
+        sleep(LOOK).await;
     }
 }
 
@@ -96,21 +72,18 @@ async fn first_held(predecessor: &mut Predecessor, proxy: &Proxy) -> Option<Held
 
 /// Leaves alone what the process before this one holds, and tells it of pauses: who waits there waits for an operator
 /// who speaks to this one.
-async fn until_it_ends(predecessor: &mut Predecessor, proxy: &Proxy, tell: &watch::Sender<Held>) {
-    let mut told = paused(proxy);
+async fn until_it_ends(predecessor: &mut Predecessor, elsewhere: &Elsewhere) {
+    let mut told = paused(elsewhere.proxy());
     loop {
         tokio::select! {
             word = predecessor.next() => match word {
-                Some(Word::Held(held)) => {
-                    reserve(proxy, &held);
-                    tell.send_replace(held);
-                }
+                Some(Word::Held(held)) => elsewhere.processes_hold(Some(held)),
                 // After its first word the operator speaks to this one.
                 Some(Word::Paused(_)) => {}
                 None => return,
             },
             () = sleep(LOOK) => {
-                let now = paused(proxy);
+                let now = paused(elsewhere.proxy());
                 if now != told && predecessor.tell(&now).await.is_ok() {
                     told = now;
                 }
@@ -137,90 +110,104 @@ fn pause(proxy: &Proxy, paused: &BTreeSet<String>) {
     }
 }
 
-/// All slots of all registries.
-fn everything(proxy: &Proxy) -> Held {
-    each(proxy, |upstream| upstream.gate.snapshot().slots)
-}
-
-fn each(proxy: &Proxy, slots: impl Fn(&Upstream) -> usize) -> Held {
-    proxy.settings().routes.registries().map(|upstream| (upstream.name.clone(), slots(upstream))).collect()
-}
-
-fn reserve(proxy: &Proxy, held: &Held) {
-    for upstream in proxy.settings().routes.registries() {
-        upstream.gate.reserve(held.get(&upstream.name).copied().unwrap_or_default());
+/// Counts what the kernel is still ending of processes that are gone, and goes on with that until there is nothing.
+async fn look_for_orphans(elsewhere: &Arc<Elsewhere>) {
+    let found = orphans(elsewhere.proxy()).await;
+    if sum(&found) == 0 {
+        return;
     }
-}
-
-/// Waits until the kernel has ended what a process left, and reserves that many slots meanwhile.
-async fn count_orphans(proxy: &Proxy, tell: &watch::Sender<Held>) {
-    let deadline = Instant::now() + ORPHANS;
-    loop {
-        let found = orphans(proxy).await;
-        reserve(proxy, &found);
-        let gone = found.values().all(|slots| *slots == 0);
-        tell.send_replace(found);
-        if gone || Instant::now() >= deadline {
-            tell.send_replace(Held::new());
-            return;
+    tracing::warn!(?found, "a process before this one left connections that are not closed yet");
+    elsewhere.orphans_are(found);
+    let elsewhere = elsewhere.clone();
+    tokio::spawn(async move {
+        let deadline = Instant::now() + ORPHANS;
+        while Instant::now() < deadline {
+            sleep(LOOK * 5).await;
+            let found = orphans(elsewhere.proxy()).await;
+            let are_gone = sum(&found) == 0;
+            elsewhere.orphans_are(found);
+            if are_gone {
+                return;
+            }
         }
-        sleep(LOOK * 5).await;
-    }
+        elsewhere.orphans_are(Held::new());
+    });
 }
 
 /// Sockets toward each registry that no process has, but the kernel.
 async fn orphans(proxy: &Proxy) -> Held {
     let settings = proxy.settings();
-    let mut held = BTreeMap::new();
-    for upstream in settings.routes.registries() {
-        let mut remotes: Vec<SocketAddr> = Vec::new();
-        for (host, ports) in settings.routes.exact_hosts(&upstream.name) {
-            let Ok(Ok(ips)) = timeout(LOOKUP, upstream.resolver.resolve(&host)).await else { continue };
-            remotes.extend(ips.into_iter().flat_map(|ip| ports.iter().map(move |port| SocketAddr::new(ip, *port))));
+    let mut held = Held::new();
+    for claim in settings.routes.claims() {
+        let mut remotes: Vec<Remote> = Vec::new();
+        for (host, port) in claim.exact_hosts() {
+            let Ok(Ok(ips)) = timeout(LOOKUP, claim.upstream.resolver.resolve(host)).await else { continue };
+            remotes.extend(ips.into_iter().map(|ip| (ip, port)));
         }
-        held.insert(upstream.name.clone(), kernel::orphans(&remotes));
+        held.push(Holding::of(claim, kernel::orphans(&remotes)));
     }
     held
 }
 
 /// Hands slots on to the process that takes over, one by one as they are not needed any more, and holds what its operator
-/// holds. Ends when nothing is left to hand on, or with that process.
-pub(super) async fn hand_on(mut successor: Successor, proxy: Arc<Proxy>) {
-    let mut told = everything(&proxy);
-    let mut next = shrink(&proxy, &told);
+/// holds. `true` when nothing is left to hand on, `false` when that process is gone before.
+pub(super) async fn hand_on(successor: &mut Successor, elsewhere: &Elsewhere) -> bool {
+    let proxy = elsewhere.proxy();
+    let mut hand = Hand::full(elsewhere);
+    let mut told = hand.shrink(elsewhere);
     let begun = async {
-        successor.pause(&paused(&proxy)).await?;
-        successor.tell(&next).await
+        successor.pause(&paused(proxy)).await?;
+        successor.tell(&told).await
     };
     if begun.await.is_err() {
-        return tracing::error!(pid = successor.pid, "the process that takes over is gone");
+        return false;
     }
-    while next.values().any(|slots| *slots > 0) || !proxy.tasks().is_empty() {
-        told = next;
+    while sum(&told) > 0 || !proxy.tasks().is_empty() {
         tokio::select! {
             () = sleep(LOOK) => {}
             heard = successor.paused() => match heard {
-                Some(paused) => pause(&proxy, &paused),
-                None => return tracing::error!(pid = successor.pid, "the process that takes over is gone"),
+                Some(paused) => pause(proxy, &paused),
+                None => return false,
             },
         }
-        next = shrink(&proxy, &told);
+        let next = hand.shrink(elsewhere);
         if next != told && successor.tell(&next).await.is_err() {
-            return tracing::error!(pid = successor.pid, "the process that takes over is gone");
+            return false;
         }
+        told = next;
     }
+    true
 }
 
-/// Keeps what is open or waited for, and one slot at least as long as somebody who came may still ask: what all
-/// processes but the one that takes over have then, never more than was `told`.
-fn shrink(proxy: &Proxy, told: &Held) -> Held {
-    let least = usize::from(proxy.may_be_asked());
-    let of = |upstream: &Upstream| upstream.gate.hand_on(least, told.get(&upstream.name).copied().unwrap_or_default());
-    proxy.settings().routes.registries().map(|upstream| (upstream.name.clone(), of(upstream))).collect()
+/// The gates whose slots are handed on, each with how many the other process was told that are not free.
+struct Hand(Vec<(Handed, usize)>);
+
+impl Hand {
+    /// Nothing is free yet.
+    fn full(elsewhere: &Elsewhere) -> Hand {
+        let all = |handed: Handed| {
+            let slots = handed.gate.snapshot().slots;
+            (handed, slots)
+        };
+        Hand(elsewhere.handed().into_iter().map(all).collect())
+    }
+
+    /// Keeps what is open or waited for, and one slot at least as long as somebody who came may still ask: what all
+    /// processes but the one that takes over have then, never more than was told before.
+    fn shrink(&mut self, elsewhere: &Elsewhere) -> Held {
+        let least = usize::from(elsewhere.proxy().may_be_asked());
+        let one = |(handed, told): &mut (Handed, usize)| {
+            *told = handed.gate.hand_on(least, *told);
+            handed.holding(*told)
+        };
+        self.0.iter_mut().map(one).chain(elsewhere.beside()).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use roadstead_test_support::eventually_is;
     use tokio_util::sync::CancellationToken;
 
@@ -231,24 +218,33 @@ mod tests {
     use crate::app::listeners::Addresses;
     use crate::config::Config;
     use crate::metrics::Metrics;
+    use crate::proxy::Settings;
     use crate::upstream::http::Kept;
 
     const SOON: Duration = Duration::from_secs(10);
 
-    /// A proxy for one registry with ten slots, and its gate.
-    fn proxy() -> (Arc<Proxy>, Gate<Kept>) {
-        let config = "[registries.stub]\nhosts = ['127.0.0.1:1']\ncap = 10\nshare = 1\n";
+    fn settings(config: &str) -> Settings {
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 1));
         let addresses = Addresses { proxy: anywhere, admin: anywhere, metrics: None, mirrors: Vec::new() };
         let mut assembly = Assembly::new(Arc::new(Metrics::new()), addresses, CancellationToken::new());
-        let settings = assembly.settings(&Config::parse(config).unwrap(), ReadTls::new(), None);
+        assembly.settings(&Config::parse(config).unwrap(), ReadTls::new(), None)
+    }
+
+    /// A process with one registry of ten slots, and its gate.
+    fn process() -> (Arc<Elsewhere>, Gate<Kept>) {
+        let settings = settings("[registries.stub]\nhosts = ['127.0.0.1:1']\ncap = 10\nshare = 1\n");
         let gate = settings.routes.registries().next().unwrap().gate.clone();
-        (Proxy::new(settings, "test".to_owned(), CancellationToken::new(), CancellationToken::new()), gate)
+        let proxy = Proxy::new(settings, "test".to_owned(), CancellationToken::new(), CancellationToken::new());
+        (Elsewhere::new(proxy), gate)
     }
 
     async fn slot(gate: Gate<Kept>) -> Slot {
+        slot_toward(&gate, "127.0.0.1:1").await
+    }
+
+    async fn slot_toward(gate: &Gate<Kept>, target: &str) -> Slot {
         let party = Party { class: ClassId(0), client: "client".into() };
-        let target: Arc<str> = "127.0.0.1:1".into();
+        let target: Arc<str> = target.into();
         let (place, _) = gate.place(&party.client, &target);
         let deadline = gate.now() + SOON;
         let ask = Ask { place, deadline, party, lane: Lane::Blob, target, reuse: None, again: false };
@@ -259,23 +255,26 @@ mod tests {
     }
 
     fn held(slots: usize) -> Held {
-        Held::from([("stub".to_owned(), slots)])
+        vec![Holding { name: "stub".to_owned(), hosts: vec!["127.0.0.1:1".to_owned()], slots }]
     }
 
     /// Three processes at once: what the oldest gives up goes to the one in the middle, who waits for it, only as far as
     /// the newest was not told before that it is free.
     #[tokio::test]
     async fn a_slot_changes_hands_once() {
-        let (proxy, gate) = proxy();
+        let (process, gate) = process();
         let (older, link) = UnixStream::pair().unwrap();
         let mut older = Successor::over(older);
         older.tell(&held(3)).await.unwrap();
-        let mut predecessors = Predecessors::meet(Some(link), &proxy).await.unwrap();
+        meet(Some(link), &process).await.unwrap();
         let first = [slot(gate.clone()).await, slot(gate.clone()).await, slot(gate.clone()).await];
 
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut newer = Predecessor::new(theirs).unwrap();
-        let handing = tokio::spawn(hand_on(Successor::over(ours), proxy));
+        let handing = {
+            let (process, mut successor) = (process.clone(), Successor::over(ours));
+            tokio::spawn(async move { hand_on(&mut successor, &process).await })
+        };
         assert_eq!(newer.next().await, Some(Word::Paused(Paused::new())));
         assert_eq!(newer.next().await, Some(Word::Held(held(6))), "four are free");
         let waiting = [tokio::spawn(slot(gate.clone())), tokio::spawn(slot(gate.clone()))];
@@ -286,13 +285,69 @@ mod tests {
         older.tell(&held(0)).await.unwrap();
         assert_eq!(newer.next().await, Some(Word::Held(held(5))), "all who came here have theirs");
         drop(older);
-        predecessors.gone().await;
+        others_are_gone(&process).await;
         drop(first);
         for slot in waiting {
             drop(slot.await.unwrap());
         }
         while newer.next().await.unwrap() != Word::Held(held(0)) {}
-        handing.await.unwrap();
+        assert!(handing.await.unwrap());
         assert_eq!(newer.next().await, None);
+    }
+
+    /// Connections that went to other hosts count when a registry claims the host.
+    #[tokio::test]
+    async fn what_stands_toward_other_hosts_counts_for_the_registry_that_claims_one() {
+        let (process, _) = process();
+        let other_hosts = process.proxy().settings().routes.other_hosts().gate.clone();
+        let there =
+            [slot_toward(&other_hosts, "fresh.example.com:443").await, slot_toward(&other_hosts, "ghcr.io:443").await];
+        // A process that takes over is told all of them: one may be a registry's there.
+        let beside: Vec<(String, usize)> =
+            process.beside().into_iter().map(|holding| (holding.hosts[0].clone(), holding.slots)).collect();
+        assert_eq!(beside, [("fresh.example.com:443".to_owned(), 1), ("ghcr.io:443".to_owned(), 1)]);
+        let config = "[registries.fresh]\nhosts = ['*.example.com']\ncap = 3\nshare = 1\n";
+        process.replace(settings(config));
+        let fresh = process.proxy().settings().routes.claim("fresh").unwrap().upstream.gate.clone();
+        eventually_is("the one to count", SOON, 1, async || fresh.snapshot().reserved).await;
+        drop(there);
+        eventually_is("nothing to be left", SOON, 0, async || fresh.snapshot().reserved).await;
+    }
+
+    /// A request that is on its way by the settings before takes a slot, too: it may ask for one at any moment.
+    #[tokio::test]
+    async fn who_is_on_the_way_by_the_settings_before_counts() {
+        let (process, _) = process();
+        let on_the_way = process.proxy().settings().routes.claim("stub").unwrap().upstream.clone();
+        process.replace(settings("[registries.renamed]\nhosts = ['127.0.0.1:1']\ncap = 10\nshare = 1\n"));
+        let renamed = process.proxy().settings().routes.claim("renamed").unwrap().upstream.gate.clone();
+        eventually_is("the one to count", SOON, 1, async || renamed.snapshot().reserved).await;
+        let open = slot(on_the_way.gate.clone()).await;
+        drop(on_the_way);
+        eventually_is("only its socket to count", SOON, 1, async || renamed.snapshot().reserved).await;
+        drop(open);
+        eventually_is("nothing to be left", SOON, 0, async || renamed.snapshot().reserved).await;
+    }
+
+    /// The same registries there and here: each counts for itself, though one has the hosts of the other in its pattern.
+    #[tokio::test]
+    async fn of_two_registries_that_meet_each_counts_for_itself() {
+        let both = "[registries.wide]\nhosts = ['*.example.com']\ncap = 10\nshare = 1\n\
+                    [registries.one]\nhosts = ['one.example.com']\ncap = 10\nshare = 1\n";
+        let (process, _) = process();
+        process.replace(settings(both));
+        let holding =
+            |name: &str, host: &str, slots| Holding { name: name.to_owned(), hosts: vec![host.to_owned()], slots };
+        let (wide, one) = (holding("wide", "*.example.com", 3), holding("one", "one.example.com", 4));
+        let reserved =
+            |name: &str| process.proxy().settings().routes.claim(name).unwrap().upstream.gate.snapshot().reserved;
+        process.processes_hold(Some(vec![wide.clone(), one.clone()]));
+        assert_eq!((reserved("wide"), reserved("one")), (3, 4));
+        // Until now nobody had carved it out.
+        process.processes_hold(Some(vec![wide]));
+        assert_eq!((reserved("wide"), reserved("one")), (3, 3));
+        // Another name there.
+        process.processes_hold(Some(vec![holding("old", "one.example.com", 2)]));
+        assert_eq!((reserved("wide"), reserved("one")), (0, 2));
     }
 }

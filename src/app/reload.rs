@@ -11,12 +11,12 @@ use std::time::{Duration, SystemTime};
 use tokio::time::sleep;
 
 use super::assembly::Assembly;
+use super::elsewhere::Elsewhere;
 use super::read_tls;
 use crate::admin::config_state::ConfigState;
 use crate::config::changes::{Change, between};
 use crate::config::{Config, LoadError};
 use crate::metrics::Metrics;
-use crate::proxy::Proxy;
 use crate::target::Origin;
 
 /// How often the file is looked at. A change is taken when two looks in a row show the same.
@@ -32,7 +32,7 @@ pub(super) struct Reloader {
     text: String,
     config: Config,
     assembly: Assembly,
-    proxy: Arc<Proxy>,
+    elsewhere: Arc<Elsewhere>,
     metrics: Arc<Metrics>,
     state: Arc<ConfigState>,
     set_level: SetLevel,
@@ -64,7 +64,7 @@ impl Reloader {
         path: &Path,
         config: Config,
         assembly: Assembly,
-        proxy: Arc<Proxy>,
+        elsewhere: Arc<Elsewhere>,
         metrics: Arc<Metrics>,
         state: Arc<ConfigState>,
         set_level: SetLevel,
@@ -72,7 +72,7 @@ impl Reloader {
         // It may hold something else already than when this config was read.
         let text = fs::read_to_string(path).ok();
         let text = text.filter(|text| Config::parse(text).as_ref() == Ok(&config)).unwrap_or_default();
-        Reloader { path: path.to_owned(), text, config, assembly, proxy, metrics, state, set_level }
+        Reloader { path: path.to_owned(), text, config, assembly, elsewhere, metrics, state, set_level }
     }
 
     /// The config that holds.
@@ -131,16 +131,16 @@ impl Reloader {
         for warning in &config.warnings {
             tracing::warn!(file = %self.path.display(), "{warning}");
         }
-        let before = self.proxy.settings();
+        let before = self.elsewhere.proxy().settings();
         let settings = self.assembly.settings(&config, tls, Some((&self.config, &before)));
-        self.proxy.replace(settings);
+        self.elsewhere.replace(settings);
         for upstream in before.routes.registries() {
             if !config.registries.iter().any(|registry| registry.name == upstream.name) {
                 self.metrics.forget(&upstream.name, &upstream.classes);
             }
         }
         for (name, mirror) in &before.mirrors {
-            let nodes = self.proxy.settings().mirrors.get(name).map(|mirror| mirror.cluster().clone());
+            let nodes = self.elsewhere.proxy().settings().mirrors.get(name).map(|mirror| mirror.cluster().clone());
             let is_gone = |origin: &&Origin| !nodes.as_ref().is_some_and(|nodes| nodes.origins().contains(origin));
             let gone = mirror.cluster().origins().iter().filter(is_gone);
             gone.for_each(|origin| self.metrics.forget_member(name, &origin.to_string()));

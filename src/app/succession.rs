@@ -6,17 +6,18 @@
 //! never more than it told before. Should it take over from an even older one, what that one still holds counts, too.
 //!
 //! Each message is one line: `ready` from the new process, and from the old one the slots that are not free yet, as JSON:
-//! `{"harbor":7}`. A list, `["harbor"]`, names the registries that the operator has paused: the old process says so
+//! `{"held":[{"name":"harbor","hosts":["harbor.example.com"],"slots":7}]}`. The hosts are there since the new process may
+//! have another config. `{"paused":["harbor"]}` names the registries that the operator has paused: the old process says so
 //! before its first slots, the new one when that changes. The end of the link is the end of the process at its end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
@@ -28,6 +29,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::elsewhere::Held;
 use super::inherited::LINK;
 
 /// How long a new process may take until it is ready.
@@ -42,15 +44,12 @@ const UNSEEN_END: Duration = Duration::from_millis(100);
 const FIRST: i32 = 3;
 const READY: &str = "ready";
 
-/// Slots that another process holds, by registry.
-pub type Held = BTreeMap<String, usize>;
-
 /// Registries whose admissions the operator holds.
 pub type Paused = BTreeSet<String>;
 
-/// What a process says that hands over.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+/// What a process says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Word {
     /// The slots that are not free yet.
     Held(Held),
@@ -97,6 +96,7 @@ pub struct Successor {
     pub pid: u32,
     link: OwnedWriteHalf,
     lines: Lines<BufReader<OwnedReadHalf>>,
+    process: Option<Child>,
 }
 
 /// The process from which this one takes over.
@@ -141,7 +141,10 @@ impl Origin {
         // Before the link: the end of that must not let it take over.
         let mut child = Candidate(Some(self.spawn(listeners, theirs).map_err(cannot)?));
         match timeout(START, lines.next_line()).await {
-            Ok(Ok(Some(line))) if line == READY => Ok(Successor { pid: child.take_over(), link: write, lines }),
+            Ok(Ok(Some(line))) if line == READY => {
+                let process = child.take_over();
+                Ok(Successor { pid: process.id(), link: write, lines, process: Some(process) })
+            }
             Ok(_) => Err(NoSuccessor::Ended(child.ended().await)),
             Err(_) => Err(NoSuccessor::Late),
         }
@@ -170,9 +173,9 @@ impl Origin {
 struct Candidate(Option<Child>);
 
 impl Candidate {
-    /// It is on its own from now on; its process id.
-    fn take_over(mut self) -> u32 {
-        self.0.take().expect("there until it takes over").id()
+    /// It is on its own from now on.
+    fn take_over(mut self) -> Child {
+        self.0.take().expect("there until it takes over")
     }
 
     /// How it ended: it has closed the link, and if it lives on all the same, it has no business to.
@@ -204,7 +207,7 @@ impl Successor {
     /// # Errors
     /// When it is gone.
     pub async fn tell(&mut self, held: &Held) -> io::Result<()> {
-        write(&mut self.link, held).await
+        write(&mut self.link, &Word::Held(held.clone())).await
     }
 
     /// Tells which registries are paused; to be called before the first word of slots.
@@ -212,13 +215,28 @@ impl Successor {
     /// # Errors
     /// When it is gone.
     pub async fn pause(&mut self, paused: &Paused) -> io::Result<()> {
-        write(&mut self.link, paused).await
+        write(&mut self.link, &Word::Paused(paused.clone())).await
+    }
+
+    /// How it ended, once it has. It must be waited for: a process that nobody waits for stays in the kernel's list.
+    pub async fn ended(&mut self) -> Option<ExitStatus> {
+        let process = self.process.as_mut()?;
+        loop {
+            match process.try_wait() {
+                Ok(None) => sleep(LOOK).await,
+                Ok(ended) => return ended,
+                Err(_) => return None,
+            }
+        }
     }
 
     /// The registries that are paused there, when that changes; `None` when it is gone. Cancel-safe.
     pub async fn paused(&mut self) -> Option<Paused> {
         let line = self.lines.next_line().await.ok()??;
-        serde_json::from_str(&line).ok()
+        match serde_json::from_str(&line).ok()? {
+            Word::Paused(paused) => Some(paused),
+            Word::Held(_) => None,
+        }
     }
 }
 
@@ -259,7 +277,7 @@ impl Predecessor {
     /// # Errors
     /// When it is gone.
     pub async fn tell(&mut self, paused: &Paused) -> io::Result<()> {
-        write(&mut self.link, paused).await
+        write(&mut self.link, &Word::Paused(paused.clone())).await
     }
 
     /// What it says next; `None` when it has ended. Cancel-safe.
@@ -276,7 +294,7 @@ fn lives(process: &OwnedFd) -> bool {
 }
 
 /// One message. A link holds far more of them than are ever under way, so this does not wait.
-async fn write(link: &mut OwnedWriteHalf, word: &impl Serialize) -> io::Result<()> {
+async fn write(link: &mut OwnedWriteHalf, word: &Word) -> io::Result<()> {
     let mut message = serde_json::to_string(word)?;
     message.push('\n');
     link.write_all(message.as_bytes()).await
@@ -285,13 +303,14 @@ async fn write(link: &mut OwnedWriteHalf, word: &impl Serialize) -> io::Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::elsewhere::Holding;
 
     impl Successor {
         /// One at the other end of this link.
         pub(in crate::app) fn over(link: StdStream) -> Successor {
             link.set_nonblocking(true).unwrap();
             let (read, write) = UnixStream::from_std(link).unwrap().into_split();
-            Successor { pid: 1, link: write, lines: BufReader::new(read).lines() }
+            Successor { pid: 1, link: write, lines: BufReader::new(read).lines(), process: None }
         }
     }
 
@@ -300,7 +319,9 @@ mod tests {
         let (old, new) = StdStream::pair().unwrap();
         let mut successor = Successor::over(old);
         let mut predecessor = Predecessor::new(new).unwrap();
-        let held = Held::from([("harbor".to_owned(), 7), ("other".to_owned(), 0)]);
+        let holding =
+            |name: &str, slots| Holding { name: name.to_owned(), hosts: vec!["*.example.com".to_owned()], slots };
+        let held = vec![holding("harbor", 7), holding("other", 0)];
         let paused = Paused::from(["harbor".to_owned()]);
         successor.pause(&paused).await.unwrap();
         successor.tell(&held).await.unwrap();

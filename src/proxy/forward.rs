@@ -21,7 +21,6 @@ use tokio::time::timeout;
 use super::asked::{Asked, state};
 use super::client::{Client, ClientIo};
 use super::hop::{keeps_connection, strip_response};
-use super::mirror::Mirror;
 use super::outbound::{self, Outbound};
 use super::peeked::Peeked;
 use super::record::{Kind, Record};
@@ -145,20 +144,19 @@ async fn answer_at_mirror(
     asked: &Asked,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, ClientLeft> {
-    let settings = proxy.settings();
     // Mirrors come and go with their listeners only.
-    let Some(mirror) = settings.mirrors.get(registry).map(|mirror| -> &Mirror { mirror }) else {
+    let Some((mirror, upstream)) = proxy.mirror(registry) else {
         return Err(ClientLeft);
     };
-    let party = settings.classes.party_of_class(mirror.class, client);
+    let party = proxy.settings().classes.party_of_class(mirror.class, client);
     let mut record = proxy.record(&party.client, Kind::Request);
     record.toward(mirror.shown(request.uri()));
     let rewrite = mirror.rewrite(request.headers(), client.stream().local_addr().ok());
-    let outbound = match Outbound::of_origin_form(request, proxy, mirror, record.carried()) {
+    let outbound = match Outbound::of_origin_form(request, proxy, &mirror, record.carried()) {
         Ok(outbound) => outbound,
-        Err(answer) => return Ok(refuse(record, &answer, &mirror.upstream.name)),
+        Err(answer) => return Ok(refuse(record, &answer, &upstream.name)),
     };
-    Exchange { proxy, client, asked, record, rewrite }.run(&mirror.upstream, mirror.way(), party, outbound).await
+    Exchange { proxy, client, asked, record, rewrite }.run(&upstream, mirror.way(), party, outbound).await
 }
 
 /// One request on its way through a registry's gate and back.

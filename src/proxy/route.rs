@@ -57,6 +57,12 @@ pub struct Route {
 }
 
 impl Claim {
+    /// The single hosts that it lists, each with the only port at which it may be; `None`: any. Where a `*.suffix` leads
+    /// to, nobody can tell.
+    pub fn exact_hosts(&self) -> impl Iterator<Item = (&Host, Option<u16>)> {
+        self.hosts.iter().filter_map(|pattern| Some((pattern.exact_host()?, pattern.port())))
+    }
+
     fn route(&self, target: &Target, secure: bool, pinned: Option<Vec<SocketAddr>>, listed_host: bool) -> Route {
         // What goes to one of several nodes counts there.
         let several = self.cluster.as_ref().filter(|cluster| cluster.origins().len() > 1);
@@ -98,23 +104,22 @@ impl Routes {
         self.registries.iter().map(|claim| &claim.upstream)
     }
 
-    /// The registries with what they claim.
-    pub fn claims(&self) -> impl Iterator<Item = &Claim> {
-        self.registries.iter()
-    }
-
     /// The registry of this name, with what it claims.
     #[must_use]
     pub fn claim(&self, name: &str) -> Option<&Claim> {
         self.registries.iter().find(|claim| claim.upstream.name == name)
     }
 
-    /// The single hosts that a registry lists, each with the ports at which it may be.
+    /// All registries, with what they claim.
     #[must_use]
-    pub fn exact_hosts(&self, name: &str) -> Vec<(Host, Vec<u16>)> {
-        let hosts = self.claim(name).into_iter().flat_map(|claim| &claim.hosts);
-        let ports = |pattern: &HostPattern| pattern.port().map_or_else(|| vec![80, 443], |port| vec![port]);
-        hosts.filter_map(|pattern| Some((pattern.exact_host()?.clone(), ports(pattern)))).collect()
+    pub fn claims(&self) -> &[Claim] {
+        &self.registries
+    }
+
+    /// The registry that lists this target.
+    #[must_use]
+    pub fn claimant(&self, target: &Target) -> Option<&Claim> {
+        self.listed(target).map(|(_, claim)| claim)
     }
 
     /// The registry that lists this target, and the pattern by which it does.

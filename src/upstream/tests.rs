@@ -150,7 +150,7 @@ async fn silent_names_of_nodes_cost_their_patience_once() {
         Way { target, secure: false, pinned: None, listed_host: true, cluster: Some(cluster.clone()), node: None };
     let party = Party { class: ClassId::default(), client: "client".into() };
     let patience = Patience { limit: Duration::from_secs(25), setting: "queue.request_timeout" };
-    let trip = upstream.trip(way, party, Lane::Small, patience);
+    let trip = upstream.trip(way, party, (Kind::Request, Lane::Small), patience);
     for expected in [NODE_LOOKUP, Duration::ZERO] {
         let began = Instant::now();
         assert!(upstream.doors(&trip, &Patient).await.unwrap().any_left());
