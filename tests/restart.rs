@@ -450,6 +450,31 @@ async fn a_process_that_took_over_and_died_is_replaced() {
     manager.until_all_are_gone().await;
 }
 
+/// Of three processes the one in the middle dies: nobody takes its place, for another one has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_has_handed_over_is_not_replaced_when_it_dies() {
+    let stub = StubRegistry::builder().start().await;
+    stub.hold();
+    let mut manager = Manager::new(stub.address());
+    manager.start().await;
+    let asked = asking(&manager, &stub).await;
+    manager.signal(Signal::USR2);
+    manager.until_accepted(2).await;
+    let middle = manager.newest();
+    manager.signal(Signal::USR2);
+    manager.until_accepted(3).await;
+    manager.until_logged("the process that took over is leaving itself").await;
+    kill_process(middle, Signal::KILL).unwrap();
+    manager.until_logged("the process that took over has ended").await;
+    stub.release();
+    assert_eq!(asked.await.unwrap(), Some(200));
+    let ended = async || manager.children[0].try_wait().unwrap().ok_or(());
+    assert_eq!(eventually("the oldest process to end", SOON, ended).await.code(), Some(0));
+    assert_eq!(manager.pids().len(), 3, "nobody else was started");
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
+}
+
 /// No other process comes up in the place of the one that died: the old one serves those it has, and ends with a failure,
 /// so that whoever watches it starts a new one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

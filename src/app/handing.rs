@@ -66,6 +66,7 @@ async fn first_held(predecessor: &mut Predecessor, proxy: &Proxy) -> Option<Held
         match predecessor.next().await? {
             Word::Held(held) => return Some(held),
             Word::Paused(paused) => pause(proxy, &paused),
+            Word::Leaving => {}
         }
     }
 }
@@ -73,19 +74,22 @@ async fn first_held(predecessor: &mut Predecessor, proxy: &Proxy) -> Option<Held
 /// Leaves alone what the process before this one holds, and tells it of pauses: who waits there waits for an operator
 /// who speaks to this one.
 async fn until_it_ends(predecessor: &mut Predecessor, elsewhere: &Elsewhere) {
-    let mut told = paused(elsewhere.proxy());
+    let (mut told, mut leaves) = (paused(elsewhere.proxy()), false);
     loop {
         tokio::select! {
             word = predecessor.next() => match word {
                 Some(Word::Held(held)) => elsewhere.processes_hold(Some(held)),
                 // After its first word the operator speaks to this one.
-                Some(Word::Paused(_)) => {}
+                Some(Word::Paused(_) | Word::Leaving) => {}
                 None => return,
             },
             () = sleep(LOOK) => {
                 let now = paused(elsewhere.proxy());
-                if now != told && predecessor.tell(&now).await.is_ok() {
+                if now != told && predecessor.tell(&Word::Paused(now.clone())).await.is_ok() {
                     told = now;
+                }
+                if elsewhere.proxy().is_draining() && !leaves {
+                    leaves = predecessor.tell(&Word::Leaving).await.is_ok();
                 }
             }
         }
@@ -165,9 +169,13 @@ pub(super) async fn hand_on(successor: &mut Successor, elsewhere: &Elsewhere) ->
     while sum(&told) > 0 || !proxy.tasks().is_empty() {
         tokio::select! {
             () = sleep(LOOK) => {}
-            heard = successor.paused() => match heard {
-                Some(paused) => pause(proxy, &paused),
-                None => return false,
+            heard = successor.next() => match heard {
+                Some(Word::Paused(paused)) => pause(proxy, &paused),
+                Some(Word::Leaving) => {
+                    tracing::info!(pid = successor.pid, "the process that took over is leaving itself");
+                    successor.leaves = true;
+                }
+                Some(Word::Held(_)) | None => return false,
             },
         }
         let next = hand.shrink(elsewhere);

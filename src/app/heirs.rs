@@ -55,8 +55,9 @@ impl Heirs {
             }
             self.one_is_sought.store(true, Ordering::Relaxed);
             let ended = successor.ended().await;
-            if ended.is_some_and(|status| status.success()) {
-                // It was told to; so the service stops.
+            if successor.leaves || ended.is_some_and(|status| status.success()) {
+                // Another one took over from it, which knows nothing of this one any more; or the service stops.
+                tracing::info!(pid = successor.pid, "the process that took over has ended");
                 self.stop.cancel();
                 break;
             }

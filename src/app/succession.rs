@@ -8,7 +8,8 @@
 //! Each message is one line: `ready` from the new process, and from the old one the slots that are not free yet, as JSON:
 //! `{"held":[{"name":"harbor","hosts":["harbor.example.com"],"slots":7}]}`. The hosts are there since the new process may
 //! have another config. `{"paused":["harbor"]}` names the registries that the operator has paused: the old process says so
-//! before its first slots, the new one when that changes. The end of the link is the end of the process at its end.
+//! before its first slots, the new one when that changes. `"leaving"` says the new process when it accepts nobody any more
+//! itself: then nobody has to take its place. The end of the link is the end of the process at its end.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -55,6 +56,8 @@ pub enum Word {
     Held(Held),
     /// The registries that are paused.
     Paused(Paused),
+    /// It accepts nobody any more: it was told to stop, or another one has taken over from it.
+    Leaving,
 }
 
 /// How this process was started, for starting its like.
@@ -96,6 +99,8 @@ pub struct Successor {
     pub pid: u32,
     link: OwnedWriteHalf,
     lines: Lines<BufReader<OwnedReadHalf>>,
+    /// Whether it has said that it leaves.
+    pub leaves: bool,
     process: Option<Child>,
 }
 
@@ -143,7 +148,7 @@ impl Origin {
         match timeout(START, lines.next_line()).await {
             Ok(Ok(Some(line))) if line == READY => {
                 let process = child.take_over();
-                Ok(Successor { pid: process.id(), link: write, lines, process: Some(process) })
+                Ok(Successor { pid: process.id(), link: write, lines, leaves: false, process: Some(process) })
             }
             Ok(_) => Err(NoSuccessor::Ended(child.ended().await)),
             Err(_) => Err(NoSuccessor::Late),
@@ -230,13 +235,10 @@ impl Successor {
         }
     }
 
-    /// The registries that are paused there, when that changes; `None` when it is gone. Cancel-safe.
-    pub async fn paused(&mut self) -> Option<Paused> {
+    /// What it says next; `None` when it is gone. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Word> {
         let line = self.lines.next_line().await.ok()??;
-        match serde_json::from_str(&line).ok()? {
-            Word::Paused(paused) => Some(paused),
-            Word::Held(_) => None,
-        }
+        serde_json::from_str(&line).ok()
     }
 }
 
@@ -272,12 +274,12 @@ impl Predecessor {
         self.link.write_all(format!("{READY}\n").as_bytes()).await
     }
 
-    /// Tells which registries are paused now.
+    /// Tells which registries are paused now, or that this process leaves.
     ///
     /// # Errors
     /// When it is gone.
-    pub async fn tell(&mut self, paused: &Paused) -> io::Result<()> {
-        write(&mut self.link, &Word::Paused(paused.clone())).await
+    pub async fn tell(&mut self, word: &Word) -> io::Result<()> {
+        write(&mut self.link, word).await
     }
 
     /// What it says next; `None` when it has ended. Cancel-safe.
@@ -310,7 +312,7 @@ mod tests {
         pub(in crate::app) fn over(link: StdStream) -> Successor {
             link.set_nonblocking(true).unwrap();
             let (read, write) = UnixStream::from_std(link).unwrap().into_split();
-            Successor { pid: 1, link: write, lines: BufReader::new(read).lines(), process: None }
+            Successor { pid: 1, link: write, lines: BufReader::new(read).lines(), leaves: false, process: None }
         }
     }
 
@@ -327,8 +329,10 @@ mod tests {
         successor.tell(&held).await.unwrap();
         assert_eq!(predecessor.next().await, Some(Word::Paused(paused.clone())));
         assert_eq!(predecessor.next().await, Some(Word::Held(held)));
-        predecessor.tell(&paused).await.unwrap();
-        assert_eq!(successor.paused().await, Some(paused));
+        for word in [Word::Paused(paused), Word::Leaving] {
+            predecessor.tell(&word).await.unwrap();
+            assert_eq!(successor.next().await, Some(word));
+        }
         drop(successor);
         assert_eq!(predecessor.next().await, None);
     }
