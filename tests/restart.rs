@@ -538,8 +538,11 @@ async fn a_mirrors_listener_outlives_the_process() {
     let mirror = listener.local_addr().unwrap();
     manager.mirror = Some(listener);
     let ask = async move || {
-        let mut wire = Wire::open(mirror).await.unwrap();
-        wire.get("/v2/", &["Host: 127.0.0.1", "Connection: close"]).await.unwrap().status()
+        let asked = async {
+            let mut wire = Wire::open(mirror).await.unwrap();
+            wire.get("/v2/", &["Host: 127.0.0.1", "Connection: close"]).await.unwrap().status()
+        };
+        tokio::time::timeout(SOON, asked).await.expect("somebody accepts")
     };
     manager.start().await;
     assert_eq!(ask().await, 200);
