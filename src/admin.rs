@@ -6,12 +6,12 @@
 pub mod config_state;
 pub mod history;
 
+mod connections;
 mod guard;
 mod page;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::net::{TcpListener, TcpStream};
@@ -60,9 +58,6 @@ pub struct Admin {
 const HERE: &str =
     "here are /, /healthz, /readyz, /metrics, /status, /queue, /history and POST /registries/NAME/pause and /resume\n";
 
-/// A client of the admin port that is slower than this has lost interest.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-
 impl Admin {
     /// Shows what `proxy` does.
     #[must_use]
@@ -98,6 +93,7 @@ impl Admin {
     pub async fn accept(self: Arc<Self>, listener: TcpListener, scope: Scope) {
         let loopback = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
         let guarded = loopback && scope == Scope::Admin;
+        let mut open = connections::Open::default();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -105,7 +101,7 @@ impl Admin {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    tokio::spawn(self.clone().serve(stream, scope, guarded));
+                    open.add(tokio::spawn(self.clone().serve(stream, scope, guarded)).abort_handle());
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accepting an admin connection failed");
@@ -123,19 +119,7 @@ impl Admin {
             };
             async move { Ok::<_, Infallible>(response) }
         });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
-        let mut connection = pin!(connection);
-        let served = tokio::select! {
-            served = connection.as_mut() => served,
-            // Who comes back shall meet the process that is the service now.
-            () = self.handed_over.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
+        let served = connections::serve(stream, service, &self.handed_over).await;
         if let Err(error) = served {
             tracing::debug!(%error, "admin connection ended");
         }

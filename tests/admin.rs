@@ -8,6 +8,7 @@ use roadstead_test_support::{
     KEEP_TUNNELS, Metrics, Sidecar, StubRegistry, Wire, config, connect_through, eventually, eventually_is, get_through,
 };
 use serde_json::{Value, json};
+use tokio::net::TcpSocket;
 
 /// What every registry shows in `/status`.
 const KEYS: [&str; 9] =
@@ -144,6 +145,48 @@ async fn the_metrics_listener_shows_metrics_and_probes_only() {
         assert_eq!(scraper.get(path, &[]).await.unwrap().status(), status, "{path}");
     }
     assert_eq!(scraper.ask("POST", "/metrics", &["Content-Length: 0"]).await.unwrap().status(), 405);
+}
+
+/// Those who ask and never read do not take the descriptors that the proxy needs, and keep nobody else from asking; after
+/// a while they are let go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_never_reads_takes_few_descriptors_and_not_for_ever() {
+    let stub = StubRegistry::builder().start().await;
+    let text = config(&format!("[registries.stub]\nhosts = [\"{}\"]\ncap = 1\nshare = 1\n", stub.address())).replacen(
+        "[listen]\n",
+        "[listen]\nmetrics = \"127.0.0.1:0\"\n",
+        1,
+    );
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text).await;
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", sidecar.pid())).unwrap().count();
+    let (metrics, before) = (sidecar.listener("metrics").unwrap(), open());
+    for listener in [metrics, sidecar.admin()] {
+        let mut peers = Vec::new();
+        for _ in 0..200 {
+            let socket = TcpSocket::new_v4().unwrap();
+            // Little of an answer goes where nobody reads.
+            socket.set_recv_buffer_size(4096).unwrap();
+            let mut peer = Wire::new(socket.connect(listener).await.unwrap());
+            let asked = request("GET", "/metrics", &["Host: 127.0.0.1"]).repeat(1000);
+            // What does not fit is not needed.
+            let _ = tokio::time::timeout(Duration::from_millis(10), peer.send(asked.as_bytes())).await;
+            peers.push(peer);
+        }
+        eventually("few to be left", Duration::from_secs(10), async || match open() - before {
+            left if left <= 64 + 8 => Ok(()),
+            left => Err(left),
+        })
+        .await;
+        let mut probe = Wire::open(listener).await.unwrap();
+        assert_eq!(probe.get("/healthz", &["Host: 127.0.0.1"]).await.unwrap().status(), 200);
+        drop(probe);
+        assert_eq!(get_through(sidecar.proxy(), &url(stub.address()), &[]).await.status(), 200);
+        eventually("all to be let go", Duration::from_secs(45), async || match open().saturating_sub(before) {
+            left if left <= 8 => Ok(()),
+            left => Err(left),
+        })
+        .await;
+    }
 }
 
 /// The page lets nothing in but what it is made of, and stands in no frame; the metrics listener has none.
