@@ -2,6 +2,7 @@
 
 mod ask;
 mod man;
+mod output;
 mod status;
 mod watch;
 
@@ -19,21 +20,27 @@ use crate::app::inherited::Inherited;
 use crate::app::succession::{Origin, Successor};
 use crate::app::systemd::Systemd;
 use crate::app::{self, SetLevel, Start};
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, LoadError, LogFormat};
 
 /// Exit status for wrong usage, a config that does not hold, or a listener that cannot be bound.
 const EXIT_USAGE: u8 = 2;
 /// Exit status for a failure while running.
 const EXIT_FAILURE: u8 = 1;
 
+/// Where the config is looked for when nobody names it; the first is what `run` and `check` take.
+const KNOWN_FILES: [&str; 2] = ["sidecar.toml", "/etc/roadstead/sidecar.toml"];
+/// Where the admin listener is when no config tells.
+const USUAL_ADMIN: &str = "127.0.0.1:4129";
+
 /// An admission queue for container registries: a forward proxy that never opens more connections to a registry than
 /// this node's share of what it can serve, and lets the rest wait their turn.
 #[derive(Debug, Parser)]
 #[command(name = "roadstead", version = env!("ROADSTEAD_VERSION"), after_help = AFTER_HELP)]
 struct Arguments {
-    /// The config file.
-    #[arg(long, global = true, value_name = "FILE", default_value = "sidecar.toml")]
-    config: PathBuf,
+    /// The config file [default: sidecar.toml]; without it and --admin, `status`, `pause` and `resume` look for
+    /// sidecar.toml, then /etc/roadstead/sidecar.toml, and else ask 127.0.0.1:4129.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
 
     #[command(subcommand)]
     command: Option<Command>,
@@ -62,7 +69,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Status {
-    /// Where the sidecar's admin listener is [default: listen.admin of the config].
+    /// Where the sidecar's admin listener is: http://HOST:PORT [default: listen.admin of the config].
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
 
@@ -80,7 +87,7 @@ struct Control {
     /// The registry, as the config names it.
     registry: String,
 
-    /// Where the sidecar's admin listener is [default: listen.admin of the config].
+    /// Where the sidecar's admin listener is: http://HOST:PORT [default: listen.admin of the config].
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
 }
@@ -105,9 +112,9 @@ Exit status: 0 fine, 1 failed while running, 2 wrong usage, config or listen add
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match &arguments.command {
-        Some(Command::Pause(control)) => return tell(control, "pause", &arguments.config),
-        Some(Command::Resume(control)) => return tell(control, "resume", &arguments.config),
-        Some(Command::Status(asked)) => return status(asked, &arguments.config),
+        Some(Command::Pause(control)) => return tell(control, "pause", arguments.config.as_deref()),
+        Some(Command::Resume(control)) => return tell(control, "resume", arguments.config.as_deref()),
+        Some(Command::Status(asked)) => return status(asked, arguments.config.as_deref()),
         Some(Command::Completions { shell }) => return completions(*shell),
         Some(Command::Man) => return manual(),
         Some(Command::Run | Command::Check) | None => {}
@@ -115,14 +122,15 @@ pub fn main() -> ExitCode {
     // How it was started is to be known before the binary may be replaced, and what it inherited before threads run.
     let origin = Origin::of_this_process();
     let inherited = Inherited::from_env();
-    let config = match Config::load(&arguments.config) {
+    let file = arguments.config.as_deref().unwrap_or(Path::new(KNOWN_FILES[0]));
+    let config = match Config::load(file) {
         Ok(config) => config,
         Err(error) => return fail(EXIT_USAGE, &error),
     };
     match arguments.command {
-        Some(Command::Check) => check(&config, &arguments.config),
+        Some(Command::Check) => check(&config, file),
         _ => match (origin, inherited) {
-            (Ok(origin), Ok(inherited)) => run(config, &arguments.config, inherited, &origin),
+            (Ok(origin), Ok(inherited)) => run(config, file, inherited, &origin),
             (Err(error), _) | (_, Err(error)) => {
                 fail(EXIT_USAGE, &format!("what was handed over at the start: {error}"))
             }
@@ -131,8 +139,8 @@ pub fn main() -> ExitCode {
 }
 
 /// Shows what a running sidecar does.
-fn status(asked: &Status, file: &Path) -> ExitCode {
-    let admin = match admin_of(asked.admin.as_deref(), file) {
+fn status(asked: &Status, file: Option<&Path>) -> ExitCode {
+    let admin = match admin_of(asked.admin.as_deref(), file, &KNOWN_FILES) {
         Ok(admin) => admin,
         Err(error) => return fail(EXIT_USAGE, &error),
     };
@@ -154,42 +162,50 @@ fn manual() -> ExitCode {
     }
 }
 
-/// Prints a file; who reads may stop whenever they like.
 fn print(text: &[u8]) -> ExitCode {
-    match std::io::Write::write_all(&mut std::io::stdout(), text) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => fail(EXIT_FAILURE, &error),
-        _ => ExitCode::SUCCESS,
-    }
+    output::print(text).map_or_else(|error| fail(EXIT_FAILURE, &error), |_| ExitCode::SUCCESS)
 }
 
-/// Where the sidecar's admin listener is, as `host:port`.
-fn admin_of(named: Option<&str>, file: &Path) -> Result<String, String> {
+/// Where the sidecar's admin listener is, as `host:port`: as it was named, or as a config says. Whoever asks names no file
+/// most of the time, and then the first of those that are `known` and can be read counts; it needs nothing but the address.
+fn admin_of(named: Option<&str>, file: Option<&Path>, known: &[&str]) -> Result<String, String> {
     if let Some(url) = named {
-        return Ok(url.trim_start_matches("http://").trim_end_matches('/').to_owned());
+        return ask::authority(url).map(str::to_owned);
     }
-    let config = Config::load(file).map_err(|error| format!("{error}\nname the sidecar with --admin URL"))?;
-    Ok(config.listen.admin.to_string())
+    let hint = |error: LoadError| format!("{error}\nname the sidecar with --admin URL");
+    if let Some(file) = file {
+        return Config::load(file).map(|config| config.listen.admin.to_string()).map_err(hint);
+    }
+    for file in known {
+        match Config::load(Path::new(file)) {
+            Ok(config) => return Ok(config.listen.admin.to_string()),
+            Err(LoadError::Unreadable { .. }) => {}
+            Err(error) => return Err(hint(error)),
+        }
+    }
+    Ok(USUAL_ADMIN.to_owned())
 }
 
 /// Tells a running sidecar to do something with a registry.
-fn tell(control: &Control, action: &str, file: &Path) -> ExitCode {
+fn tell(control: &Control, action: &str, file: Option<&Path>) -> ExitCode {
     let Control { registry, admin } = control;
-    let admin = match admin_of(admin.as_deref(), file) {
+    // Nothing else is a registry's name, and not every other text would be one path.
+    if registry.is_empty() || !registry.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-')) {
+        return fail(EXIT_USAGE, &format!("{registry:?} is no registry's name: those have a-z, 0-9, _ and - only"));
+    }
+    let admin = match admin_of(admin.as_deref(), file, &KNOWN_FILES) {
         Ok(admin) => admin,
         Err(error) => return fail(EXIT_USAGE, &error),
     };
     match ask::post(&admin, &format!("/registries/{registry}/{action}")) {
-        Ok((200, _)) => {
-            println!("registry {registry}: {action}d");
-            ExitCode::SUCCESS
-        }
+        Ok((200, _)) => print(format!("registry {registry}: {action}d\n").as_bytes()),
         Ok((status, body)) => fail(EXIT_FAILURE, &format!("{admin} answered {status}: {}", body.trim())),
-        Err(error) => fail(EXIT_FAILURE, &format!("{admin}: {error}")),
+        Err(error) => fail(EXIT_FAILURE, &error),
     }
 }
 
 fn fail(status: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("roadstead: {error}");
+    output::say(&format_args!("roadstead: {error}"));
     ExitCode::from(status)
 }
 
@@ -197,14 +213,15 @@ fn check(config: &Config, file: &Path) -> ExitCode {
     if let Err(error) = app::read_tls(config) {
         return fail(EXIT_USAGE, &format!("{}: {error}", file.display()));
     }
-    for registry in &config.registries {
+    let lines = config.registries.iter().map(|registry| {
         let (name, slots, cap, share) = (&registry.name, registry.slots, registry.cap, registry.share);
-        println!("registry {name}: {slots} slots (cap {cap} x share {share})");
-    }
+        format!("registry {name}: {slots} slots (cap {cap} x share {share})\n")
+    });
+    let printed = print(lines.collect::<String>().as_bytes());
     for warning in &config.warnings {
-        eprintln!("warning: {}: {warning}", file.display());
+        output::say(&format_args!("warning: {}: {warning}", file.display()));
     }
-    ExitCode::SUCCESS
+    printed
 }
 
 fn run(config: Config, file: &Path, inherited: Inherited, origin: &Origin) -> ExitCode {
@@ -420,4 +437,38 @@ fn start_logging(config: &Config) -> SetLevel {
             tracing::error!(%error, "log.level cannot be changed");
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_names_nothing_asks_the_first_sidecar_that_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let with = |port: u16| {
+            format!(
+                "[listen]\nadmin = '127.0.0.1:{port}'\n[registries.a]\nhosts = ['a.example.com']\ncap = 1\nshare = 1\n"
+            )
+        };
+        let (here, installed, broken) =
+            (file("here", &with(1)), file("installed", &with(2)), file("broken", "[listen]\na = 1"));
+        let absent = folder.path().join("absent").to_str().unwrap().to_owned();
+        let admin = |known: &[&String]| {
+            let known: Vec<&str> = known.iter().map(|file| file.as_str()).collect();
+            admin_of(None, None, &known)
+        };
+        assert_eq!(admin(&[&here, &installed]).unwrap(), "127.0.0.1:1");
+        assert_eq!(admin(&[&absent, &installed]).unwrap(), "127.0.0.1:2");
+        assert_eq!(admin(&[&absent, &absent]).unwrap(), "127.0.0.1:4129");
+        assert!(admin(&[&broken, &installed]).unwrap_err().contains("--admin URL"), "it may be this one that runs");
+        // What is named counts alone.
+        assert!(admin_of(None, Some(Path::new(&absent)), &[&here]).unwrap_err().contains(&absent));
+        assert_eq!(admin_of(Some("http://[::1]:7/"), Some(Path::new(&absent)), &[&here]).unwrap(), "[::1]:7");
+    }
 }

@@ -126,9 +126,176 @@ async fn status_shows_the_live_picture() {
     let away = roadstead(&["status", "--admin", &admin]).await;
     assert_eq!((away.status, away.stdout.as_str()), (Some(1), ""));
     assert!(away.stderr.contains(&admin), "{}", away.stderr);
-    let nowhere = roadstead(&["status"]).await;
-    assert_eq!(nowhere.status, Some(2), "no config, no --admin");
+    assert_eq!(away.stderr.matches(&admin).count(), 1, "{}", away.stderr);
+    let nowhere = roadstead(&["status", "--config", "absent.toml"]).await;
+    assert_eq!(nowhere.status, Some(2), "a config that is named must be there");
     assert!(nowhere.stderr.contains("--admin URL"), "{}", nowhere.stderr);
+}
+
+/// What is named wrongly is told as what it is, before anybody is asked.
+#[tokio::test]
+async fn a_wrong_address_or_name_is_wrong_usage() {
+    for (admin, told) in [
+        ("https://127.0.0.1:4129", "plain HTTP"),
+        ("127.0.0.1", "port is missing"),
+        ("http://127.0.0.1:4129/status", "no path"),
+    ] {
+        let run = roadstead(&["status", "--admin", admin]).await;
+        assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{admin}");
+        assert!(run.stderr.contains(told) && run.stderr.contains(admin), "{}", run.stderr);
+    }
+    for name in ["a b", "", "../../status", "harbor/pause HTTP/1.1"] {
+        let run = roadstead(&["pause", name, "--admin", "127.0.0.1:1"]).await;
+        assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{name}");
+        assert!(run.stderr.contains("no registry's name"), "{}", run.stderr);
+    }
+}
+
+/// On a node where the config stands elsewhere, or nowhere, the usual address is asked.
+#[tokio::test]
+async fn status_needs_no_config() {
+    let run = roadstead(&["status"]).await;
+    // Whoever runs the tests may have a sidecar of their own there.
+    assert!(run.status == Some(0) || run.stderr.contains("127.0.0.1:4129: "), "{}", run.stderr);
+}
+
+/// Output that cannot be written is a failure that is told, and a reader that has seen enough is none; neither is a panic.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_and_a_closed_pipe_are_no_reason_to_panic() {
+    let registry = "[registries.stub]\nhosts = [\"harbor.example.com\"]\ncap = 3\nshare = 1";
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(registry)).await;
+    let (admin, file) = (sidecar.admin().to_string(), sidecar.config_path().display().to_string());
+    let commands: [&[&str]; 7] = [
+        &["check", "--config", &file],
+        &["status", "--admin", &admin],
+        &["status", "--json", "--admin", &admin],
+        &["status", "--watch", "--admin", &admin],
+        &["pause", "stub", "--admin", &admin],
+        &["completions", "bash"],
+        &["man"],
+    ];
+    for command in commands {
+        for (pipe, status, told) in [("> /dev/full", "1", "standard output: No space left"), ("| true", "0", "")] {
+            // The reader has gone before a word is printed.
+            let script = format!("set -o pipefail; {{ sleep 0.1; \"$0\" \"$@\"; echo \"ended with $?\" >&2; }} {pipe}");
+            let run = Command::new("bash")
+                .args(["-c", &script, env!("CARGO_BIN_EXE_roadstead")])
+                .args(command)
+                .stdin(Stdio::null())
+                .kill_on_drop(true)
+                .output();
+            let run = tokio::time::timeout(SOON, run).await.expect("an end").unwrap();
+            let said = String::from_utf8_lossy(&run.stderr).into_owned();
+            assert!(said.contains(told) && !said.contains("panicked"), "{command:?} {pipe}: {said}");
+            assert!(said.trim().ends_with(&format!("ended with {status}")), "{command:?} {pipe}: {said}");
+        }
+    }
+}
+
+/// Runs a program with a terminal as its output, until it ends or has drawn three pictures; prints what it wrote.
+const TERMINAL: &str = r#"
+import fcntl, os, pty, signal, struct, subprocess, sys, termios
+rows, columns, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+ours, theirs = pty.openpty()
+fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs)
+os.close(theirs)
+seen, told = b"", False
+while True:
+    try:
+        part = os.read(ours, 65536)
+    except OSError:  # the end of a terminal
+        break
+    seen += part
+    if not told and seen.count(b"roadstead") >= 3 + seen.count(b"[2J") * 0:
+        told = True
+        child.send_signal(signal.SIGINT)
+sys.stdout.buffer.write(seen)
+sys.exit(child.wait())
+"#;
+
+/// What `roadstead` with these arguments writes to a terminal of so many rows and columns.
+async fn on_a_terminal((rows, columns): (usize, usize), env: &[(&str, &str)], arguments: &[&str]) -> String {
+    let run = Command::new("python3")
+        .args(["-c", TERMINAL, &rows.to_string(), &columns.to_string(), env!("CARGO_BIN_EXE_roadstead")])
+        .args(arguments)
+        .env("TERM", "xterm")
+        .env_remove("NO_COLOR")
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let run = tokio::time::timeout(SOON, run).await.expect("an end").unwrap();
+    assert!(run.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&run.stderr));
+    String::from_utf8(run.stdout).unwrap().replace("\r\n", "\n")
+}
+
+/// In a terminal the table is coloured, unless that is not wanted or not understood; `--watch` keeps to the window.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_gets_colours_and_no_more_than_it_can_show() {
+    let registries = (0..9)
+        .map(|number| format!("[registries.r{number}]\nhosts = [\"h{number}.example.com\"]\ncap = 9\nshare = 1\n"));
+    let registries = registries.collect::<Vec<_>>().concat();
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registries)).await;
+    let admin = sidecar.admin().to_string();
+    let status = ["status", "--admin", &admin];
+    let watch = ["status", "--watch", "--admin", &admin];
+    let size = (24, 60);
+
+    let coloured = on_a_terminal(size, &[], &status).await;
+    assert!(coloured.contains("\x1b[32mopen\x1b[0m"), "{coloured:?}");
+    assert!(!coloured.contains("\x1b[2J") && coloured.contains("r8"), "all of it, for the scrollback: {coloured:?}");
+    for env in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let plain = on_a_terminal(size, &[env], &status).await;
+        assert!(!plain.contains('\x1b') && plain.contains("r8"), "{env:?}: {plain:?}");
+    }
+
+    for (env, coloured) in [(("NO_COLOR", ""), true), (("NO_COLOR", "1"), false)] {
+        let watched = on_a_terminal(size, &[env], &watch).await;
+        let pictures: Vec<&str> = watched.split("\x1b[H\x1b[2J").filter(|picture| !picture.is_empty()).collect();
+        assert!(pictures.len() >= 3, "{watched:?}");
+        for picture in pictures {
+            assert!(picture.lines().count() < size.0, "{picture}");
+            assert!(picture.contains("more registries"), "{picture}");
+            let mut bare = picture.to_owned();
+            for code in [0, 1, 2, 31, 32, 33, 34, 35] {
+                bare = bare.replace(&format!("\x1b[{code}m"), "");
+            }
+            assert!(bare.lines().all(|line| line.chars().count() <= size.1), "{bare}");
+            assert_eq!(picture.contains('\x1b'), coloured, "{env:?}");
+        }
+    }
+    let dumb = on_a_terminal(size, &[("TERM", "dumb")], &watch).await;
+    assert!(!dumb.contains('\x1b'), "{dumb:?}");
+}
+
+/// `--watch --json` is for programs: each line is an object, whatever stands on the other side; what fails is told apart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watched_json_is_an_object_a_line() {
+    let registry = "[registries.stub]\nhosts = [\"harbor.example.com\"]\ncap = 3\nshare = 1";
+    let mut sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(registry)).await;
+    let mut watch = Command::new(env!("CARGO_BIN_EXE_roadstead"))
+        .args(["status", "--watch", "--json", "--admin", &sidecar.admin().to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let line = tokio::time::timeout(SOON, lines.next_line()).await.expect("a line").unwrap().expect("no end");
+        let status: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert_eq!(status["registries"]["stub"]["slots"], 3);
+    }
+    let mut said = BufReader::new(watch.stderr.take().unwrap()).lines();
+    sidecar.terminate();
+    assert!(sidecar.wait().await.success());
+    let line = tokio::time::timeout(SOON, said.next_line()).await.expect("a line").unwrap().expect("no end");
+    assert!(line.contains(&sidecar.admin().to_string()), "{line}");
+    while let Ok(Ok(Some(line))) = tokio::time::timeout(Duration::from_millis(1500), lines.next_line()).await {
+        assert!(line.starts_with('{'), "{line}");
+    }
 }
 
 /// `status --watch` shows one picture after the other, also across a sidecar that goes away, and ends well on Ctrl-C.

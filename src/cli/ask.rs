@@ -4,14 +4,16 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
+use crate::target::{BadTarget, Target};
+
 /// The longest wait for the sidecar.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// GETs a path; gives back status and body.
 ///
 /// # Errors
-/// When nobody listens there, or what answers is not HTTP.
-pub fn get(admin: &str, path: &str) -> io::Result<(u16, String)> {
+/// When nobody listens there, or what answers is not HTTP; with the address.
+pub fn get(admin: &str, path: &str) -> Result<(u16, String), String> {
     ask("GET", admin, path)
 }
 
@@ -19,14 +21,45 @@ pub fn get(admin: &str, path: &str) -> io::Result<(u16, String)> {
 ///
 /// # Errors
 /// As [`get`].
-pub fn post(admin: &str, path: &str) -> io::Result<(u16, String)> {
+pub fn post(admin: &str, path: &str) -> Result<(u16, String), String> {
     ask("POST", admin, path)
 }
 
-fn ask(method: &str, admin: &str, path: &str) -> io::Result<(u16, String)> {
-    let mut stream = connect(admin.to_socket_addrs()?)?;
+/// The `host:port` in what the operator named: a URL, or that alone.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn authority(named: &str) -> Result<&str, String> {
+    let wrong = |what: &str| Err(format!("--admin {named}: {what}"));
+    let rest = match named.split_once("://") {
+        None => named,
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
+        Some((scheme, _)) => return wrong(&format!("the admin listener speaks plain HTTP, not {scheme}")),
+    };
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    match Target::from_connect(authority) {
+        Ok(_) => Ok(authority),
+        Err(BadTarget::MissingPort) => wrong("the port is missing: 127.0.0.1:4129, for instance"),
+        Err(BadTarget::NotAuthority) => wrong("host and port are all it takes: no path, no query"),
+        Err(error) => wrong(&error.to_string()),
+    }
+}
+
+fn ask(method: &str, admin: &str, path: &str) -> Result<(u16, String), String> {
+    let told = |error: io::Error| match error.kind() {
+        io::ErrorKind::WouldBlock => format!("{admin}: no answer within {} s", TIMEOUT.as_secs()),
+        _ => format!("{admin}: {error}"),
+    };
+    let stream = connect(admin, admin.to_socket_addrs().map_err(told)?)?;
+    exchange(stream, method, path).map_err(told)
+}
+
+fn exchange(mut stream: TcpStream, method: &str, path: &str) -> io::Result<(u16, String)> {
     stream.set_read_timeout(Some(TIMEOUT))?;
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {admin}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+    // By its address, whatever it was called: a name of the world may not pause a registry.
+    let peer = stream.peer_addr()?;
+    let host = SocketAddr::new(peer.ip(), peer.port());
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("not an HTTP answer"))?;
@@ -36,12 +69,13 @@ fn ask(method: &str, admin: &str, path: &str) -> io::Result<(u16, String)> {
 
 /// The first address that answers: a name may stand for several, and the sidecar listens at one of them. When none does,
 /// what the last one said.
-fn connect(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
-    let mut failed = io::Error::other("no such address");
+fn connect(admin: &str, addresses: impl Iterator<Item = SocketAddr>) -> Result<TcpStream, String> {
+    let mut failed = format!("{admin}: no such address");
     for address in addresses {
+        let place = if address.to_string() == admin { String::new() } else { format!("{address}: ") };
         match TcpStream::connect_timeout(&address, TIMEOUT) {
             Ok(stream) => return Ok(stream),
-            Err(error) => failed = io::Error::new(error.kind(), format!("{address}: {error}")),
+            Err(error) => failed = format!("{admin}: {place}{error}"),
         }
     }
     Err(failed)
@@ -58,8 +92,43 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let there = listener.local_addr().unwrap();
-        assert_eq!(connect([closed, there].into_iter()).unwrap().peer_addr().unwrap(), there);
-        assert!(connect([closed].into_iter()).unwrap_err().to_string().contains(&closed.to_string()));
-        assert!(connect([].into_iter()).is_err());
+        let name = "localhost:1";
+        assert_eq!(connect(name, [closed, there].into_iter()).unwrap().peer_addr().unwrap(), there);
+        let failed = connect(name, [closed].into_iter()).unwrap_err();
+        assert!(failed.starts_with(&format!("localhost:1: {closed}: ")), "{failed}");
+        let failed = connect(&closed.to_string(), [closed].into_iter()).unwrap_err();
+        assert_eq!(failed.matches(&closed.to_string()).count(), 1, "{failed}");
+        assert!(connect(name, [].into_iter()).is_err());
+    }
+
+    #[test]
+    fn an_address_is_taken_as_url_or_alone_and_what_else_is_wrong_is_told() {
+        for (named, taken) in [
+            ("127.0.0.1:4129", "127.0.0.1:4129"),
+            ("http://127.0.0.1:4129", "127.0.0.1:4129"),
+            ("HTTP://node7.example.com:4129/", "node7.example.com:4129"),
+            ("http://[::1]:4129/", "[::1]:4129"),
+        ] {
+            assert_eq!(authority(named), Ok(taken));
+        }
+        for (named, told) in [
+            ("https://127.0.0.1:4129", "plain HTTP, not https"),
+            ("unix://run/roadstead", "plain HTTP, not unix"),
+            ("127.0.0.1", "the port is missing"),
+            ("http://localhost/", "the port is missing"),
+            ("[::1]", "the port is missing"),
+            ("127.0.0.1:0", "1 to 65535"),
+            ("127.0.0.1:99999", "1 to 65535"),
+            ("http://127.0.0.1:4129/status", "no path"),
+            ("127.0.0.1:4129?a", "no path"),
+            (":4129", "host is missing"),
+            ("::1:4129", "brackets"),
+            ("a b:4129", "letters"),
+            ("user@127.0.0.1:4129", "user name"),
+            ("", "missing"),
+        ] {
+            let error = authority(named).unwrap_err();
+            assert!(error.starts_with(&format!("--admin {named}: ")) && error.contains(told), "{error}");
+        }
     }
 }

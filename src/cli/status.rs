@@ -12,6 +12,8 @@ const WIDTH: usize = 80;
 const BAR: usize = 40;
 /// Clients that are named for each registry.
 const MOST_CLIENTS: usize = 8;
+/// Lines of what is wrong with the config, at most.
+const MOST_PROBLEM_LINES: usize = 6;
 /// The states of a connection, each with its letter in the bar, its word and its colour.
 const STATES: [(&str, char, &str, Colour); 4] = [
     ("active", '#', "active", Colour::Green),
@@ -58,9 +60,80 @@ impl Paint {
     }
 }
 
+/// The room in a terminal.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// Characters in a line.
+    pub columns: usize,
+    /// Lines.
+    pub rows: usize,
+}
+
 /// The picture that `/status` gives; what it lacks counts as nothing.
 #[must_use]
 pub fn render(status: &Value, paint: Paint) -> String {
+    let mut text = head(status, paint);
+    for (_, block) in blocks(status, paint) {
+        text += &block;
+    }
+    text + &foot(status, paint)
+}
+
+/// The same for a window of this size, where what is above its upper end cannot be seen: the busiest registries first, as
+/// many as fit, and no line longer than the window is wide.
+#[must_use]
+pub fn render_in(status: &Value, paint: Paint, window: Window) -> String {
+    // The last line stays free for the cursor.
+    let rows = window.rows.saturating_sub(1);
+    let whole = render(status, paint);
+    let text = if whole.lines().count() <= rows { whole } else { the_busiest(status, paint, rows) };
+    text.lines().take(rows).map(|line| cut(line, window.columns) + "\n").collect()
+}
+
+fn the_busiest(status: &Value, paint: Paint, rows: usize) -> String {
+    let (mut text, foot) = (head(status, paint), foot(status, paint));
+    let mut blocks = blocks(status, paint);
+    blocks.sort_by_key(|(busy, _)| std::cmp::Reverse(*busy));
+    // Two lines tell how many more there are.
+    let mut left = rows.saturating_sub(text.lines().count() + foot.lines().count() + 2);
+    let mut shown = 0;
+    for (_, block) in &blocks {
+        let lines = block.lines().count();
+        if lines > left && shown > 0 {
+            break;
+        }
+        // The first is shown as far as it goes.
+        text.extend(block.lines().take(left).flat_map(|line| [line, "\n"]));
+        left = left.saturating_sub(lines);
+        shown += 1;
+    }
+    let more = match blocks.len() - shown {
+        0 => "...".to_owned(),
+        1 => "... 1 more registry".to_owned(),
+        more => format!("... {more} more registries"),
+    };
+    let _ = writeln!(text, "\n{}", paint.on(Colour::Dim, &more));
+    text + &foot
+}
+
+/// A line without what does not fit; colours take no room.
+fn cut(line: &str, columns: usize) -> String {
+    let (mut kept, mut room, mut escape) = (String::new(), columns, false);
+    for char in line.chars() {
+        escape |= char == '\x1b';
+        if escape {
+            escape = char != 'm';
+        } else if room == 0 {
+            continue;
+        } else {
+            room -= 1;
+        }
+        kept.push(char);
+    }
+    kept
+}
+
+fn head(status: &Value, paint: Paint) -> String {
     let mut text = String::new();
     let version = plain(status["version"].as_str().unwrap_or("?"), 20);
     let uptime = span(status["uptime_seconds"].as_f64().unwrap_or(0.0));
@@ -71,14 +144,53 @@ pub fn render(status: &Value, paint: Paint) -> String {
         let _ = write!(text, ", {}", paint.on(Colour::Yellow, "draining"));
     }
     text.push('\n');
-    for (name, registry) in status["registries"].as_object().into_iter().flatten() {
-        text.push('\n');
-        picture(&mut text, name, registry, paint);
+    problem(&mut text, &status["config"], paint);
+    text
+}
+
+/// Why the config file as it is now was not taken, if it was not.
+fn problem(text: &mut String, config: &Value, paint: Paint) {
+    let Some(problem) = config["problem"].as_str() else { return };
+    let age = span(config["problem_age_seconds"].as_f64().unwrap_or(0.0));
+    let told = format!("the config file does not hold, since {age}; what it said before goes on:");
+    let _ = writeln!(text, "{}", paint.on(Colour::Red, &told));
+    let lines: Vec<String> = problem.lines().flat_map(|line| folded(line, WIDTH - 2)).collect();
+    for line in lines.iter().take(MOST_PROBLEM_LINES) {
+        let _ = writeln!(text, "  {line}");
     }
+    if lines.len() > MOST_PROBLEM_LINES {
+        let _ = writeln!(text, "  {}", paint.on(Colour::Dim, "and more: `roadstead check` tells all"));
+    }
+}
+
+/// A line as several that are no longer than this: between words, where there is a place.
+fn folded(line: &str, columns: usize) -> Vec<String> {
+    let mut rest: Vec<char> = plain(line, usize::MAX - 1).chars().collect();
+    let mut lines = Vec::new();
+    while rest.len() > columns {
+        let space = rest[..columns].iter().rposition(|char| *char == ' ').map_or(columns, |space| space + 1);
+        let after = rest.split_off(space);
+        lines.push(std::mem::replace(&mut rest, after).into_iter().collect());
+    }
+    lines.push(rest.into_iter().collect());
+    lines
+}
+
+/// Each registry, with how busy it is.
+fn blocks(status: &Value, paint: Paint) -> Vec<((usize, usize), String)> {
+    let registries = status["registries"].as_object().into_iter().flatten();
+    let blocks = registries.map(|(name, registry)| {
+        let mut text = String::from("\n");
+        picture(&mut text, name, registry, paint);
+        ((number(&registry["waiting"]), number(&registry["open"])), text)
+    });
+    blocks.collect()
+}
+
+fn foot(status: &Value, paint: Paint) -> String {
     let others = &status["other_hosts"];
     let line = format!("other hosts: {} open, {} active", number(&others["open"]), number(&others["active"]));
-    let _ = writeln!(text, "\n{}", paint.on(Colour::Dim, &line));
-    text
+    format!("\n{}\n", paint.on(Colour::Dim, &line))
 }
 
 fn picture(text: &mut String, name: &str, registry: &Value, paint: Paint) {
@@ -302,6 +414,59 @@ other hosts: 2 open, 1 active
             assert!(line.chars().count() <= WIDTH, "{line}");
         }
         assert!(text.contains("[################################+.......] 4003 of 5000\n"), "{text}");
+    }
+
+    #[test]
+    fn a_config_that_does_not_hold_is_told_at_the_top() {
+        let mut status = busy();
+        let long = format!("/etc/roadstead/sidecar.toml:7: registries.harbor.depht: {}", "unknown key ".repeat(8));
+        status["config"] = json!({"problem": format!("{long}\nsecond\x1b[2J"), "problem_age_seconds": 300});
+        let text = render(&status, Paint::Plain);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[1], "the config file does not hold, since 5 min; what it said before goes on:");
+        assert!(lines[2].starts_with("  /etc/roadstead/sidecar.toml:7: registries.harbor.depht: unknown"), "{text}");
+        assert_eq!((lines[4], lines[5]), ("  second?[2J", ""));
+        assert!(lines.iter().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert_eq!(folded("aa bb cc", 5), ["aa ", "bb cc"]);
+        assert_eq!(folded("aaaaaaa b", 5), ["aaaaa", "aa b"]);
+        status["config"]["problem"] = json!("line\n".repeat(40));
+        let text = render(&status, Paint::Plain);
+        assert!(text.contains("  and more: `roadstead check` tells all\n"), "{text}");
+        assert_eq!(text.matches("  line\n").count(), MOST_PROBLEM_LINES);
+    }
+
+    /// Twenty registries in windows of all sizes: what is seen is the busiest ones, whole as far as the window goes.
+    #[test]
+    fn a_picture_for_a_window_fits_it_with_the_busiest_first() {
+        let mut status = busy();
+        for number in 0..20 {
+            let mut quiet = status["registries"]["harbor"].clone();
+            quiet["waiting"] = json!(number);
+            quiet["clients"] = json!([]);
+            status["registries"][format!("a{number:02}")] = quiet;
+        }
+        for (columns, rows) in [(80, 24), (40, 60), (200, 500), (80, 3), (1, 1)] {
+            for paint in [Paint::Plain, Paint::Coloured] {
+                let text = render_in(&status, paint, Window { columns, rows });
+                assert!(text.lines().count() < rows.max(2), "{rows}: {text}");
+                let mut bare = text.clone();
+                for code in [0, 1, 2, 31, 32, 33, 34, 35] {
+                    bare = bare.replace(&format!("\x1b[{code}m"), "");
+                }
+                assert!(bare.lines().all(|line| line.chars().count() <= columns), "{columns}: {bare}");
+                assert_eq!(text.matches("\x1b[0m").count() * 2, text.matches('\x1b').count(), "no colour runs on");
+            }
+        }
+        let window = |rows| render_in(&status, Paint::Plain, Window { columns: 80, rows });
+        let shown = |text: &str| -> Vec<String> {
+            let names = text.lines().filter_map(|line| line.split_once("  no slot is free"));
+            names.map(|(name, _)| name.to_owned()).collect()
+        };
+        assert_eq!(shown(&window(24)), ["harbor"], "24 wait there");
+        assert_eq!(shown(&window(40)), ["harbor", "a19", "a18"]);
+        assert!(window(40).contains("\n... 18 more registries\n\nother hosts: "), "{}", window(40));
+        assert_eq!(shown(&window(500)).len(), 21);
+        assert!(!window(500).contains("..."));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Asks for the status once, or each second until Ctrl-C, and prints it.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
+use rustix::termios::tcgetwinsize;
 use serde_json::Value;
 
-use super::ask;
-use super::status::{Paint, render};
+use super::status::{Paint, Window, render, render_in};
+use super::{ask, output};
 
 /// Puts the cursor on top, and clears what was there.
 const REDRAW: &str = "\x1b[H\x1b[2J";
@@ -16,17 +17,26 @@ const REDRAW: &str = "\x1b[H\x1b[2J";
 pub struct Look {
     /// `/status` as it is, instead of a table.
     pub json: bool,
-    /// Whether standard output is a terminal.
+    /// Whether standard output is a terminal that can put the cursor somewhere.
     terminal: bool,
     paint: Paint,
 }
 
 impl Look {
-    /// As standard output and `NO_COLOR` (<https://no-color.org>) ask for.
+    /// As standard output, `TERM` and `NO_COLOR` (<https://no-color.org>) ask for.
     pub fn new(json: bool) -> Look {
-        let terminal = io::stdout().is_terminal();
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let terminal = io::stdout().is_terminal() && !dumb;
         let plain = !terminal || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Look { json, terminal, paint: if plain { Paint::Plain } else { Paint::Coloured } }
+    }
+
+    /// The window in which one picture takes the place of the other; none where they follow each other.
+    fn window(self) -> Option<Window> {
+        let size = tcgetwinsize(io::stdout()).ok().filter(|_| self.terminal && !self.json)?;
+        let (columns, rows) = (size.ws_col.into(), size.ws_row.into());
+        // Who does not know says 0.
+        (columns > 0 && rows > 0).then_some(Window { columns, rows })
     }
 }
 
@@ -35,28 +45,28 @@ impl Look {
 /// # Errors
 /// When nobody answers there, or not as a sidecar does.
 pub fn once(admin: &str, look: Look) -> Result<(), String> {
-    let picture = picture(admin, look)?;
-    print(&picture).map_err(|error| error.to_string())
+    let (status, body) = status(admin)?;
+    let picture = if look.json { body } else { render(&status, look.paint) };
+    output::print(picture.as_bytes()).map(|_| ())
 }
 
 /// Shows the picture each second, until Ctrl-C, or until nobody reads it any more. A sidecar that is away is told, and
 /// asked again.
 ///
 /// # Errors
-/// When signals cannot be awaited.
+/// When signals cannot be awaited, or nothing can be printed.
 pub fn until_interrupted(admin: &str, look: Look) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let shown = runtime.and_then(|runtime| {
-        let shown = runtime.block_on(each_second(admin, look));
-        // An answer that does not come must not keep who has pressed Ctrl-C.
-        runtime.shutdown_background();
-        shown
-    });
-    shown.map_err(|error| error.to_string())
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let shown = runtime.block_on(each_second(admin, look));
+    // An answer that does not come must not keep who has pressed Ctrl-C.
+    runtime.shutdown_background();
+    shown
 }
 
-async fn each_second(admin: &str, look: Look) -> io::Result<()> {
+async fn each_second(admin: &str, look: Look) -> Result<(), String> {
     use tokio::signal::unix::{SignalKind, signal};
+    let signal = |kind| signal(kind).map_err(|error| error.to_string());
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -64,32 +74,49 @@ async fn each_second(admin: &str, look: Look) -> io::Result<()> {
         let asked = admin.to_owned();
         let round = async {
             seconds.tick().await;
-            tokio::task::spawn_blocking(move || picture(&asked, look)).await
+            tokio::task::spawn_blocking(move || status(&asked)).await
         };
-        let picture = tokio::select! {
-            picture = round => picture?.unwrap_or_else(|error| format!("{error}\n")),
+        let status = tokio::select! {
+            status = round => status.map_err(|error| error.to_string())?,
             _ = interrupt.recv() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
         };
-        let start = if look.terminal && !look.json { REDRAW } else { "" };
-        if print(&format!("{start}{picture}")).is_err() {
+        let picture = match status {
+            Ok((status, _)) => next(&status, look),
+            // One object a line is all that a program reads there.
+            Err(error) if look.json => {
+                output::say(&error);
+                continue;
+            }
+            Err(error) => start(look) + &error + "\n",
+        };
+        if !output::print(picture.as_bytes())? {
             return Ok(());
         }
     }
 }
 
-fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+/// One picture of many.
+fn next(status: &Value, look: Look) -> String {
+    if look.json {
+        return format!("{status}\n");
+    }
+    match look.window() {
+        Some(window) => start(look) + &render_in(status, look.paint, window),
+        None => start(look) + &render(status, look.paint),
+    }
 }
 
-fn picture(admin: &str, look: Look) -> Result<String, String> {
-    let (status, body) = ask::get(admin, "/status").map_err(|error| format!("{admin}: {error}"))?;
+fn start(look: Look) -> String {
+    if look.terminal && !look.json { REDRAW.to_owned() } else { String::new() }
+}
+
+/// `/status`, and its text.
+fn status(admin: &str) -> Result<(Value, String), String> {
+    let (status, body) = ask::get(admin, "/status")?;
     if status != 200 {
         return Err(format!("{admin} answered {status}: {}", body.trim()));
     }
-    let parsed: Value =
-        serde_json::from_str(&body).map_err(|error| format!("{admin}: no status of a sidecar: {error}"))?;
-    Ok(if look.json { body } else { render(&parsed, look.paint) })
+    let parsed = serde_json::from_str(&body).map_err(|error| format!("{admin}: no status of a sidecar: {error}"))?;
+    Ok((parsed, body))
 }

@@ -1,0 +1,22 @@
+//! Standard output and error, which may be full, or closed by whoever read enough.
+
+use std::io::{self, Write};
+
+/// Prints to standard output; tells whether somebody still reads. That the reader has gone is no failure: it has seen what
+/// it wanted.
+///
+/// # Errors
+/// When it cannot be written for another reason.
+pub fn print(text: &[u8]) -> Result<bool, String> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(format!("standard output: {error}")),
+        Ok(()) => Ok(true),
+    }
+}
+
+/// Says something on standard error; if that cannot be written, nobody can be told.
+pub fn say(line: &dyn std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
