@@ -272,7 +272,7 @@ async fn serve(start: Start<'_>, set_level: SetLevel, origin: &Origin) -> ExitCo
     loop {
         let order = tokio::select! {
             order = signals.next() => order,
-            () = running.config_changed() => Order::Reload("the file has changed"),
+            () = running.config_changed() => Order::Reload("a file has changed"),
         };
         let is_reload = matches!(order, Order::Reload(_));
         match order {

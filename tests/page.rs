@@ -164,6 +164,27 @@ async fn the_page_survives_a_restart() {
     assert_eq!(legend(&browser), json!(["0", "0", "0", "0", "5"]), "the new one's slots");
 }
 
+/// A config file that does not hold any more is told on the page, as text, for as long as it does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_config_that_does_not_hold_is_told_on_the_page() {
+    let (stub, sidecar, browser) = stage(2).await;
+    until_live(&browser, "live").await;
+    let told = async || texts(&browser, "#problem:not([hidden])");
+    assert_eq!(told().await, json!([]));
+    let good = std::fs::read_to_string(sidecar.config_path()).unwrap();
+    std::fs::write(sidecar.config_path(), format!("{good}\n[classes.\"<b>\"]\n")).unwrap();
+    let problem = eventually("the problem", SOON, async || {
+        let told = told().await;
+        told[0].as_str().map(str::to_owned).ok_or(told)
+    })
+    .await;
+    assert!(problem.contains("does not hold") && problem.contains("<b>"), "{problem}");
+    assert_eq!(legend(&browser)[4], json!("2"), "what it said before goes on");
+    std::fs::write(sidecar.config_path(), config(&registries(&stub, 5))).unwrap();
+    eventually_is("no problem", SOON, json!([]), told).await;
+    assert_eq!(browser.console(), [""; 0]);
+}
+
 /// Names of clients are text, whatever they hold.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hostile_client_name_is_shown_as_it_is() {

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
+use roadstead_test_support::real::{Nginx, TlsVersion};
 use roadstead_test_support::{
     KEEP_TUNNELS, Outcomes, Sidecar, Signal, StubRegistry, Wire, config, connect_through, eventually, eventually_is,
     get_through,
@@ -80,6 +81,83 @@ async fn what_takes_a_restart_is_refused_aloud_and_with_it_all_the_rest() {
     assert_eq!(status["registries"]["stub"]["slots"], 2);
     let problem = status["config"]["problem"].as_str().unwrap();
     assert!(problem.contains("listen.proxy: 127.0.0.1:0 -> 127.0.0.1:1: takes a restart"), "{problem}");
+}
+
+/// What is wrong with the file, as `/status` and the metric tell: told by both, or by neither.
+async fn problem(sidecar: &Sidecar) -> Option<String> {
+    let told = sidecar.status().await["config"]["problem"].as_str().map(str::to_owned);
+    let good = sidecar.metrics().await.count("roadstead_config_last_reload_successful", &[]);
+    (told.is_none() == (good == 1)).then_some(told).flatten()
+}
+
+async fn until_problem(sidecar: &Sidecar, words: &str) {
+    eventually("the problem to be told", SOON, async || match problem(sidecar).await {
+        Some(told) if told.contains(words) => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}
+
+async fn until_no_problem(sidecar: &Sidecar) {
+    eventually("the problem to be gone", SOON, async || match sidecar.status().await["config"]["problem"].take() {
+        serde_json::Value::Null => Ok(()),
+        told => Err(told),
+    })
+    .await;
+    assert_eq!(sidecar.metrics().await.count("roadstead_config_last_reload_successful", &[]), 1);
+}
+
+/// No signal tells of a file that was taken away, or became no text: it is noticed, told once, and over when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_cannot_be_read_is_visible_without_a_signal() {
+    let (stub, sidecar) = stage(2).await;
+    let path = sidecar.config_path();
+    fs::remove_file(&path).unwrap();
+    until_problem(&sidecar, "No such file").await;
+    fs::write(&path, text(&stub, 2, "")).unwrap();
+    until_no_problem(&sidecar).await;
+    fs::write(&path, b"cap = \xff\xfe").unwrap();
+    until_problem(&sidecar, "UTF-8").await;
+    fs::write(&path, text(&stub, 3, "")).unwrap();
+    sidecar.until("stub", "slots", 3).await;
+    until_no_problem(&sidecar).await;
+    assert_eq!(sidecar.log_text().matches("was not taken").count(), 2, "{}", sidecar.log_text());
+}
+
+/// A config that came before its certificates is taken when they are there; certificates that are changed are used. Nobody
+/// sends a signal into a container.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_files_that_come_late_or_change_are_taken_without_a_signal() {
+    let stub = StubRegistry::builder().start().await;
+    let nodes = [(); 2].map(|()| Nginx::tls(stub.address(), "registry.test", TlsVersion::V1_3));
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text(&stub, 2, "")).await;
+    let authority = sidecar.config_path().with_file_name("ca.pem");
+    let with_tls = format!("[registries.stub.tls]\nca_file = \"{}\"\n", authority.display());
+    fs::write(sidecar.config_path(), text(&stub, 3, &with_tls)).unwrap();
+    until_problem(&sidecar, "tls.ca_file").await;
+    assert_eq!(sidecar.count("stub", "slots").await, 2);
+    fs::copy(nodes[0].authority(), &authority).unwrap();
+    sidecar.until("stub", "slots", 3).await;
+    until_no_problem(&sidecar).await;
+
+    let asks = async |node: &Nginx| {
+        let url = format!("https://{}/v2/", node.address());
+        get_through(sidecar.proxy(), &url, &[]).await.status()
+    };
+    let hosts = nodes.each_ref().map(|node| format!("\"{}\"", node.address())).join(", ");
+    let of_both = text(&stub, 3, &with_tls).replace(&format!("\"{}\"", stub.address()), &hosts);
+    reload(&sidecar, &of_both).await;
+    assert_eq!((asks(&nodes[0]).await, asks(&nodes[1]).await), (200, 502), "an authority each");
+    // As a new authority is brought in: the old one beside it for a while.
+    let both = nodes.each_ref().map(|node| fs::read_to_string(node.authority()).unwrap()).concat();
+    fs::write(&authority, both).unwrap();
+    eventually_is("the new authority to be trusted", SOON, (200, 200), async || {
+        (asks(&nodes[0]).await, asks(&nodes[1]).await)
+    })
+    .await;
+    fs::write(&authority, "no certificate").unwrap();
+    until_problem(&sidecar, "tls.ca_file").await;
+    assert_eq!(asks(&nodes[1]).await, 200, "what was read before goes on");
 }
 
 /// As Kubernetes swaps a `ConfigMap`: the file is a link into a folder that is a link itself.

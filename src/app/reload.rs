@@ -1,13 +1,15 @@
 //! Reading the config again while it runs: whole, or not at all.
 //!
-//! On SIGHUP, and when the content of the file has changed and stayed so for a moment: a `ConfigMap` is swapped under its
-//! name, which a watch on the file would lose, and an editor may be in the middle of writing.
+//! On SIGHUP, and when the content of the file, or of a TLS file that it names, has changed and stayed so for a moment: a
+//! `ConfigMap` is swapped under its name, which a watch on the file would lose, and an editor may be in the middle of
+//! writing. A file that is away, or is no text, is a change as well, and told like any config that does not hold.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ring::digest::{SHA256, digest};
 use tokio::time::sleep;
 
 use super::assembly::Assembly;
@@ -19,8 +21,12 @@ use crate::config::{Config, LoadError};
 use crate::metrics::Metrics;
 use crate::target::Origin;
 
-/// How often the file is looked at. A change is taken when two looks in a row show the same.
+/// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// A change is taken when so many looks in a row show the same.
+const LOOKS: u32 = 2;
+/// And so many where a file is away: it may be in the middle of a swap.
+const LOOKS_WITHOUT: u32 = 5;
 
 /// What is done when the level of the log changes; told the new one.
 pub type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
@@ -28,8 +34,10 @@ pub type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
 /// Reads the config again.
 pub(super) struct Reloader {
     path: PathBuf,
-    /// What the file held when it was read last, taken or not.
-    text: String,
+    /// What the files held when they were read last, taken or not; nothing if that is not known.
+    read: Option<Held>,
+    /// The TLS files of the config that was read last, taken or not.
+    tls_files: Vec<PathBuf>,
     config: Config,
     assembly: Assembly,
     elsewhere: Arc<Elsewhere>,
@@ -69,10 +77,12 @@ impl Reloader {
         state: Arc<ConfigState>,
         set_level: SetLevel,
     ) -> Reloader {
+        let tls_files = tls_files(&config);
+        let held = Held::by(path, &tls_files);
         // It may hold something else already than when this config was read.
-        let text = fs::read_to_string(path).ok();
-        let text = text.filter(|text| Config::parse(text).as_ref() == Ok(&config)).unwrap_or_default();
-        Reloader { path: path.to_owned(), text, config, assembly, elsewhere, metrics, state, set_level }
+        let same = fs::read_to_string(path).is_ok_and(|text| Config::parse(&text).as_ref() == Ok(&config));
+        let (path, read) = (path.to_owned(), same.then_some(held));
+        Reloader { path, read, tls_files, config, assembly, elsewhere, metrics, state, set_level }
     }
 
     /// The config that holds.
@@ -80,25 +90,23 @@ impl Reloader {
         &self.config
     }
 
-    /// Completes when the file holds something else than what was read last, and has for a moment. One that cannot be
-    /// read holds nothing new: it may be in the middle of a swap.
+    /// Completes when the files hold something else than what was read last, and have for a moment.
     pub async fn changed(&self) {
-        let mut before = None;
+        let (mut before, mut looks) = (None, 0);
         loop {
             sleep(LOOK).await;
-            let Ok(text) = fs::read_to_string(&self.path) else { continue };
-            if text != self.text && before.as_ref() == Some(&text) {
+            let held = Some(Held::by(&self.path, &self.tls_files));
+            looks = if held == before { looks + 1 } else { 1 };
+            let enough = if held.as_ref().is_some_and(Held::is_whole) { LOOKS } else { LOOKS_WITHOUT };
+            if held != self.read && looks >= enough {
                 return;
             }
-            before = Some(text);
+            before = held;
         }
     }
 
     /// Reads the config again, and lets it hold if it is whole.
     pub fn reload(&mut self, why: &str) {
-        if let Ok(text) = fs::read_to_string(&self.path) {
-            self.text = text;
-        }
         match self.try_reload() {
             Ok(changes) => {
                 tracing::info!(file = %self.path.display(), why, changes = changes.len(), "the config was read again");
@@ -121,7 +129,15 @@ impl Reloader {
     }
 
     fn try_reload(&mut self) -> Result<Vec<Change>, Refused> {
-        let config = Config::load(&self.path)?;
+        // Looked at before it is read, so that what changes in between is seen by the next look.
+        let mut held = Held::by(&self.path, &[]);
+        let loaded = Config::load(&self.path);
+        if let Ok(config) = &loaded {
+            self.tls_files = tls_files(config);
+        }
+        held.tls = self.tls_files.iter().map(|file| digest_of(file)).collect();
+        self.read = Some(held);
+        let config = loaded?;
         let changes = between(&self.config, &config);
         let restart: Vec<Change> = changes.iter().filter(|change| change.needs_restart()).cloned().collect();
         if !restart.is_empty() {
@@ -148,4 +164,33 @@ impl Reloader {
         self.config = config;
         Ok(changes)
     }
+}
+
+/// What the files hold: the digest of each, nothing for one that cannot be read. Keys are none of what is remembered.
+#[derive(Debug, PartialEq, Eq)]
+struct Held {
+    config: Option<Vec<u8>>,
+    tls: Vec<Option<Vec<u8>>>,
+}
+
+impl Held {
+    fn by(config: &Path, tls: &[PathBuf]) -> Held {
+        Held { config: digest_of(config), tls: tls.iter().map(|file| digest_of(file)).collect() }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.config.is_some() && self.tls.iter().all(Option::is_some)
+    }
+}
+
+fn digest_of(file: &Path) -> Option<Vec<u8>> {
+    fs::read(file).ok().map(|held| digest(&SHA256, &held).as_ref().to_vec())
+}
+
+/// The TLS files that a config names.
+fn tls_files(config: &Config) -> Vec<PathBuf> {
+    let tls = config.registries.iter().map(|registry| &registry.tls);
+    let files = tls
+        .flat_map(|tls| tls.ca_file.iter().chain(tls.client.iter().flat_map(|(certificate, key)| [certificate, key])));
+    files.cloned().collect()
 }

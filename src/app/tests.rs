@@ -46,6 +46,35 @@ async fn a_file_that_changes_during_the_start_is_noticed() {
     running.drain().await;
 }
 
+/// A swap may leave no file for a moment: that is no change. One that stays away is.
+#[tokio::test]
+async fn a_file_that_is_away_for_a_moment_is_no_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sidecar.toml");
+    fs::write(&file, LEAST).unwrap();
+    let mut running = started(&file, LEAST).await;
+    tokio::time::pause();
+    let seconds = |seconds: u64| Duration::from_millis(seconds * 1000 + 500);
+    {
+        let changed = running.config_changed();
+        tokio::pin!(changed);
+        for _ in 0..2 {
+            fs::remove_file(&file).unwrap();
+            assert!(timeout(seconds(3), changed.as_mut()).await.is_err());
+            fs::write(&file, LEAST).unwrap();
+            assert!(timeout(seconds(20), changed.as_mut()).await.is_err());
+        }
+        fs::remove_file(&file).unwrap();
+        timeout(seconds(6), changed).await.expect("it stays away");
+    }
+    running.reload("the test says so");
+    assert!(timeout(seconds(60), running.config_changed()).await.is_err(), "told once");
+    fs::write(&file, LEAST).unwrap();
+    timeout(seconds(3), running.config_changed()).await.expect("it is back");
+    tokio::time::resume();
+    running.drain().await;
+}
+
 /// A connection that is accepted in the last moment must find a process that serves it.
 #[tokio::test]
 async fn nobody_is_accepted_any_more_when_all_is_drained() {
