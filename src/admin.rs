@@ -155,7 +155,10 @@ impl Admin {
     fn control(&self, method: &Method, name: &str, action: &str) -> Response<Full<Bytes>> {
         let settings = self.proxy.settings();
         let Some(upstream) = settings.routes.registries().find(|upstream| upstream.name == name) else {
-            return text(StatusCode::NOT_FOUND, "no such registry\n");
+            let mut names: Vec<&str> = settings.routes.registries().map(|upstream| upstream.name.as_str()).collect();
+            names.sort_unstable();
+            let told = format!("no such registry; there is {}\n", names.join(", "));
+            return response(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", told);
         };
         match (action, method == Method::POST) {
             ("pause", true) => upstream.gate.pause(),

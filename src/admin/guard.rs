@@ -1,7 +1,8 @@
 //! Keeps pages of other sites in a browser on this node away from the admin listener.
 //!
 //! Such a page can let a name of its own lead to a loopback address, and would read what it likes; and it can send a
-//! POST anywhere without asking. Both tell who they are: the one by `Host`, the other by `Origin`.
+//! POST anywhere without asking. Both tell who they are: the one by `Host`, the other by `Origin`. On an address that is
+//! not loopback, whoever reaches it may read, under any name; what acts needs a name there, too, that no other site can own.
 
 use hyper::header::{HOST, HeaderValue, ORIGIN};
 use hyper::{Method, Request};
@@ -13,10 +14,10 @@ pub fn objection<B>(request: &Request<B>, loopback: bool) -> Option<&'static str
     let authority = request.uri().authority().map(|authority| authority.as_str().as_bytes());
     let hosts = request.headers().get_all(HOST).iter().map(HeaderValue::as_bytes);
     let called: Vec<&[u8]> = hosts.chain(authority).collect();
-    if loopback && !called.iter().all(|host| is_local(host)) {
-        return Some("not by this name: on loopback ask for an address, localhost, or a name without a dot\n");
-    }
     let reads = request.method() == Method::GET || request.method() == Method::HEAD;
+    if (loopback || !reads) && !called.iter().all(|host| is_local(host)) {
+        return Some("not by this name: ask for an address, localhost, or a name without a dot\n");
+    }
     let mut origins = request.headers().get_all(ORIGIN).iter();
     if !reads && !origins.all(|origin| called.iter().any(|host| is_of(origin.as_bytes(), host))) {
         return Some("a page of another origin may not do this\n");
@@ -48,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_the_world_is_refused_on_loopback_only() {
+    fn a_name_of_the_world_may_read_where_it_is_not_loopback_and_act_nowhere() {
         for host in ["127.0.0.1:4129", "[::1]:4129", "localhost:4129", "LocalHost", "node7", "10.0.0.1", "a.localhost"]
         {
             assert!(!refused(Method::GET, host, None, true), "{host}");
@@ -56,7 +57,14 @@ mod tests {
         for host in ["evil.example.com", "evil.example.com:4129", "127.0.0.1.nip.example", "127.0.0.1@evil.com", ""] {
             assert!(refused(Method::GET, host, None, true), "{host}");
         }
-        assert!(!refused(Method::GET, "node7.example.com:4129", None, false));
+        let (world, own) = ("node7.example.com:4129", Some("http://node7.example.com:4129"));
+        assert!(!refused(Method::GET, world, None, false));
+        for origin in [None, own] {
+            assert!(refused(Method::POST, world, origin, false), "{origin:?}");
+        }
+        for host in ["10.0.0.7:4129", "[fd00::7]:4129", "node7:4129", "localhost:4129"] {
+            assert!(!refused(Method::POST, host, Some(&format!("http://{host}")), false), "{host}");
+        }
     }
 
     #[test]
