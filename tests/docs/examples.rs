@@ -1,29 +1,98 @@
-//! The examples on the pages, run: blocks of `toml test` by the parser, blocks of `sh test` by a shell, beside a sidecar.
+//! The examples on the pages, run: blocks of `toml test` (a whole config) and `toml part` (some tables of one) by `roadstead
+//! check`, blocks of `sh test` by a shell, beside a sidecar. What other programs read is parsed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::Stdio;
 
-use roadstead::config::Config;
 use roadstead_test_support::Sidecar;
+use roadstead_test_support::real::find_program;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::page::{pages, text_of};
+use crate::page::{pages, repository, text_of};
 
 /// What an example may call, so that none does harm.
 const COMMANDS: [&str; 3] = ["roadstead", "curl", "grep"];
 
-#[test]
-fn every_config_on_the_pages_holds() {
-    let mut configs = 0;
+/// What a part of a config lacks.
+const LEAST: &str = "[registries.harbor]\nhosts = [\"harbor.example.com\"]\ncap = 10\nshare = 1\n";
+/// The file that configs on the pages name.
+const AUTHORITY: &str = "/etc/ssl/harbor-ca.pem";
+
+#[tokio::test]
+async fn every_config_on_the_pages_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = folder.path().join("ca.pem");
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    fs::write(&authority, made.cert.pem()).unwrap();
+    let mut configs = BTreeMap::new();
     for page in pages() {
-        for block in page.blocks().iter().filter(|block| block.kind == "toml test") {
-            let config = Config::parse(&block.text);
-            let config = config.unwrap_or_else(|problems| panic!("{}: {problems}", page.place(block)));
-            assert!(config.warnings.is_empty(), "{}: {:?}", page.place(block), config.warnings);
-            configs += 1;
+        for block in page.blocks() {
+            let place = page.place(&block);
+            let before = match block.kind.as_str() {
+                "toml test" => "",
+                "toml part" => LEAST,
+                "toml" => {
+                    let ours = ["[registries.", "[listen]", "[classes."].iter().any(|table| block.text.contains(table));
+                    assert!(!ours, "{place}: a config of ours: toml test, or toml part");
+                    continue;
+                }
+                _ => continue,
+            };
+            let text = format!("{before}{}", block.text).replace(AUTHORITY, authority.to_str().unwrap());
+            fs::write(folder.path().join("sidecar.toml"), text).unwrap();
+            let said =
+                run("roadstead check 2>&1", folder.path()).await.unwrap_or_else(|error| panic!("{place}: {error}"));
+            assert!(!said.contains("warning") && said.contains(" slots "), "{place}: {said}");
+            *configs.entry(block.kind).or_insert(0) += 1;
         }
     }
-    assert!(configs >= 6, "found only {configs}");
+    assert!(configs["toml test"] >= 11 && configs["toml part"] >= 1, "found only {configs:?}");
+}
+
+/// `hosts.toml`, `registries.conf`, `daemon.json`, the configs of dfdaemon and nydusd: they have the form that they should.
+#[tokio::test]
+async fn every_file_of_others_on_the_pages_parses() {
+    let mut files = BTreeMap::new();
+    for page in pages() {
+        for block in page.blocks() {
+            let parsed = match block.kind.as_str() {
+                "toml" => block.text.parse::<toml::Table>().map(drop).map_err(|error| error.to_string()),
+                "json" => {
+                    serde_json::from_str::<serde_json::Value>(&block.text).map(drop).map_err(|error| error.to_string())
+                }
+                "yaml" => yaml(&block.text).await,
+                _ => continue,
+            };
+            parsed.unwrap_or_else(|error| panic!("{}: {error}", page.place(&block)));
+            *files.entry(block.kind).or_insert(0) += 1;
+        }
+    }
+    let found = ["toml", "json", "yaml"].map(|kind| files.get(kind).copied().unwrap_or(0));
+    assert!(found.iter().zip([4, 2, 3]).all(|(found, least)| *found >= least), "found only {files:?}");
+}
+
+/// Whether this is one document of YAML, by the parser that `tests/deploy/requirements.txt` pins.
+async fn yaml(text: &str) -> Result<(), String> {
+    let python = find_program("kubernetes-validate").with_file_name("python3");
+    let mut python = Command::new(python)
+        .arg(repository("tests/deploy/yaml_to_json.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    let mut pipe = python.stdin.take().expect("standard input is piped");
+    pipe.write_all(text.as_bytes()).await.map_err(|error| error.to_string())?;
+    drop(pipe);
+    let output = python.wait_with_output().await.map_err(|error| error.to_string())?;
+    let documents: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout)
+        .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&output.stderr)))?;
+    match &documents[..] {
+        [document] if document.is_object() => Ok(()),
+        other => Err(format!("not one mapping: {other:?}")),
+    }
 }
 
 /// Each succeeds, and prints what the block of output after it says, if there is one.

@@ -40,12 +40,12 @@ pub fn text_of(path: &str) -> String {
 
 /// All pages that this test answers for.
 pub fn pages() -> Vec<Page> {
-    let mut paths = vec![repository("ARCHITECTURE.md"), repository("README.md")];
+    let mut paths = ["ARCHITECTURE.md", "README.md", "systemd/README.md", "k8s/README.md"].map(repository).to_vec();
     for folder in ["docs", "docs/pullers"] {
         let entries = fs::read_dir(repository(folder)).unwrap().map(|entry| entry.unwrap().path());
         paths.extend(entries.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
     }
-    assert!(paths.len() >= 12, "{paths:?}");
+    assert!(paths.len() >= 14, "{paths:?}");
     paths.into_iter().map(|path| Page { text: fs::read_to_string(&path).unwrap(), path }).collect()
 }
 
