@@ -39,6 +39,7 @@ mod change_tests;
 pub mod core;
 #[cfg(test)]
 mod core_tests;
+mod deadlines;
 #[cfg(test)]
 mod fairness_tests;
 mod handover;

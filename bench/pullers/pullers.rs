@@ -1,8 +1,8 @@
 //! How long do a dfdaemon's pulls take on few slots, and how many requests are cut on the way?
 //!
 //! A puller made as dfdaemon is pulls 8 blobs of 64 MiB from nginx with TLS, directly and through the sidecar with 10, 2
-//! and 1 slots. Prints for each the times and their ratio, the tunnels taken back by evidence, the requests cut, and the
-//! slot efficiency. At the end small pieces make thousands of reclaims, to count the cuts. Judges only that every byte
+//! and 1 slots, once with the pauses of the config and once with what they have learned by then. Prints for each the times
+//! and their ratios, the requests cut, and, of the second pull, the tunnels taken back by evidence and the slot efficiency. At the end small pieces make thousands of reclaims, to count the cuts. Judges only that every byte
 //! was right.
 //!
 //! `cargo bench --bench pullers`, or with a number: so many rounds of small pieces.
@@ -38,8 +38,19 @@ async fn main() {
 /// The times, with pieces of 4 MiB.
 async fn compare() {
     println!(
-        "{:<18}{:>6}{:>9}{:>9}{:>7}{:>8}{:>6}{:>8}{:>5}{:>12}",
-        "nginx", "slots", "direct", "through", "ratio", "unused", "idle", "unsure", "cut", "efficiency"
+        "{:<18}{:>6}{:>9}{:>9}{:>7}{:>9}{:>7}{:>8}{:>6}{:>8}{:>5}{:>12}",
+        "nginx",
+        "slots",
+        "direct",
+        "through",
+        "ratio",
+        "learned",
+        "ratio",
+        "unused",
+        "idle",
+        "unsure",
+        "cut",
+        "efficiency"
     );
     for (name, settings) in fronts() {
         let load = Load::DFDAEMON;
@@ -49,14 +60,19 @@ async fn compare() {
         for slots in [10, 2, 1] {
             let sidecar = sidecar(&front, slots).await;
             let (through, cut) = pull(&front, Some(sidecar.proxy()), load).await;
-            let reclaims = Reclaims::of(&sidecar.metrics().await);
+            let first = Reclaims::of(&sidecar.metrics().await);
+            let (learned, cut_later) = pull(&front, Some(sidecar.proxy()), load).await;
+            let reclaims = Reclaims::of(&sidecar.metrics().await).since(first);
             let Reclaims { unused, idle, unsure, .. } = reclaims;
-            let efficiency = reclaims.efficiency();
-            let ratio = through.as_secs_f64() / direct.as_secs_f64();
+            let (cut, efficiency) = (cut + cut_later, reclaims.efficiency());
+            let ratio = |took: Duration| took.as_secs_f64() / direct.as_secs_f64();
             println!(
-                "{name:<18}{slots:>6}{:>7.1} s{:>7.1} s{ratio:>7.2}{unused:>8}{idle:>6}{unsure:>8}{cut:>5}{efficiency:>12.2}",
+                "{name:<18}{slots:>6}{:>7.1} s{:>7.1} s{:>7.2}{:>7.1} s{:>7.2}{unused:>8}{idle:>6}{unsure:>8}{cut:>5}{efficiency:>12.2}",
                 direct.as_secs_f64(),
                 through.as_secs_f64(),
+                ratio(through),
+                learned.as_secs_f64(),
+                ratio(learned),
             );
         }
     }

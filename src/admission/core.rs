@@ -662,7 +662,7 @@ impl Core {
 
     fn dispatch_with(&mut self, may_reclaim: bool, now: Moment) {
         self.close_what_must_go(now);
-        while let Some(place) = self.queue.take_overdue(now) {
+        while let Some(place) = self.queue.overdue(now) {
             self.refuse_overdue(place, now);
         }
         self.send_probes(now);

@@ -11,6 +11,11 @@ use std::time::Duration;
 pub struct Moment(pub Duration);
 
 impl Moment {
+    /// In nanoseconds: it fits for centuries, and the last one stands for all after.
+    pub(super) fn nanos(self) -> u64 {
+        u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// The time from `earlier` to `self`; zero when `earlier` is not earlier.
     #[must_use]
     pub fn since(self, earlier: Moment) -> Duration {

@@ -14,6 +14,9 @@ use super::turns::Client;
 /// Places kept at once; beyond it the ones that would be forgotten soonest go.
 const MOST: usize = 100_000;
 
+/// And for one client and target; those kept first are the oldest.
+const MOST_OF_EACH: usize = 1000;
+
 /// Whom a place is kept for, and which target.
 pub type Owner = (Client, Arc<str>);
 
@@ -48,9 +51,15 @@ impl KeptPlaces {
         {
             self.drop_from_owner(&owner, oldest);
         }
-        self.drop_place(&owner, place);
         let end = now + self.keep;
-        self.by_owner.entry(owner.clone()).or_default().insert(place, end);
+        let places = self.by_owner.entry(owner.clone()).or_default();
+        if !places.contains_key(&place) && places.len() >= MOST_OF_EACH {
+            return;
+        }
+        // A place is kept once, however often its request left.
+        if let Some(before) = places.insert(place, end) {
+            self.by_end.remove(&(before, place, owner.clone()));
+        }
         self.by_end.insert((end, place, owner));
     }
 
@@ -61,14 +70,6 @@ impl KeptPlaces {
         self.drop_from_owner(owner, place);
         self.by_end.remove(&(end, place, owner.clone()));
         Some(place)
-    }
-
-    /// A place is kept once, however often its request left.
-    fn drop_place(&mut self, owner: &Owner, place: Place) {
-        if let Some(end) = self.by_owner.get(owner).and_then(|places| places.get(&place)).copied() {
-            self.drop_from_owner(owner, place);
-            self.by_end.remove(&(end, place, owner.clone()));
-        }
     }
 
     fn forget(&mut self, now: Moment) {
@@ -136,6 +137,17 @@ mod tests {
         assert_eq!(kept.take(&owner, at(33)), Some(place(1)), "its time counts from the last");
         assert_eq!(kept.take(&owner, at(33)), None);
         assert!(kept.by_end.is_empty());
+    }
+
+    #[test]
+    fn one_client_does_not_evict_the_others() {
+        let (mut kept, one, other) = (KeptPlaces::new(Duration::from_secs(30)), owner("one", "t"), owner("other", "t"));
+        kept.keep(other.clone(), place(1), at(1));
+        for number in 2..2 * MOST as u64 {
+            kept.keep(one.clone(), place(number), at(1));
+        }
+        assert_eq!(kept.by_end.len(), MOST_OF_EACH + 1);
+        assert_eq!((kept.take(&other, at(2)), kept.take(&one, at(2))), (Some(place(1)), Some(place(2))));
     }
 
     #[test]

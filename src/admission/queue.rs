@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::deadlines::Deadlines;
 use super::moment::Moment;
 use super::places::Owner;
 use super::turns::{Charge, ClassId, Lane, Party, Turn, Turns};
@@ -12,19 +13,20 @@ use super::turns::{Charge, ClassId, Lane, Party, Turn, Turns};
 /// several admissions (a dial that failed gives its slot back and waits again on its old place).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
-    arrived: Moment,
+    /// In nanoseconds: half as wide as a [`Moment`], which shows in the trees of a long queue.
+    arrived: u64,
     sequence: u64,
 }
 
 impl Place {
     pub(super) fn new(arrived: Moment, sequence: u64) -> Place {
-        Place { arrived, sequence }
+        Place { arrived: arrived.nanos(), sequence }
     }
 
     /// When the request first arrived.
     #[must_use]
     pub fn arrived(self) -> Moment {
-        self.arrived
+        Moment(Duration::from_nanos(self.arrived))
     }
 }
 
@@ -112,7 +114,7 @@ pub(super) struct Queue {
     turns: Turns,
     /// Those who get no turn for now, by target.
     aside: HashMap<Arc<str>, BTreeSet<Place>>,
-    deadlines: BTreeSet<(Moment, Place)>,
+    deadlines: Deadlines,
     by_key: HashMap<ReuseKey, BTreeSet<Place>>,
     by_class: Vec<usize>,
 }
@@ -124,7 +126,7 @@ impl Queue {
             waiters: BTreeMap::new(),
             turns: Turns::new(weights),
             aside: HashMap::new(),
-            deadlines: BTreeSet::new(),
+            deadlines: Deadlines::default(),
             by_key: HashMap::new(),
             by_class: vec![0; weights.len()],
         }
@@ -163,7 +165,7 @@ impl Queue {
             self.turns.push(&ask.party, ask.lane, place);
         }
         self.by_class[ask.party.class.0] += 1;
-        self.deadlines.insert((ask.deadline, place));
+        self.deadlines.add(ask.deadline, place);
         if let Some(key) = &ask.reuse {
             self.by_key.entry(key.clone()).or_default().insert(place);
         }
@@ -240,7 +242,9 @@ impl Queue {
                 self.aside.remove(&waiter.ask.target);
             }
         }
-        self.deadlines.remove(&(waiter.ask.deadline, place));
+        let waiters = &self.waiters;
+        let deadline_of = |place| waiters.get(&place).map(|waiter| waiter.ask.deadline);
+        self.deadlines.gone(waiter.ask.deadline, place, waiters.len(), deadline_of);
         if let Some(key) = &waiter.ask.reuse
             && let Some(places) = self.by_key.get_mut(key)
         {
@@ -281,18 +285,14 @@ impl Queue {
         self.by_key.get(key)?.first().copied()
     }
 
-    /// One whose deadline has come; it is told once.
-    pub fn take_overdue(&mut self, now: Moment) -> Option<Place> {
-        let (deadline, _) = self.deadlines.first()?;
-        if *deadline > now {
-            return None;
-        }
-        self.deadlines.pop_first().map(|(_, place)| place)
+    /// One whose deadline has come.
+    pub fn overdue(&self, now: Moment) -> Option<Place> {
+        self.deadlines.first().filter(|(deadline, _)| *deadline <= now).map(|(_, place)| place)
     }
 
     /// The next moment at which somebody's patience ends.
     pub fn next_deadline(&self) -> Option<Moment> {
-        self.deadlines.first().map(|(deadline, _)| *deadline)
+        self.deadlines.first().map(|(deadline, _)| deadline)
     }
 
     /// The time since the arrival of the one who waits longest.

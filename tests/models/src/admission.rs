@@ -11,6 +11,8 @@ mod change_tests;
 mod core;
 #[path = "../../../src/admission/core_tests.rs"]
 mod core_tests;
+#[path = "../../../src/admission/deadlines.rs"]
+mod deadlines;
 #[path = "../../../src/admission/fairness_tests.rs"]
 mod fairness_tests;
 #[path = "../../../src/admission/handover.rs"]
