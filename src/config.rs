@@ -194,6 +194,18 @@ pub struct Reclaim {
     pub learn: bool,
 }
 
+impl Default for Reclaim {
+    fn default() -> Reclaim {
+        Reclaim {
+            idle_after: Duration::from_millis(300),
+            unused_after: Duration::from_secs(1),
+            unsure_after: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(5 * 60),
+            learn: true,
+        }
+    }
+}
+
 /// One class of clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class {

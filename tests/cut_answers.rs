@@ -97,3 +97,32 @@ async fn an_answer_that_is_cut_is_no_success_and_the_next_one_is_waited_for() {
         assert!(stub.peak() <= 1);
     }
 }
+
+/// In plain HTTP nothing can be told from records; what comes after our end is told all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_cut_in_plain_http_is_no_success() {
+    let stub = StubRegistry::raw(|mut connection| async move {
+        let mut scratch = [0; 1024];
+        if matches!(connection.read(&mut scratch).await, Ok(1..)) {
+            let _ = connection.write_all(HEAD).await;
+            tokio::time::sleep(STALL).await;
+            let _ = connection.write_all(BODY).await;
+        }
+    })
+    .await;
+    let registry = format!(
+        "[registries.stub]\nhosts = [\"{}\"]\ncap = 1\nshare = 1\n[registries.stub.reclaim]\nunsure_after = \"100ms\"\n",
+        stub.address()
+    );
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
+    let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+    let mut cut = connect_through(proxy, &authority, &[]).await.expect("a tunnel");
+    cut.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let _rival = connect_through(proxy, &authority, &[]).await.expect("a tunnel");
+    let told = async || {
+        let metrics = sidecar.metrics().await;
+        let cut = metrics.count("roadstead_reclaims_cut_total", &[("registry", "stub"), ("evidence", "unsure")]);
+        (cut, metrics.count("roadstead_outcomes_total", &[("registry", "stub"), ("outcome", "upstream_failed")]))
+    };
+    eventually_is("the cut to be told", Duration::from_secs(5), (1, 1), told).await;
+}

@@ -260,13 +260,15 @@ async fn assert_that_they_count(sidecar: &Sidecar, stub: &StubRegistry, tunnels:
         newcomers.push(newcomer(number));
         sidecar.until(name, "waiting", number).await;
     }
+    // A connection stands for the kernel before the stub has accepted it.
+    let both_stand = || eventually_is(name, SOON, (2, 2), async || (stub.open(), stub.peak()));
     let mut served = Vec::new();
     for (tunnel, newcomer) in tunnels.into_iter().zip(newcomers) {
-        assert_eq!((stub.open(), stub.peak()), (2, 2));
+        both_stand().await;
         drop(tunnel);
         served.push(newcomer.await.unwrap());
     }
-    assert_eq!((stub.open(), stub.peak()), (2, 2));
+    both_stand().await;
     assert_eq!(sidecar.count(name, "open").await, 2);
     served
 }
@@ -295,6 +297,33 @@ async fn a_host_takes_along_what_stands_there_to_whatever_registry_it_goes() {
     // What goes elsewhere has its own slots all the same.
     let url = format!("http://{}/v2/", other.address());
     assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 200);
+}
+
+/// What lies idle where the host was does not keep those waiting who come where it is now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_tunnels_give_way_to_who_waits_at_the_registry_that_took_their_host() {
+    let (stub, other) = (StubRegistry::builder().start().await, StubRegistry::builder().start().await);
+    let pauses = "[registries.old.reclaim]\nunused_after = \"500ms\"\nidle_after = \"500ms\"\nlearn = false\n";
+    let text = |registries: &[(&str, &StubRegistry)]| {
+        let of = |(name, stub): &(&str, &StubRegistry)| {
+            format!("[registries.{name}]\nhosts = [\"{}\"]\ncap = 2\nshare = 1\n", stub.address())
+        };
+        config(&(registries.iter().map(of).collect::<String>() + pauses))
+    };
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text(&[("old", &stub)])).await;
+    let authority = stub.address().to_string();
+    let mut parked = Vec::new();
+    for _ in 0..2 {
+        parked.push(connect_through(sidecar.proxy(), &authority, &[]).await.unwrap());
+    }
+    reload(&sidecar, &text(&[("old", &other), ("new", &stub)])).await;
+    for _ in 0..2 {
+        let coming = connect_through(sidecar.proxy(), &authority, &[]);
+        let mut tunnel = tokio::time::timeout(SOON, coming).await.expect("soon").unwrap();
+        assert_eq!(tunnel.get("/v2/", &["Host: stub"]).await.unwrap().status(), 200);
+        drop(tunnel);
+    }
+    assert_eq!(stub.peak(), 2);
 }
 
 /// Who waited for a registry that is renamed goes on waiting, is served in its turn, and takes no slot twice.

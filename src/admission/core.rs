@@ -19,7 +19,7 @@ use super::places::{KeptPlaces, Owner};
 use super::queue::{Ask, Kind, Place, Queue, ReuseKey};
 use super::quiet::{Evidence, Quiet, QuietTunnels};
 use super::rate::{Bucket, Rate};
-use super::slots::{Counts, Ledger, SlotId, SlotState, Tenant};
+use super::slots::{Counts, Entry, Ledger, SlotId, SlotState, Tenant};
 use super::turns::{ClassId, Client, Lane, Party, Turn};
 use super::usage::{Usage, Used};
 use crate::metrics::Direction;
@@ -417,6 +417,14 @@ impl Core {
             self.quiet.add(slot, client, quiet);
             self.dispatch(now);
         }
+    }
+
+    /// Somebody needs a slot that leads to this target, and does not come to this gate any more: one that lies idle gives
+    /// way.
+    pub fn make_way_toward(&mut self, target: &str, now: Moment) {
+        let leads_there = |entry: &Entry| entry.target.as_deref() == Some(target);
+        let among = self.ledger.entries().filter(|(_, entry)| leads_there(entry)).map(|(slot, _)| slot);
+        self.make_way(&among.collect::<Vec<_>>(), &"".into(), now);
     }
 
     /// This client needs one of these very slots, though others may be free: one that lies idle gives way.

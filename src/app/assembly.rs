@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::ReadTls;
 use super::listeners::Addresses;
 use crate::admission::{ClassId, Gate, Limits, Rate};
-use crate::config::{self, Config, OtherHosts};
+use crate::config::{self, Config, OtherHosts, Reclaim};
 use crate::metrics::{Metrics, OTHER_HOSTS, RegistryMetrics};
 use crate::proxy::clients::Classes;
 use crate::proxy::mirror::Mirror;
@@ -32,7 +32,6 @@ use crate::upstream::{AddressPolicy, QueueTerms, Upstream};
 /// What other hosts are granted, for whom no registry's settings hold.
 const OTHER_HOSTS_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const OTHER_HOSTS_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-const OTHER_HOSTS_STALL: Duration = Duration::from_secs(5 * 60);
 /// And how long they, and whoever has no setting for it, linger.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
@@ -44,8 +43,6 @@ pub(super) struct Assembly {
     ended: CancellationToken,
     /// The classes by their numbers, which stay: those that are gone keep theirs.
     classes: Vec<String>,
-    /// The nodes of each registry, also of one that is gone: what stands at them counts should it come back.
-    clusters: BTreeMap<String, Arc<Cluster>>,
 }
 
 /// A registry that stood before a reload.
@@ -56,7 +53,7 @@ struct Standing<'a> {
 
 impl Assembly {
     pub fn new(metrics: Arc<Metrics>, addresses: Addresses, ended: CancellationToken) -> Assembly {
-        Assembly { metrics, addresses, ended, classes: Vec::new(), clusters: BTreeMap::new() }
+        Assembly { metrics, addresses, ended, classes: Vec::new() }
     }
 
     /// The settings by this config, which take over what lives on of those before.
@@ -65,9 +62,6 @@ impl Assembly {
             if !self.classes.contains(&class.name) {
                 self.classes.push(class.name.clone());
             }
-        }
-        for registry in &config.registries {
-            self.follow_nodes(registry);
         }
         let routes = self.routes(config, tls, before);
         let mirrors = self.mirrors(config, &routes);
@@ -79,22 +73,6 @@ impl Assembly {
             allow_clients: listen.allow_clients.clone(),
         };
         Settings { routes, terms, classes: Classes::new(users.into_iter()), mirrors }
-    }
-
-    /// The same nodes, or others that know what those before know.
-    fn follow_nodes(&mut self, registry: &config::Registry) {
-        let Some(mirror) = &registry.mirror else { return };
-        let cluster = match self.clusters.get(&registry.name) {
-            Some(same) if same.origins() == mirror.upstream => return,
-            Some(others) => others.followed_by(mirror.upstream.clone()),
-            None => Cluster::new(mirror.upstream.clone()),
-        };
-        self.clusters.insert(registry.name.clone(), cluster);
-    }
-
-    /// The nodes of its mirror.
-    fn cluster_of(&self, registry: &config::Registry) -> Option<Arc<Cluster>> {
-        registry.mirror.as_ref().and_then(|_| self.clusters.get(&registry.name)).cloned()
     }
 
     fn routes(&self, config: &Config, tls: ReadTls, before: Option<(&Config, &Settings)>) -> Routes {
@@ -115,7 +93,7 @@ impl Assembly {
         };
         let claims = config.registries.iter().map(|registry| {
             let before = before.and_then(|(config, settings)| Standing::find(&registry.name, config, settings));
-            let cluster = self.cluster_of(registry);
+            let cluster = cluster_of(registry, before.as_ref());
             Claim {
                 hosts: claimed_hosts(registry),
                 upstream: Arc::new(upstream_of(registry, cluster.as_ref(), before.as_ref(), &shared)),
@@ -127,8 +105,9 @@ impl Assembly {
         let other_hosts = Claim {
             hosts: Vec::new(),
             upstream: Arc::new(other_hosts(before.map(|(_, settings)| &**settings.routes.other_hosts()), &shared)),
-            // Nothing is ever taken back there: slots do not bind.
-            pauses: Arc::new(Pauses::new(Bounds { stalled: OTHER_HOSTS_STALL, ..Bounds::default() })),
+            // Slots do not bind there, but at the end quiet tunnels are taken back. What one of them does tells nothing
+            // about another.
+            pauses: Arc::new(Pauses::new(Bounds { learn: false, ..bounds_of(Reclaim::default()) })),
             cluster: None,
         };
         Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, shared.resolver)
@@ -195,19 +174,33 @@ fn claimed_hosts(registry: &config::Registry) -> Vec<HostPattern> {
     registry.hosts.iter().cloned().chain(of_mirror).collect()
 }
 
+/// The nodes of its mirror: the same that stood, or others that know what those know.
+fn cluster_of(registry: &config::Registry, before: Option<&Standing<'_>>) -> Option<Arc<Cluster>> {
+    let origins = &registry.mirror.as_ref()?.upstream;
+    Some(match before.and_then(|before| before.claim.cluster.as_ref()) {
+        Some(same) if same.origins() == origins => same.clone(),
+        Some(others) => others.followed_by(origins.clone()),
+        None => Cluster::new(origins.clone()),
+    })
+}
+
 /// What was learned stays, unless the settings are others now.
 fn pauses_of(registry: &config::Registry, before: Option<&Standing<'_>>) -> Arc<Pauses> {
     let reclaim = registry.reclaim;
     if let Some(before) = before.filter(|before| before.config.reclaim == reclaim) {
         return before.claim.pauses.clone();
     }
-    Arc::new(Pauses::new(Bounds {
+    Arc::new(Pauses::new(bounds_of(reclaim)))
+}
+
+fn bounds_of(reclaim: Reclaim) -> Bounds {
+    Bounds {
         idle: reclaim.idle_after,
         unused: reclaim.unused_after,
         unsure: reclaim.unsure_after,
         stalled: reclaim.stall_timeout,
         learn: reclaim.learn,
-    }))
+    }
 }
 
 /// The budget that was used stays so, unless the settings are others now.
@@ -304,7 +297,11 @@ fn other_hosts(before: Option<&Upstream>, shared: &Shared<'_>) -> Upstream {
         name: OTHER_HOSTS.to_owned(),
         gate: gate(before.map(|before| &before.gate), limits, &metrics),
         metrics,
-        terms: Terms { connect_timeout: OTHER_HOSTS_CONNECT_TIMEOUT, linger: LINGER, stall_timeout: OTHER_HOSTS_STALL },
+        terms: Terms {
+            connect_timeout: OTHER_HOSTS_CONNECT_TIMEOUT,
+            linger: LINGER,
+            stall_timeout: Reclaim::default().stall_timeout,
+        },
         addresses: AddressPolicy { listed: Vec::new(), own: shared.own.clone() },
         insist: false,
         queue: QueueTerms {
@@ -319,5 +316,27 @@ fn other_hosts(before: Option<&Upstream>, shared: &Shared<'_>) -> Upstream {
         sized: Arc::default(),
         resolver: shared.resolver.clone(),
         ended: shared.ended.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::Target;
+
+    /// When the process drains, what lies quiet there is taken back as well, and no answer is to be cut.
+    #[tokio::test]
+    async fn tunnels_to_other_hosts_have_the_pauses_that_registries_have() {
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        let addresses = Addresses { proxy: anywhere, admin: anywhere, metrics: None, mirrors: Vec::new() };
+        let mut assembly = Assembly::new(Arc::new(Metrics::new()), addresses, CancellationToken::new());
+        let config = Config::parse("[registries.stub]\nhosts = ['127.0.0.1:1']\ncap = 1\nshare = 1\n").unwrap();
+        let settings = assembly.settings(&config, ReadTls::new(), None);
+        let route = settings.routes.find(&Target::from_connect("192.0.2.1:443").unwrap(), false).await.unwrap();
+        assert_eq!(route.upstream.name, OTHER_HOSTS);
+        let (pauses, now) = (route.pauses, Duration::ZERO);
+        let default = Reclaim::default();
+        assert_eq!((pauses.idle(now), pauses.unused(now)), (default.idle_after, default.unused_after));
+        assert_eq!((pauses.unsure(), pauses.stalled()), (default.unsure_after, default.stall_timeout));
     }
 }

@@ -217,10 +217,14 @@ impl Elsewhere {
         let settings = self.proxy.settings();
         let (routes, claims) = (&settings.routes, settings.routes.claims());
         state.before.retain(|before| before.matters(routes));
-        let open = open_elsewhere(routes, &state.before);
+        let abroad = abroad(routes, &state.before);
         for claim in claims {
             let Claim { upstream, hosts, .. } = claim;
-            let here = open.get(upstream.name.as_str()).copied().unwrap_or_default();
+            let of_claim = || abroad.iter().filter(|abroad| abroad.registry == upstream.name);
+            let here: usize = of_claim().map(|abroad| abroad.slots).sum();
+            if here > 0 && upstream.gate.snapshot().waiting > 0 {
+                of_claim().for_each(|abroad| abroad.gate.make_way_toward(&abroad.target));
+            }
             let asked_before = state.before.iter().filter(|before| !before.upstream.gate.is(&upstream.gate));
             let asked_before = asked_before.filter(|before| before.toward.iter().any(|host| meets_any(host, hosts)));
             let on_the_way: usize = asked_before.map(Before::on_the_way).sum();
@@ -234,7 +238,7 @@ impl Elsewhere {
         for before in &state.before {
             before.follow_pauses(routes);
         }
-        !state.before.is_empty() || open.values().any(|slots| *slots > 0)
+        !state.before.is_empty() || !abroad.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -337,15 +341,24 @@ fn gained(claim: &Claim, before: &Routes) -> Vec<HostPattern> {
     claim.hosts.iter().filter(|host| !had(host)).cloned().collect()
 }
 
-/// Open slots toward each registry at other gates than its own, by its name.
-fn open_elsewhere<'a>(routes: &'a Routes, before: &[Before]) -> BTreeMap<&'a str, usize> {
+/// Open slots toward a registry at another gate than its own.
+struct Abroad<'a> {
+    registry: &'a str,
+    gate: &'a Gate<Kept>,
+    /// What that gate calls the place.
+    target: Arc<str>,
+    slots: usize,
+}
+
+/// All of them.
+fn abroad<'a>(routes: &'a Routes, before: &'a [Before]) -> Vec<Abroad<'a>> {
     let mut gates: Vec<&Gate<Kept>> = Vec::new();
     for upstream in routes.upstreams().chain(before.iter().map(|before| &before.upstream)) {
         if !gates.iter().any(|gate| gate.is(&upstream.gate)) {
             gates.push(&upstream.gate);
         }
     }
-    let mut open = BTreeMap::new();
+    let mut abroad = Vec::new();
     for gate in gates {
         for (target, slots) in gate.targets() {
             let claimants: BTreeMap<&str, &Gate<Kept>> = targets(&target)
@@ -353,12 +366,11 @@ fn open_elsewhere<'a>(routes: &'a Routes, before: &[Before]) -> BTreeMap<&'a str
                 .filter_map(|target| routes.claimant(target))
                 .map(|claim| (claim.upstream.name.as_str(), &claim.upstream.gate))
                 .collect();
-            for (name, _) in claimants.into_iter().filter(|(_, claimant)| !claimant.is(gate)) {
-                *open.entry(name).or_default() += slots;
-            }
+            let others = claimants.into_iter().filter(|(_, claimant)| !claimant.is(gate));
+            abroad.extend(others.map(|(registry, _)| Abroad { registry, gate, target: target.clone(), slots }));
         }
     }
-    open
+    abroad
 }
 
 /// What a gate calls a target: host and port, or the URLs of all nodes.

@@ -191,11 +191,12 @@ fn queue(section: &mut Section<'_>) -> Read<Queue> {
 }
 
 fn reclaim(section: &mut Section<'_>) -> Read<Reclaim> {
-    let idle_after = section.optional("idle_after", Duration::from_millis(300), duration);
-    let unused_after = section.optional("unused_after", seconds(1), duration);
-    let unsure_after = section.optional("unsure_after", seconds(10), duration);
-    let stall_timeout = section.optional("stall_timeout", seconds(5 * 60), duration);
-    let learn = section.optional("learn", true, flag);
+    let default = Reclaim::default();
+    let idle_after = section.optional("idle_after", default.idle_after, duration);
+    let unused_after = section.optional("unused_after", default.unused_after, duration);
+    let unsure_after = section.optional("unsure_after", default.unsure_after, duration);
+    let stall_timeout = section.optional("stall_timeout", default.stall_timeout, duration);
+    let learn = section.optional("learn", default.learn, flag);
     Ok(Reclaim {
         idle_after: idle_after?,
         unused_after: unused_after?,

@@ -11,7 +11,11 @@ use tokio::time::Instant;
 use super::client::Client;
 use super::follow::{Doing, Follower, Pause};
 use super::pauses::Pauses;
+use crate::admission::Evidence;
 use crate::upstream::socket::Socket;
+
+/// No goodbye is longer: an alert of TLS, a last frame of HTTP/2.
+const LONGEST_GOODBYE: usize = 100;
 
 /// A tunnel that was taken back, while both sides learn of it.
 pub struct Farewell {
@@ -28,15 +32,21 @@ impl Farewell {
 
     /// Ends the registry's side in order. What comes back completes once the registry goes on with an answer; it fails when
     /// the registry has ended without.
-    pub fn overhear(&self, socket: Socket, pauses: Arc<Pauses>) -> oneshot::Receiver<()> {
+    pub fn overhear(&self, socket: Socket, evidence: Evidence, pauses: Arc<Pauses>) -> oneshot::Receiver<()> {
         let (goes_on, told) = oneshot::channel();
-        let (follower, epoch, mut goes_on) = (self.follower.clone(), self.epoch, Some(goes_on));
+        let (follower, epoch, mut goes_on, mut heard) = (self.follower.clone(), self.epoch, Some(goes_on), 0);
         socket.see_off_listening(move |bytes| {
             let now = epoch.elapsed();
-            let pause = lock(&follower).server_sent(bytes, now);
-            let Some(pause @ Pause::InAnswer { .. }) = pause else { return };
+            heard += bytes.len();
+            let pause = lock(&follower).server_sent(bytes, now).filter(|pause| matches!(pause, Pause::InAnswer { .. }));
+            // Where nothing can be told from records, much is more of an answer.
+            if pause.is_none() && !(evidence == Evidence::Unsure && heard > LONGEST_GOODBYE) {
+                return;
+            }
             if let Some(goes_on) = goes_on.take() {
-                pauses.saw(pause, now);
+                if let Some(pause) = pause {
+                    pauses.saw(pause, now);
+                }
                 // Nobody listens when the process goes down.
                 let _ = goes_on.send(());
             }

@@ -231,6 +231,8 @@ async fn answer_connect(
     match tunnel::open(&proxy, &client, &authority, party).await {
         Ok(tunnel) => {
             let upgrade = hyper::upgrade::on(&mut request);
+            // The answers before it are read first, which may take long: no handshake is to come at once.
+            tunnel.lies_idle();
             proxy.tasks().spawn(carry_upgraded(proxy.clone(), client, tunnel, upgrade));
             Ok(Response::new(Reply::Own(Full::default())))
         }

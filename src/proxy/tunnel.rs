@@ -21,7 +21,7 @@ use super::relay::{End, HalfClosed, relay};
 use super::respond::Answer;
 use super::watch::Watch;
 use super::{Asking, Proxy};
-use crate::admission::{self, Evidence, Lane, Party};
+use crate::admission::{self, Evidence, Lane, Party, SlotState};
 use crate::metrics::{Direction, Reason, Reclaimed};
 use crate::target::Target;
 use crate::upstream::socket::Socket;
@@ -40,6 +40,11 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
+    /// Nothing is to come in it for now.
+    pub fn lies_idle(&self) {
+        self.socket.enter(SlotState::Idle);
+    }
+
     /// How long nothing may move in it where somebody waits.
     #[must_use]
     pub fn longest_stall(&self) -> Duration {
@@ -153,7 +158,7 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
             metrics.reclaimed(evidence_of(evidence));
             let farewell = Farewell::new(follower, epoch);
             // The slot goes back first; the client may take its time to notice.
-            let answer = farewell.overhear(socket, pauses);
+            let answer = farewell.overhear(socket, evidence, pauses);
             let crossed = farewell.crosses(client).await;
             // Who closes without a word has said all. (The sender goes with the socket.)
             if answer.await.is_ok() {

@@ -49,6 +49,8 @@ pub struct Watch<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Jam {
     bytes: u32,
+    /// When the last byte had moved: what moves after it is another jam.
+    behind: Duration,
     since: Instant,
 }
 
@@ -136,7 +138,7 @@ impl<'a> Watch<'a> {
                     if evidence != Evidence::Stalled {
                         self.lull().await;
                     }
-                    jam = self.jammed().map(|bytes| jam.filter(|jam| jam.bytes == bytes).unwrap_or(Jam::new(bytes)));
+                    jam = self.jammed().map(|bytes| Jam::goes_on(jam, bytes, since));
                     let may_go = match jam {
                         Some(jam) if jam.since.elapsed() >= self.pauses.stalled() => Some(Evidence::Stalled),
                         Some(_) => None,
@@ -250,8 +252,10 @@ impl<'a> Watch<'a> {
 }
 
 impl Jam {
-    fn new(bytes: u32) -> Jam {
-        Jam { bytes, since: Instant::now() }
+    /// The same jam as before, or one that begins now.
+    fn goes_on(before: Option<Jam>, bytes: u32, behind: Duration) -> Jam {
+        let same = before.filter(|jam| (jam.bytes, jam.behind) == (bytes, behind));
+        same.unwrap_or_else(|| Jam { bytes, behind, since: Instant::now() })
     }
 }
 

@@ -62,9 +62,8 @@ impl Lookout {
                         Ok(()) = self.tell() => if self.is_stalled() { return },
                         () = self.moves() => {}
                     }
-                    if self.pending.since().is_some() {
-                        self.gate.enter(self.slot, SlotState::Active);
-                    }
+                    // Also where it has ended meanwhile, and another began: word that it lies still must not outlive it.
+                    self.gate.enter(self.slot, SlotState::Active);
                 }
             }
         }
