@@ -77,8 +77,11 @@ fn realms_led_back(challenges: &str, base: &str, is_own: impl Fn(&Origin) -> boo
 /// What stands before the first realm, the realm without its quotes, and what follows.
 fn split_at_realm(text: &str) -> Option<(&str, &str, &str)> {
     const REALM: &str = "realm";
-    let name = text.to_ascii_lowercase().find(REALM)? + REALM.len();
-    let value = text[name..].trim_start().strip_prefix('=')?.trim_start();
+    let lower = text.to_ascii_lowercase();
+    // Other values may hold the word, and other names end in it.
+    let names = lower.match_indices(REALM).filter(|(at, _)| *at == 0 || lower[..*at].ends_with([' ', '\t', ',']));
+    let mut values = names.filter_map(|(at, _)| text[at + REALM.len()..].trim_start().strip_prefix('='));
+    let value = values.next()?.trim_start();
     let (value, end) = match value.strip_prefix('"') {
         Some(quoted) => (quoted, quoted.find('"')?),
         None => (value, value.find([',', ' ']).unwrap_or(value.len())),
@@ -153,6 +156,20 @@ mod tests {
             ),
             (format!("Bearer realm={own},service=s"), format!("Bearer realm={BASE}/service/token,service=s")),
             (format!("Bearer service=s, realm={own}"), format!("Bearer service=s, realm={BASE}/service/token")),
+            // The word alone is no realm, nor is the end of another name.
+            (
+                format!("Bearer service=\"harbor-realm\",realm=\"{own}\""),
+                format!("Bearer service=\"harbor-realm\",realm=\"{BASE}/service/token\""),
+            ),
+            (
+                format!("Bearer service=\"the realm of harbor\", realm=\"{own}\""),
+                format!("Bearer service=\"the realm of harbor\", realm=\"{BASE}/service/token\""),
+            ),
+            (
+                format!("Bearer x-realm=\"{own}\",realm=\"{own}\""),
+                format!("Bearer x-realm=\"{own}\",realm=\"{BASE}/service/token\""),
+            ),
+            (format!("Bearer scope=x,\trealm={own}"), format!("Bearer scope=x,\trealm={BASE}/service/token")),
         ] {
             assert_eq!(realms_led_back(&challenges, BASE, harbor), Some(expected), "{challenges}");
         }
