@@ -44,6 +44,8 @@ struct Node {
     slots: BTreeSet<SlotId>,
     /// Set while it is left out.
     out: Option<Out>,
+    /// How often it was tried while it was out.
+    probes: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +54,8 @@ struct Out {
     due: Moment,
     /// How long it is left out if that fails.
     pause: Duration,
-    /// Whether it is being tried.
-    probing: bool,
+    /// The probe that tries it, by its number.
+    probe: Option<u64>,
 }
 
 /// A connection to one node, counted while it stands.
@@ -61,8 +63,9 @@ struct Out {
 pub struct Berth {
     cluster: Arc<Cluster>,
     index: usize,
-    /// Whether it tries a node that is out.
-    probes: bool,
+    /// The number of its probe, if it was taken to try a node that was out. The probe ends with its outcome; the socket
+    /// may live on for long, and then others try.
+    probe: Option<u64>,
     /// The slot of its socket, once there is one.
     slot: Option<SlotId>,
 }
@@ -111,8 +114,8 @@ impl Cluster {
         let index = with_room.min_by_key(|index| node(*index).preference(now))?;
         let node = &mut book[self.pages[index]];
         node.open += 1;
-        let probes = node.out.as_mut().is_some_and(|out| !std::mem::replace(&mut out.probing, true));
-        Some(Berth { cluster: self.clone(), index, probes, slot: None })
+        let probe = node.begin_probe();
+        Some(Berth { cluster: self.clone(), index, probe, slot: None })
     }
 
     /// Whether a kept connection to this node should be given up for a new one, because another node has fewer even with
@@ -190,7 +193,7 @@ impl Cluster {
 
 impl Node {
     fn new(origin: Origin) -> Node {
-        Node { origin, open: 0, slots: BTreeSet::new(), out: None }
+        Node { origin, open: 0, slots: BTreeSet::new(), out: None, probes: 0 }
     }
 
     /// The least is the best: one that is due to be tried, since the others' connections would keep it from ever being; then
@@ -215,13 +218,26 @@ impl Node {
 
     /// Whether it is left out, and may be tried.
     fn is_due(&self, now: Moment) -> bool {
-        self.out.is_some_and(|out| out.due <= now && !out.probing)
+        self.out.is_some_and(|out| out.due <= now && out.probe.is_none())
+    }
+
+    /// Tries it, if it is out and nobody else does.
+    fn begin_probe(&mut self) -> Option<u64> {
+        let out = self.out.as_mut().filter(|out| out.probe.is_none())?;
+        self.probes += 1;
+        out.probe = Some(self.probes);
+        out.probe
+    }
+
+    /// What ends with this probe, while it is the one that tries.
+    fn tried_by(&mut self, probe: Option<u64>) -> Option<&mut Out> {
+        self.out.as_mut().filter(|out| probe.is_some() && out.probe == probe)
     }
 
     /// Leaves it out, longer each time. Tells whether it was in until now.
     fn leave_out(&mut self, now: Moment) -> bool {
         let pause = self.out.map_or(FIRST_PAUSE, |out| (out.pause * 2).min(LONGEST_PAUSE));
-        self.out.replace(Out { due: now + pause, pause, probing: false }).is_none()
+        self.out.replace(Out { due: now + pause, pause, probe: None }).is_none()
     }
 }
 
@@ -254,7 +270,7 @@ impl Berth {
     #[must_use]
     pub fn failed(&self, now: Moment) -> bool {
         // One outage, however many meet it that were dialled before.
-        self.on_page(|node| (!node.is_out() || self.probes) && node.leave_out(now))
+        self.on_page(|node| (!node.is_out() || node.tried_by(self.probe).is_some()) && node.leave_out(now))
     }
 
     fn on_page<T>(&self, act: impl FnOnce(&mut Node) -> T) -> T {
@@ -270,10 +286,8 @@ impl Drop for Berth {
                 node.slots.remove(&slot);
             }
             // Whoever tried it may have given up; then somebody else tries.
-            if self.probes
-                && let Some(out) = &mut node.out
-            {
-                out.probing = false;
+            if let Some(out) = node.tried_by(self.probe) {
+                out.probe = None;
             }
         });
     }
@@ -359,6 +373,35 @@ mod tests {
         let _ = pick(&cluster, at(0)).failed(at(0));
         drop(pick(&cluster, at(100)));
         assert_eq!(pick(&cluster, at(100)).index(), 0);
+    }
+
+    /// A socket lives on after its probe: in use, or held until the registry saw it go. Its end is no word on another probe.
+    #[test]
+    fn a_probe_that_is_over_lets_no_other_one_go() {
+        let cluster = cluster(2);
+        let _ = pick(&cluster, at(0)).failed(at(0));
+        // One that failed after its connection stood is still held when the next pause is over.
+        let held = pick(&cluster, at(100));
+        assert!(!held.failed(at(100)));
+        let probe = pick(&cluster, at(300));
+        drop(held);
+        assert!(probe.index() == 0 && pick(&cluster, at(300)).index() == 1, "one at a time");
+        // One that succeeded carries requests until the node is gone again.
+        assert!(probe.stands());
+        let _other = pick(&cluster, at(1000));
+        assert!(pick(&cluster, at(1000)).failed(at(1000)));
+        let late = pick(&cluster, at(1100));
+        drop(probe);
+        assert!(late.index() == 0 && pick(&cluster, at(1100)).index() == 1, "one at a time");
+        // One that somebody else was faster than, who was lost again.
+        let faster = cluster.pick(&[0], None, at(1100)).unwrap();
+        assert!(faster.stands() && faster.failed(at(1100)));
+        let probe = pick(&cluster, at(1200));
+        assert!(!late.failed(at(1200)));
+        drop(late);
+        assert!(probe.index() == 0 && pick(&cluster, at(1200)).index() == 1, "one at a time");
+        drop(probe);
+        assert_eq!(pick(&cluster, at(1200)).index(), 0, "the pause is that of the probe before");
     }
 
     #[test]
