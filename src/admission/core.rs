@@ -623,25 +623,19 @@ impl Core {
     /// Who holds a slot, the oldest first, at most `most`.
     #[must_use]
     pub fn holders(&self, most: usize, now: Moment) -> Vec<HolderInfo> {
-        let mut holders: Vec<HolderInfo> = self
-            .ledger
-            .entries()
-            .map(|(slot, entry)| HolderInfo {
-                slot,
-                kind: entry.tenant.as_ref().map_or(Kind::Kept, |tenant| tenant.kind),
-                state: entry.state,
-                age: now.since(entry.born),
-                last_bytes: entry.activity.silence(now),
-                bytes_up: entry.activity.bytes(Direction::Up),
-                bytes_down: entry.activity.bytes(Direction::Down),
-                quiet: self.quiet.get(slot).map(|quiet| (quiet.evidence, now.since(quiet.since))),
-                recalled: self.quiet.is_recalled(slot),
-                tenant: entry.tenant.as_ref().map(|tenant| (tenant.party.clone(), tenant.target.clone())),
-            })
-            .collect();
-        holders.sort_by_key(|holder| holder.slot);
-        holders.truncate(most);
-        holders
+        let oldest = self.ledger.entries().take(most).map(|(slot, entry)| HolderInfo {
+            slot,
+            kind: entry.tenant.as_ref().map_or(Kind::Kept, |tenant| tenant.kind),
+            state: entry.state,
+            age: now.since(entry.born),
+            last_bytes: entry.activity.silence(now),
+            bytes_up: entry.activity.bytes(Direction::Up),
+            bytes_down: entry.activity.bytes(Direction::Down),
+            quiet: self.quiet.get(slot).map(|quiet| (quiet.evidence, now.since(quiet.since))),
+            recalled: self.quiet.is_recalled(slot),
+            tenant: entry.tenant.as_ref().map(|tenant| (tenant.party.clone(), tenant.target.clone())),
+        });
+        oldest.collect()
     }
 
     /// Who waits and who holds, by client, at most `most` of them.

@@ -78,7 +78,8 @@ impl Counts {
 /// The book of taken slots.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    entries: HashMap<SlotId, Entry>,
+    /// The oldest first: ids only rise.
+    entries: BTreeMap<SlotId, Entry>,
     counts: Counts,
     /// Slots whose connection stands, with a handshake to come.
     fresh: usize,
@@ -161,7 +162,7 @@ impl Ledger {
         targets
     }
 
-    /// All taken slots.
+    /// All taken slots, the oldest first.
     pub fn entries(&self) -> impl Iterator<Item = (SlotId, &Entry)> {
         self.entries.iter().map(|(id, entry)| (*id, entry))
     }
