@@ -143,3 +143,106 @@ impl Quiet {
         if own { self.from.min(self.from_for_own) } else { self.from }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Quiet since that second; others may have it from the tenth on, its own client from the fifth.
+    fn quiet(evidence: Evidence, since: u64) -> Quiet {
+        Quiet { evidence, since: at(since), from: at(10), from_for_own: at(5) }
+    }
+
+    fn at(seconds: u64) -> Moment {
+        Moment(Duration::from_secs(seconds))
+    }
+
+    /// Tunnels by their slots: whose, what speaks for it being idle, since when.
+    fn tunnels(all: &[(u64, &str, Evidence, u64)]) -> QuietTunnels {
+        let mut tunnels = QuietTunnels::default();
+        for &(slot, client, evidence, since) in all {
+            tunnels.add(SlotId(slot), client.into(), quiet(evidence, since));
+        }
+        tunnels
+    }
+
+    /// The slots to recall for `waiting`, where `greedy` holds nine, `modest` two, and everybody else one.
+    fn victims(tunnels: &QuietTunnels, waiting: &str, most: usize, now: Moment) -> Vec<u64> {
+        let held = |client: &Client| match &**client {
+            "greedy" => 9,
+            "modest" => 2,
+            _ => 1,
+        };
+        tunnels.victims(&waiting.into(), held, most, now).into_iter().map(|(slot, _)| slot.0).collect()
+    }
+
+    /// Everything else speaks for the other order.
+    #[test]
+    fn the_surest_go_first() {
+        let tunnels = tunnels(&[
+            (1, "me", Evidence::Stalled, 0),
+            (2, "greedy", Evidence::Unsure, 1),
+            (3, "modest", Evidence::Idle, 2),
+            (4, "other", Evidence::Unused, 3),
+        ]);
+        assert_eq!(victims(&tunnels, "me", 4, at(10)), [4, 3, 2, 1]);
+        assert_eq!(victims(&tunnels, "me", 2, at(10)), [4, 3]);
+    }
+
+    #[test]
+    fn of_the_equally_sure_the_own_go_first() {
+        let tunnels = tunnels(&[(1, "greedy", Evidence::Idle, 0), (2, "me", Evidence::Idle, 1)]);
+        assert_eq!(victims(&tunnels, "me", 2, at(10)), [2, 1]);
+        assert_eq!(victims(&tunnels, "greedy", 2, at(10)), [1, 2]);
+    }
+
+    #[test]
+    fn of_the_others_the_greatest_holders_go_first() {
+        let tunnels = tunnels(&[
+            (1, "other", Evidence::Idle, 0),
+            (2, "modest", Evidence::Idle, 1),
+            (3, "greedy", Evidence::Idle, 2),
+        ]);
+        assert_eq!(victims(&tunnels, "me", 3, at(10)), [3, 2, 1]);
+    }
+
+    #[test]
+    fn of_one_holders_the_longest_quiet_go_first() {
+        let tunnels = tunnels(&[
+            (1, "greedy", Evidence::Idle, 3),
+            (2, "greedy", Evidence::Idle, 2),
+            (3, "greedy", Evidence::Idle, 1),
+        ]);
+        assert_eq!(victims(&tunnels, "me", 3, at(10)), [3, 2, 1]);
+        assert_eq!(victims(&tunnels, "greedy", 3, at(10)), [3, 2, 1]);
+    }
+
+    /// Neither for others nor for its own client, whose time comes first; and whoever drives it wakes up in time.
+    #[test]
+    fn nothing_goes_before_its_time() {
+        let tunnels = tunnels(&[(1, "me", Evidence::Unused, 0), (2, "greedy", Evidence::Unused, 0)]);
+        let early = |at: Moment| at - Duration::from_nanos(1);
+        assert!(victims(&tunnels, "me", 2, early(at(5))).is_empty());
+        assert_eq!(victims(&tunnels, "me", 2, at(5)), [1]);
+        assert_eq!(victims(&tunnels, "me", 2, early(at(10))), [1]);
+        assert_eq!(victims(&tunnels, "me", 2, at(10)), [1, 2]);
+        assert!(victims(&tunnels, "other", 2, early(at(10))).is_empty());
+        assert_eq!(victims(&tunnels, "other", 2, at(10)), [2, 1]);
+        assert_eq!(["me", "other"].map(|waiting| tunnels.next_due(&waiting.into())), [Some(at(5)), Some(at(10))]);
+    }
+
+    /// One that moves, or was asked, is nobody's victim; one that lies quiet again after it was asked is.
+    #[test]
+    fn what_moves_or_was_asked_is_passed_over() {
+        let mut tunnels = tunnels(&[(1, "me", Evidence::Idle, 0), (2, "me", Evidence::Idle, 0)]);
+        tunnels.remove(SlotId(1));
+        tunnels.recall(SlotId(2));
+        assert!(victims(&tunnels, "me", 2, at(10)).is_empty() && tunnels.next_due(&"me".into()).is_none());
+        assert_eq!((tunnels.is_recalled(SlotId(2)), tunnels.recalled()), (true, 1));
+        tunnels.add(SlotId(2), "me".into(), quiet(Evidence::Idle, 0));
+        assert_eq!(victims(&tunnels, "me", 2, at(10)), [2]);
+        assert_eq!((tunnels.is_recalled(SlotId(2)), tunnels.recalled()), (false, 0));
+    }
+}
