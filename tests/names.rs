@@ -1,6 +1,7 @@
 //! The name in the proxy URL: that real clients send it, that it decides about the class, and that it goes no further.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -64,7 +65,15 @@ fn assert_no_credentials(requests: &[String]) {
 
 /// Runs curl through the sidecar; hands out whether it ended well, and what it said.
 fn curl(proxy: &[String], url: String, tunnel: bool) -> JoinHandle<(bool, String)> {
+    curl_of(None, proxy, url, tunnel)
+}
+
+/// The same, run by another user.
+fn curl_of(user: Option<u32>, proxy: &[String], url: String, tunnel: bool) -> JoinHandle<(bool, String)> {
     let mut command = Command::new(find_program("curl"));
+    if let Some(user) = user {
+        command.uid(user);
+    }
     command.env_clear().args(["--disable", "--silent", "--show-error", "--verbose", "--max-time", "20"]).args(proxy);
     if tunnel {
         command.arg("--proxytunnel");
@@ -102,6 +111,35 @@ async fn curls_name_reaches_the_queue_and_no_registry() {
             assert!(ended_well, "{arguments:?}: {said}");
             assert_no_credentials(&requests);
         }
+    }
+}
+
+/// Without a name, a client on loopback is the user that runs it: neither the sidecar's own, nor one who has a name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_no_name_is_the_user_that_runs_it() {
+    let own = std::fs::metadata("/proc/self").expect("this process").uid();
+    // Only root can be somebody else.
+    let users = if own == 0 { vec![own, 65_534] } else { vec![own] };
+    for (user, tunnel) in users.into_iter().flat_map(|user| [(user, false), (user, true)]) {
+        let stage = Stage::set().await;
+        let (proxy, url) = (stage.sidecar.proxy(), format!("http://{}/v2/", stage.stub.address()));
+        let nameless = ["--proxy".to_owned(), format!("http://{proxy}")];
+        let running = curl_of((user != own).then_some(user), &nameless, url.clone(), tunnel);
+        let waiting = stage.waiting().await;
+        assert_eq!((&waiting["client"], &waiting["class"]), (&json!(format!("uid:{user}")), &json!("default")));
+
+        let named = curl(&curl_ways(proxy)[0], url, tunnel);
+        stage.sidecar.until("stub", "waiting", 2).await;
+        let clients = stage.sidecar.status().await["registries"]["stub"]["clients"].take();
+        let waiting = |name: &str| -> Vec<Value> {
+            let all = clients.as_array().expect("clients").iter();
+            all.filter(|client| client["client"] == name).map(|client| client["waiting"].clone()).collect()
+        };
+        assert_eq!(waiting(&format!("uid:{user}")), [json!(1)], "{clients}");
+        assert_eq!(waiting("kubelet"), [json!(1)], "{clients}");
+        let ((ended_well, said), _) = stage.served(running).await;
+        assert!(ended_well, "{said}");
+        assert!(named.await.expect("no panic").0);
     }
 }
 
