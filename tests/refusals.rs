@@ -134,6 +134,46 @@ async fn a_wait_ends_at_its_own_timeout() {
     assert_eq!(stub.accept_log().len(), 1, "the registry heard only of the holder");
 }
 
+/// A class with timeouts of its own waits no longer than these, beside others who go on waiting by the registry's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_class_has_timeouts_of_its_own() {
+    // `hasty:x`.
+    const HASTY: &str = "Proxy-Authorization: Basic aGFzdHk6eA==";
+    let stub = StubRegistry::builder().start().await;
+    let queue = "[registries.stub.queue]\ntunnel_timeout = \"50s\"\nrequest_timeout = \"50s\"\n\
+                 [classes.hasty]\nusers = [\"hasty\"]\ntunnel_timeout = \"1s\"\nrequest_timeout = \"400ms\"";
+    let sidecar = sidecar_for(&stub.address().to_string(), queue).await;
+    let holder = holder(&sidecar, &stub).await;
+    let (target, address) = (url(stub.address()), stub.address().to_string());
+    let mut patient = [Wire::open(sidecar.proxy()).await.unwrap(), Wire::open(sidecar.proxy()).await.unwrap()];
+    patient[0].send(request("GET", &target, &[]).as_bytes()).await.unwrap();
+    sidecar.until("stub", "waiting", 1).await;
+    patient[1].send(request("CONNECT", &address, &[]).as_bytes()).await.unwrap();
+    sidecar.until("stub", "waiting", 2).await;
+    for (patience, setting, tunnel) in [(1000, "tunnel_timeout = 1s", true), (400, "request_timeout = 400ms", false)] {
+        let patience = Duration::from_millis(patience);
+        let started = Instant::now();
+        let refusal = async {
+            if tunnel {
+                connect_through(sidecar.proxy(), &address, &[HASTY]).await.expect_err("a refusal")
+            } else {
+                get_through(sidecar.proxy(), &target, &[HASTY]).await
+            }
+        };
+        let answer = tokio::time::timeout(patience + LATE, refusal).await.expect("a refusal by the time of the class");
+        assert!(started.elapsed() >= patience, "{:?} of {patience:?}", started.elapsed());
+        assert_refused(&answer, 503, "queue_timeout", "stub");
+        assert!(answer.reason().contains(setting), "{}", answer.reason());
+        assert_eq!(sidecar.count("stub", "waiting").await, 2, "the others go on waiting");
+    }
+    assert_eq!(sidecar.refused("stub", "queue_timeout").await, 2);
+    drop(holder);
+    for wire in &mut patient {
+        assert_eq!(wire.read_answer().await.unwrap().status(), 200);
+    }
+    assert_eq!((stub.seen_requests().len(), stub.peak()), (1, 1), "the registry heard nothing of the class");
+}
+
 /// Metadata and link-local addresses in all their spellings, and loopback where it is not listed: by CONNECT and in
 /// absolute-form, and nothing is dialled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
