@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::StartError;
 use super::elsewhere::{Elsewhere, Handed, Held, Holding, LOOK, sum};
@@ -63,7 +63,7 @@ pub(super) async fn others_are_gone(elsewhere: &Elsewhere) {
 /// What the process before this one holds, as it says first, and what it says of pauses before that.
 async fn first_held(predecessor: &mut Predecessor, proxy: &Proxy) -> Option<Held> {
     loop {
-        match predecessor.next().await? {
+        match predecessor.link.next().await? {
             Word::Held(held) => return Some(held),
             Word::Paused(paused) => pause(proxy, &paused),
             Word::Leaving => {}
@@ -75,21 +75,23 @@ async fn first_held(predecessor: &mut Predecessor, proxy: &Proxy) -> Option<Held
 /// who speaks to this one.
 async fn until_it_ends(predecessor: &mut Predecessor, elsewhere: &Elsewhere) {
     let (mut told, mut leaves) = (paused(elsewhere.proxy()), false);
+    // However much it says.
+    let mut looks = interval(LOOK);
     loop {
         tokio::select! {
-            word = predecessor.next() => match word {
+            word = predecessor.link.next() => match word {
                 Some(Word::Held(held)) => elsewhere.processes_hold(Some(held)),
                 // After its first word the operator speaks to this one.
                 Some(Word::Paused(_) | Word::Leaving) => {}
                 None => return,
             },
-            () = sleep(LOOK) => {
+            _ = looks.tick() => {
                 let now = paused(elsewhere.proxy());
-                if now != told && predecessor.tell(&Word::Paused(now.clone())).await.is_ok() {
+                if now != told && predecessor.link.tell(&Word::Paused(now.clone())).await.is_ok() {
                     told = now;
                 }
                 if elsewhere.proxy().is_draining() && !leaves {
-                    leaves = predecessor.tell(&Word::Leaving).await.is_ok();
+                    leaves = predecessor.link.tell(&Word::Leaving).await.is_ok();
                 }
             }
         }
@@ -115,7 +117,7 @@ fn pause(proxy: &Proxy, paused: &BTreeSet<String>) {
 }
 
 /// Counts what the kernel is still ending of processes that are gone, and goes on with that until there is nothing.
-async fn look_for_orphans(elsewhere: &Arc<Elsewhere>) {
+pub(super) async fn look_for_orphans(elsewhere: &Arc<Elsewhere>) {
     let found = orphans(elsewhere.proxy()).await;
     if sum(&found) == 0 {
         return;
@@ -160,8 +162,8 @@ pub(super) async fn hand_on(successor: &mut Successor, elsewhere: &Elsewhere) ->
     let mut hand = Hand::full(elsewhere);
     let mut told = hand.shrink(elsewhere);
     let begun = async {
-        successor.pause(&paused(proxy)).await?;
-        successor.tell(&told).await
+        successor.link.tell(&Word::Paused(paused(proxy))).await?;
+        successor.link.tell(&Word::Held(told.clone())).await
     };
     if begun.await.is_err() {
         return false;
@@ -169,17 +171,19 @@ pub(super) async fn hand_on(successor: &mut Successor, elsewhere: &Elsewhere) ->
     while sum(&told) > 0 || !proxy.tasks().is_empty() {
         tokio::select! {
             () = sleep(LOOK) => {}
-            heard = successor.next() => match heard {
+            heard = successor.link.next() => match heard {
                 Some(Word::Paused(paused)) => pause(proxy, &paused),
                 Some(Word::Leaving) => {
                     tracing::info!(pid = successor.pid, "the process that took over is leaving itself");
                     successor.leaves = true;
                 }
-                Some(Word::Held(_)) | None => return false,
+                // What is free is its own anyway.
+                Some(Word::Held(_)) => {}
+                None => return false,
             },
         }
         let next = hand.shrink(elsewhere);
-        if next != told && successor.tell(&next).await.is_err() {
+        if next != told && successor.link.tell(&Word::Held(next.clone())).await.is_err() {
             return false;
         }
         told = next;
@@ -217,13 +221,16 @@ mod tests {
     use std::net::SocketAddr;
 
     use roadstead_test_support::eventually_is;
+    use tokio::net::{TcpListener, TcpStream};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::admission::{Admission, Ask, ClassId, Gate, Lane, Party, Slot};
     use crate::app::ReadTls;
     use crate::app::assembly::Assembly;
+    use crate::app::heirs::Heirs;
     use crate::app::listeners::Addresses;
+    use crate::app::succession::Origin;
     use crate::config::Config;
     use crate::metrics::Metrics;
     use crate::proxy::Settings;
@@ -240,7 +247,11 @@ mod tests {
 
     /// A process with one registry of ten slots, and its gate.
     fn process() -> (Arc<Elsewhere>, Gate<Kept>) {
-        let settings = settings("[registries.stub]\nhosts = ['127.0.0.1:1']\ncap = 10\nshare = 1\n");
+        process_toward("127.0.0.1:1")
+    }
+
+    fn process_toward(host: &str) -> (Arc<Elsewhere>, Gate<Kept>) {
+        let settings = settings(&format!("[registries.stub]\nhosts = ['{host}']\ncap = 10\nshare = 1\n"));
         let gate = settings.routes.registries().next().unwrap().gate.clone();
         let proxy = Proxy::new(settings, "test".to_owned(), CancellationToken::new(), CancellationToken::new());
         (Elsewhere::new(proxy), gate)
@@ -263,7 +274,11 @@ mod tests {
     }
 
     fn held(slots: usize) -> Held {
-        vec![Holding { name: "stub".to_owned(), hosts: vec!["127.0.0.1:1".to_owned()], slots }]
+        held_toward(SocketAddr::from(([127, 0, 0, 1], 1)), slots)
+    }
+
+    fn held_toward(host: SocketAddr, slots: usize) -> Held {
+        vec![Holding { name: "stub".to_owned(), hosts: vec![host.to_string()], slots }]
     }
 
     /// Three processes at once: what the oldest gives up goes to the one in the middle, who waits for it, only as far as
@@ -273,7 +288,7 @@ mod tests {
         let (process, gate) = process();
         let (older, link) = UnixStream::pair().unwrap();
         let mut older = Successor::over(older);
-        older.tell(&held(3)).await.unwrap();
+        older.link.tell(&Word::Held(held(3))).await.unwrap();
         meet(Some(link), &process).await.unwrap();
         let first = [slot(gate.clone()).await, slot(gate.clone()).await, slot(gate.clone()).await];
 
@@ -283,24 +298,123 @@ mod tests {
             let (process, mut successor) = (process.clone(), Successor::over(ours));
             tokio::spawn(async move { hand_on(&mut successor, &process).await })
         };
-        assert_eq!(newer.next().await, Some(Word::Paused(Paused::new())));
-        assert_eq!(newer.next().await, Some(Word::Held(held(6))), "four are free");
+        assert_eq!(newer.link.next().await, Some(Word::Paused(Paused::new())));
+        assert_eq!(newer.link.next().await, Some(Word::Held(held(6))), "four are free");
         let waiting = [tokio::spawn(slot(gate.clone())), tokio::spawn(slot(gate.clone()))];
         eventually_is("both to wait", SOON, 2, async || gate.snapshot().waiting).await;
-        older.tell(&held(2)).await.unwrap();
+        older.link.tell(&Word::Held(held(2))).await.unwrap();
         eventually_is("one to wait", SOON, 1, async || gate.snapshot().waiting).await;
         assert_eq!(gate.snapshot().open.open(), 4, "with the two of the older one that makes six");
-        older.tell(&held(0)).await.unwrap();
-        assert_eq!(newer.next().await, Some(Word::Held(held(5))), "all who came here have theirs");
+        older.link.tell(&Word::Held(held(0))).await.unwrap();
+        assert_eq!(newer.link.next().await, Some(Word::Held(held(5))), "all who came here have theirs");
         drop(older);
         others_are_gone(&process).await;
         drop(first);
         for slot in waiting {
             drop(slot.await.unwrap());
         }
-        while newer.next().await.unwrap() != Word::Held(held(0)) {}
+        while newer.link.next().await.unwrap() != Word::Held(held(0)) {}
         assert!(handing.await.unwrap());
-        assert_eq!(newer.next().await, None);
+        assert_eq!(newer.link.next().await, None);
+    }
+
+    /// The process before this one is the test itself, which lives on.
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_is_not_understood_may_hold_everything_as_long_as_it_lives() {
+        let (process, gate) = process();
+        let (older, link) = UnixStream::pair().unwrap();
+        let mut older = Successor::over(older);
+        older.link.tell_unknown().await;
+        meet(Some(link), &process).await.unwrap();
+        older.link.tell_unknown().await;
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(gate.snapshot().reserved, 10);
+        older.link.tell(&Word::Held(held(3))).await.unwrap();
+        eventually_is("what is understood to count", SOON, 3, async || gate.snapshot().reserved).await;
+        drop(older);
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(gate.snapshot().reserved, 3, "it says nothing more, but lives");
+    }
+
+    #[tokio::test]
+    async fn slots_are_handed_on_to_a_process_that_is_not_understood() {
+        let (process, gate) = process();
+        let slot = slot(gate.clone()).await;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut newer = Predecessor::new(theirs).unwrap();
+        newer.link.tell_unknown().await;
+        newer.link.tell(&Word::Held(held(1))).await.unwrap();
+        let handing = tokio::spawn(async move { hand_on(&mut Successor::over(ours), &process).await });
+        while newer.link.next().await.unwrap() != Word::Held(held(1)) {}
+        newer.link.tell_unknown().await;
+        newer.link.tell(&Word::Paused(Paused::from(["stub".to_owned()]))).await.unwrap();
+        eventually_is("what is understood to count", SOON, true, async || gate.snapshot().paused).await;
+        drop(slot);
+        assert_eq!(newer.link.next().await, Some(Word::Held(held(0))));
+        assert!(handing.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_says_much_is_told_of_pauses_all_the_same() {
+        let (process, gate) = process();
+        let (older, link) = UnixStream::pair().unwrap();
+        let mut older = Successor::over(older);
+        older.link.tell(&Word::Held(held(3))).await.unwrap();
+        meet(Some(link), &process).await.unwrap();
+        older.link.tell(&Word::Held(held(2))).await.unwrap();
+        eventually_is("the second word to count", SOON, 2, async || gate.snapshot().reserved).await;
+        gate.pause();
+        let told = async {
+            loop {
+                tokio::select! {
+                    word = older.link.next() => return word,
+                    () = sleep(LOOK / 2) => older.link.tell(&Word::Held(held(2))).await.unwrap(),
+                }
+            }
+        };
+        let told = timeout(SOON, told).await.expect("it is told meanwhile");
+        assert_eq!(told, Some(Word::Paused(Paused::from(["stub".to_owned()]))));
+    }
+
+    /// What the kernel is still ending of a process that took over and died counts here, too, before slots that were
+    /// handed on are taken back.
+    #[tokio::test]
+    async fn slots_of_a_successor_that_died_are_taken_back_when_its_sockets_are_gone() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let registry = listener.local_addr().unwrap();
+        let (process, gate) = process_toward(&registry.to_string());
+        let asked = || {
+            let gate = gate.clone();
+            tokio::spawn(async move { slot_toward(&gate, &registry.to_string()).await })
+        };
+        let first = [asked().await.unwrap(), asked().await.unwrap()];
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut newer = Predecessor::new(theirs).unwrap();
+        let heirs = Arc::new(Heirs::new(Origin::that_fails(), None, CancellationToken::new()));
+        let handing = tokio::spawn(heirs.serve(Successor::over(ours), process.clone()));
+        while newer.link.next().await.unwrap() != Word::Held(held_toward(registry, 2)) {}
+        let waiting: Vec<_> = (0..8).map(|_| asked()).collect();
+        eventually_is("eight to wait", SOON, 8, async || gate.snapshot().waiting).await;
+
+        let mut there = Vec::new();
+        for _ in 0..6 {
+            let connection = TcpStream::connect(registry).await.unwrap();
+            there.push(listener.accept().await.unwrap());
+            drop(connection);
+        }
+        drop(newer);
+        handing.await.unwrap();
+
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut newest = Predecessor::new(theirs).unwrap();
+        let again = tokio::spawn(async move { hand_on(&mut Successor::over(ours), &process).await });
+        while newest.link.next().await.unwrap() != Word::Held(held_toward(registry, 10)) {}
+        let left = kernel::orphans(&[(registry.ip(), Some(registry.port()))]);
+        assert_eq!((left, gate.snapshot().open.open()), (6, 4), "both together stay within the slots");
+        drop(there);
+        eventually_is("all to have theirs", SOON, 10, async || gate.snapshot().open.open()).await;
+        drop((first, waiting));
+        again.abort();
     }
 
     /// Connections that went to other hosts count when a registry claims the host.

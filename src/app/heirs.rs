@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::elsewhere::Elsewhere;
-use super::handing::hand_on;
+use super::handing::{hand_on, look_for_orphans};
 use super::listeners::Listeners;
 use super::succession::{Origin, Successor};
 
@@ -63,6 +63,8 @@ impl Heirs {
             }
             self.one_lives.store(false, Ordering::Relaxed);
             tracing::error!(pid = successor.pid, ?ended, "the process that took over has died");
+            // Its sockets may stand, and only it knew what it had: slots that were its own are not simply free again.
+            look_for_orphans(&elsewhere).await;
             match self.another().await {
                 Some(another) => successor = another,
                 None => break,

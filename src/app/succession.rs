@@ -9,7 +9,8 @@
 //! `{"held":[{"name":"harbor","hosts":["harbor.example.com"],"slots":7}]}`. The hosts are there since the new process may
 //! have another config. `{"paused":["harbor"]}` names the registries that the operator has paused: the old process says so
 //! before its first slots, the new one when that changes. `"leaving"` says the new process when it accepts nobody any more
-//! itself: then nobody has to take its place. The end of the link is the end of the process at its end.
+//! itself: then nobody has to take its place. A word that is not known is passed over, since the other one may be of another
+//! version. The end of the link is the end of the process at its end.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -18,6 +19,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
@@ -25,17 +27,17 @@ use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Split};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::elsewhere::Held;
 use super::inherited::LINK;
 
 /// How long a new process may take until it is ready.
 const START: Duration = Duration::from_secs(30);
-/// How long a process that has closed the link may take to be gone.
+/// How long a process that has closed the link may take to be gone until that is worth a warning.
 const END: Duration = Duration::from_secs(5);
 /// How often it is looked whether it is.
 const LOOK: Duration = Duration::from_millis(5);
@@ -92,13 +94,20 @@ pub enum NoSuccessor {
     Late,
 }
 
+/// What two processes talk over.
+#[derive(Debug)]
+pub struct Link {
+    lines: Split<BufReader<OwnedReadHalf>>,
+    write: OwnedWriteHalf,
+}
+
 /// The process that takes over from this one.
 #[derive(Debug)]
 pub struct Successor {
     /// Its process id.
     pub pid: u32,
-    link: OwnedWriteHalf,
-    lines: Lines<BufReader<OwnedReadHalf>>,
+    /// For talking with it.
+    pub link: Link,
     /// Whether it has said that it leaves.
     pub leaves: bool,
     process: Option<Child>,
@@ -107,8 +116,8 @@ pub struct Successor {
 /// The process from which this one takes over.
 #[derive(Debug)]
 pub struct Predecessor {
-    lines: Lines<BufReader<OwnedReadHalf>>,
-    link: OwnedWriteHalf,
+    /// For talking with it.
+    pub link: Link,
     /// The process itself; `None` where the system does not give it.
     process: Option<OwnedFd>,
 }
@@ -140,15 +149,13 @@ impl Origin {
     pub async fn succeed(&self, listeners: Vec<(String, OwnedFd)>) -> Result<Successor, NoSuccessor> {
         let cannot = |cause| NoSuccessor::Start { program: self.program.clone(), cause };
         let (ours, theirs) = StdStream::pair().map_err(cannot)?;
-        ours.set_nonblocking(true).map_err(cannot)?;
-        let (read, write) = UnixStream::from_std(ours).map_err(cannot)?.into_split();
-        let mut lines = BufReader::new(read).lines();
+        let mut link = Link::over(ours).map_err(cannot)?;
         // Before the link: the end of that must not let it take over.
         let mut child = Candidate(Some(self.spawn(listeners, theirs).map_err(cannot)?));
-        match timeout(START, lines.next_line()).await {
-            Ok(Ok(Some(line))) if line == READY => {
+        match timeout(START, link.lines.next_segment()).await {
+            Ok(Ok(Some(said))) if said == READY.as_bytes() => {
                 let process = child.take_over();
-                Ok(Successor { pid: process.id(), link: write, lines, leaves: false, process: Some(process) })
+                Ok(Successor { pid: process.id(), link, leaves: false, process: Some(process) })
             }
             Ok(_) => Err(NoSuccessor::Ended(child.ended().await)),
             Err(_) => Err(NoSuccessor::Late),
@@ -206,23 +213,43 @@ impl Drop for Candidate {
     }
 }
 
+impl Link {
+    fn over(link: StdStream) -> io::Result<Link> {
+        link.set_nonblocking(true)?;
+        let (read, write) = UnixStream::from_std(link)?.into_split();
+        Ok(Link { lines: BufReader::new(read).split(b'\n'), write })
+    }
+
+    /// What the other one says next that is understood; `None` when it is gone. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Word> {
+        loop {
+            let line = self.lines.next_segment().await.ok()??;
+            match serde_json::from_slice(&line) {
+                Ok(word) => return Some(word),
+                Err(error) => {
+                    let line = line.escape_ascii();
+                    tracing::debug!(%line, %error, "the other process says what is not known here");
+                }
+            }
+        }
+    }
+
+    /// Tells the other one.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn tell(&mut self, word: &Word) -> io::Result<()> {
+        self.write(serde_json::to_string(word)?).await
+    }
+
+    /// One message. A link holds far more of them than are ever under way, so this does not wait.
+    async fn write(&mut self, mut message: String) -> io::Result<()> {
+        message.push('\n');
+        self.write.write_all(message.as_bytes()).await
+    }
+}
+
 impl Successor {
-    /// Tells which slots are not free yet.
-    ///
-    /// # Errors
-    /// When it is gone.
-    pub async fn tell(&mut self, held: &Held) -> io::Result<()> {
-        write(&mut self.link, &Word::Held(held.clone())).await
-    }
-
-    /// Tells which registries are paused; to be called before the first word of slots.
-    ///
-    /// # Errors
-    /// When it is gone.
-    pub async fn pause(&mut self, paused: &Paused) -> io::Result<()> {
-        write(&mut self.link, &Word::Paused(paused.clone())).await
-    }
-
     /// How it ended, once it has. It must be waited for: a process that nobody waits for stays in the kernel's list.
     pub async fn ended(&mut self) -> Option<ExitStatus> {
         let process = self.process.as_mut()?;
@@ -234,12 +261,6 @@ impl Successor {
             }
         }
     }
-
-    /// What it says next; `None` when it is gone. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Word> {
-        let line = self.lines.next_line().await.ok()??;
-        serde_json::from_str(&line).ok()
-    }
 }
 
 impl Predecessor {
@@ -248,21 +269,25 @@ impl Predecessor {
     /// # Errors
     /// When the runtime does not take it.
     pub fn new(link: StdStream) -> io::Result<Predecessor> {
-        link.set_nonblocking(true)?;
-        let link = UnixStream::from_std(link)?;
-        let pid = link.peer_cred().ok().and_then(|behind| Pid::from_raw(behind.pid()?));
+        let link = Link::over(link)?;
+        // It has the other end of the link: as long as that is open, the number is its own.
+        let pid = link.write.as_ref().peer_cred().ok().and_then(|behind| Pid::from_raw(behind.pid()?));
         let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok());
-        let (read, write) = link.into_split();
-        Ok(Predecessor { lines: BufReader::new(read).lines(), link: write, process })
+        Ok(Predecessor { link, process })
     }
 
-    /// Completes when the process is gone with all that it had. The end of the link alone does not say so: the kernel
-    /// closes what a killed process had one by one.
+    /// Completes when the process is gone with all that it had, however long that takes. The end of the link alone does
+    /// not say so: the kernel closes what a killed process had one by one.
     pub async fn gone(&self) {
         let Some(process) = &self.process else { return sleep(UNSEEN_END).await };
-        let deadline = Instant::now() + END;
-        while lives(process) && Instant::now() < deadline {
-            sleep(LOOK).await;
+        let mut gone = pin!(async {
+            while lives(process) {
+                sleep(LOOK).await;
+            }
+        });
+        if timeout(END, &mut gone).await.is_err() {
+            tracing::warn!("the process before this one says nothing more, but lives: its slots are left alone");
+            gone.await;
         }
     }
 
@@ -271,35 +296,14 @@ impl Predecessor {
     /// # Errors
     /// When the other one is gone.
     pub async fn ready(&mut self) -> io::Result<()> {
-        self.link.write_all(format!("{READY}\n").as_bytes()).await
-    }
-
-    /// Tells which registries are paused now, or that this process leaves.
-    ///
-    /// # Errors
-    /// When it is gone.
-    pub async fn tell(&mut self, word: &Word) -> io::Result<()> {
-        write(&mut self.link, word).await
-    }
-
-    /// What it says next; `None` when it has ended. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Word> {
-        let line = self.lines.next_line().await.ok()??;
-        serde_json::from_str(&line).ok()
+        self.link.write(READY.to_owned()).await
     }
 }
 
-/// Whether the process has not ended; asks the kernel.
+/// Whether the process has not ended; asks the kernel. No answer, as when a signal came between, is no end.
 fn lives(process: &OwnedFd) -> bool {
     let mut asked = [PollFd::new(process, PollFlags::IN)];
-    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(0)
-}
-
-/// One message. A link holds far more of them than are ever under way, so this does not wait.
-async fn write(link: &mut OwnedWriteHalf, word: &Word) -> io::Result<()> {
-    let mut message = serde_json::to_string(word)?;
-    message.push('\n');
-    link.write_all(message.as_bytes()).await
+    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) != Ok(1)
 }
 
 #[cfg(test)]
@@ -307,12 +311,27 @@ mod tests {
     use super::*;
     use crate::app::elsewhere::Holding;
 
+    impl Origin {
+        /// Of a process that takes nothing over.
+        pub(in crate::app) fn that_fails() -> Origin {
+            Origin { program: "/bin/false".into(), arguments: Vec::new() }
+        }
+    }
+
+    impl Link {
+        /// Says what a process of another version may say.
+        pub(in crate::app) async fn tell_unknown(&mut self) {
+            for unknown in ["\"resting\"", "{\"lent\":[{\"to\":\"harbor\"}]}", "{\"held\":7}", "", "ready"] {
+                self.write(unknown.to_owned()).await.unwrap();
+            }
+            self.write.write_all(b"\xff\xfe\n").await.unwrap();
+        }
+    }
+
     impl Successor {
         /// One at the other end of this link.
         pub(in crate::app) fn over(link: StdStream) -> Successor {
-            link.set_nonblocking(true).unwrap();
-            let (read, write) = UnixStream::from_std(link).unwrap().into_split();
-            Successor { pid: 1, link: write, lines: BufReader::new(read).lines(), leaves: false, process: None }
+            Successor { pid: 1, link: Link::over(link).unwrap(), leaves: false, process: None }
         }
     }
 
@@ -325,21 +344,36 @@ mod tests {
             |name: &str, slots| Holding { name: name.to_owned(), hosts: vec!["*.example.com".to_owned()], slots };
         let held = vec![holding("harbor", 7), holding("other", 0)];
         let paused = Paused::from(["harbor".to_owned()]);
-        successor.pause(&paused).await.unwrap();
-        successor.tell(&held).await.unwrap();
-        assert_eq!(predecessor.next().await, Some(Word::Paused(paused.clone())));
-        assert_eq!(predecessor.next().await, Some(Word::Held(held)));
+        successor.link.tell(&Word::Paused(paused.clone())).await.unwrap();
+        successor.link.tell(&Word::Held(held.clone())).await.unwrap();
+        assert_eq!(predecessor.link.next().await, Some(Word::Paused(paused.clone())));
+        assert_eq!(predecessor.link.next().await, Some(Word::Held(held)));
         for word in [Word::Paused(paused), Word::Leaving] {
-            predecessor.tell(&word).await.unwrap();
-            assert_eq!(successor.next().await, Some(word));
+            predecessor.link.tell(&word).await.unwrap();
+            assert_eq!(successor.link.next().await, Some(word));
         }
         drop(successor);
-        assert_eq!(predecessor.next().await, None);
+        assert_eq!(predecessor.link.next().await, None);
+    }
+
+    /// It may be of another version. What it says after that counts, and only its end is its end.
+    #[tokio::test]
+    async fn words_that_are_not_known_are_passed_over() {
+        let (ours, theirs) = StdStream::pair().unwrap();
+        let (mut ours, mut theirs) = (Link::over(ours).unwrap(), Link::over(theirs).unwrap());
+        for word in [Word::Held(Held::new()), Word::Leaving] {
+            theirs.tell_unknown().await;
+            theirs.tell(&word).await.unwrap();
+            assert_eq!(ours.next().await, Some(word));
+        }
+        theirs.tell_unknown().await;
+        drop(theirs);
+        assert_eq!(ours.next().await, None);
     }
 
     #[tokio::test]
     async fn a_process_that_ends_at_once_takes_nothing_over() {
-        let origin = Origin { program: "/bin/false".into(), arguments: Vec::new() };
+        let origin = Origin::that_fails();
         assert!(matches!(origin.succeed(Vec::new()).await, Err(NoSuccessor::Ended(_))));
         let origin = Origin { program: "/nonexistent/roadstead".into(), arguments: Vec::new() };
         assert!(matches!(origin.succeed(Vec::new()).await, Err(NoSuccessor::Start { .. })));
