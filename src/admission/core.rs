@@ -262,7 +262,8 @@ pub struct Core {
     quiet: QuietTunnels,
     places: KeptPlaces,
     outages: Outages,
-    pace: Pace,
+    /// How fast each class moves.
+    paces: Vec<Pace>,
     usage: Usage,
     mode: Mode,
     paused: bool,
@@ -299,7 +300,7 @@ impl Core {
             quiet: QuietTunnels::default(),
             places: KeptPlaces::new(limits.keep_place),
             outages: Outages::default(),
-            pace: Pace::default(),
+            paces: vec![Pace::default(); limits.weights.len()],
             usage: Usage::default(),
             mode: Mode::Running,
             paused: false,
@@ -529,6 +530,7 @@ impl Core {
             (_, None) => None,
         };
         self.queue.change_weights(&limits.weights);
+        self.paces.resize(limits.weights.len().max(self.paces.len()), Pace::default());
         self.places.change(limits.keep_place);
         self.limits = limits;
         if self.mode == Mode::Draining {
@@ -607,15 +609,20 @@ impl Core {
     /// Who waits, by arrival, and who holds what, the oldest first; at most `most` of each.
     #[must_use]
     pub fn explain(&self, most: usize, now: Moment) -> Explanation {
-        let waiters = self.queue.by_arrival().take(most).enumerate().map(|(index, waiter)| WaiterInfo {
-            position: index + 1,
-            party: waiter.ask.party.clone(),
-            kind: waiter.ask.kind(),
-            lane: waiter.ask.lane,
-            target: waiter.ask.target.clone(),
-            age: now.since(waiter.ask.place.arrived()),
-            patience_left: waiter.ask.deadline.since(now),
-            expected_wait: self.expected_wait(index + 1),
+        let mut positions = vec![0; self.paces.len()];
+        let waiters = self.queue.by_arrival().take(most).enumerate().map(|(index, waiter)| {
+            let class = waiter.ask.party.class;
+            positions[class.0] += 1;
+            WaiterInfo {
+                position: index + 1,
+                party: waiter.ask.party.clone(),
+                kind: waiter.ask.kind(),
+                lane: waiter.ask.lane,
+                target: waiter.ask.target.clone(),
+                age: now.since(waiter.ask.place.arrived()),
+                patience_left: waiter.ask.deadline.since(now),
+                expected_wait: self.expected_wait(class, positions[class.0]),
+            }
         });
         Explanation { bound: self.bound, waiters: waiters.collect(), holders: self.holders(most, now) }
     }
@@ -650,11 +657,11 @@ impl Core {
         self.ledger.get(slot).map(|entry| entry.activity.clone()).unwrap_or_default()
     }
 
-    /// When the one at this position will be admitted, as far as the past tells: nobody knows when a pause or an outage
-    /// ends.
-    fn expected_wait(&self, position: usize) -> Option<Duration> {
+    /// When the one at this position of its class will be admitted, as far as the past tells: nobody knows when a pause or an
+    /// outage ends.
+    fn expected_wait(&self, class: ClassId, position: usize) -> Option<Duration> {
         let moves = !matches!(self.bound, Some(Bound::Paused | Bound::Unreachable));
-        moves.then(|| self.pace.expected_wait(position))
+        moves.then(|| self.paces[class.0].expected_wait(position))
     }
 
     /// Decides all that can be decided now.
@@ -840,7 +847,8 @@ impl Core {
 
     fn admit(&mut self, place: Place, slot: SlotId, turn: Turn, now: Moment) -> Duration {
         let (waiter, charged) = self.queue.take(place, turn).expect("only those who wait are admitted");
-        self.pace.admitted(now, !self.queue.is_empty());
+        let class = waiter.ask.party.class;
+        self.paces[class.0].admitted(now, self.queue.waiting_in(class) > 0);
         let had_to_wait = waiter.waited(now);
         let kind = waiter.ask.kind();
         let Ask { party, target, .. } = waiter.ask;
@@ -866,15 +874,19 @@ impl Core {
             RefusalReason::Draining => None,
         };
         let ahead = self.queue.ahead_of(place, FARTHEST_POSITION);
+        // Of its own class, if those ahead are as mixed as all are: looking at each would take too long here.
+        let (class, waiting) = (waiter.ask.party.class, self.queue.len());
+        let of_class = self.queue.waiting_in(class);
+        let ahead_in_class = (ahead * of_class).div_ceil(waiting.max(1));
         let refusal = Refusal {
             bound,
             position: (ahead < FARTHEST_POSITION).then_some(ahead + 1),
-            expected_wait: bound.and_then(|_| self.expected_wait(ahead + 1)),
+            expected_wait: bound.and_then(|_| self.expected_wait(class, ahead_in_class + 1)),
             reason,
             waited: waiter.waited(now),
-            waiting: self.queue.len(),
+            waiting,
             slots: self.limits.slots,
-            retry_after: self.pace.expected_wait(self.queue.len()),
+            retry_after: self.paces[class.0].expected_wait(of_class),
         };
         let is_over = matches!(reason, RefusalReason::QueueTimeout | RefusalReason::Unreachable);
         let may_return = is_over.then(|| waiter.ask.owner());

@@ -965,6 +965,42 @@ fn who_comes_back_goes_on_with_its_old_age() {
     assert!(world.decided.contains(&gave_up) && !world.decided.contains(&patient));
 }
 
+/// A class that has few turns is not told of the turns of another.
+#[test]
+fn each_class_is_told_when_its_own_turn_will_come() {
+    const LONG: Duration = Duration::from_secs(100_000);
+    let mut world = World::new(Limits { weights: vec![1, 8], ..limits(1, 10_000, None) });
+    for _ in 0..300 {
+        world.arrive_as(&party("slow", 0), Lane::Blob, None, LONG, false);
+        world.arrive_as(&party("quick", 1), Lane::Blob, None, LONG, false);
+    }
+    let serve = |world: &mut World| {
+        let slot = dialled_slots(world)[0];
+        world.dialled(slot);
+        world.pass(ms(1000));
+        world.release(slot);
+    };
+    for _ in 0..90 {
+        serve(&mut world);
+    }
+    let explained = world.core.explain(usize::MAX, world.now).waiters;
+    for (class, turns) in [(0, 9), (1, 1)] {
+        let third = explained.iter().filter(|waiter| waiter.party.class == ClassId(class)).nth(2).unwrap();
+        let expected = third.expected_wait.unwrap().as_secs();
+        assert!((2 * turns..=4 * turns + 1).contains(&expected), "class {class}: {expected} s");
+    }
+    let hasty = world.arrive_as(&party("slow", 0), Lane::Blob, None, ms(1), false);
+    world.pass(ms(1));
+    world.tick();
+    let refused = world.log.iter().rev().find_map(|one| match one {
+        Decision::Refuse { place, refusal, .. } if *place == hasty => Some(refusal.clone()),
+        _ => None,
+    });
+    let refused = refused.expect("its patience was short");
+    assert!(refused.expected_wait.unwrap() >= Duration::from_secs(300), "{refused:?}");
+    assert_eq!(refused.retry_after, Duration::from_secs(300), "the longest that is told");
+}
+
 #[test]
 fn a_target_that_refuses_is_probed_by_one_and_holds_up_nobody_else() {
     let mut world = World::new(limits(4, 100, None));

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::moment::Moment;
 
-/// A smoothed interval between admissions while somebody waited.
-#[derive(Debug, Default)]
+/// A smoothed interval between the admissions of one class while somebody of it waited.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Pace {
     interval: Option<Duration>,
     last: Option<Moment>,
