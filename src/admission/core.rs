@@ -440,7 +440,8 @@ impl Core {
         if let Some(slot) = among.iter().find(|slot| self.idle.holds(**slot)) {
             return self.close(*slot, CloseCause::Reclaimed);
         }
-        let victims = self.quiet.victims(client, |client| self.ledger.held_by(client), usize::MAX, now);
+        let held = |client: &Client| self.ledger.held_by(client);
+        let victims = self.quiet.victims(client, |waiting| waiting == client, held, usize::MAX, now);
         if let Some((slot, evidence)) = victims.into_iter().find(|(slot, _)| among.contains(slot)) {
             self.quiet.recall(slot);
             self.decisions.push_back(Decision::Recall { slot, evidence });
@@ -690,11 +691,11 @@ impl Core {
     /// Draining is like somebody who always waits: what lies quiet past its pause is recalled.
     fn let_quiet_ones_go(&mut self, now: Moment) {
         let nobody: Client = "".into();
-        for (slot, evidence) in self.quiet.victims(&nobody, |_| 0, usize::MAX, now) {
+        for (slot, evidence) in self.quiet.victims(&nobody, |_| false, |_| 0, usize::MAX, now) {
             self.quiet.recall(slot);
             self.decisions.push_back(Decision::Recall { slot, evidence });
         }
-        self.bound_until = [self.bound_until, self.quiet.next_due(&nobody)].into_iter().flatten().min();
+        self.bound_until = [self.bound_until, self.quiet.next_due(|_| false)].into_iter().flatten().min();
     }
 
     fn refuse_overdue(&mut self, place: Place, now: Moment) {
@@ -806,13 +807,15 @@ impl Core {
         if wanted == 0 {
             return;
         }
-        for (slot, evidence) in self.quiet.victims(&head, |client| self.ledger.held_by(client), wanted, now) {
+        let waits = |client: &Client| self.queue.waits(client);
+        let holds = |client: &Client| self.ledger.held_by(client);
+        for (slot, evidence) in self.quiet.victims(&head, waits, holds, wanted, now) {
             self.quiet.recall(slot);
             self.decisions.push_back(Decision::Recall { slot, evidence });
         }
         // All that were due are among them.
         if self.wanted_back(tokens) > 0 {
-            self.bound_until = self.quiet.next_due(&head);
+            self.bound_until = self.quiet.next_due(|client| self.queue.waits(client));
         }
     }
 

@@ -81,14 +81,21 @@ struct Held {
     closing: bool,
     /// Whether it serves nobody's request: it was kept, and taken out by no request.
     vacant: bool,
-    /// From when on it may be recalled, while it is a quiet tunnel, and what speaks for it.
-    quiet: Option<(Moment, Evidence)>,
+    /// While it is a quiet tunnel: from when on it may be recalled, and for its own client, and what speaks for it.
+    quiet: Option<Idle>,
     recalled: bool,
     /// Whether a handshake is to come.
     fresh: bool,
     target: Arc<str>,
     party: Party,
     place: Place,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Idle {
+    from: Moment,
+    from_for_own: Moment,
+    evidence: Evidence,
 }
 
 /// A token bucket as a child would build it: a level that rises.
@@ -269,16 +276,16 @@ impl World {
     }
 
     fn quiet(&mut self, slot: SlotId, pause: Duration) {
-        self.quiet_as(slot, Evidence::Idle, pause);
+        self.quiet_as(slot, Evidence::Idle, pause, pause);
     }
 
-    fn quiet_as(&mut self, slot: SlotId, evidence: Evidence, pause: Duration) {
-        let from = self.now + pause;
+    fn quiet_as(&mut self, slot: SlotId, evidence: Evidence, pause: Duration, for_own: Duration) {
+        let (from, from_for_own) = (self.now + pause, self.now + for_own.min(pause));
         let held = self.held_mut(slot);
         held.recalled = false;
         held.fresh = false;
-        held.quiet = Some((from, evidence));
-        let quiet = Quiet { evidence, since: self.now, from, from_for_own: from };
+        held.quiet = Some(Idle { from, from_for_own, evidence });
+        let quiet = Quiet { evidence, since: self.now, from, from_for_own };
         self.core.quiet(slot, quiet, self.now);
         self.settle(None);
     }
@@ -359,11 +366,13 @@ impl World {
                     );
                     let now = self.now;
                     let held = self.held_mut(slot);
-                    let Some((from, evidence)) = held.quiet.take() else { panic!("recalled though it moves") };
-                    assert!(from <= now, "recalled before its time");
+                    let Some(idle) = held.quiet.take() else { panic!("recalled though it moves") };
                     assert!(!std::mem::replace(&mut held.recalled, true), "recalled twice");
-                    let due = self.held.iter().filter_map(|held| held.quiet).filter(|(from, _)| *from <= now);
-                    let surest = due.map(|(_, evidence)| evidence).min();
+                    let (evidence, client) = (idle.evidence, held.party.client.clone());
+                    let waits = self.waiting.values().any(|ask| ask.party.client == client);
+                    assert!(idle.from <= now || waits && idle.from_for_own <= now, "recalled before its time");
+                    let surest = self.held.iter().filter(|held| self.may_go(held)).filter_map(|held| held.quiet);
+                    let surest = surest.map(|idle| idle.evidence).min();
                     assert!(self.draining || surest.is_none_or(|surest| evidence <= surest), "a surer one is left");
                 }
                 Decision::Close { slot, cause } => {
@@ -471,6 +480,17 @@ impl World {
         self.core.snapshot(self.now).open.connecting + fresh
     }
 
+    /// From when on a quiet tunnel may be recalled: sooner where its own client waits for another one.
+    fn goes_at(&self, held: &Held) -> Option<Moment> {
+        let in_line = |ask: &Ask| !self.out.contains(&ask.target) && ask.party.client == held.party.client;
+        let own_waits = self.waiting.values().any(in_line);
+        held.quiet.map(|idle| if own_waits { idle.from_for_own } else { idle.from })
+    }
+
+    fn may_go(&self, held: &Held) -> bool {
+        self.goes_at(held).is_some_and(|at| at <= self.now)
+    }
+
     /// Slots on their way back that somebody can have then.
     fn coming(&self) -> usize {
         let excess = self.open().saturating_sub(self.limits.slots);
@@ -522,7 +542,7 @@ impl World {
         // tunnels that have been quiet for long enough.
         let (coming, served_soon) = (self.coming(), self.servable(in_line));
         let blocked_by_rate = self.open() < self.limits.slots;
-        let eligible = self.held.iter().any(|held| held.quiet.is_some_and(|(from, _)| from <= self.now));
+        let eligible = self.held.iter().any(|held| self.may_go(held));
         let can_give_way = !kept.is_empty() || eligible;
         assert!(
             !can_give_way || blocked_by_rate || coming >= served_soon,
@@ -568,7 +588,7 @@ impl World {
             return;
         }
         let token = self.tokens.as_ref().map_or(Some(self.now), |tokens| tokens.due(coming + 1));
-        let tunnel = self.held.iter().filter_map(|held| held.quiet).map(|(from, _)| from).min();
+        let tunnel = self.held.iter().filter_map(|held| self.goes_at(held)).min();
         if let (Some(token), Some(tunnel)) = (token, tunnel) {
             let due = token.max(tunnel);
             assert!(self.core.wake_at().is_some_and(|wake| wake <= due), "nobody would notice that a tunnel may go");
@@ -585,7 +605,7 @@ enum Step {
     Dialled(usize),
     Enter(usize, SlotState),
     Park(usize, usize),
-    Quiet(usize, Evidence, u64),
+    Quiet(usize, Evidence, u64, u64),
     Unreachable(usize),
     Established(usize, bool),
     Pause(bool),
@@ -611,7 +631,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (any::<usize>(), states).prop_map(|(slot, state)| Step::Enter(slot, state)),
         5 => (any::<usize>(), 0..2_usize).prop_map(|(slot, key)| Step::Park(slot, key)),
         5 => any::<usize>().prop_map(Step::Release),
-        3 => (any::<usize>(), evidence, 0..200_u64).prop_map(|(slot, evidence, pause)| Step::Quiet(slot, evidence, pause)),
+        3 => (any::<usize>(), evidence, 0..200_u64, 0..200_u64)
+            .prop_map(|(slot, evidence, pause, for_own)| Step::Quiet(slot, evidence, pause, for_own)),
         2 => any::<usize>().prop_map(Step::Unreachable),
         4 => (any::<usize>(), any::<bool>()).prop_map(|(slot, tunnel)| Step::Established(slot, tunnel)),
         1 => any::<bool>().prop_map(Step::Pause),
@@ -644,11 +665,11 @@ impl World {
                 self.arrive_as(&party, lane, KEYS[*key], ms(*patience), *again);
             }
             Step::Tell(pick) => self.tell(*pick),
-            Step::Quiet(pick, evidence, pause) => {
+            Step::Quiet(pick, evidence, pause, for_own) => {
                 let tunnel = |held: &&Held| held.dialled && !held.closing && !held.vacant;
                 if let Some(held) = nth(self.held.iter().filter(tunnel), *pick) {
                     let slot = held.slot;
-                    self.quiet_as(slot, *evidence, ms(*pause));
+                    self.quiet_as(slot, *evidence, ms(*pause), ms(*for_own));
                 }
             }
             Step::Unreachable(pick) => {

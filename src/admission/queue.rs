@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::deadlines::Deadlines;
 use super::moment::Moment;
 use super::places::Owner;
-use super::turns::{Charge, ClassId, Lane, Party, Turn, Turns};
+use super::turns::{Charge, ClassId, Client, Lane, Party, Turn, Turns};
 
 /// A place in the order: by arrival, ties by sequence. It names the request for as long as that waits, also across
 /// several admissions (a dial that failed gives its slot back and waits again on its old place).
@@ -147,6 +147,11 @@ impl Queue {
 
     pub fn waiting_in(&self, class: ClassId) -> usize {
         self.by_class.get(class.0).copied().unwrap_or(0)
+    }
+
+    /// Whether this client waits for a turn.
+    pub fn waits(&self, client: &Client) -> bool {
+        self.turns.waits(client)
     }
 
     /// Classes have these weights from now on; there may be more of them, never fewer.

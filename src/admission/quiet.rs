@@ -110,18 +110,19 @@ impl QuietTunnels {
     }
 
     /// The tunnels to recall for `waiting`, at most `most`: the surest first; among those its own before others, then the
-    /// greatest holder's, then the longest quiet.
+    /// greatest holder's, then the longest quiet. `waits` tells who else waits for a connection: that makes it surer that it
+    /// does not need those that it has.
     pub fn victims(
         &self,
         waiting: &Client,
+        waits: impl Fn(&Client) -> bool,
         held: impl Fn(&Client) -> usize,
         most: usize,
         now: Moment,
     ) -> Vec<(SlotId, Evidence)> {
-        let own = self.by_due_for_own.get(waiting).into_iter().flatten();
         let due = |dues: &&(Moment, SlotId)| dues.0 <= now;
-        let eligible: BTreeSet<SlotId> =
-            self.by_due.iter().take_while(due).chain(own.take_while(due)).map(|(_, slot)| *slot).collect();
+        let own = self.of_those(waits).flat_map(|own| own.iter().take_while(due));
+        let eligible: BTreeSet<SlotId> = self.by_due.iter().take_while(due).chain(own).map(|(_, slot)| *slot).collect();
         let ranked = eligible.into_iter().map(|slot| {
             let (client, quiet) = &self.tunnels[&slot];
             (quiet.evidence, client != waiting, Reverse(held(client)), quiet.since, slot)
@@ -131,10 +132,15 @@ impl QuietTunnels {
         ranked.into_iter().take(most).map(|(evidence, .., slot)| (slot, evidence)).collect()
     }
 
-    /// When the next one becomes eligible for `waiting`.
-    pub fn next_due(&self, waiting: &Client) -> Option<Moment> {
-        let own = self.by_due_for_own.get(waiting).and_then(BTreeSet::first);
+    /// When the next one becomes eligible, where `waits` tells who waits for a connection.
+    pub fn next_due(&self, waits: impl Fn(&Client) -> bool) -> Option<Moment> {
+        let own = self.of_those(waits).filter_map(BTreeSet::first);
         self.by_due.first().into_iter().chain(own).map(|(due, _)| *due).min()
+    }
+
+    /// The tunnels of clients that wait.
+    fn of_those(&self, waits: impl Fn(&Client) -> bool) -> impl Iterator<Item = &BTreeSet<(Moment, SlotId)>> {
+        self.by_due_for_own.iter().filter(move |(client, _)| waits(client)).map(|(_, own)| own)
     }
 }
 
@@ -175,7 +181,8 @@ mod tests {
             "modest" => 2,
             _ => 1,
         };
-        tunnels.victims(&waiting.into(), held, most, now).into_iter().map(|(slot, _)| slot.0).collect()
+        let waits = |client: &Client| **client == *waiting;
+        tunnels.victims(&waiting.into(), waits, held, most, now).into_iter().map(|(slot, _)| slot.0).collect()
     }
 
     /// Everything else speaks for the other order.
@@ -230,7 +237,18 @@ mod tests {
         assert_eq!(victims(&tunnels, "me", 2, at(10)), [1, 2]);
         assert!(victims(&tunnels, "other", 2, early(at(10))).is_empty());
         assert_eq!(victims(&tunnels, "other", 2, at(10)), [2, 1]);
-        assert_eq!(["me", "other"].map(|waiting| tunnels.next_due(&waiting.into())), [Some(at(5)), Some(at(10))]);
+        let next_due = |waiting: &str| tunnels.next_due(|client| **client == *waiting);
+        assert_eq!(["me", "other"].map(next_due), [Some(at(5)), Some(at(10))]);
+    }
+
+    /// A client that waits for a connection will hardly use the one that it parked, whoever's turn it is.
+    #[test]
+    fn whoever_waits_is_believed_not_to_need_what_it_parked() {
+        let tunnels = tunnels(&[(1, "greedy", Evidence::Unused, 0), (2, "modest", Evidence::Unused, 0)]);
+        let waits = |client: &Client| matches!(&**client, "me" | "modest");
+        let victims = tunnels.victims(&"me".into(), waits, |_| 1, 2, at(5));
+        assert_eq!(victims, [(SlotId(2), Evidence::Unused)]);
+        assert_eq!(tunnels.next_due(waits), Some(at(5)));
     }
 
     /// One that moves, or was asked, is nobody's victim; one that lies quiet again after it was asked is.
@@ -239,7 +257,7 @@ mod tests {
         let mut tunnels = tunnels(&[(1, "me", Evidence::Idle, 0), (2, "me", Evidence::Idle, 0)]);
         tunnels.remove(SlotId(1));
         tunnels.recall(SlotId(2));
-        assert!(victims(&tunnels, "me", 2, at(10)).is_empty() && tunnels.next_due(&"me".into()).is_none());
+        assert!(victims(&tunnels, "me", 2, at(10)).is_empty() && tunnels.next_due(|_| true).is_none());
         assert_eq!((tunnels.is_recalled(SlotId(2)), tunnels.recalled()), (true, 1));
         tunnels.add(SlotId(2), "me".into(), quiet(Evidence::Idle, 0));
         assert_eq!(victims(&tunnels, "me", 2, at(10)), [2]);

@@ -228,6 +228,11 @@ impl Turns {
         self.class(party).settle(&party.client, charged, slot_nanos);
     }
 
+    /// Whether this client waits, in whatever class.
+    pub fn waits(&self, name: &Client) -> bool {
+        self.classes.iter().any(|class| class.clients.get(name).is_some_and(ClientTurns::is_waiting))
+    }
+
     /// Whose turn it is now.
     pub fn next(&self) -> Option<Place> {
         let waiting = self.classes.iter().filter(|class| class.waiting > 0);
