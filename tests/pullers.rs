@@ -23,7 +23,7 @@ const PIECE: usize = 500_000;
 /// As dfdaemon, with smaller pieces.
 const MANY: Load = Load { piece: PIECE, ..Load::DFDAEMON };
 /// Small pieces, where one of many settings is tried.
-const SOME: Load = Load { blobs: 4, blobs_at_once: 4, pieces: 60, pieces_at_once: 8, piece: 20_000 };
+const SOME: Load = Load { blobs: 4, blobs_at_once: 4, pieces: 90, pieces_at_once: 8, piece: 20_000 };
 /// Less of it.
 const FEW: Load = Load { blobs: 4, blobs_at_once: 4, pieces: 8, pieces_at_once: 8, piece: PIECE };
 /// Many requests for little.
