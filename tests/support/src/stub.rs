@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
@@ -327,6 +327,7 @@ async fn accept_when_wanted<Handling>(
         if let Some(open) = listener.as_ref().filter(|_| was_open) {
             // Who stands in the kernel's row already is served: closing the listener would reset them.
             let _ = timeout(Duration::from_millis(1), accept_all(open, &seen, &handler)).await;
+            accept_the_rest(open, &seen, &handler);
         }
         listener = turn(listener, door, address);
         state.send_replace(door);
@@ -366,12 +367,31 @@ where
             tokio::time::sleep(Duration::from_millis(1)).await;
             continue;
         };
-        locked(&seen.accepts).push(Instant::now());
-        let connection = StubConnection::new(stream, seen.count.clone());
-        tokio::spawn(handler(connection));
+        serve(stream, seen, handler);
         // Asks the kernel for news before the next accept: see the top of this file.
         tokio::task::yield_now().await;
     }
+}
+
+/// Those who came since the kernel was last asked for news: right before the listener closes.
+fn accept_the_rest<Handling>(listener: &TcpListener, seen: &Seen, handler: &impl Fn(StubConnection) -> Handling)
+where
+    Handling: Future<Output = ()> + Send + 'static,
+{
+    while let Ok(socket) = rustix::net::accept(listener) {
+        let stream = std::net::TcpStream::from(socket);
+        stream.set_nonblocking(true).expect("a socket");
+        serve(TcpStream::from_std(stream).expect("in a runtime"), seen, handler);
+    }
+}
+
+fn serve<Handling>(stream: TcpStream, seen: &Seen, handler: &impl Fn(StubConnection) -> Handling)
+where
+    Handling: Future<Output = ()> + Send + 'static,
+{
+    locked(&seen.accepts).push(Instant::now());
+    let connection = StubConnection::new(stream, seen.count.clone());
+    tokio::spawn(handler(connection));
 }
 
 #[cfg(test)]
