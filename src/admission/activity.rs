@@ -26,7 +26,7 @@ impl Activity {
             Direction::Down => &self.down,
         };
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.moved.store(u64::try_from(now.0.as_nanos()).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+        self.moved.store(now.nanos().max(1), Ordering::Relaxed);
     }
 
     /// The bytes in this direction.

@@ -12,7 +12,8 @@ pub struct Moment(pub Duration);
 
 impl Moment {
     /// In nanoseconds: it fits for centuries, and the last one stands for all after.
-    pub(super) fn nanos(self) -> u64 {
+    #[must_use]
+    pub fn nanos(self) -> u64 {
         u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
     }
 

@@ -136,7 +136,7 @@ struct SetClock(Arc<AtomicU64>);
 
 impl SetClock {
     fn set(&self, now: Moment) {
-        let nanos = u64::try_from(now.0.as_nanos()).unwrap_or(u64::MAX);
+        let nanos = now.nanos();
         self.0.store(nanos, Ordering::Relaxed);
     }
 }

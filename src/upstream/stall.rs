@@ -22,7 +22,7 @@ pub(super) struct Pending(Arc<AtomicU64>);
 impl Pending {
     /// A request begins.
     pub fn begin(&self, now: Moment) {
-        self.0.store(u64::try_from(now.0.as_nanos()).unwrap_or(u64::MAX).max(1), Ordering::Release);
+        self.0.store(now.nanos().max(1), Ordering::Release);
     }
 
     /// Its answer was read to the end.
