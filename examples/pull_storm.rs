@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use roadstead::app::inherited::Inherited;
 use roadstead::app::{self, Start};
 use roadstead::config::Config;
-use roadstead_test_support::{Progress, Storm, StubRegistry, Tally, Way};
+use roadstead_test_support::{Destination, Progress, Storm, StubRegistry, Tally};
 
 const BLOB: usize = 1024 * 1024;
 /// What the registry takes for each answer: some database work.
@@ -69,7 +69,7 @@ async fn story(options: Options) -> Result<ExitCode, Box<dyn Error>> {
 
 async fn directly(options: Options) -> Run {
     let registry = registry(options.cap).await;
-    run("directly", options, Way::Direct, &registry).await
+    run("directly", options, Destination::Direct, &registry).await
 }
 
 async fn through_the_sidecar(options: Options) -> Result<Run, Box<dyn Error>> {
@@ -77,7 +77,7 @@ async fn through_the_sidecar(options: Options) -> Result<Run, Box<dyn Error>> {
     let config = Config::parse(&sidecar_toml(options, &registry))?;
     let start = Start { file: Path::new("the example's own"), config, inherited: Inherited::default() };
     let running = app::start(start, Box::new(|_| {})).await?;
-    let result = run("through roadstead", options, Way::Connect(running.addresses().proxy), &registry).await;
+    let result = run("through roadstead", options, Destination::Connect(running.addresses().proxy), &registry).await;
     running.drain().await;
     Ok(result)
 }
@@ -107,7 +107,7 @@ fn sidecar_toml(options: Options, registry: &StubRegistry) -> String {
     )
 }
 
-async fn run(name: &'static str, options: Options, way: Way, registry: &StubRegistry) -> Run {
+async fn run(name: &'static str, options: Options, way: Destination, registry: &StubRegistry) -> Run {
     let storm = Storm { clients: options.clients as usize, blob: BLOB, ..Storm::new(way) };
     let bar = bar(name, u64::from(options.clients));
     let shown = bar.clone();

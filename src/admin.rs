@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::config_state::{ConfigPicture, ConfigState};
 use self::history::{History, Reading};
-use crate::admission::{Bound, Census, Party, Snapshot};
+use crate::admission::{LimitedBy, Occupancy, Principal, Snapshot};
 use crate::metrics::{Gauges, MemberGauges, Metrics};
 use crate::proxy::Proxy;
 use crate::upstream::Upstream;
@@ -226,8 +226,8 @@ impl Admin {
     fn picture(&self, upstream: &Upstream) -> Value {
         let now = upstream.gate.snapshot();
         let gauges = self.gauges(upstream, &now);
-        let census = upstream.gate.census(MOST_CLIENTS);
-        let classes = gauges.waiting.iter().zip(&census.holding_by_class).map(|((class, waiting), holding)| {
+        let occupancy = upstream.gate.occupancy(MOST_CLIENTS);
+        let classes = gauges.waiting.iter().zip(&occupancy.holding_by_class).map(|((class, waiting), holding)| {
             ((*class).to_owned(), ClassPicture { waiting: *waiting, holding: *holding })
         });
         let picture = Picture {
@@ -241,10 +241,10 @@ impl Admin {
             waiting: now.waiting,
             oldest_wait_seconds: seconds(gauges.oldest_wait),
             paused: now.paused,
-            bound: now.bound.map(Bound::as_str),
+            limited_by: now.limited_by.map(LimitedBy::as_str),
             classes: classes.collect(),
-            clients_left_out: census.left_out,
-            clients: clients(census, upstream),
+            clients_left_out: occupancy.left_out,
+            clients: clients(occupancy, upstream),
             upstreams: gauges.members.iter().map(node).collect(),
         };
         serde_json::to_value(picture).expect("numbers become JSON")
@@ -288,12 +288,12 @@ fn node(gauges: &MemberGauges) -> NodePicture {
 fn explanation(upstream: &Upstream) -> Value {
     const MOST: usize = 1000;
     let explanation = upstream.gate.explain(MOST);
-    let class = |party: &Party| upstream.classes[party.class.0].clone();
+    let class = |principal: &Principal| upstream.classes[principal.class.0].clone();
     let waiters = explanation.waiters.iter().map(|waiter| {
         serde_json::json!({
             "position": waiter.position,
-            "client": &*waiter.party.client,
-            "class": class(&waiter.party),
+            "client": &*waiter.principal.client,
+            "class": class(&waiter.principal),
             "kind": waiter.kind.as_str(),
             "lane": waiter.lane.as_str(),
             "target": &*waiter.target,
@@ -303,10 +303,10 @@ fn explanation(upstream: &Upstream) -> Value {
         })
     });
     let holders = explanation.holders.iter().map(|holder| {
-        let (party, target) = holder.tenant.as_ref().map(|(party, target)| (party, target)).unzip();
+        let (principal, target) = holder.occupant.as_ref().map(|(principal, target)| (principal, target)).unzip();
         serde_json::json!({
-            "client": party.map(|party| &*party.client),
-            "class": party.map(class),
+            "client": principal.map(|principal| &*principal.client),
+            "class": principal.map(class),
             "target": target.map(|target| &**target),
             "kind": holder.kind.as_str(),
             "state": holder.state.as_str(),
@@ -316,11 +316,11 @@ fn explanation(upstream: &Upstream) -> Value {
             "bytes_down": holder.bytes_down,
             "doing": holder.quiet.map(|(evidence, _)| evidence.as_str()),
             "quiet_seconds": holder.quiet.map(|(_, quiet)| seconds(quiet)),
-            "recalled": holder.recalled,
+            "reclaimed": holder.reclaimed,
         })
     });
     serde_json::json!({
-        "bound": explanation.bound.map(Bound::as_str),
+        "limited_by": explanation.limited_by.map(LimitedBy::as_str),
         "waiting": waiters.collect::<Vec<_>>(),
         "holders": holders.collect::<Vec<_>>(),
     })
@@ -359,7 +359,7 @@ struct Picture {
     paused: bool,
     /// What keeps the one whose turn it is from being admitted.
     #[serde(skip_serializing_if = "Option::is_none")]
-    bound: Option<&'static str>,
+    limited_by: Option<&'static str>,
     classes: BTreeMap<String, ClassPicture>,
     /// Those with the most requests first.
     clients: Vec<ClientPicture>,
@@ -397,10 +397,10 @@ struct ClientPicture {
 /// Clients that `/status` names for each registry.
 const MOST_CLIENTS: usize = 100;
 
-fn clients(census: Census, upstream: &Upstream) -> Vec<ClientPicture> {
-    let named = census.clients.into_iter().map(|count| ClientPicture {
-        client: count.party.client.to_string(),
-        class: upstream.classes[count.party.class.0].clone(),
+fn clients(occupancy: Occupancy, upstream: &Upstream) -> Vec<ClientPicture> {
+    let named = occupancy.clients.into_iter().map(|count| ClientPicture {
+        client: count.principal.client.to_string(),
+        class: upstream.classes[count.principal.class.0].clone(),
         waiting: count.waiting,
         holding: count.holding,
     });

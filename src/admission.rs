@@ -12,7 +12,7 @@
 //!    waits. *`core_tests::a_vanished_waiters_slot_and_token_go_to_the_next`*
 //! 4. A request is called exactly once: admitted or refused. Only `depth`, its deadline and the end of the process
 //!    refuse it, and it waits once at a time. *`core_tests::random_histories_keep_every_promise`,
-//!    `places::a_place_that_is_kept_twice_is_given_once`*
+//!    `tickets::a_place_that_is_kept_twice_is_given_once`*
 //! 5. No slot is free, with a token due, while somebody waits who may use them; whoever is called is woken, in every order
 //!    in which threads can meet. *`core_tests::random_histories_keep_every_promise`,
 //!    `handover_models::a_slot_granted_to_one_who_leaves_goes_to_the_next`,
@@ -33,28 +33,28 @@
 //!    `fairness_tests::a_class_of_eight_times_the_weight_gets_eight_times_the_slot_seconds`*
 
 mod activity;
-mod census;
 #[cfg(test)]
 mod change_tests;
 pub mod core;
 #[cfg(test)]
 mod core_tests;
 mod deadlines;
+mod fair_queue;
 #[cfg(test)]
 mod fairness_tests;
 mod handover;
 mod idle;
 mod moment;
+mod occupancy;
 mod outages;
-mod pace;
-mod places;
 mod queue;
 mod quiet;
 mod rate;
 mod slots;
 mod sync;
-mod turns;
+mod tickets;
 mod usage;
+mod wait_estimate;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -66,17 +66,17 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub use self::activity::Activity;
-pub use self::census::{Census, ClientCount};
 use self::core::Core;
-pub use self::core::{Bound, Explanation, HolderInfo, Limits, Refusal, RefusalReason, Snapshot, WaiterInfo};
+pub use self::core::{Explanation, HolderInfo, LimitedBy, Limits, Refusal, RefusalReason, Snapshot, WaiterInfo};
+pub use self::fair_queue::{ClassId, Client, Lane, Principal};
 use self::handover::{Aftermath, Call, Handover};
 pub use self::moment::Moment;
-pub use self::places::Owner;
-pub use self::queue::{Ask, Kind, Place, ReuseKey};
+pub use self::occupancy::{ClientCount, Occupancy};
+pub use self::queue::{AdmissionRequest, Kind, Place, ReuseKey};
 pub use self::quiet::{Evidence, Quiet};
 pub use self::rate::Rate;
-pub use self::slots::{Counts, Recall, Slot, SlotId, SlotKeeper, SlotState};
-pub use self::turns::{ClassId, Client, Lane, Party};
+pub use self::slots::{Counts, OnReclaim, Slot, SlotId, SlotKeeper, SlotState};
+pub use self::tickets::Owner;
 pub use self::usage::Used;
 use crate::metrics::{Reclaimed, RegistryMetrics, WaitOutcome};
 
@@ -176,8 +176,8 @@ impl<P: Send + 'static> Gate<P> {
     ///
     /// # Errors
     /// The refusal, when `depth`, the deadline or the end of the process forbids to wait on.
-    pub fn admit(&self, ask: Ask) -> Admit<'_, P> {
-        let (place, class, key) = (ask.place, ask.party.class, ask.reuse.clone());
+    pub fn admit(&self, ask: AdmissionRequest) -> Admit<'_, P> {
+        let (place, class, key) = (ask.place, ask.principal.class, ask.reuse.clone());
         Admit { gate: self, place, class, key, since: self.now(), stage: Stage::New(ask) }
     }
 
@@ -187,8 +187,8 @@ impl<P: Send + 'static> Gate<P> {
     }
 
     /// Tells of the connection in this slot that it lies quiet; see [`Slot::quiet`].
-    pub fn quiet(&self, slot: SlotId, quiet: Quiet, recall: Recall) {
-        SlotKeeper::quiet(&*self.shared, slot, quiet, recall);
+    pub fn quiet(&self, slot: SlotId, quiet: Quiet, reclaim: OnReclaim) {
+        SlotKeeper::quiet(&*self.shared, slot, quiet, reclaim);
     }
 
     /// Tells what the socket in this slot is doing now; see [`Slot::enter`].
@@ -288,8 +288,8 @@ impl<P: Send + 'static> Gate<P> {
 
     /// Who waits and who holds, by client, at most `most` of them.
     #[must_use]
-    pub fn census(&self, most: usize) -> Census {
-        self.shared.handover.census(most)
+    pub fn occupancy(&self, most: usize) -> Occupancy {
+        self.shared.handover.occupancy(most)
     }
 
     /// Taken slots by where their connections go: host and port, or the URLs of all nodes.
@@ -366,8 +366,8 @@ impl<P: Send + 'static> SlotKeeper for Shared<P> {
         self.settle(self.handover.event(|core| core.unreachable(id, now)));
     }
 
-    fn quiet(&self, id: SlotId, quiet: Quiet, recall: Recall) {
-        self.settle(self.handover.quiet(id, quiet, recall, self.now()));
+    fn quiet(&self, id: SlotId, quiet: Quiet, reclaim: OnReclaim) {
+        self.settle(self.handover.quiet(id, quiet, reclaim, self.now()));
     }
 
     fn released(&self, id: SlotId) {
@@ -411,7 +411,7 @@ pub struct Admit<'a, P: Send + 'static> {
 }
 
 enum Stage {
-    New(Ask),
+    New(AdmissionRequest),
     Seated,
     Done,
 }

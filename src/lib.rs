@@ -54,8 +54,8 @@
 //!    *`fairness_tests::nine_modest_clients_finish_beside_a_greedy_one_as_in_ideal_turns`,
 //!    `fairness_tests::clients_get_the_same_slot_seconds_though_one_holds_ten_times_longer`,
 //!    `fairness_tests::a_class_of_eight_times_the_weight_gets_eight_times_the_slot_seconds`,
-//!    `turns::newcomers_without_end_starve_nobody`,
-//!    `turns::small_requests_pass_a_blob_eight_times_and_no_more`, `core_tests::who_comes_back_goes_on_with_its_old_age`*
+//!    `fair_queue::newcomers_without_end_starve_nobody`,
+//!    `fair_queue::small_requests_pass_a_blob_eight_times_and_no_more`, `core_tests::who_comes_back_goes_on_with_its_old_age`*
 //! 7. **One slot is enough to make progress.** Idle connections, kept ones and tunnels, are given up when somebody waits,
 //!    and no others. *`forward::one_slot_serves_two_authorities_in_turn`,
 //!    `reclaim::an_unused_tunnel_gives_way_after_its_pause`,

@@ -3,24 +3,24 @@
 //! A connection is a CONNECT, which becomes a [`tunnel`], or carries requests that are visible as HTTP, which
 //! [`forward`] serves. Both find their registry through [`route`], ask its gate, and leave one [`record`].
 
-pub mod asked;
+pub mod buffered_body;
 pub mod client;
 pub mod clients;
+pub mod close_observer;
 pub mod credentials;
-pub mod farewell;
 pub mod follow;
 pub mod forward;
 pub mod head;
-pub mod hop;
+pub mod hop_by_hop;
 pub mod lull;
 pub mod mirror;
 pub mod outbound;
 pub mod pauses;
-pub mod peeked;
 pub mod record;
 pub mod relay;
 pub mod repairing;
 pub mod reply;
+pub mod request_phase;
 pub mod respond;
 pub mod rewrite;
 pub mod route;
@@ -237,7 +237,7 @@ impl Proxy {
     async fn turn_away(&self, client: &Client, answer: Answer) {
         self.record(&client.peer().ip().to_string(), Kind::Unknown).answered(answer.reason);
         if client.write_all(&answer.to_bytes(OTHER_HOSTS)).await.is_ok() {
-            client.see_off().await;
+            client.lingering_close().await;
         }
     }
 

@@ -5,7 +5,7 @@
 
 pub mod cluster;
 pub mod connect;
-mod doors;
+mod endpoints;
 pub mod http;
 pub mod keepalive;
 pub mod resolve;
@@ -22,15 +22,17 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use self::cluster::{Berth, Cluster};
+use self::cluster::{Cluster, NodePermit};
 use self::connect::{DialError, Standing, Terms, Undialled};
-use self::doors::{Addresses, Doors};
+use self::endpoints::{Addresses, Endpoints};
 use self::http::Kept;
 use self::resolve::{ResolveError, Resolver};
 use self::socket::Socket;
 use self::tls::Tls;
 use crate::address::{AddressClass, classify};
-use crate::admission::{Admission, Ask, Claim, Gate, Kind, Lane, Moment, Party, Place, Refusal, ReuseKey, SlotState};
+use crate::admission::{
+    Admission, AdmissionRequest, Claim, Gate, Kind, Lane, Moment, Place, Principal, Refusal, ReuseKey, SlotState,
+};
 use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
 use crate::repair::Repair;
 use crate::target::{Origin, Target};
@@ -57,7 +59,7 @@ pub struct Upstream {
     /// Which addresses may be dialled.
     pub addresses: AddressPolicy,
     /// Whether a dial that failed is tried again until the request's patience ends; if not, it is answered at once.
-    pub insist: bool,
+    pub retry_until_deadline: bool,
     /// What its queue promises.
     pub queue: QueueTerms,
     /// The names of the classes, in their order.
@@ -165,7 +167,7 @@ fn is_same(own: SocketAddr, address: SocketAddr) -> bool {
 
 /// Where a request goes.
 #[derive(Clone, Debug)]
-pub struct Way {
+pub struct Destination {
     /// The host and port that it names; of the first node, where there are several.
     pub target: Target,
     /// Whether we speak TLS with it.
@@ -180,7 +182,7 @@ pub struct Way {
     pub node: Option<usize>,
 }
 
-impl Way {
+impl Destination {
     /// What places are kept for, and outages noted for: the target, or all nodes together.
     fn name(&self) -> Arc<str> {
         match &self.cluster {
@@ -204,11 +206,11 @@ pub struct Patience {
 
 /// A request on its way to a registry.
 #[derive(Debug)]
-pub struct Trip {
+pub struct Attempt {
     /// Where it wants to go.
-    pub way: Way,
+    pub destination: Destination,
     /// Who asks.
-    pub party: Party,
+    pub principal: Principal,
     /// Whether it is a tunnel or a request.
     pub kind: Kind,
     /// What it asks for.
@@ -236,7 +238,7 @@ pub struct Trip {
     pub connect: Option<Duration>,
 }
 
-impl Trip {
+impl Attempt {
     /// What its socket is doing once it stands. In a tunnel, the handshake that burdens the registry is yet to come.
     fn once_connected(&self) -> SlotState {
         match self.kind {
@@ -248,7 +250,7 @@ impl Trip {
 
 /// A way to the registry.
 #[derive(Debug)]
-pub enum Reached {
+pub enum Connected {
     /// A new connection, which has carried nothing.
     New(Socket),
     /// The same, inside TLS.
@@ -341,13 +343,19 @@ impl Upstream {
     /// A place in the order for a request that arrives now, or the one that its client left not long ago. Its patience
     /// counts from now in any case.
     #[must_use]
-    pub fn trip(&self, way: Way, party: Party, (kind, lane): (Kind, Lane), patience: Patience) -> Trip {
-        let name = way.name();
-        let (place, claim) = self.gate.place(&party.client, &name);
+    pub fn attempt(
+        &self,
+        destination: Destination,
+        principal: Principal,
+        (kind, lane): (Kind, Lane),
+        patience: Patience,
+    ) -> Attempt {
+        let name = destination.name();
+        let (place, claim) = self.gate.place(&principal.client, &name);
         let deadline = self.gate.now() + patience.limit;
-        Trip {
-            way,
-            party,
+        Attempt {
+            destination,
+            principal,
             kind,
             lane,
             name,
@@ -364,9 +372,9 @@ impl Upstream {
     }
 
     /// Lets the request wait once more from now on: it was admitted in time, but what it was given did not serve.
-    pub fn renew(&self, trip: &mut Trip) {
-        if trip.renewable {
-            trip.deadline = self.gate.now() + trip.patience.limit;
+    pub fn renew(&self, attempt: &mut Attempt) {
+        if attempt.renewable {
+            attempt.deadline = self.gate.now() + attempt.patience.limit;
         }
     }
 
@@ -376,41 +384,41 @@ impl Upstream {
     /// When its patience ends, the client leaves, or nothing allowed answers.
     pub async fn reach(
         &self,
-        trip: &mut Trip,
+        attempt: &mut Attempt,
         reuse: Option<&ReuseKey>,
         requester: &impl Requester,
-    ) -> Result<Reached, Failure> {
+    ) -> Result<Connected, Failure> {
         tokio::select! {
             biased;
-            reached = self.reach_in_time(trip, reuse, requester) => reached,
+            reached = self.reach_in_time(attempt, reuse, requester) => reached,
             () = self.ended.cancelled() => Err(Failure::Draining),
         }
     }
 
     async fn reach_in_time(
         &self,
-        trip: &mut Trip,
+        attempt: &mut Attempt,
         reuse: Option<&ReuseKey>,
         requester: &impl Requester,
-    ) -> Result<Reached, Failure> {
+    ) -> Result<Connected, Failure> {
         let mut pause = FIRST_PAUSE;
         let mut before: Option<Failure> = None;
         loop {
-            let failure = match (self.try_each_address(trip, reuse, requester).await, before) {
-                (Err(failure), _) if self.insist && failure.may_pass() => failure,
+            let failure = match (self.try_each_address(attempt, reuse, requester).await, before) {
+                (Err(failure), _) if self.retry_until_deadline && failure.may_pass() => failure,
                 // Its patience ended in the queue, but what kept it from being served is the dials that failed.
                 (Err(Failure::Refused(_)), Some(before)) => return Err(before),
                 (done, _) => return done,
             };
-            if self.gate.now() >= trip.deadline {
+            if self.gate.now() >= attempt.deadline {
                 return Err(failure);
             }
-            tracing::debug!(registry = self.name, target = %trip.way.target, error = %failure, "will try again");
+            tracing::debug!(registry = self.name, target = %attempt.destination.target, error = %failure, "will try again");
             // Where dials failed, the gate lets it wait until another one is due.
             if matches!(failure, Failure::Unknown(_)) {
-                let until = trip.deadline.min(self.gate.now() + pause);
-                self.pause_until(until, trip, requester).await?;
-                if until == trip.deadline {
+                let until = attempt.deadline.min(self.gate.now() + pause);
+                self.pause_until(until, attempt, requester).await?;
+                if until == attempt.deadline {
                     return Err(failure);
                 }
                 pause = LONGEST_PAUSE.min(pause * 2);
@@ -422,46 +430,46 @@ impl Upstream {
     /// One round: each address once.
     async fn try_each_address(
         &self,
-        trip: &mut Trip,
+        attempt: &mut Attempt,
         reuse: Option<&ReuseKey>,
         requester: &impl Requester,
-    ) -> Result<Reached, Failure> {
+    ) -> Result<Connected, Failure> {
         let mut failed: Option<DialError> = None;
         let mut untrusted = false;
-        let mut doors = self.doors(trip, requester).await?;
-        while doors.any_left() {
-            let slot = match self.admit(trip, reuse, requester).await {
+        let mut endpoints = self.endpoints(attempt, requester).await?;
+        while endpoints.any_left() {
+            let slot = match self.admit(attempt, reuse, requester).await {
                 Ok(Admission::New(slot)) => slot,
-                Ok(Admission::Kept(kept)) => return Ok(Reached::Kept(kept)),
+                Ok(Admission::Kept(kept)) => return Ok(Connected::Kept(kept)),
                 // Its patience ended between two dials: what failed is the dial.
                 Err(failure @ Failure::Refused(_)) => return Err(failed.map_or(failure, Failure::from)),
                 Err(failure) => return Err(failure),
             };
-            if requester.is_broken() || trip.queued && requester.has_ended() {
+            if requester.is_broken() || attempt.queued && requester.has_ended() {
                 return Err(Failure::ClientLeft);
             }
-            let Some(door) = doors.next(self.slots_of_each, self.gate.now()) else {
+            let Some(endpoint) = endpoints.next(self.slots_of_each, self.gate.now()) else {
                 // Its node has no slot left, though there are others: slot and token go back until that has settled.
                 drop(slot);
-                if let Some((cluster, node)) = trip.way.cluster.as_ref().zip(trip.way.node) {
-                    self.gate.make_way(&cluster.slots_of(node), &trip.party.client);
+                if let Some((cluster, node)) = attempt.destination.cluster.as_ref().zip(attempt.destination.node) {
+                    self.gate.make_way(&cluster.slots_of(node), &attempt.principal.client);
                 }
-                self.pause_until(self.gate.now() + FIRST_PAUSE, trip, requester).await?;
+                self.pause_until(self.gate.now() + FIRST_PAUSE, attempt, requester).await?;
                 continue;
             };
             let dialled = tokio::select! {
                 biased;
-                dialled = connect::dial(slot, door, trip.once_connected(), self.terms, &self.tls, &self.metrics) => dialled,
-                () = gone(requester, trip.queued) => return Err(Failure::ClientLeft),
+                dialled = connect::dial(slot, endpoint, attempt.once_connected(), self.terms, &self.tls, &self.metrics) => dialled,
+                () = gone(requester, attempt.queued) => return Err(Failure::ClientLeft),
             };
             match dialled {
                 Ok((standing, took)) => {
-                    trip.connect = Some(took);
-                    return Ok(self.stands(standing, &trip.way));
+                    attempt.connect = Some(took);
+                    return Ok(self.stands(standing, &attempt.destination));
                 }
                 Err(undialled) => {
-                    let is_node = undialled.berth().is_some();
-                    let error = self.failed(undialled, &doors, &trip.way);
+                    let is_node = undialled.node_permit().is_some();
+                    let error = self.failed(undialled, &endpoints, &attempt.destination);
                     untrusted |= error.is_final();
                     // Of nodes, one that may be back is worth another round, whatever the others are.
                     failed = failed.filter(|before| is_node && error.is_final() && !before.is_final()).or(Some(error));
@@ -469,10 +477,10 @@ impl Upstream {
             }
         }
         match failed {
-            Some(error) if untrusted && self.insist && !error.is_final() => {
+            Some(error) if untrusted && self.retry_until_deadline && !error.is_final() => {
                 // Somebody took the connection, so the gate knows of no outage.
-                let until = trip.deadline.min(self.gate.now() + LONGEST_PAUSE / 4);
-                self.pause_until(until, trip, requester).await?;
+                let until = attempt.deadline.min(self.gate.now() + LONGEST_PAUSE / 4);
+                self.pause_until(until, attempt, requester).await?;
                 Err(error.into())
             }
             Some(error) => Err(error.into()),
@@ -480,35 +488,35 @@ impl Upstream {
         }
     }
 
-    fn stands(&self, standing: Standing, way: &Way) -> Reached {
+    fn stands(&self, standing: Standing, destination: &Destination) -> Connected {
         let socket = match &standing {
             Standing::Plain(socket) => socket,
             Standing::Secured(stream) => stream.get_ref().0,
         };
-        if socket.berth().is_some_and(Berth::stands) {
-            self.nodes_changed(way);
+        if socket.node_permit().is_some_and(NodePermit::stands) {
+            self.nodes_changed(destination);
         }
         match standing {
-            Standing::Plain(socket) => Reached::New(socket),
-            Standing::Secured(stream) => Reached::Secured(stream),
+            Standing::Plain(socket) => Connected::New(socket),
+            Standing::Secured(stream) => Connected::Secured(stream),
         }
     }
 
     /// Notes a failed dial, and gives its slot back.
-    fn failed(&self, undialled: Undialled, doors: &Doors, way: &Way) -> DialError {
-        if let Some(berth) = undialled.berth()
-            && doors.is_spent(berth)
-            && berth.failed(self.gate.now())
+    fn failed(&self, undialled: Undialled, endpoints: &Endpoints, destination: &Destination) -> DialError {
+        if let Some(node_permit) = undialled.node_permit()
+            && endpoints.is_spent(node_permit)
+            && node_permit.failed(self.gate.now())
         {
-            self.nodes_changed(way);
+            self.nodes_changed(destination);
         }
         // Of a registry, the last word counts; other hosts have nothing in common. Who cannot prove who he is takes
         // connections all the same.
-        let nobody_left = match &way.cluster {
-            Some(cluster) if way.node.is_none() => cluster.living() == 0,
-            _ => !doors.any_left(),
+        let nobody_left = match &destination.cluster {
+            Some(cluster) if destination.node.is_none() => cluster.living() == 0,
+            _ => !endpoints.any_left(),
         };
-        let tells = self.insist && nobody_left;
+        let tells = self.retry_until_deadline && nobody_left;
         if !undialled.error.is_final() {
             undialled.tell(tells);
         }
@@ -516,8 +524,8 @@ impl Upstream {
     }
 
     /// Where each node has slots of its own, those of a node that is out are not there.
-    fn nodes_changed(&self, way: &Way) {
-        let Some(cluster) = &way.cluster else { return };
+    fn nodes_changed(&self, destination: &Destination) {
+        let Some(cluster) = &destination.cluster else { return };
         tracing::info!(
             registry = self.name,
             up = cluster.living(),
@@ -541,42 +549,44 @@ impl Upstream {
     /// Whether a kept connection should be given up for a new one, because its node has many and another one few, or one is
     /// to be tried.
     #[must_use]
-    pub fn is_due_to_move(&self, kept: &Kept, way: &Way) -> bool {
-        let (Some(cluster), Some(node), None) = (&way.cluster, kept.node(), way.node) else { return false };
+    pub fn is_due_to_move(&self, kept: &Kept, destination: &Destination) -> bool {
+        let (Some(cluster), Some(node), None) = (&destination.cluster, kept.node(), destination.node) else {
+            return false;
+        };
         cluster.is_due_to_move(node, self.slots_of_each, self.gate.now())
     }
 
     /// The addresses that may be dialled; at least one.
-    async fn doors(&self, trip: &Trip, requester: &impl Requester) -> Result<Doors, Failure> {
-        let Way { target, secure, pinned, listed_host, cluster, node } = &trip.way;
+    async fn endpoints(&self, attempt: &Attempt, requester: &impl Requester) -> Result<Endpoints, Failure> {
+        let Destination { target, secure, pinned, listed_host, cluster, node } = &attempt.destination;
         if let (Some(cluster), None) = (cluster, node) {
-            return self.doors_of_nodes(cluster, trip, requester).await;
+            return self.endpoints_of_nodes(cluster, attempt, requester).await;
         }
         let addresses = match pinned {
             Some(pinned) => self.addresses.allowed(pinned.iter().copied(), *listed_host)?,
-            None => self.resolve(trip, requester).await?,
+            None => self.resolve(attempt, requester).await?,
         };
         let secure = secure.then(|| target.host());
         Ok(match cluster.as_ref().zip(*node) {
             Some((cluster, node)) => {
                 let mut nodes: Vec<Addresses> = cluster.origins().iter().map(|_| Addresses::default()).collect();
                 nodes[node] = Addresses { left: addresses.into(), secure: secure.map(|host| self.tls.name_of(host)) };
-                Doors::Nodes(cluster.clone(), nodes)
+                Endpoints::Nodes(cluster.clone(), nodes)
             }
-            None => Doors::Host(Addresses { left: addresses.into(), secure: secure.cloned() }),
+            None => Endpoints::Host(Addresses { left: addresses.into(), secure: secure.cloned() }),
         })
     }
 
     /// Those of every node whose name can be resolved. One that is left out keeps nobody waiting for its name.
-    async fn doors_of_nodes(
+    async fn endpoints_of_nodes(
         &self,
         cluster: &Arc<Cluster>,
-        trip: &Trip,
+        attempt: &Attempt,
         requester: &impl Requester,
-    ) -> Result<Doors, Failure> {
+    ) -> Result<Endpoints, Failure> {
         let wanted = cluster.wanted(self.gate.now());
         // One name that nobody answers for must not keep the others waiting.
-        let patience = trip.deadline.min(self.gate.now() + NODE_LOOKUP);
+        let patience = attempt.deadline.min(self.gate.now() + NODE_LOOKUP);
         let mut lookups = JoinSet::new();
         for index in wanted {
             let (resolver, target) = (self.resolver.clone(), cluster.origins()[index].target.clone());
@@ -586,7 +596,7 @@ impl Upstream {
         let found = tokio::select! {
             biased;
             found = lookups.join_all() => found,
-            () = gone(requester, trip.queued) => return Err(Failure::ClientLeft),
+            () = gone(requester, attempt.queued) => return Err(Failure::ClientLeft),
         };
         let mut nodes: Vec<Addresses> = cluster.origins().iter().map(|_| Addresses::default()).collect();
         let mut lost = None;
@@ -595,7 +605,7 @@ impl Upstream {
             match addresses.map_err(Failure::from).and_then(allowed) {
                 Err(failure) => {
                     if cluster.is_lost(index, self.gate.now()) {
-                        self.nodes_changed(&trip.way);
+                        self.nodes_changed(&attempt.destination);
                     }
                     lost = Some(failure);
                 }
@@ -606,49 +616,49 @@ impl Upstream {
                 }
             }
         }
-        let doors = Doors::Nodes(cluster.clone(), nodes);
+        let endpoints = Endpoints::Nodes(cluster.clone(), nodes);
         match lost {
-            Some(failure) if !doors.any_left() => Err(failure),
-            _ => Ok(doors),
+            Some(failure) if !endpoints.any_left() => Err(failure),
+            _ => Ok(endpoints),
         }
     }
 
-    async fn resolve(&self, trip: &Trip, requester: &impl Requester) -> Result<Vec<SocketAddr>, Failure> {
-        let Way { target, listed_host, .. } = &trip.way;
+    async fn resolve(&self, attempt: &Attempt, requester: &impl Requester) -> Result<Vec<SocketAddr>, Failure> {
+        let Destination { target, listed_host, .. } = &attempt.destination;
         let addresses = tokio::select! {
             biased;
-            resolved = resolve(&self.resolver, target, self.instant(trip.deadline)) => resolved?,
-            () = gone(requester, trip.queued) => return Err(Failure::ClientLeft),
+            resolved = resolve(&self.resolver, target, self.instant(attempt.deadline)) => resolved?,
+            () = gone(requester, attempt.queued) => return Err(Failure::ClientLeft),
         };
         self.addresses.allowed(addresses.into_iter(), *listed_host)
     }
 
     async fn admit(
         &self,
-        trip: &mut Trip,
+        attempt: &mut Attempt,
         reuse: Option<&ReuseKey>,
         requester: &impl Requester,
     ) -> Result<Admission<Kept>, Failure> {
-        let ask = Ask {
-            place: trip.place,
-            deadline: trip.deadline,
-            party: trip.party.clone(),
-            lane: trip.lane,
-            target: trip.name.clone(),
+        let ask = AdmissionRequest {
+            place: attempt.place,
+            deadline: attempt.deadline,
+            principal: attempt.principal.clone(),
+            lane: attempt.lane,
+            target: attempt.name.clone(),
             reuse: reuse.cloned(),
-            again: trip.again,
+            again: attempt.again,
         };
-        trip.again = true;
-        if let Some(claim) = trip.claim.take() {
+        attempt.again = true;
+        if let Some(claim) = attempt.claim.take() {
             claim.used();
         }
         let since = Instant::now();
         let admitted = tokio::select! {
             biased;
             admitted = self.gate.admit(ask) => admitted.map_err(Failure::Refused),
-            () = async { trip.queued = true; requester.ended().await } => Err(Failure::ClientLeft),
+            () = async { attempt.queued = true; requester.ended().await } => Err(Failure::ClientLeft),
         };
-        trip.waited += since.elapsed();
+        attempt.waited += since.elapsed();
         admitted
     }
 
@@ -656,10 +666,15 @@ impl Upstream {
     ///
     /// # Errors
     /// When the client leaves, or the process is going down.
-    pub async fn pause_until(&self, moment: Moment, trip: &Trip, requester: &impl Requester) -> Result<(), Failure> {
+    pub async fn pause_until(
+        &self,
+        moment: Moment,
+        attempt: &Attempt,
+        requester: &impl Requester,
+    ) -> Result<(), Failure> {
         tokio::select! {
             () = sleep_until(self.instant(moment)) => Ok(()),
-            () = gone(requester, trip.queued) => Err(Failure::ClientLeft),
+            () = gone(requester, attempt.queued) => Err(Failure::ClientLeft),
             () = self.ended.cancelled() => Err(Failure::Draining),
         }
     }

@@ -119,7 +119,7 @@ async fn the_queue_tells_kind_and_lane_of_each_waiter() {
     let (tunnel, request, small, blob) = (json!("tunnel"), json!("request"), json!("small"), json!("blob"));
     assert_eq!(told, [(&tunnel, &blob), (&request, &small), (&request, &blob)]);
     assert!(shown["waiting"][2]["expected_wait_seconds"].as_f64().unwrap() >= 1.0, "{shown}");
-    assert_eq!(shown["bound"], "slots");
+    assert_eq!(shown["limited_by"], "slots");
     assert_eq!(sidecar.ask_admin("POST", "/registries/stub/pause").await.status(), 200);
     assert_eq!(queue(&sidecar).await["waiting"][2]["expected_wait_seconds"], json!(null));
     drop((holder, waiters));
@@ -141,7 +141,7 @@ async fn a_refusal_says_who_holds_the_slots() {
     let authority = stub.address().to_string();
     let late = connect_through(sidecar.proxy(), &authority, &[KUBELET]).await.expect_err("its time is over");
     let told = detail(&late);
-    assert_eq!((&told["reason"], &told["bound"]), (&json!("queue_timeout"), &json!("slots")), "{told}");
+    assert_eq!((&told["reason"], &told["limited_by"]), (&json!("queue_timeout"), &json!("slots")), "{told}");
     assert_eq!((&told["position"], &told["waiting"], &told["slots"]), (&json!(2), &json!(1), &json!(12)), "{told}");
     assert!(told["expected_wait_seconds"].as_f64().unwrap() >= 1.0, "{told}");
     assert!(late.reason().ends_with("(tunnel_timeout = 300ms): all 12 slots are taken"), "{}", late.reason());
@@ -161,7 +161,7 @@ async fn a_refusal_says_who_holds_the_slots() {
     let full = get_through(sidecar.proxy(), &url(&stub), &[]).await;
     let told = detail(&full);
     assert_eq!(
-        (&told["reason"], &told["bound"], &told["position"]),
+        (&told["reason"], &told["limited_by"], &told["position"]),
         (&json!("queue_full"), &json!("slots"), &json!(3))
     );
     assert!(full.reason().ends_with("(queue.depth = 2): all 12 slots are taken"), "{}", full.reason());
@@ -180,7 +180,7 @@ async fn a_refusal_names_what_bound() {
     assert_eq!(paused.ask_admin("POST", "/registries/stub/pause").await.status(), 200);
     let answer = refused(&paused, &stub).await;
     assert_eq!(
-        (&detail(&answer)["bound"], &detail(&answer)["expected_wait_seconds"]),
+        (&detail(&answer)["limited_by"], &detail(&answer)["expected_wait_seconds"]),
         (&json!("paused"), &json!(null))
     );
     assert!(answer.reason().ends_with(": it is paused"), "{}", answer.reason());
@@ -188,7 +188,7 @@ async fn a_refusal_names_what_bound() {
     let rated = sidecar_for(&stub, 5, &format!("rate_per_second = 0.01\nburst = 1\n{patience}")).await;
     let _first = tunnel(&rated, &stub, KUBELET).await;
     let answer = refused(&rated, &stub).await;
-    assert_eq!(detail(&answer)["bound"], "rate_per_second");
+    assert_eq!(detail(&answer)["limited_by"], "rate_per_second");
     assert!(answer.reason().contains("rate_per_second"), "{}", answer.reason());
 
     let narrow = sidecar_for(&stub, 5, &format!("max_connecting = 1\nconnect_timeout = \"20s\"\n{patience}")).await;
@@ -197,7 +197,7 @@ async fn a_refusal_names_what_bound() {
     let dialling = asking(&narrow, "CONNECT", &stub.address().to_string(), KUBELET).await;
     narrow.until("stub", "connecting", 1).await;
     let answer = refused(&narrow, &stub).await;
-    assert_eq!(detail(&answer)["bound"], "max_connecting");
+    assert_eq!(detail(&answer)["limited_by"], "max_connecting");
     assert!(answer.reason().contains("max_connecting"), "{}", answer.reason());
     assert_eq!(detail(&answer)["holders"][0]["state"], "connecting");
     drop((backlog, dialling));
@@ -207,7 +207,12 @@ async fn a_refusal_names_what_bound() {
     for _ in 0..2 {
         // The first dials itself; the second waits while the registry is known to be out.
         let answer = refused(&paused, &stub).await;
-        assert_eq!((answer.status(), &detail(&answer)["bound"]), (502, &json!("unreachable")), "{}", answer.text());
+        assert_eq!(
+            (answer.status(), &detail(&answer)["limited_by"]),
+            (502, &json!("unreachable")),
+            "{}",
+            answer.text()
+        );
         assert_eq!(
             (&detail(&answer)["slots"], &detail(&answer)["reason"]),
             (&json!(1), &json!("upstream_unreachable"))

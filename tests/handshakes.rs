@@ -59,7 +59,7 @@ async fn no_more_than_max_connecting_shake_hands_at_once_in_tunnels() {
     }
     let seen = async || {
         let status = sidecar.status().await["registries"]["stub"].clone();
-        (status["connecting"].as_u64(), status["waiting"].as_u64(), status["bound"].clone())
+        (status["connecting"].as_u64(), status["waiting"].as_u64(), status["limited_by"].clone())
     };
     let bound = (Some(3), Some(9), "max_connecting".into());
     eventually_is("all others to wait", Duration::from_secs(5), bound, seen).await;

@@ -59,8 +59,21 @@ fn admission_knows_neither_sockets_nor_formats() {
 #[test]
 fn the_core_reads_no_clock() {
     let files = [
-        "core", "queue", "turns", "places", "slots", "idle", "quiet", "outages", "rate", "pace", "moment", "handover",
-        "activity", "census", "usage",
+        "core",
+        "queue",
+        "fair_queue",
+        "tickets",
+        "slots",
+        "idle",
+        "quiet",
+        "outages",
+        "rate",
+        "wait_estimate",
+        "moment",
+        "handover",
+        "activity",
+        "occupancy",
+        "usage",
     ];
     for file in files {
         let text = fs::read_to_string(format!("src/admission/{file}.rs")).unwrap();

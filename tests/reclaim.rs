@@ -114,7 +114,7 @@ async fn a_paused_registry_holds_its_queue() {
     let waiting = async || sidecar.status().await["registries"]["stub"]["waiting"].as_u64().unwrap();
     eventually_is("the request to wait", Duration::from_secs(5), 1, waiting).await;
     let status = sidecar.status().await["registries"]["stub"].clone();
-    assert_eq!((&status["paused"], &status["bound"]), (&true.into(), &"paused".into()));
+    assert_eq!((&status["paused"], &status["limited_by"]), (&true.into(), &"paused".into()));
     assert!(stub.accept_log().is_empty());
     let queue = sidecar.ask_admin("GET", "/queue").await.json();
     assert_eq!(queue["registries"]["stub"]["waiting"][0]["target"], stub.address().to_string());
@@ -146,7 +146,7 @@ async fn an_outage_costs_nobody_and_is_probed_by_one_at_a_time() {
         .collect();
     let out = async || {
         let status = sidecar.status().await["registries"]["stub"].clone();
-        (status["waiting"].as_u64().unwrap_or(0) >= 49, status["bound"] == "unreachable")
+        (status["waiting"].as_u64().unwrap_or(0) >= 49, status["limited_by"] == "unreachable")
     };
     eventually_is("all to wait for the registry", Duration::from_secs(10), (true, true), out).await;
     stub.accept_again().await;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use roadstead_test_support::{
-    KEEP_TUNNELS, Peak, Response, SocketWatch, Storm, StubRegistry, Tally, Way, Wire, config, connect_through,
+    Destination, KEEP_TUNNELS, Peak, Response, SocketWatch, Storm, StubRegistry, Tally, Wire, config, connect_through,
     eventually, eventually_is, get_through,
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
@@ -234,7 +234,7 @@ impl Storms {
         let running = tokio::spawn(async move {
             let mut running = Vec::new();
             while running.len() < STORMS || !enough.load(Ordering::Relaxed) {
-                let storm = Storm { clients: PULLS, blob: BLOB, ..Storm::new(Way::Connect(proxy)) };
+                let storm = Storm { clients: PULLS, blob: BLOB, ..Storm::new(Destination::Connect(proxy)) };
                 running.push(tokio::spawn(storm.run(registry)));
                 // What the registry can serve meanwhile.
                 tokio::time::sleep(Duration::from_millis(700)).await;
@@ -620,7 +620,7 @@ async fn a_hand_over_that_fails_changes_nothing() {
     fs::write(&path, "nonsense = 1\n").unwrap();
     manager.signal(Signal::USR2);
     manager.until_logged("nobody took over, this process goes on").await;
-    let storm = Storm { clients: 20, blob: BLOB, ..Storm::new(Way::Connect(manager.address())) };
+    let storm = Storm { clients: 20, blob: BLOB, ..Storm::new(Destination::Connect(manager.address())) };
     let tally = storm.run(stub.address()).await;
     assert_eq!((tally.ok, tally.failed.len()), (20, 0), "{tally}");
     fs::write(&path, whole).unwrap();

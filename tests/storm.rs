@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use roadstead_test_support::{
-    Cuts, Peak, Sidecar, SocketWatch, Storm, StubRegistry, Tally, Way, config, eventually, eventually_is,
+    Cuts, Destination, Peak, Sidecar, SocketWatch, Storm, StubRegistry, Tally, config, eventually, eventually_is,
 };
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -65,7 +65,7 @@ async fn patient_sidecar(stub: &StubRegistry) -> Sidecar {
 /// A storm of 300 pulls in whose middle the registry refuses new connections for 20 s. Then it listens again, but is
 /// slow to accept: whoever dials stands in a row, and the kernel can count the row. Without
 /// `hold_the_row` it accepts at once.
-async fn outage_costs_no_pull(way: impl Fn(&Sidecar) -> Way, stub: StubRegistry, hold_the_row: bool) {
+async fn outage_costs_no_pull(way: impl Fn(&Sidecar) -> Destination, stub: StubRegistry, hold_the_row: bool) {
     const PULLS: usize = 300;
     let _alone = STORM.lock().await;
     let sidecar = patient_sidecar(&stub).await;
@@ -119,7 +119,7 @@ async fn outage_costs_no_pull(way: impl Fn(&Sidecar) -> Way, stub: StubRegistry,
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_20_s_costs_no_tunnel_of_a_storm() {
     let stub = StubRegistry::builder().cap(CAP).answer_delay(ANSWER).blob_size(SMALL_BLOB).start().await;
-    outage_costs_no_pull(|sidecar| Way::Connect(sidecar.proxy()), stub, true).await;
+    outage_costs_no_pull(|sidecar| Destination::Connect(sidecar.proxy()), stub, true).await;
 }
 
 /// In absolute-form, at a registry that closes each connection after its answer: a connection that is kept would carry
@@ -127,7 +127,7 @@ async fn an_outage_of_20_s_costs_no_tunnel_of_a_storm() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_20_s_costs_no_visible_request_of_a_storm() {
     let stub = StubRegistry::builder().cap(CAP).answer_delay(ANSWER).close_each(true).blob_size(SMALL_BLOB);
-    outage_costs_no_pull(|sidecar| Way::AbsoluteForm(sidecar.proxy()), stub.start().await, false).await;
+    outage_costs_no_pull(|sidecar| Destination::AbsoluteForm(sidecar.proxy()), stub.start().await, false).await;
 }
 
 /// Runs a storm under the kernel's eye.
@@ -145,7 +145,7 @@ fn assert_cap_held(stub: &StubRegistry, kernel: Peak) {
     assert!(kernel.most > 0, "the kernel's list was looked at while there was nothing to see");
 }
 
-async fn storm_is_served(way: impl Fn(&Sidecar) -> Way) {
+async fn storm_is_served(way: impl Fn(&Sidecar) -> Destination) {
     let _alone = STORM.lock().await;
     let stub = harbor().await;
     let sidecar = sidecar_for(&stub).await;
@@ -157,13 +157,13 @@ async fn storm_is_served(way: impl Fn(&Sidecar) -> Way) {
 /// 500 pulls of a manifest and 1 MiB each in absolute-form: none fails, and the cap holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_in_absolute_form_is_served_whole_within_the_cap() {
-    storm_is_served(|sidecar| Way::AbsoluteForm(sidecar.proxy())).await;
+    storm_is_served(|sidecar| Destination::AbsoluteForm(sidecar.proxy())).await;
 }
 
 /// The same through one tunnel per client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_of_tunnels_is_served_whole_within_the_cap() {
-    storm_is_served(|sidecar| Way::Connect(sidecar.proxy())).await;
+    storm_is_served(|sidecar| Destination::Connect(sidecar.proxy())).await;
 }
 
 /// The same load without the sidecar: the registry refuses more than a third of it. Else the two tests above would
@@ -172,13 +172,13 @@ async fn a_storm_of_tunnels_is_served_whole_within_the_cap() {
 async fn the_same_storm_fails_in_large_part_without_the_sidecar() {
     let _alone = STORM.lock().await;
     let stub = harbor().await;
-    let tally = Storm::new(Way::Direct).run(stub.address()).await;
+    let tally = Storm::new(Destination::Direct).run(stub.address()).await;
     println!("{tally}");
     assert!(tally.failed.len() > 500 / 3, "{tally}");
     assert!(stub.peak() > CAP);
 }
 
-async fn storm_with_cuts_leaves_nothing(way: impl Fn(&Sidecar) -> Way, seed: u64, most_requests: usize) {
+async fn storm_with_cuts_leaves_nothing(way: impl Fn(&Sidecar) -> Destination, seed: u64, most_requests: usize) {
     let _alone = STORM.lock().await;
     let stub = harbor().await;
     let sidecar = sidecar_for(&stub).await;
@@ -235,11 +235,11 @@ fn logged(sidecar: &Sidecar, outcome: &str) -> usize {
 /// the cap holds, nothing leaks, and every exchange has one outcome.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_cut_in_absolute_form_take_nothing_with_them() {
-    storm_with_cuts_leaves_nothing(|sidecar| Way::AbsoluteForm(sidecar.proxy()), 1, 1000).await;
+    storm_with_cuts_leaves_nothing(|sidecar| Destination::AbsoluteForm(sidecar.proxy()), 1, 1000).await;
 }
 
 /// The same through tunnels: every tunnel has one outcome.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_cut_their_tunnels_take_nothing_with_them() {
-    storm_with_cuts_leaves_nothing(|sidecar| Way::Connect(sidecar.proxy()), 2, 500).await;
+    storm_with_cuts_leaves_nothing(|sidecar| Destination::Connect(sidecar.proxy()), 2, 500).await;
 }

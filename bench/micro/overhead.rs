@@ -15,7 +15,7 @@ const ROUNDS: usize = 3000;
 
 /// A way to ask for something small.
 #[derive(Clone, Copy)]
-enum Way {
+enum Destination {
     Direct,
     AbsoluteForm,
     Tunnel,
@@ -40,7 +40,7 @@ async fn main() {
 }
 
 async fn compare(proxy: SocketAddr, registry: SocketAddr, keep: bool) -> [Duration; 3] {
-    let ways = [Way::Direct, Way::AbsoluteForm, Way::Tunnel];
+    let ways = [Destination::Direct, Destination::AbsoluteForm, Destination::Tunnel];
     let mut times = ways.map(|_| Vec::with_capacity(ROUNDS));
     let mut wires: [Option<Wire>; 3] = [None, None, None];
     for _ in 0..ROUNDS {
@@ -58,19 +58,19 @@ async fn compare(proxy: SocketAddr, registry: SocketAddr, keep: bool) -> [Durati
     times.map(median)
 }
 
-async fn open(way: Way, proxy: SocketAddr, registry: SocketAddr) -> Wire {
+async fn open(way: Destination, proxy: SocketAddr, registry: SocketAddr) -> Wire {
     match way {
-        Way::Direct => Wire::open(registry).await.expect("the stub listens"),
-        Way::AbsoluteForm => Wire::open(proxy).await.expect("the sidecar listens"),
-        Way::Tunnel => connect_through(proxy, &registry.to_string(), &[]).await.expect("a tunnel"),
+        Destination::Direct => Wire::open(registry).await.expect("the stub listens"),
+        Destination::AbsoluteForm => Wire::open(proxy).await.expect("the sidecar listens"),
+        Destination::Tunnel => connect_through(proxy, &registry.to_string(), &[]).await.expect("a tunnel"),
     }
 }
 
-async fn ask(wire: &mut Wire, way: Way, registry: SocketAddr) {
+async fn ask(wire: &mut Wire, way: Destination, registry: SocketAddr) {
     let path = "/v2/app/manifests/latest";
     let target = match way {
-        Way::AbsoluteForm => format!("http://{registry}{path}"),
-        Way::Direct | Way::Tunnel => path.to_owned(),
+        Destination::AbsoluteForm => format!("http://{registry}{path}"),
+        Destination::Direct | Destination::Tunnel => path.to_owned(),
     };
     let answer = wire.get(&target, &[&format!("Host: {registry}")]).await.expect("an answer");
     assert_eq!(answer.status(), 200);

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use divan::Bencher;
 use roadstead::admission::core::{Core, Decision};
-use roadstead::admission::{Ask, ClassId, Client, Lane, Limits, Moment, Party, Place, SlotId, SlotState};
+use roadstead::admission::{
+    AdmissionRequest, ClassId, Client, Lane, Limits, Moment, Place, Principal, SlotId, SlotState,
+};
 
 const LENGTHS: [usize; 4] = [100, 1_000, 10_000, 100_000];
 const SLOTS: usize = 10;
@@ -60,17 +62,25 @@ impl Harbor {
         harbor
     }
 
-    fn ask(&mut self) -> Ask {
+    fn ask(&mut self) -> AdmissionRequest {
         self.now = self.now + Duration::from_micros(10);
         self.arrived += 1;
         let client = self.clients[self.arrived % self.clients.len()].clone();
         let (place, _) = self.core.place(&(client.clone(), self.target.clone()), self.now);
-        let party = Party { class: ClassId::default(), client };
+        let principal = Principal { class: ClassId::default(), client };
         let deadline = self.now + Duration::from_secs(100_000);
-        Ask { place, deadline, party, lane: Lane::Blob, target: self.target.clone(), reuse: None, again: false }
+        AdmissionRequest {
+            place,
+            deadline,
+            principal,
+            lane: Lane::Blob,
+            target: self.target.clone(),
+            reuse: None,
+            again: false,
+        }
     }
 
-    fn arrive(&mut self, ask: Ask) {
+    fn arrive(&mut self, ask: AdmissionRequest) {
         self.waiting.push(ask.place);
         self.core.arrive(ask, self.now);
         self.carry_out();

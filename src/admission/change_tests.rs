@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::{Core, Decision, Limits};
+use super::fair_queue::{ClassId, Lane, Principal};
 use super::moment::Moment;
-use super::queue::Ask;
+use super::queue::AdmissionRequest;
 use super::quiet::{Evidence, Quiet};
 use super::rate::Rate;
 use super::slots::{SlotId, SlotState};
-use super::turns::{ClassId, Lane, Party};
 
 fn at(millis: u64) -> Moment {
     Moment(Duration::from_millis(millis))
@@ -33,11 +33,14 @@ fn limits(slots: usize, rate: Option<(u64, u32)>, weights: &[u32]) -> Limits {
 
 /// Somebody of this class asks; tells the slots that are given out by that.
 fn arrive(core: &mut Core, class: usize, now: Moment) -> Vec<SlotId> {
-    let party = Party { class: ClassId(class), client: format!("client of {class}").as_str().into() };
+    let principal = Principal { class: ClassId(class), client: format!("client of {class}").as_str().into() };
     let target: Arc<str> = "registry:443".into();
-    let (place, _) = core.place(&(party.client.clone(), target.clone()), now);
+    let (place, _) = core.place(&(principal.client.clone(), target.clone()), now);
     let deadline = now + Duration::from_secs(50);
-    core.arrive(Ask { place, deadline, party, lane: Lane::Small, target, reuse: None, again: false }, now);
+    core.arrive(
+        AdmissionRequest { place, deadline, principal, lane: Lane::Small, target, reuse: None, again: false },
+        now,
+    );
     given(core)
 }
 
@@ -161,5 +164,5 @@ fn draining_recalls_quiet_tunnels_though_nobody_waits() {
     core.drain(at(30));
     assert_eq!((core.next_decision(), core.wake_at()), (None, Some(at(60))), "not before its pause is over");
     core.tick(at(60));
-    assert_eq!(core.next_decision(), Some(Decision::Recall { slot, evidence: Evidence::Idle }));
+    assert_eq!(core.next_decision(), Some(Decision::OnReclaim { slot, evidence: Evidence::Idle }));
 }

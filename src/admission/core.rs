@@ -10,18 +10,18 @@ use std::time::Duration;
 use std::sync::Arc;
 
 use super::activity::Activity;
-use super::census::Census;
+use super::fair_queue::{ClassId, Client, Lane, Principal, Turn};
 use super::idle::IdleSlots;
 use super::moment::Moment;
+use super::occupancy::Occupancy;
 use super::outages::Outages;
-use super::pace::Pace;
-use super::places::{KeptPlaces, Owner};
-use super::queue::{Ask, Kind, Place, Queue, ReuseKey};
+use super::queue::{AdmissionRequest, Kind, Place, Queue, ReuseKey};
 use super::quiet::{Evidence, Quiet, QuietTunnels};
 use super::rate::{Bucket, Rate};
-use super::slots::{Counts, Entry, Ledger, SlotId, SlotState, Tenant};
-use super::turns::{ClassId, Client, Lane, Party, Turn};
+use super::slots::{Counts, Entry, Ledger, Occupant, SlotId, SlotState};
+use super::tickets::{Owner, Tickets};
 use super::usage::{Usage, Used};
+use super::wait_estimate::WaitEstimate;
 use crate::metrics::Direction;
 
 /// Positions are counted so far, that a refusal costs the same in the longest queue.
@@ -87,7 +87,7 @@ pub enum Decision {
         cause: CloseCause,
     },
     /// Ask a quiet tunnel to close, because somebody waits. It answers by closing, or by going on.
-    Recall {
+    OnReclaim {
         /// The slot of the tunnel.
         slot: SlotId,
         /// What spoke for it being idle.
@@ -122,7 +122,7 @@ pub struct Refusal {
     /// When coming back makes sense.
     pub retry_after: Duration,
     /// What kept the one whose turn it was from being admitted; `None` where waiting was not the reason.
-    pub bound: Option<Bound>,
+    pub limited_by: Option<LimitedBy>,
     /// By arrival among those who waited, from 1; `None` for one too far back to count.
     pub position: Option<usize>,
     /// How much longer it would have waited; `None` where the past does not tell.
@@ -144,7 +144,7 @@ pub enum RefusalReason {
 
 /// What keeps the one whose turn it is from being admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bound {
+pub enum LimitedBy {
     /// Admissions are held by the operator.
     Paused,
     /// The registry takes no connections.
@@ -157,16 +157,16 @@ pub enum Bound {
     Rate,
 }
 
-impl Bound {
+impl LimitedBy {
     /// The word in status pages.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Bound::Paused => "paused",
-            Bound::Unreachable => "unreachable",
-            Bound::Connecting => "max_connecting",
-            Bound::Slots => "slots",
-            Bound::Rate => "rate_per_second",
+            LimitedBy::Paused => "paused",
+            LimitedBy::Unreachable => "unreachable",
+            LimitedBy::Connecting => "max_connecting",
+            LimitedBy::Slots => "slots",
+            LimitedBy::Rate => "rate_per_second",
         }
     }
 }
@@ -189,7 +189,7 @@ pub struct Snapshot {
     /// Whether admissions are held.
     pub paused: bool,
     /// What keeps the one whose turn it is from being admitted, if somebody waits.
-    pub bound: Option<Bound>,
+    pub limited_by: Option<LimitedBy>,
     /// How long slots were held and busy so far.
     pub used: Used,
 }
@@ -198,7 +198,7 @@ pub struct Snapshot {
 #[derive(Clone, Debug)]
 pub struct Explanation {
     /// What keeps the one whose turn it is from being admitted, if somebody waits.
-    pub bound: Option<Bound>,
+    pub limited_by: Option<LimitedBy>,
     /// Those who wait.
     pub waiters: Vec<WaiterInfo>,
     /// Those who hold a slot.
@@ -211,7 +211,7 @@ pub struct WaiterInfo {
     /// By arrival, from 1.
     pub position: usize,
     /// Who asks.
-    pub party: Party,
+    pub principal: Principal,
     /// What kind of request it is.
     pub kind: Kind,
     /// Among its client's own requests.
@@ -246,9 +246,9 @@ pub struct HolderInfo {
     /// What a tunnel that lies quiet seems to be doing, and for how long.
     pub quiet: Option<(Evidence, Duration)>,
     /// Whether a tunnel was asked to close, and has not answered yet.
-    pub recalled: bool,
+    pub reclaimed: bool,
     /// Whose request it serves, and where that goes; nobody's while it is kept for reuse.
-    pub tenant: Option<(Party, Arc<str>)>,
+    pub occupant: Option<(Principal, Arc<str>)>,
 }
 
 /// The admission state of one registry.
@@ -260,17 +260,17 @@ pub struct Core {
     queue: Queue,
     bucket: Option<Bucket>,
     quiet: QuietTunnels,
-    places: KeptPlaces,
+    places: Tickets,
     outages: Outages,
     /// How fast each class moves.
-    paces: Vec<Pace>,
+    wait_estimates: Vec<WaitEstimate>,
     usage: Usage,
     mode: Mode,
     paused: bool,
-    bound: Option<Bound>,
+    limited_by: Option<LimitedBy>,
     decisions: VecDeque<Decision>,
     /// When the bound may give way by time alone.
-    bound_until: Option<Moment>,
+    limited_until: Option<Moment>,
     /// Slots that are still held elsewhere.
     reserved: usize,
     /// Slots that this one keeps while it hands over to another process; `usize::MAX`: all.
@@ -298,15 +298,15 @@ impl Core {
             idle: IdleSlots::default(),
             queue: Queue::new(&limits.weights),
             quiet: QuietTunnels::default(),
-            places: KeptPlaces::new(limits.keep_place),
+            places: Tickets::new(limits.keep_place),
             outages: Outages::default(),
-            paces: vec![Pace::default(); limits.weights.len()],
+            wait_estimates: vec![WaitEstimate::default(); limits.weights.len()],
             usage: Usage::default(),
             mode: Mode::Running,
             paused: false,
-            bound: None,
+            limited_by: None,
             decisions: VecDeque::new(),
-            bound_until: None,
+            limited_until: None,
             reserved: 0,
             kept: usize::MAX,
             arrivals: 0,
@@ -332,7 +332,7 @@ impl Core {
     }
 
     /// Somebody asks to be admitted. The answer is a decision for `ask.place`, now or later.
-    pub fn arrive(&mut self, ask: Ask, now: Moment) {
+    pub fn arrive(&mut self, ask: AdmissionRequest, now: Moment) {
         let place = ask.place;
         let may_wait = ask.again || self.queue.len() < self.limits.depth;
         let aside = self.outages.sets_aside(&ask.target, place);
@@ -374,10 +374,10 @@ impl Core {
 
     /// The connection in this slot stands: its target takes connections. It is active, or idle with a handshake to come.
     pub fn established(&mut self, slot: SlotId, state: SlotState, now: Moment) {
-        if let Some(tenant) = self.ledger.tenant(slot)
-            && self.outages.over(&tenant.target)
+        if let Some(occupant) = self.ledger.occupant(slot)
+            && self.outages.over(&occupant.target)
         {
-            self.queue.bring_all_back(&tenant.target);
+            self.queue.bring_all_back(&occupant.target);
         }
         self.move_to(slot, state, now);
         if state == SlotState::Idle {
@@ -389,24 +389,24 @@ impl Core {
     /// An address of its target refused the holder of this slot, which is about to be released; it will ask again for the
     /// next address.
     pub fn goes_on(&mut self, slot: SlotId, now: Moment) {
-        if let Some(tenant) = self.ledger.tenant(slot) {
-            self.outages.goes_on(&tenant.target, tenant.place, now);
+        if let Some(occupant) = self.ledger.occupant(slot) {
+            self.outages.goes_on(&occupant.target, occupant.place, now);
         }
     }
 
     /// Every address of its target refused the holder of this slot, which is about to be released.
     pub fn unreachable(&mut self, slot: SlotId, now: Moment) {
-        if let Some(tenant) = self.ledger.tenant(slot)
-            && self.outages.failed(&tenant.target, tenant.place, now)
+        if let Some(occupant) = self.ledger.occupant(slot)
+            && self.outages.failed(&occupant.target, occupant.place, now)
         {
-            self.queue.set_aside(&tenant.target);
+            self.queue.set_aside(&occupant.target);
         }
         self.dispatch(now);
     }
 
     /// The tunnel in this slot lies quiet.
     pub fn quiet(&mut self, slot: SlotId, quiet: Quiet, now: Moment) {
-        let client = self.ledger.tenant(slot).map(|tenant| tenant.party.client.clone());
+        let client = self.ledger.occupant(slot).map(|occupant| occupant.principal.client.clone());
         let state = match quiet.evidence {
             Evidence::Unused | Evidence::Idle => SlotState::Idle,
             Evidence::Unsure | Evidence::Stalled => SlotState::Active,
@@ -432,7 +432,7 @@ impl Core {
     pub fn make_way(&mut self, among: &[SlotId], client: &Client, now: Moment) {
         let gives_way = |slot: &SlotId| {
             let is_closing = self.ledger.get(*slot).is_some_and(|entry| entry.state == SlotState::Closing);
-            is_closing || self.quiet.is_recalled(*slot)
+            is_closing || self.quiet.is_reclaimed(*slot)
         };
         if among.iter().any(gives_way) {
             return;
@@ -443,8 +443,8 @@ impl Core {
         let held = |client: &Client| self.ledger.held_by(client);
         let victims = self.quiet.victims(client, |waiting| waiting == client, held, usize::MAX, now);
         if let Some((slot, evidence)) = victims.into_iter().find(|(slot, _)| among.contains(slot)) {
-            self.quiet.recall(slot);
-            self.decisions.push_back(Decision::Recall { slot, evidence });
+            self.quiet.reclaim(slot);
+            self.decisions.push_back(Decision::OnReclaim { slot, evidence });
         }
     }
 
@@ -531,7 +531,7 @@ impl Core {
             (_, None) => None,
         };
         self.queue.change_weights(&limits.weights);
-        self.paces.resize(limits.weights.len().max(self.paces.len()), Pace::default());
+        self.wait_estimates.resize(limits.weights.len().max(self.wait_estimates.len()), WaitEstimate::default());
         self.places.change(limits.keep_place);
         self.limits = limits;
         if self.mode == Mode::Draining {
@@ -586,7 +586,7 @@ impl Core {
     #[must_use]
     pub fn wake_at(&self) -> Option<Moment> {
         let probe = if self.queue.is_empty() { None } else { self.outages.next_due() };
-        [self.queue.next_deadline(), self.idle.next_expiry(), self.bound_until, probe].into_iter().flatten().min()
+        [self.queue.next_deadline(), self.idle.next_expiry(), self.limited_until, probe].into_iter().flatten().min()
     }
 
     /// The picture now.
@@ -602,7 +602,7 @@ impl Core {
                 .collect(),
             oldest_wait: self.queue.oldest_wait(now),
             paused: self.paused,
-            bound: self.bound,
+            limited_by: self.limited_by,
             used: self.usage.used(now),
         }
     }
@@ -610,13 +610,13 @@ impl Core {
     /// Who waits, by arrival, and who holds what, the oldest first; at most `most` of each.
     #[must_use]
     pub fn explain(&self, most: usize, now: Moment) -> Explanation {
-        let mut positions = vec![0; self.paces.len()];
+        let mut positions = vec![0; self.wait_estimates.len()];
         let waiters = self.queue.by_arrival().take(most).enumerate().map(|(index, waiter)| {
-            let class = waiter.ask.party.class;
+            let class = waiter.ask.principal.class;
             positions[class.0] += 1;
             WaiterInfo {
                 position: index + 1,
-                party: waiter.ask.party.clone(),
+                principal: waiter.ask.principal.clone(),
                 kind: waiter.ask.kind(),
                 lane: waiter.ask.lane,
                 target: waiter.ask.target.clone(),
@@ -625,7 +625,7 @@ impl Core {
                 expected_wait: self.expected_wait(class, positions[class.0]),
             }
         });
-        Explanation { bound: self.bound, waiters: waiters.collect(), holders: self.holders(most, now) }
+        Explanation { limited_by: self.limited_by, waiters: waiters.collect(), holders: self.holders(most, now) }
     }
 
     /// Who holds a slot, the oldest first, at most `most`.
@@ -633,23 +633,23 @@ impl Core {
     pub fn holders(&self, most: usize, now: Moment) -> Vec<HolderInfo> {
         let oldest = self.ledger.entries().take(most).map(|(slot, entry)| HolderInfo {
             slot,
-            kind: entry.tenant.as_ref().map_or(Kind::Kept, |tenant| tenant.kind),
+            kind: entry.occupant.as_ref().map_or(Kind::Kept, |occupant| occupant.kind),
             state: entry.state,
             age: now.since(entry.born),
             last_bytes: entry.activity.silence(now),
             bytes_up: entry.activity.bytes(Direction::Up),
             bytes_down: entry.activity.bytes(Direction::Down),
             quiet: self.quiet.get(slot).map(|quiet| (quiet.evidence, now.since(quiet.since))),
-            recalled: self.quiet.is_recalled(slot),
-            tenant: entry.tenant.as_ref().map(|tenant| (tenant.party.clone(), tenant.target.clone())),
+            reclaimed: self.quiet.is_reclaimed(slot),
+            occupant: entry.occupant.as_ref().map(|occupant| (occupant.principal.clone(), occupant.target.clone())),
         });
         oldest.collect()
     }
 
     /// Who waits and who holds, by client, at most `most` of them.
     #[must_use]
-    pub fn census(&self, most: usize) -> Census {
-        Census::take(&self.queue, &self.ledger, self.limits.weights.len(), most)
+    pub fn occupancy(&self, most: usize) -> Occupancy {
+        Occupancy::take(&self.queue, &self.ledger, self.limits.weights.len(), most)
     }
 
     /// Where the connection in this slot tells what it carries.
@@ -661,8 +661,8 @@ impl Core {
     /// When the one at this position of its class will be admitted, as far as the past tells: nobody knows when a pause or an
     /// outage ends.
     fn expected_wait(&self, class: ClassId, position: usize) -> Option<Duration> {
-        let moves = !matches!(self.bound, Some(Bound::Paused | Bound::Unreachable));
-        moves.then(|| self.paces[class.0].expected_wait(position))
+        let moves = !matches!(self.limited_by, Some(LimitedBy::Paused | LimitedBy::Unreachable));
+        moves.then(|| self.wait_estimates[class.0].expected_wait(position))
     }
 
     /// Decides all that can be decided now.
@@ -676,8 +676,8 @@ impl Core {
             self.refuse_overdue(place, now);
         }
         self.send_probes(now);
-        self.bound = None;
-        self.bound_until = None;
+        self.limited_by = None;
+        self.limited_until = None;
         match self.mode {
             Mode::Running => self.admit_in_turn(may_reclaim, now),
             Mode::Draining => {
@@ -692,10 +692,10 @@ impl Core {
     fn let_quiet_ones_go(&mut self, now: Moment) {
         let nobody: Client = "".into();
         for (slot, evidence) in self.quiet.victims(&nobody, |_| false, |_| 0, usize::MAX, now) {
-            self.quiet.recall(slot);
-            self.decisions.push_back(Decision::Recall { slot, evidence });
+            self.quiet.reclaim(slot);
+            self.decisions.push_back(Decision::OnReclaim { slot, evidence });
         }
-        self.bound_until = [self.bound_until, self.quiet.next_due(|_| false)].into_iter().flatten().min();
+        self.limited_until = [self.limited_until, self.quiet.next_due(|_| false)].into_iter().flatten().min();
     }
 
     fn refuse_overdue(&mut self, place: Place, now: Moment) {
@@ -720,7 +720,7 @@ impl Core {
     fn admit_in_turn(&mut self, may_reclaim: bool, now: Moment) {
         while let Some(head) = self.queue.head() {
             if self.paused {
-                self.bound = Some(Bound::Paused);
+                self.limited_by = Some(LimitedBy::Paused);
                 return;
             }
             let place = head.ask.place;
@@ -731,9 +731,9 @@ impl Core {
             }
             match self.take_slot_and_token(now) {
                 Ok(slot) => self.admit_to_new(place, slot, now),
-                Err(bound) => {
-                    self.bound = Some(bound);
-                    if bound == Bound::Slots && may_reclaim {
+                Err(limited_by) => {
+                    self.limited_by = Some(limited_by);
+                    if limited_by == LimitedBy::Slots && may_reclaim {
                         self.make_room(now);
                     }
                     return self.reuse_out_of_turn(now);
@@ -741,7 +741,7 @@ impl Core {
             }
         }
         if !self.queue.is_empty() {
-            self.bound = Some(if self.paused { Bound::Paused } else { Bound::Unreachable });
+            self.limited_by = Some(if self.paused { LimitedBy::Paused } else { LimitedBy::Unreachable });
         }
         if !self.paused {
             self.reuse_out_of_turn(now);
@@ -749,18 +749,18 @@ impl Core {
     }
 
     /// Slot and token together, or neither.
-    fn take_slot_and_token(&mut self, now: Moment) -> Result<SlotId, Bound> {
+    fn take_slot_and_token(&mut self, now: Moment) -> Result<SlotId, LimitedBy> {
         if self.ledger.open() >= self.slots() {
-            return Err(Bound::Slots);
+            return Err(LimitedBy::Slots);
         }
         if self.ledger.connecting() >= self.limits.max_connecting {
-            return Err(Bound::Connecting);
+            return Err(LimitedBy::Connecting);
         }
         if let Some(bucket) = &mut self.bucket
             && let Err(due) = bucket.take(now)
         {
-            self.bound_until = Some(due);
-            return Err(Bound::Rate);
+            self.limited_until = Some(due);
+            return Err(LimitedBy::Rate);
         }
         let slot = self.ledger.take(now);
         self.usage.granted(slot, now);
@@ -792,15 +792,15 @@ impl Core {
             self.close(slot, CloseCause::Reclaimed);
             self.reuse_out_of_turn(now);
         }
-        self.recall_quiet(tokens, now);
+        self.reclaim_quiet(tokens, now);
         if self.queue.in_line() > tokens {
             let next_token = self.bucket.as_ref().and_then(|bucket| bucket.next_due(now));
-            self.bound_until = [self.bound_until, next_token].into_iter().flatten().min();
+            self.limited_until = [self.limited_until, next_token].into_iter().flatten().min();
         }
     }
 
-    fn recall_quiet(&mut self, tokens: usize, now: Moment) {
-        let Some(head) = self.queue.head().map(|head| head.ask.party.client.clone()) else {
+    fn reclaim_quiet(&mut self, tokens: usize, now: Moment) {
+        let Some(head) = self.queue.head().map(|head| head.ask.principal.client.clone()) else {
             return;
         };
         let wanted = self.wanted_back(tokens);
@@ -810,12 +810,12 @@ impl Core {
         let waits = |client: &Client| self.queue.waits(client);
         let holds = |client: &Client| self.ledger.held_by(client);
         for (slot, evidence) in self.quiet.victims(&head, waits, holds, wanted, now) {
-            self.quiet.recall(slot);
-            self.decisions.push_back(Decision::Recall { slot, evidence });
+            self.quiet.reclaim(slot);
+            self.decisions.push_back(Decision::OnReclaim { slot, evidence });
         }
         // All that were due are among them.
         if self.wanted_back(tokens) > 0 {
-            self.bound_until = self.quiet.next_due(|client| self.queue.waits(client));
+            self.limited_until = self.quiet.next_due(|client| self.queue.waits(client));
         }
     }
 
@@ -828,7 +828,7 @@ impl Core {
             return 0;
         }
         let excess = self.ledger.open().saturating_sub(self.slots());
-        (awaited + excess).saturating_sub(self.ledger.counts().closing + self.quiet.recalled())
+        (awaited + excess).saturating_sub(self.ledger.counts().closing + self.quiet.reclaimed())
     }
 
     fn admit_to_new(&mut self, place: Place, slot: SlotId, now: Moment) {
@@ -850,46 +850,46 @@ impl Core {
 
     fn admit(&mut self, place: Place, slot: SlotId, turn: Turn, now: Moment) -> Duration {
         let (waiter, charged) = self.queue.take(place, turn).expect("only those who wait are admitted");
-        let class = waiter.ask.party.class;
-        self.paces[class.0].admitted(now, self.queue.waiting_in(class) > 0);
+        let class = waiter.ask.principal.class;
+        self.wait_estimates[class.0].admitted(now, self.queue.waiting_in(class) > 0);
         let had_to_wait = waiter.waited(now);
         let kind = waiter.ask.kind();
-        let Ask { party, target, .. } = waiter.ask;
-        self.ledger.let_to(slot, Tenant { party, target, kind, place, since: now, charged });
+        let AdmissionRequest { principal, target, .. } = waiter.ask;
+        self.ledger.let_to(slot, Occupant { principal, target, kind, place, since: now, charged });
         had_to_wait
     }
 
     /// The slot serves its request no longer: what was charged in advance is set right.
     fn settle(&mut self, slot: SlotId, now: Moment) {
-        let Some(tenant) = self.ledger.vacate(slot) else {
+        let Some(occupant) = self.ledger.vacate(slot) else {
             return;
         };
-        self.outages.gone(&tenant.target, tenant.place, now);
-        self.queue.settle(&tenant.party, tenant.charged, nanos(now.since(tenant.since)));
+        self.outages.gone(&occupant.target, occupant.place, now);
+        self.queue.settle(&occupant.principal, occupant.charged, nanos(now.since(occupant.since)));
     }
 
     fn refuse(&mut self, place: Place, reason: RefusalReason, now: Moment) {
         let Some(waiter) = self.queue.remove(place) else { return };
         self.outages.gone(&waiter.ask.target, place, now);
-        let bound = match reason {
-            RefusalReason::QueueFull | RefusalReason::QueueTimeout => self.bound,
-            RefusalReason::Unreachable => Some(Bound::Unreachable),
+        let limited_by = match reason {
+            RefusalReason::QueueFull | RefusalReason::QueueTimeout => self.limited_by,
+            RefusalReason::Unreachable => Some(LimitedBy::Unreachable),
             RefusalReason::Draining => None,
         };
         let ahead = self.queue.ahead_of(place, FARTHEST_POSITION);
         // Of its own class, if those ahead are as mixed as all are: looking at each would take too long here.
-        let (class, waiting) = (waiter.ask.party.class, self.queue.len());
+        let (class, waiting) = (waiter.ask.principal.class, self.queue.len());
         let of_class = self.queue.waiting_in(class);
         let ahead_in_class = (ahead * of_class).div_ceil(waiting.max(1));
         let refusal = Refusal {
-            bound,
+            limited_by,
             position: (ahead < FARTHEST_POSITION).then_some(ahead + 1),
-            expected_wait: bound.and_then(|_| self.expected_wait(class, ahead_in_class + 1)),
+            expected_wait: limited_by.and_then(|_| self.expected_wait(class, ahead_in_class + 1)),
             reason,
             waited: waiter.waited(now),
             waiting,
             slots: self.limits.slots,
-            retry_after: self.paces[class.0].expected_wait(of_class),
+            retry_after: self.wait_estimates[class.0].expected_wait(of_class),
         };
         let is_over = matches!(reason, RefusalReason::QueueTimeout | RefusalReason::Unreachable);
         let may_return = is_over.then(|| waiter.ask.owner());

@@ -11,22 +11,22 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::HISTORIES;
-use super::core::{Bound, CloseCause, Core, Decision, Limits, RefusalReason};
+use super::core::{CloseCause, Core, Decision, LimitedBy, Limits, RefusalReason};
+use super::fair_queue::{ClassId, Client, Lane, Principal};
 use super::moment::Moment;
-use super::places::Owner;
-use super::queue::{Ask, Place, ReuseKey};
+use super::queue::{AdmissionRequest, Place, ReuseKey};
 use super::quiet::{Evidence, Quiet};
 use super::rate::Rate;
 use super::slots::{SlotId, SlotState};
-use super::turns::{ClassId, Client, Lane, Party};
+use super::tickets::Owner;
 
 /// Steps of each history.
 const STEPS: usize = 300;
 const IDLE_TIMEOUT: Duration = Duration::from_millis(400);
 const MAX_LIFETIME: Duration = Duration::from_millis(900);
 
-fn party(client: &str, class: usize) -> Party {
-    Party { class: ClassId(class), client: client.into() }
+fn principal(client: &str, class: usize) -> Principal {
+    Principal { class: ClassId(class), client: client.into() }
 }
 
 fn ms(millis: u64) -> Duration {
@@ -52,7 +52,7 @@ struct World {
     core: Core,
     limits: Limits,
     now: Moment,
-    waiting: BTreeMap<Place, Ask>,
+    waiting: BTreeMap<Place, AdmissionRequest>,
     decided: HashSet<Place>,
     held: Vec<Held>,
     tokens: Option<NaiveBucket>,
@@ -83,11 +83,11 @@ struct Held {
     vacant: bool,
     /// While it is a quiet tunnel: from when on it may be recalled, and for its own client, and what speaks for it.
     quiet: Option<Idle>,
-    recalled: bool,
+    reclaimed: bool,
     /// Whether a handshake is to come.
     fresh: bool,
     target: Arc<str>,
-    party: Party,
+    principal: Principal,
     place: Place,
 }
 
@@ -175,21 +175,29 @@ impl World {
     }
 
     fn arrive_blob(&mut self, client: &str, key: Option<&str>, patience: Duration, again: bool) -> Place {
-        self.arrive_as(&party(client, 0), Lane::Blob, key, patience, again)
+        self.arrive_as(&principal(client, 0), Lane::Blob, key, patience, again)
     }
 
-    fn arrive_as(&mut self, party: &Party, lane: Lane, key: Option<&str>, patience: Duration, again: bool) -> Place {
-        let is_known = |one: &Party| one.client == party.client;
-        if !self.waiting.values().any(|ask| is_known(&ask.party)) && !self.held.iter().any(|held| is_known(&held.party))
+    fn arrive_as(
+        &mut self,
+        principal: &Principal,
+        lane: Lane,
+        key: Option<&str>,
+        patience: Duration,
+        again: bool,
+    ) -> Place {
+        let is_known = |one: &Principal| one.client == principal.client;
+        if !self.waiting.values().any(|ask| is_known(&ask.principal))
+            && !self.held.iter().any(|held| is_known(&held.principal))
         {
-            self.passes.insert(party.client.clone(), None);
+            self.passes.insert(principal.client.clone(), None);
         }
         let target: Arc<str> = key.unwrap_or("tunnel:443").into();
-        let (place, came_back) = self.place(&(party.client.clone(), target.clone()));
+        let (place, came_back) = self.place(&(principal.client.clone(), target.clone()));
         let again = again || came_back;
         let deadline = self.now + patience;
         let reuse = key.map(ReuseKey::from);
-        let ask = Ask { place, deadline, party: party.clone(), lane, target, reuse, again };
+        let ask = AdmissionRequest { place, deadline, principal: principal.clone(), lane, target, reuse, again };
         let before = self.waiting.len();
         self.waiting.insert(place, ask.clone());
         self.core.arrive(ask, self.now);
@@ -228,7 +236,7 @@ impl World {
 
     fn leave(&mut self, place: Place) {
         let ask = self.waiting.remove(&place).expect("who waits may leave");
-        self.keep_place(place, (ask.party.client, ask.target));
+        self.keep_place(place, (ask.principal.client, ask.target));
         self.core.leave(place, self.now);
         self.settle(None);
     }
@@ -242,7 +250,7 @@ impl World {
         let held = self.held_mut(slot);
         held.kept = None;
         held.quiet = None;
-        held.recalled = false;
+        held.reclaimed = false;
         held.closing |= state == SlotState::Closing;
         held.fresh = false;
         self.core.enter(slot, state, self.now);
@@ -255,7 +263,7 @@ impl World {
         let kept = self.core.park(slot, key, self.now);
         let held = self.held_mut(slot);
         if kept {
-            (held.vacant, held.quiet, held.recalled, held.fresh) = (true, None, false, false);
+            (held.vacant, held.quiet, held.reclaimed, held.fresh) = (true, None, false, false);
         } else {
             held.kept = None;
         }
@@ -282,7 +290,7 @@ impl World {
     fn quiet_as(&mut self, slot: SlotId, evidence: Evidence, pause: Duration, for_own: Duration) {
         let (from, from_for_own) = (self.now + pause, self.now + for_own.min(pause));
         let held = self.held_mut(slot);
-        held.recalled = false;
+        held.reclaimed = false;
         held.fresh = false;
         held.quiet = Some(Idle { from, from_for_own, evidence });
         let quiet = Quiet { evidence, since: self.now, from, from_for_own };
@@ -307,7 +315,7 @@ impl World {
         let held = self.held_mut(slot);
         held.kept = None;
         held.quiet = None;
-        held.recalled = false;
+        held.reclaimed = false;
         held.fresh = state == SlotState::Idle;
         self.core.established(slot, state, self.now);
         self.settle(None);
@@ -356,7 +364,7 @@ impl World {
                         RefusalReason::Draining => assert!(self.ended, "refused as draining without an end"),
                     }
                 }
-                Decision::Recall { slot, .. } => {
+                Decision::OnReclaim { slot, .. } => {
                     // Draining is like somebody who always waits.
                     assert!(self.draining || !self.waiting.is_empty() && !self.paused, "recalled for nobody");
                     assert!(self.draining || self.open() >= self.limits.slots, "recalled though a slot is free");
@@ -367,9 +375,9 @@ impl World {
                     let now = self.now;
                     let held = self.held_mut(slot);
                     let Some(idle) = held.quiet.take() else { panic!("recalled though it moves") };
-                    assert!(!std::mem::replace(&mut held.recalled, true), "recalled twice");
-                    let (evidence, client) = (idle.evidence, held.party.client.clone());
-                    let waits = self.waiting.values().any(|ask| ask.party.client == client);
+                    assert!(!std::mem::replace(&mut held.reclaimed, true), "recalled twice");
+                    let (evidence, client) = (idle.evidence, held.principal.client.clone());
+                    let waits = self.waiting.values().any(|ask| ask.principal.client == client);
                     assert!(idle.from <= now || waits && idle.from_for_own <= now, "recalled before its time");
                     let surest = self.held.iter().filter(|held| self.may_go(held)).filter_map(|held| held.quiet);
                     let surest = surest.map(|idle| idle.evidence).min();
@@ -391,7 +399,7 @@ impl World {
         self.check_wake();
     }
 
-    fn decide(&mut self, place: Place) -> Ask {
+    fn decide(&mut self, place: Place) -> AdmissionRequest {
         assert!(self.decided.insert(place), "decided twice");
         self.waiting.remove(&place).expect("decided about one who waits")
     }
@@ -412,10 +420,10 @@ impl World {
             closing: false,
             vacant: false,
             quiet,
-            recalled: false,
+            reclaimed: false,
             fresh: false,
             target,
-            party: ask.party,
+            principal: ask.principal,
             place,
         });
         assert!(self.open() <= self.limits.slots, "more open than slots");
@@ -430,16 +438,16 @@ impl World {
     /// has no place in this.
     fn check_order_among_its_own(&mut self, place: Place) {
         let asked = &self.waiting[&place];
-        let party = asked.party.clone();
-        let own = || self.waiting.values().filter(|ask| ask.party == party);
+        let principal = asked.principal.clone();
+        let own = || self.waiting.values().filter(|ask| ask.principal == principal);
         let probes = own().any(|ask| self.out.contains(&ask.target));
         if self.out.contains(&asked.target) {
-            self.passes.insert(party.client, None);
+            self.passes.insert(principal.client, None);
             return;
         }
         let first = |lane| own().find(|ask| ask.lane == lane && !self.out.contains(&ask.target)).map(|ask| ask.place);
         assert_eq!(first(asked.lane), Some(place), "out of order among its client's own");
-        let passes = self.passes.get(&party.client).copied().unwrap_or(Some(0));
+        let passes = self.passes.get(&principal.client).copied().unwrap_or(Some(0));
         let after = match (asked.lane, first(Lane::Blob)) {
             (Lane::Small, Some(_)) => {
                 assert!(passes.is_none_or(|passes| passes < 8), "a blob is passed over for ever");
@@ -452,7 +460,7 @@ impl World {
                 Some(0)
             }
         };
-        self.passes.insert(party.client, after.filter(|_| !probes));
+        self.passes.insert(principal.client, after.filter(|_| !probes));
     }
 
     fn check_reuse(&mut self, place: Place, slot: SlotId) {
@@ -461,10 +469,10 @@ impl World {
         let held = self.held_mut(slot);
         held.vacant = false;
         held.target = ask.target.clone();
-        held.party = ask.party.clone();
+        held.principal = ask.principal.clone();
         held.place = place;
         // It may have been out of turn, which counts as no pass.
-        self.passes.insert(ask.party.client, None);
+        self.passes.insert(ask.principal.client, None);
         let held = self.held_mut(slot);
         let kept = held.kept.take();
         assert!(kept.is_some() && kept == ask.reuse, "given a connection to somewhere else");
@@ -482,7 +490,8 @@ impl World {
 
     /// From when on a quiet tunnel may be recalled: sooner where its own client waits for another one.
     fn goes_at(&self, held: &Held) -> Option<Moment> {
-        let in_line = |ask: &Ask| !self.out.contains(&ask.target) && ask.party.client == held.party.client;
+        let in_line =
+            |ask: &AdmissionRequest| !self.out.contains(&ask.target) && ask.principal.client == held.principal.client;
         let own_waits = self.waiting.values().any(in_line);
         held.quiet.map(|idle| if own_waits { idle.from_for_own } else { idle.from })
     }
@@ -494,7 +503,7 @@ impl World {
     /// Slots on their way back that somebody can have then.
     fn coming(&self) -> usize {
         let excess = self.open().saturating_sub(self.limits.slots);
-        self.held.iter().filter(|held| held.closing || held.recalled).count().saturating_sub(excess)
+        self.held.iter().filter(|held| held.closing || held.reclaimed).count().saturating_sub(excess)
     }
 
     /// Of so many who wait, those who could dial at once, had they a slot.
@@ -660,9 +669,9 @@ impl World {
     fn take_step(&mut self, step: &Step) {
         match step {
             Step::Arrive { client, small, key, patience, again } => {
-                let party = [party("x", 0), party("y", 0), party("z", 1)][*client].clone();
+                let principal = [principal("x", 0), principal("y", 0), principal("z", 1)][*client].clone();
                 let lane = if *small { Lane::Small } else { Lane::Blob };
-                self.arrive_as(&party, lane, KEYS[*key], ms(*patience), *again);
+                self.arrive_as(&principal, lane, KEYS[*key], ms(*patience), *again);
             }
             Step::Tell(pick) => self.tell(*pick),
             Step::Quiet(pick, evidence, pause, for_own) => {
@@ -960,7 +969,7 @@ fn no_more_than_max_connecting_dial_at_once() {
     for _ in 0..5 {
         world.arrive(None, ms(500), false);
     }
-    assert_eq!((world.open(), world.core.snapshot(world.now).bound), (2, Some(Bound::Connecting)));
+    assert_eq!((world.open(), world.core.snapshot(world.now).limited_by), (2, Some(LimitedBy::Connecting)));
     let slot = dialled_slots(&world)[0];
     world.dialled(slot);
     world.established(slot);
@@ -992,8 +1001,8 @@ fn each_class_is_told_when_its_own_turn_will_come() {
     const LONG: Duration = Duration::from_secs(100_000);
     let mut world = World::new(Limits { weights: vec![1, 8], ..limits(1, 10_000, None) });
     for _ in 0..300 {
-        world.arrive_as(&party("slow", 0), Lane::Blob, None, LONG, false);
-        world.arrive_as(&party("quick", 1), Lane::Blob, None, LONG, false);
+        world.arrive_as(&principal("slow", 0), Lane::Blob, None, LONG, false);
+        world.arrive_as(&principal("quick", 1), Lane::Blob, None, LONG, false);
     }
     let serve = |world: &mut World| {
         let slot = dialled_slots(world)[0];
@@ -1006,11 +1015,11 @@ fn each_class_is_told_when_its_own_turn_will_come() {
     }
     let explained = world.core.explain(usize::MAX, world.now).waiters;
     for (class, turns) in [(0, 9), (1, 1)] {
-        let third = explained.iter().filter(|waiter| waiter.party.class == ClassId(class)).nth(2).unwrap();
+        let third = explained.iter().filter(|waiter| waiter.principal.class == ClassId(class)).nth(2).unwrap();
         let expected = third.expected_wait.unwrap().as_secs();
         assert!((2 * turns..=4 * turns + 1).contains(&expected), "class {class}: {expected} s");
     }
-    let hasty = world.arrive_as(&party("slow", 0), Lane::Blob, None, ms(1), false);
+    let hasty = world.arrive_as(&principal("slow", 0), Lane::Blob, None, ms(1), false);
     world.pass(ms(1));
     world.tick();
     let refused = world.log.iter().rev().find_map(|one| match one {
@@ -1033,7 +1042,7 @@ fn a_target_that_refuses_is_probed_by_one_and_holds_up_nobody_else() {
     let waiting: Vec<Place> = (0..3).map(|_| world.arrive(Some("a:80"), ms(5000), false)).collect();
     let elsewhere = world.arrive(Some("b:80"), ms(5000), false);
     assert!(world.decided.contains(&elsewhere));
-    assert_eq!(world.core.snapshot(world.now).bound, Some(Bound::Unreachable));
+    assert_eq!(world.core.snapshot(world.now).limited_by, Some(LimitedBy::Unreachable));
     world.pass(ms(100));
     world.tick();
     let admitted = |world: &World| waiting.iter().filter(|place| world.decided.contains(place)).count();
@@ -1059,11 +1068,11 @@ fn a_recalled_tunnel_that_moves_after_all_is_left_alone_and_another_is_asked() {
     world.pass(ms(50));
     world.tick();
     let recalls = |world: &World| -> Vec<SlotId> {
-        let recalled = |decision: &Decision| match decision {
-            Decision::Recall { slot, .. } => Some(*slot),
+        let reclaimed = |decision: &Decision| match decision {
+            Decision::OnReclaim { slot, .. } => Some(*slot),
             _ => None,
         };
-        world.log.iter().filter_map(recalled).collect()
+        world.log.iter().filter_map(reclaimed).collect()
     };
     assert_eq!(recalls(&world), [slots[0]], "its own client's first");
     world.enter(slots[0], SlotState::Active);
@@ -1090,7 +1099,7 @@ fn the_next_recall_comes_with_the_next_token_and_not_with_the_next_slot() {
     for _ in 0..4 {
         world.arrive(None, ms(9000), false);
     }
-    let recalls = |world: &World| world.log.iter().filter(|one| matches!(one, Decision::Recall { .. })).count();
+    let recalls = |world: &World| world.log.iter().filter(|one| matches!(one, Decision::OnReclaim { .. })).count();
     assert_eq!(recalls(&world), 2, "none without a token");
     assert_eq!(world.core.wake_at(), Some(Moment(ms(300))));
     world.pass(ms(100));
@@ -1107,9 +1116,9 @@ fn thousands_of_quiet_tunnels_give_way_to_thousands_in_no_time() {
     let arrive = |core: &mut Core, number: u64, now| {
         let client: Client = format!("client-{}", number % 50).into();
         let (place, _) = core.place(&(client.clone(), target.clone()), now);
-        let party = Party { class: ClassId::default(), client };
+        let principal = Principal { class: ClassId::default(), client };
         let (lane, target, deadline) = (Lane::Blob, target.clone(), Moment(Duration::MAX));
-        core.arrive(Ask { place, deadline, party, lane, target, reuse: None, again: false }, now);
+        core.arrive(AdmissionRequest { place, deadline, principal, lane, target, reuse: None, again: false }, now);
     };
     for number in 0..MANY {
         arrive(&mut core, number, now);
@@ -1124,7 +1133,7 @@ fn thousands_of_quiet_tunnels_give_way_to_thousands_in_no_time() {
     let started = std::time::Instant::now();
     core.tick(now);
     let took = started.elapsed();
-    let recalls = std::iter::from_fn(|| core.next_decision()).filter(|one| matches!(one, Decision::Recall { .. }));
+    let recalls = std::iter::from_fn(|| core.next_decision()).filter(|one| matches!(one, Decision::OnReclaim { .. }));
     assert_eq!(recalls.count(), 5000);
     assert!(took < Duration::from_secs(2), "it took {took:?}");
 }
@@ -1145,7 +1154,7 @@ fn nothing_is_recalled_for_a_token_that_nobody_can_spend_now() {
     world.arrive(None, ms(9000), false);
     world.resize(1);
     world.release(slots[2]);
-    assert!(world.log.iter().all(|one| !matches!(one, Decision::Recall { .. })), "{:?}", world.log);
+    assert!(world.log.iter().all(|one| !matches!(one, Decision::OnReclaim { .. })), "{:?}", world.log);
     assert_eq!(world.core.wake_at(), Some(Moment(ms(1000))), "the next token");
 }
 

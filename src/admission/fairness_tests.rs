@@ -7,21 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::{Core, Decision, Limits};
+use super::fair_queue::{ClassId, Client, Lane, Principal};
 use super::moment::Moment;
-use super::queue::{Ask, Place};
+use super::queue::{AdmissionRequest, Place};
 use super::slots::{SlotId, SlotState};
-use super::turns::{ClassId, Client, Lane, Party};
 
 /// A client with so many requests, each of which holds its slot for a time of its own.
 struct Load {
-    party: Party,
+    principal: Principal,
     holds: Vec<Duration>,
 }
 
 impl Load {
     fn new(class: usize, client: &str, requests: usize, hold: impl Fn(usize) -> Duration) -> Load {
-        let party = Party { class: ClassId(class), client: client.into() };
-        Load { party, holds: (0..requests).map(hold).collect() }
+        let principal = Principal { class: ClassId(class), client: client.into() };
+        Load { principal, holds: (0..requests).map(hold).collect() }
     }
 }
 
@@ -52,9 +52,9 @@ fn run(loads: &[Load], slots: usize, weights: &[u32]) -> Vec<Stay> {
     let target: Arc<str> = "registry:443".into();
     for (index, load) in loads.iter().enumerate() {
         for hold in &load.holds {
-            let (place, _) = core.place(&(load.party.client.clone(), target.clone()), now);
+            let (place, _) = core.place(&(load.principal.client.clone(), target.clone()), now);
             asked.insert(place, (index, *hold));
-            core.arrive(ask(place, &load.party, &target), now);
+            core.arrive(ask(place, &load.principal, &target), now);
         }
     }
     loop {
@@ -75,9 +75,17 @@ fn run(loads: &[Load], slots: usize, weights: &[u32]) -> Vec<Stay> {
     stays
 }
 
-fn ask(place: Place, party: &Party, target: &Arc<str>) -> Ask {
+fn ask(place: Place, principal: &Principal, target: &Arc<str>) -> AdmissionRequest {
     let deadline = Moment(Duration::MAX);
-    Ask { place, deadline, party: party.clone(), lane: Lane::Blob, target: target.clone(), reuse: None, again: false }
+    AdmissionRequest {
+        place,
+        deadline,
+        principal: principal.clone(),
+        lane: Lane::Blob,
+        target: target.clone(),
+        reuse: None,
+        again: false,
+    }
 }
 
 /// The same by one who knows in advance how long each request will hold its slot: a free slot goes to the load that has

@@ -11,14 +11,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::activity::Activity;
-use super::census::Census;
 use super::core::{CloseCause, Core, Decision, Explanation, HolderInfo, Refusal, Snapshot};
 use super::moment::Moment;
-use super::places::Owner;
-use super::queue::{Ask, Place, ReuseKey};
+use super::occupancy::Occupancy;
+use super::queue::{AdmissionRequest, Place, ReuseKey};
 use super::quiet::{Evidence, Quiet};
-use super::slots::{Recall, SlotId, SlotState};
+use super::slots::{OnReclaim, SlotId, SlotState};
 use super::sync::{Mutex, MutexGuard};
+use super::tickets::Owner;
 
 /// The shared state of one gate; `P` is a kept connection.
 pub(super) struct Handover<P> {
@@ -30,7 +30,7 @@ struct State<P> {
     seats: HashMap<Place, Seat<P>>,
     kept: HashMap<SlotId, P>,
     /// How to ask the quiet tunnels to close.
-    quiet: HashMap<SlotId, Recall>,
+    quiet: HashMap<SlotId, OnReclaim>,
     /// When the driver will call again.
     armed: Option<Moment>,
 }
@@ -56,7 +56,7 @@ pub(super) enum Call<P> {
 pub(super) struct Aftermath<P> {
     wakers: Vec<Waker>,
     closed: Vec<(P, CloseCause)>,
-    recalled: Vec<(Recall, Evidence)>,
+    reclaimed: Vec<(OnReclaim, Evidence)>,
     /// The driver must look at [`Handover::wake_at`] anew.
     pub rearm: bool,
 }
@@ -66,7 +66,7 @@ impl<P> Aftermath<P> {
     /// because somebody waits.
     pub fn settle(self) -> usize {
         self.wakers.into_iter().for_each(Waker::wake);
-        self.recalled.into_iter().for_each(|(recall, evidence)| recall(evidence));
+        self.reclaimed.into_iter().for_each(|(reclaim, evidence)| reclaim(evidence));
         let reclaimed = self.closed.iter().filter(|(_, cause)| *cause == CloseCause::Reclaimed).count();
         drop(self.closed);
         reclaimed
@@ -91,7 +91,7 @@ impl<P> Handover<P> {
     }
 
     /// Sits down to wait. What comes of it is found with [`Handover::poll_call`].
-    pub fn arrive(&self, ask: Ask, waker: &Waker, now: Moment) -> Aftermath<P> {
+    pub fn arrive(&self, ask: AdmissionRequest, waker: &Waker, now: Moment) -> Aftermath<P> {
         let mut state = self.lock();
         let before = state.seats.insert(ask.place, Seat::Waiting(waker.clone()));
         debug_assert!(before.is_none(), "somebody sits there");
@@ -155,9 +155,9 @@ impl<P> Handover<P> {
     }
 
     /// The tunnel lies quiet; `recall` asks it to close.
-    pub fn quiet(&self, slot: SlotId, quiet: Quiet, recall: Recall, now: Moment) -> Aftermath<P> {
+    pub fn quiet(&self, slot: SlotId, quiet: Quiet, reclaim: OnReclaim, now: Moment) -> Aftermath<P> {
         let mut state = self.lock();
-        state.quiet.insert(slot, recall);
+        state.quiet.insert(slot, reclaim);
         state.core.quiet(slot, quiet, now);
         state.carry_out()
     }
@@ -195,8 +195,8 @@ impl<P> Handover<P> {
     }
 
     /// Who waits and who holds, by client.
-    pub fn census(&self, most: usize) -> Census {
-        self.lock().core.census(most)
+    pub fn occupancy(&self, most: usize) -> Occupancy {
+        self.lock().core.occupancy(most)
     }
 
     /// Taken slots by where their connections go.
@@ -238,7 +238,7 @@ impl<P> State<P> {
     fn carry_out(&mut self) -> Aftermath<P> {
         let mut wakers = Vec::new();
         let mut closed = Vec::new();
-        let mut recalled = Vec::new();
+        let mut reclaimed = Vec::new();
         while let Some(decision) = self.core.next_decision() {
             match decision {
                 Decision::Dial { place, slot, waited } => {
@@ -255,8 +255,8 @@ impl<P> State<P> {
                 Decision::Close { slot, cause } => {
                     closed.extend(self.kept.remove(&slot).map(|connection| (connection, cause)));
                 }
-                Decision::Recall { slot, evidence } => {
-                    recalled.extend(self.quiet.remove(&slot).map(|recall| (recall, evidence)));
+                Decision::OnReclaim { slot, evidence } => {
+                    reclaimed.extend(self.quiet.remove(&slot).map(|reclaim| (reclaim, evidence)));
                 }
             }
         }
@@ -265,7 +265,7 @@ impl<P> State<P> {
         if rearm {
             self.armed = wake_at;
         }
-        Aftermath { wakers, closed, recalled, rearm }
+        Aftermath { wakers, closed, reclaimed, rearm }
     }
 
     fn call(&mut self, place: Place, call: Call<P>, may_return: Option<Owner>) -> Waker {

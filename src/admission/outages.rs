@@ -128,8 +128,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::super::core::{Core, Decision, Limits};
-    use super::super::queue::Ask;
-    use super::super::turns::{ClassId, Lane, Party};
+    use super::super::fair_queue::{ClassId, Lane, Principal};
+    use super::super::queue::AdmissionRequest;
     use super::*;
 
     #[test]
@@ -196,18 +196,18 @@ mod tests {
         };
         let (mut core, mut now) = (Core::new(limits, Moment::default()), Moment::default());
         let target: Arc<str> = "t:443".into();
-        let party = Party { class: ClassId::default(), client: "client".into() };
-        let ask = |place, again| Ask {
+        let principal = Principal { class: ClassId::default(), client: "client".into() };
+        let ask = |place, again| AdmissionRequest {
             place,
             deadline: Moment(Duration::from_secs(3600)),
-            party: party.clone(),
+            principal: principal.clone(),
             lane: Lane::Blob,
             target: target.clone(),
             reuse: None,
             again,
         };
         for _ in 0..waiters {
-            let (place, _) = core.place(&(party.client.clone(), target.clone()), now);
+            let (place, _) = core.place(&(principal.client.clone(), target.clone()), now);
             core.arrive(ask(place, false), now);
         }
         let mut tried: HashMap<Place, usize> = HashMap::new();

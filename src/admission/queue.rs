@@ -1,13 +1,13 @@
-//! Those who wait: each with a place by arrival, a deadline, and a turn that [`Turns`] decides.
+//! Those who wait: each with a place by arrival, a deadline, and a turn that [`FairQueue`] decides.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::deadlines::Deadlines;
+use super::fair_queue::{Charge, ClassId, Client, FairQueue, Lane, Principal, Turn};
 use super::moment::Moment;
-use super::places::Owner;
-use super::turns::{Charge, ClassId, Client, Lane, Party, Turn, Turns};
+use super::tickets::Owner;
 
 /// A place in the order: by arrival, ties by sequence. It names the request for as long as that waits, also across
 /// several admissions (a dial that failed gives its slot back and waits again on its old place).
@@ -35,13 +35,13 @@ pub type ReuseKey = Arc<str>;
 
 /// A request for admission.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct AdmissionRequest {
     /// Where the request stands in the order.
     pub place: Place,
     /// When waiting ends with a refusal.
     pub deadline: Moment,
     /// Who asks.
-    pub party: Party,
+    pub principal: Principal,
     /// What is asked for.
     pub lane: Lane,
     /// Where the request wants to go; what a kept place is kept for.
@@ -53,10 +53,10 @@ pub struct Ask {
     pub again: bool,
 }
 
-impl Ask {
+impl AdmissionRequest {
     /// Whom its place is kept for if it leaves.
     pub(super) fn owner(&self) -> Owner {
-        (self.party.client.clone(), self.target.clone())
+        (self.principal.client.clone(), self.target.clone())
     }
 
     /// What kind of request asks: in a tunnel nothing is known of authorities, so no kept connection serves it, while
@@ -93,7 +93,7 @@ impl Kind {
 /// One who waits.
 #[derive(Clone, Debug)]
 pub(super) struct Waiter {
-    pub ask: Ask,
+    pub ask: AdmissionRequest,
     /// When this ask began to wait; later than the place's arrival for one who asks again.
     pub since: Moment,
     /// Whether it is set aside, because its target takes no connections.
@@ -111,7 +111,7 @@ impl Waiter {
 pub(super) struct Queue {
     /// Boxed: what is searched, and moved when somebody leaves, are the keys.
     waiters: BTreeMap<Place, Box<Waiter>>,
-    turns: Turns,
+    turns: FairQueue,
     /// Those who get no turn for now, by target.
     aside: HashMap<Arc<str>, BTreeSet<Place>>,
     deadlines: Deadlines,
@@ -124,7 +124,7 @@ impl Queue {
     pub fn new(weights: &[u32]) -> Queue {
         Queue {
             waiters: BTreeMap::new(),
-            turns: Turns::new(weights),
+            turns: FairQueue::new(weights),
             aside: HashMap::new(),
             deadlines: Deadlines::default(),
             by_key: HashMap::new(),
@@ -161,15 +161,15 @@ impl Queue {
     }
 
     /// Somebody begins to wait; `aside` for one who gets no turn for now.
-    pub fn push(&mut self, ask: Ask, aside: bool, now: Moment) {
+    pub fn push(&mut self, ask: AdmissionRequest, aside: bool, now: Moment) {
         let place = ask.place;
         debug_assert!(!self.waiters.contains_key(&place), "a request waits once at a time");
         if aside {
             self.aside.entry(ask.target.clone()).or_default().insert(place);
         } else {
-            self.turns.push(&ask.party, ask.lane, place);
+            self.turns.push(&ask.principal, ask.lane, place);
         }
-        self.by_class[ask.party.class.0] += 1;
+        self.by_class[ask.principal.class.0] += 1;
         self.deadlines.add(ask.deadline, place);
         if let Some(key) = &ask.reuse {
             self.by_key.entry(key.clone()).or_default().insert(place);
@@ -188,7 +188,7 @@ impl Queue {
         for place in places {
             let waiter = self.waiters.get_mut(&place).expect("it was just found");
             if !std::mem::replace(&mut waiter.aside, true) {
-                self.turns.remove(&waiter.ask.party, waiter.ask.lane, place);
+                self.turns.remove(&waiter.ask.principal, waiter.ask.lane, place);
                 self.aside.entry(target.clone()).or_default().insert(place);
             }
         }
@@ -203,7 +203,7 @@ impl Queue {
         }
         let waiter = self.waiters.get_mut(&place).expect("who is set aside waits");
         waiter.aside = false;
-        self.turns.push(&waiter.ask.party, waiter.ask.lane, place);
+        self.turns.push(&waiter.ask.principal, waiter.ask.lane, place);
         Some(place)
     }
 
@@ -216,7 +216,7 @@ impl Queue {
     pub fn remove(&mut self, place: Place) -> Option<Waiter> {
         let waiter = self.detach(place)?;
         if !waiter.aside {
-            self.turns.remove(&waiter.ask.party, waiter.ask.lane, place);
+            self.turns.remove(&waiter.ask.principal, waiter.ask.lane, place);
         }
         Some(waiter)
     }
@@ -225,20 +225,20 @@ impl Queue {
     pub fn take(&mut self, place: Place, turn: Turn) -> Option<(Waiter, Charge)> {
         let mut waiter = self.detach(place)?;
         if std::mem::take(&mut waiter.aside) {
-            self.turns.push(&waiter.ask.party, waiter.ask.lane, place);
+            self.turns.push(&waiter.ask.principal, waiter.ask.lane, place);
         }
-        let charged = self.turns.take(&waiter.ask.party, waiter.ask.lane, place, turn);
+        let charged = self.turns.take(&waiter.ask.principal, waiter.ask.lane, place, turn);
         Some((waiter, charged))
     }
 
     /// A slot came back after `slot_nanos`.
-    pub fn settle(&mut self, party: &Party, charged: Charge, slot_nanos: u64) {
-        self.turns.settle(party, charged, slot_nanos);
+    pub fn settle(&mut self, principal: &Principal, charged: Charge, slot_nanos: u64) {
+        self.turns.settle(principal, charged, slot_nanos);
     }
 
     fn detach(&mut self, place: Place) -> Option<Waiter> {
         let waiter = *self.waiters.remove(&place)?;
-        self.by_class[waiter.ask.party.class.0] -= 1;
+        self.by_class[waiter.ask.principal.class.0] -= 1;
         if waiter.aside
             && let Some(places) = self.aside.get_mut(&waiter.ask.target)
         {

@@ -6,9 +6,9 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use super::fair_queue::Client;
 use super::moment::Moment;
 use super::slots::SlotId;
-use super::turns::Client;
 
 /// What speaks for a tunnel being idle; the surest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,7 +57,7 @@ pub(super) struct QuietTunnels {
     by_due: BTreeSet<(Moment, SlotId)>,
     /// When each may be recalled for its own client.
     by_due_for_own: HashMap<Client, BTreeSet<(Moment, SlotId)>>,
-    recalled: HashSet<SlotId>,
+    reclaimed: HashSet<SlotId>,
 }
 
 impl QuietTunnels {
@@ -71,7 +71,7 @@ impl QuietTunnels {
 
     /// It moves again, or is gone.
     pub fn remove(&mut self, slot: SlotId) {
-        self.recalled.remove(&slot);
+        self.reclaimed.remove(&slot);
         self.take_out(slot);
     }
 
@@ -94,19 +94,19 @@ impl QuietTunnels {
     }
 
     /// Whether it was asked to close, and has not answered yet.
-    pub fn is_recalled(&self, slot: SlotId) -> bool {
-        self.recalled.contains(&slot)
+    pub fn is_reclaimed(&self, slot: SlotId) -> bool {
+        self.reclaimed.contains(&slot)
     }
 
     /// It was asked to close.
-    pub fn recall(&mut self, slot: SlotId) {
+    pub fn reclaim(&mut self, slot: SlotId) {
         self.take_out(slot);
-        self.recalled.insert(slot);
+        self.reclaimed.insert(slot);
     }
 
     /// Tunnels that were asked to close and have not yet.
-    pub fn recalled(&self) -> usize {
-        self.recalled.len()
+    pub fn reclaimed(&self) -> usize {
+        self.reclaimed.len()
     }
 
     /// The tunnels to recall for `waiting`, at most `most`: the surest first; among those its own before others, then the
@@ -256,11 +256,11 @@ mod tests {
     fn what_moves_or_was_asked_is_passed_over() {
         let mut tunnels = tunnels(&[(1, "me", Evidence::Idle, 0), (2, "me", Evidence::Idle, 0)]);
         tunnels.remove(SlotId(1));
-        tunnels.recall(SlotId(2));
+        tunnels.reclaim(SlotId(2));
         assert!(victims(&tunnels, "me", 2, at(10)).is_empty() && tunnels.next_due(|_| true).is_none());
-        assert_eq!((tunnels.is_recalled(SlotId(2)), tunnels.recalled()), (true, 1));
+        assert_eq!((tunnels.is_reclaimed(SlotId(2)), tunnels.reclaimed()), (true, 1));
         tunnels.add(SlotId(2), "me".into(), quiet(Evidence::Idle, 0));
         assert_eq!(victims(&tunnels, "me", 2, at(10)), [2]);
-        assert_eq!((tunnels.is_recalled(SlotId(2)), tunnels.recalled()), (false, 0));
+        assert_eq!((tunnels.is_reclaimed(SlotId(2)), tunnels.reclaimed()), (false, 0));
     }
 }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::activity::Activity;
+use super::fair_queue::{Charge, Client, Principal};
 use super::moment::Moment;
 use super::queue::{Kind, Place};
 use super::quiet::{Evidence, Quiet};
-use super::turns::{Charge, Client, Party};
 use crate::metrics::Direction;
 
 /// Names one taken slot; never used twice by one core, so a late word about an old holder cannot hit a new one.
@@ -101,15 +101,15 @@ pub(super) struct Entry {
     /// What its connection has carried.
     pub activity: Arc<Activity>,
     /// Whose request it serves, from when on, and what was charged for it; nobody's while it is kept for reuse.
-    pub tenant: Option<Tenant>,
+    pub occupant: Option<Occupant>,
     /// Where its connection goes, also while it serves nobody.
     pub target: Option<Arc<str>>,
 }
 
 /// Whose request a slot serves.
 #[derive(Clone, Debug)]
-pub(super) struct Tenant {
-    pub party: Party,
+pub(super) struct Occupant {
+    pub principal: Principal,
     pub target: Arc<str>,
     pub kind: Kind,
     pub place: Place,
@@ -149,8 +149,8 @@ impl Ledger {
     }
 
     /// Whose request a slot serves.
-    pub fn tenant(&self, id: SlotId) -> Option<&Tenant> {
-        self.entries.get(&id)?.tenant.as_ref()
+    pub fn occupant(&self, id: SlotId) -> Option<&Occupant> {
+        self.entries.get(&id)?.occupant.as_ref()
     }
 
     /// Taken slots by where their connections go.
@@ -168,25 +168,25 @@ impl Ledger {
     }
 
     /// Lets a slot that serves nobody's request serve somebody's.
-    pub fn let_to(&mut self, id: SlotId, tenant: Tenant) {
+    pub fn let_to(&mut self, id: SlotId, occupant: Occupant) {
         if let Some(entry) = self.entries.get_mut(&id) {
-            *self.held.entry(tenant.party.client.clone()).or_default() += 1;
-            entry.target = Some(tenant.target.clone());
-            let before = entry.tenant.replace(tenant);
+            *self.held.entry(occupant.principal.client.clone()).or_default() += 1;
+            entry.target = Some(occupant.target.clone());
+            let before = entry.occupant.replace(occupant);
             debug_assert!(before.is_none(), "a slot serves one request at a time");
         }
     }
 
     /// Whose request the slot served; it serves nobody's now.
-    pub fn vacate(&mut self, id: SlotId) -> Option<Tenant> {
-        let tenant = self.entries.get_mut(&id)?.tenant.take()?;
-        let client = &tenant.party.client;
+    pub fn vacate(&mut self, id: SlotId) -> Option<Occupant> {
+        let occupant = self.entries.get_mut(&id)?.occupant.take()?;
+        let client = &occupant.principal.client;
         let held = self.held.get_mut(client).expect("it held this slot");
         *held -= 1;
         if *held == 0 {
             self.held.remove(client);
         }
-        Some(tenant)
+        Some(occupant)
     }
 
     /// Takes a new slot, in [`SlotState::Connecting`].
@@ -194,8 +194,8 @@ impl Ledger {
         let id = SlotId(self.next);
         self.next += 1;
         let activity = Arc::default();
-        let (state, tenant, target) = (SlotState::Connecting, None, None);
-        let entry = Entry { state, born: now, dialled: false, fresh: false, activity, tenant, target };
+        let (state, occupant, target) = (SlotState::Connecting, None, None);
+        let entry = Entry { state, born: now, dialled: false, fresh: false, activity, occupant, target };
         self.entries.insert(id, entry);
         self.counts.connecting += 1;
         id
@@ -234,7 +234,7 @@ impl Ledger {
 }
 
 /// Asks a quiet tunnel to close, telling it what spoke for it being idle.
-pub type Recall = Box<dyn FnOnce(Evidence) + Send>;
+pub type OnReclaim = Box<dyn FnOnce(Evidence) + Send>;
 
 /// Where a [`Slot`] reports what its socket does.
 pub trait SlotKeeper: Send + Sync {
@@ -249,7 +249,7 @@ pub trait SlotKeeper: Send + Sync {
     /// The socket changed what it is doing.
     fn entered(&self, id: SlotId, state: SlotState);
     /// The tunnel lies quiet, and may be asked to close.
-    fn quiet(&self, id: SlotId, quiet: Quiet, recall: Recall);
+    fn quiet(&self, id: SlotId, quiet: Quiet, reclaim: OnReclaim);
     /// The socket is gone, and the registry had the chance to see it go.
     fn released(&self, id: SlotId);
     /// What time it is.
@@ -321,8 +321,8 @@ impl Slot {
 
     /// Tells that the tunnel lies quiet. From then on `recall` may be called, once, from any thread; the tunnel answers
     /// by closing, or with [`Slot::enter`] when something moves after all.
-    pub fn quiet(&self, quiet: Quiet, recall: Recall) {
-        self.keeper.quiet(self.id, quiet, recall);
+    pub fn quiet(&self, quiet: Quiet, reclaim: OnReclaim) {
+        self.keeper.quiet(self.id, quiet, reclaim);
     }
 }
 
@@ -340,18 +340,18 @@ impl fmt::Debug for Slot {
 
 #[cfg(test)]
 mod tests {
-    use super::super::turns::{ClassId, Lane, Turn, Turns};
+    use super::super::fair_queue::{ClassId, FairQueue, Lane, Turn};
     use super::*;
 
     #[test]
     fn a_client_holds_what_was_let_to_it_and_not_vacated() {
         let (mut ledger, now) = (Ledger::default(), Moment::default());
-        let (party, place) = (Party { class: ClassId::default(), client: "one".into() }, Place::new(now, 1));
-        let mut turns = Turns::new(&[1]);
-        turns.push(&party, Lane::Blob, place);
-        let charged = turns.take(&party, Lane::Blob, place, Turn::Own);
-        let tenant = Tenant {
-            party: party.clone(),
+        let (principal, place) = (Principal { class: ClassId::default(), client: "one".into() }, Place::new(now, 1));
+        let mut turns = FairQueue::new(&[1]);
+        turns.push(&principal, Lane::Blob, place);
+        let charged = turns.take(&principal, Lane::Blob, place, Turn::Own);
+        let occupant = Occupant {
+            principal: principal.clone(),
             target: "target:443".into(),
             kind: Kind::Tunnel,
             place,
@@ -360,13 +360,13 @@ mod tests {
         };
         let slots = [ledger.take(now), ledger.take(now), ledger.take(now)];
         for slot in slots {
-            ledger.let_to(slot, tenant.clone());
+            ledger.let_to(slot, occupant.clone());
         }
-        assert_eq!((ledger.held_by(&party.client), ledger.held_by(&"other".into())), (3, 0));
+        assert_eq!((ledger.held_by(&principal.client), ledger.held_by(&"other".into())), (3, 0));
         ledger.vacate(slots[0]);
         ledger.release(slots[0]);
         ledger.release(slots[1]);
-        assert_eq!(ledger.held_by(&party.client), 1);
+        assert_eq!(ledger.held_by(&principal.client), 1);
         ledger.vacate(slots[2]);
         assert!(ledger.held.is_empty());
     }

@@ -34,13 +34,13 @@ fn gate(slots: usize, depth: usize, rate: Option<Rate>) -> Gate<Connection> {
     Gate::new(limits, Metrics::new().of_registry("test", &["default".to_owned()]))
 }
 
-fn ask(gate: &Gate<Connection>, patience: Duration, reuse: Option<&str>) -> Ask {
+fn ask(gate: &Gate<Connection>, patience: Duration, reuse: Option<&str>) -> AdmissionRequest {
     let (client, target): (Client, Arc<str>) = ("client".into(), "target:443".into());
     let (place, claim) = gate.place(&client, &target);
     let again = claim.map(Claim::used).is_some();
-    let party = Party { class: ClassId::default(), client };
+    let principal = Principal { class: ClassId::default(), client };
     let deadline = gate.now() + patience;
-    Ask { place, deadline, party, lane: Lane::Blob, target, reuse: reuse.map(ReuseKey::from), again }
+    AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: reuse.map(ReuseKey::from), again }
 }
 
 const LONG: Duration = Duration::from_secs(50);
@@ -205,7 +205,7 @@ async fn a_place_goes_back_when_its_request_ends_before_it_asked() {
     let gate = gate(1, 10, None);
     let _held = slot(&gate).await;
     let refused = ask(&gate, Duration::from_secs(1), None);
-    let (client, target, place) = (refused.party.client.clone(), refused.target.clone(), refused.place);
+    let (client, target, place) = (refused.principal.client.clone(), refused.target.clone(), refused.place);
     assert!(gate.admit(refused).await.is_err());
     let (again, claim) = gate.place(&client, &target);
     assert_eq!((again, claim.is_some()), (place, true));

@@ -253,7 +253,7 @@ fn upstream_of(
             listed: claimed_hosts(registry).iter().filter_map(HostPattern::exact_host).filter_map(Host::ip).collect(),
             own: shared.own.clone(),
         },
-        insist: true,
+        retry_until_deadline: true,
         queue: QueueTerms {
             depth: registry.queue.depth,
             tunnel_timeout: shared.by_class(|class| class.tunnel_timeout.unwrap_or(registry.queue.tunnel_timeout)),
@@ -303,7 +303,7 @@ fn other_hosts(before: Option<&Upstream>, shared: &Shared<'_>) -> Upstream {
             stall_timeout: Reclaim::default().stall_timeout,
         },
         addresses: AddressPolicy { listed: Vec::new(), own: shared.own.clone() },
-        insist: false,
+        retry_until_deadline: false,
         queue: QueueTerms {
             depth: usize::MAX,
             tunnel_timeout: shared.by_class(|_| Duration::from_secs(50)),

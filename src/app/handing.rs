@@ -225,7 +225,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::admission::{Admission, Ask, ClassId, Gate, Lane, Party, Slot};
+    use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Lane, Principal, Slot};
     use crate::app::ReadTls;
     use crate::app::assembly::Assembly;
     use crate::app::heirs::Heirs;
@@ -262,11 +262,11 @@ mod tests {
     }
 
     async fn slot_toward(gate: &Gate<Kept>, target: &str) -> Slot {
-        let party = Party { class: ClassId(0), client: "client".into() };
+        let principal = Principal { class: ClassId(0), client: "client".into() };
         let target: Arc<str> = target.into();
-        let (place, _) = gate.place(&party.client, &target);
+        let (place, _) = gate.place(&principal.client, &target);
         let deadline = gate.now() + SOON;
-        let ask = Ask { place, deadline, party, lane: Lane::Blob, target, reuse: None, again: false };
+        let ask = AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None, again: false };
         match gate.admit(ask).await.unwrap() {
             Admission::New(slot) => slot,
             Admission::Kept(_) => unreachable!("nothing is kept"),

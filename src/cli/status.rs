@@ -230,7 +230,7 @@ fn standing(registry: &Value, paint: Paint) -> String {
     if registry["paused"] == true {
         return paint.on(Colour::Yellow, "paused: nobody is admitted");
     }
-    match registry["bound"].as_str() {
+    match registry["limited_by"].as_str() {
         Some("slots") => paint.on(Colour::Yellow, "no slot is free"),
         Some("rate_per_second") => paint.on(Colour::Yellow, "no token is due"),
         Some("max_connecting") => paint.on(Colour::Yellow, "max_connecting are dialling"),
@@ -331,7 +331,7 @@ mod tests {
             "version": "0.1.0", "uptime_seconds": 4000, "draining": false, "clients": 31,
             "registries": {"harbor": {
                 "slots": 10, "open": 9, "connecting": 1, "active": 6, "idle": 1, "closing": 1, "waiting": 24,
-                "oldest_wait_seconds": 12.34, "paused": false, "bound": "slots",
+                "oldest_wait_seconds": 12.34, "paused": false, "limited_by": "slots",
                 "classes": {"default": {"waiting": 20, "holding": 6}, "interactive": {"waiting": 4, "holding": 2}},
                 "clients": [
                     {"client": "dfdaemon", "class": "default", "waiting": 20, "holding": 6},
@@ -386,10 +386,10 @@ other hosts: 2 open, 1 active
     #[test]
     fn what_keeps_those_who_wait_is_told_in_words() {
         let table = [
-            (json!({"paused": true, "bound": "paused"}), "paused: nobody is admitted"),
-            (json!({"bound": "rate_per_second"}), "no token is due"),
-            (json!({"bound": "max_connecting"}), "max_connecting are dialling"),
-            (json!({"bound": "unreachable"}), "takes no connections"),
+            (json!({"paused": true, "limited_by": "paused"}), "paused: nobody is admitted"),
+            (json!({"limited_by": "rate_per_second"}), "no token is due"),
+            (json!({"limited_by": "max_connecting"}), "max_connecting are dialling"),
+            (json!({"limited_by": "unreachable"}), "takes no connections"),
             (json!({}), "open"),
         ];
         for (registry, words) in table {

@@ -65,12 +65,12 @@ impl Client {
 
     /// Says that no more will come, and waits a moment for the client to read it and to end its own side: closing with
     /// unread bytes would reset the connection, and take the last answer with it.
-    pub async fn see_off(&self) {
-        self.see_off_listening(|_| ()).await;
+    pub async fn lingering_close(&self) {
+        self.lingering_close_showing(|_| ()).await;
     }
 
     /// The same, and shows what the client says meanwhile.
-    pub async fn see_off_listening(&self, show: impl FnMut(&[u8])) {
+    pub async fn lingering_close_showing(&self, show: impl FnMut(&[u8])) {
         const MOST: usize = 256 * 1024;
         const LONGEST: Duration = Duration::from_secs(1);
         let _ = rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write);

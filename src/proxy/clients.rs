@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::client::Client;
 use super::credentials::user_name;
-use crate::admission::{ClassId, Party};
+use crate::admission::{ClassId, Principal};
 use crate::kernel;
 
 /// The classes, by the users that they list.
@@ -28,16 +28,16 @@ impl Classes {
 
     /// Who asks: told by the Proxy-Authorization of the request, else by the connection.
     #[must_use]
-    pub fn party(&self, proxy_authorization: Option<&[u8]>, client: &Client) -> Party {
+    pub fn principal(&self, proxy_authorization: Option<&[u8]>, client: &Client) -> Principal {
         let name = proxy_authorization.and_then(user_name).unwrap_or_else(|| anonymous(client));
         let class = self.by_user.get(&name).copied().unwrap_or_default();
-        Party { class, client: name.into() }
+        Principal { class, client: name.into() }
     }
 
     /// Who asks, where all who come belong to one class.
     #[must_use]
-    pub fn party_of_class(&self, class: ClassId, client: &Client) -> Party {
-        Party { class, client: anonymous(client).into() }
+    pub fn principal_of_class(&self, class: ClassId, client: &Client) -> Principal {
+        Principal { class, client: anonymous(client).into() }
     }
 }
 

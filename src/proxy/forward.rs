@@ -18,22 +18,22 @@ use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::timeout;
 
-use super::asked::{Asked, state};
+use super::buffered_body::BufferedBody;
 use super::client::{Client, ClientIo};
-use super::hop::{keeps_connection, strip_response};
+use super::hop_by_hop::{keeps_connection, strip_response};
 use super::outbound::{self, Outbound};
-use super::peeked::Peeked;
 use super::record::{Kind, Record};
 use super::repairing;
 use super::reply::{Relayed, Reply};
+use super::request_phase::{Asked, state};
 use super::respond::Answer;
 use super::rewrite::Rewrite;
 use super::tunnel::{self, NoTunnel, Tunnel};
 use super::{Entry, Proxy};
-use crate::admission::{self, Party};
+use crate::admission::{self, Principal};
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::upstream::http::BUFFER;
-use crate::upstream::{Patience, Upstream, Way};
+use crate::upstream::{Destination, Patience, Upstream};
 
 /// How long a client's connection may lie idle, or take to send a further head.
 const IDLE_CLIENT: Duration = Duration::from_secs(75);
@@ -121,8 +121,8 @@ async fn answer_request(
     asked: &Asked,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, ClientLeft> {
-    let party = party_of(proxy, &request, client);
-    let mut record = proxy.record(&party.client, Kind::Request);
+    let principal = principal_of(proxy, &request, client);
+    let mut record = proxy.record(&principal.client, Kind::Request);
     record.toward(outbound::shown(request.uri()));
     let (outbound, origin) = match Outbound::of_absolute(request, proxy, record.carried()) {
         Ok(outbound) => outbound,
@@ -133,7 +133,9 @@ async fn answer_request(
         Err(None) => return Err(ClientLeft),
         Err(Some(answer)) => return Ok(refuse(record, &answer, OTHER_HOSTS)),
     };
-    Exchange { proxy, client, asked, record, rewrite: None }.run(&route.upstream, route.way, party, outbound).await
+    Exchange { proxy, client, asked, record, rewrite: None }
+        .run(&route.upstream, route.destination, principal, outbound)
+        .await
 }
 
 /// A request that takes the mirror for the registry itself.
@@ -148,15 +150,15 @@ async fn answer_at_mirror(
     let Some((mirror, upstream)) = proxy.mirror(registry) else {
         return Err(ClientLeft);
     };
-    let party = proxy.settings().classes.party_of_class(mirror.class, client);
-    let mut record = proxy.record(&party.client, Kind::Request);
+    let principal = proxy.settings().classes.principal_of_class(mirror.class, client);
+    let mut record = proxy.record(&principal.client, Kind::Request);
     record.toward(mirror.shown(request.uri()));
     let rewrite = mirror.rewrite(request.headers(), client.stream().local_addr().ok());
     let outbound = match Outbound::of_origin_form(request, proxy, &mirror, record.carried()) {
         Ok(outbound) => outbound,
         Err(answer) => return Ok(refuse(record, &answer, &upstream.name)),
     };
-    Exchange { proxy, client, asked, record, rewrite }.run(&upstream, mirror.way(), party, outbound).await
+    Exchange { proxy, client, asked, record, rewrite }.run(&upstream, mirror.destination(), principal, outbound).await
 }
 
 /// One request on its way through a registry's gate and back.
@@ -172,28 +174,30 @@ impl Exchange<'_> {
     async fn run(
         mut self,
         upstream: &Upstream,
-        way: Way,
-        party: Party,
+        destination: Destination,
+        principal: Principal,
         mut outbound: Outbound,
     ) -> Result<Response<Reply>, ClientLeft> {
         self.record.belongs_to(&upstream.name, &upstream.metrics);
-        let patience = Patience { limit: upstream.queue.request_timeout[party.class.0], setting: "request_timeout" };
-        let mut trip = upstream.trip(way, party, (admission::Kind::Request, outbound.lane()), patience);
-        let exchanged = repairing::exchange(&mut outbound, upstream, &mut trip, self.client).await;
-        self.record.reached(trip.waited, trip.connect);
+        let patience =
+            Patience { limit: upstream.queue.request_timeout[principal.class.0], setting: "request_timeout" };
+        let mut attempt =
+            upstream.attempt(destination, principal, (admission::Kind::Request, outbound.lane()), patience);
+        let exchanged = repairing::exchange(&mut outbound, upstream, &mut attempt, self.client).await;
+        self.record.reached(attempt.waited, attempt.connect);
         match exchanged {
             Ok((response, retries)) => {
                 self.record.retried(retries);
                 Ok(self.relay(response))
             }
-            Err(failure) => match Answer::of_failure(&failure, upstream, &trip) {
+            Err(failure) => match Answer::of_failure(&failure, upstream, &attempt) {
                 Some(answer) => Ok(refuse(self.record, &answer, &upstream.name)),
                 None => Err(ClientLeft),
             },
         }
     }
 
-    fn relay(mut self, response: Response<Peeked>) -> Response<Reply> {
+    fn relay(mut self, response: Response<BufferedBody>) -> Response<Reply> {
         let (mut head, body) = response.into_parts();
         strip_response(&mut head.headers);
         if let Some(rewrite) = &self.rewrite {
@@ -210,9 +214,9 @@ impl Exchange<'_> {
     }
 }
 
-fn party_of(proxy: &Proxy, request: &Request<Incoming>, client: &Client) -> Party {
+fn principal_of(proxy: &Proxy, request: &Request<Incoming>, client: &Client) -> Principal {
     let credentials = request.headers().get(PROXY_AUTHORIZATION).map(HeaderValue::as_bytes);
-    proxy.settings().classes.party(credentials, client)
+    proxy.settings().classes.principal(credentials, client)
 }
 
 fn refuse(record: Record, answer: &Answer, registry: &str) -> Response<Reply> {
@@ -226,9 +230,9 @@ async fn answer_connect(
     client: Arc<Client>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Reply>, ClientLeft> {
-    let party = party_of(&proxy, &request, &client);
+    let principal = principal_of(&proxy, &request, &client);
     let authority = request.uri().to_string();
-    match tunnel::open(&proxy, &client, &authority, party).await {
+    match tunnel::open(&proxy, &client, &authority, principal).await {
         Ok(tunnel) => {
             let upgrade = hyper::upgrade::on(&mut request);
             // The answers before it are read first, which may take long: no handshake is to come at once.

@@ -14,7 +14,7 @@ use super::rewrite::Rewrite;
 use crate::admission::{ClassId, ReuseKey};
 use crate::target::{HostPattern, Origin, Target};
 use crate::upstream::cluster::Cluster;
-use crate::upstream::{Upstream, Way};
+use crate::upstream::{Destination, Upstream};
 
 /// One mirror.
 #[derive(Debug)]
@@ -71,9 +71,9 @@ impl Mirror {
 
     /// Where its requests go.
     #[must_use]
-    pub fn way(&self) -> Way {
+    pub fn destination(&self) -> Destination {
         let Origin { secure, target } = self.cluster.origins()[0].clone();
-        Way { target, secure, pinned: None, listed_host: true, cluster: Some(self.cluster.clone()), node: None }
+        Destination { target, secure, pinned: None, listed_host: true, cluster: Some(self.cluster.clone()), node: None }
     }
 
     /// The target for the log.

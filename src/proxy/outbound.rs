@@ -7,7 +7,7 @@ use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
 use super::Proxy;
-use super::hop::strip_request;
+use super::hop_by_hop::strip_request;
 use super::mirror::Mirror;
 use super::record::Carried;
 use super::respond::Answer;
@@ -15,7 +15,7 @@ use crate::admission::{Lane, ReuseKey};
 use crate::metrics::Reason;
 use crate::target::Origin;
 use crate::upstream::http::{AnswerBody, Kept, RequestBody, SendError};
-use crate::upstream::{Failure, Reached, Requester, Trip, Upstream};
+use crate::upstream::{Attempt, Connected, Failure, Requester, Upstream};
 
 /// A request on its way out.
 #[derive(Debug)]
@@ -156,13 +156,13 @@ impl Outbound {
     pub async fn send(
         &mut self,
         upstream: &Upstream,
-        trip: &mut Trip,
+        attempt: &mut Attempt,
         client: &impl Requester,
     ) -> Result<Response<AnswerBody>, Failure> {
         let mut request = self.request();
         let mut careful = !self.repeatable;
         loop {
-            let kept = self.connection(upstream, trip, client, careful).await?;
+            let kept = self.connection(upstream, attempt, client, careful).await?;
             upstream.metrics.sent(kept.is_used());
             let sent = tokio::select! {
                 sent = kept.send(request, upstream.gate.clone(), self.key.clone()) => sent,
@@ -179,7 +179,7 @@ impl Outbound {
                 }
                 Err(SendError::Died { cause, .. }) => return Err(Failure::of_death(cause)),
             };
-            upstream.renew(trip);
+            upstream.renew(attempt);
         }
     }
 
@@ -194,27 +194,27 @@ impl Outbound {
     async fn connection(
         &self,
         upstream: &Upstream,
-        trip: &mut Trip,
+        attempt: &mut Attempt,
         client: &impl Requester,
         careful: bool,
     ) -> Result<Kept, Failure> {
         let (mut reuse, longest) = (Some(&self.key), upstream.terms.stall_timeout);
         loop {
-            match upstream.reach(trip, reuse, client).await? {
-                Reached::New(socket) => {
+            match upstream.reach(attempt, reuse, client).await? {
+                Connected::New(socket) => {
                     return Kept::start(socket, &upstream.gate, longest).await.map_err(Failure::Died);
                 }
-                Reached::Secured(stream) => {
+                Connected::Secured(stream) => {
                     return Kept::start_secured(*stream, &upstream.gate, longest).await.map_err(Failure::Died);
                 }
-                Reached::Kept(kept) if upstream.is_due_to_move(&kept, &trip.way) => {
+                Connected::Kept(kept) if upstream.is_due_to_move(&kept, &attempt.destination) => {
                     reuse = None;
                     drop(kept);
                 }
-                Reached::Kept(kept) if !careful || kept.is_fresh() => return Ok(kept),
-                Reached::Kept(stale) => drop(stale),
+                Connected::Kept(kept) if !careful || kept.is_fresh() => return Ok(kept),
+                Connected::Kept(stale) => drop(stale),
             }
-            upstream.renew(trip);
+            upstream.renew(attempt);
         }
     }
 }

@@ -44,7 +44,7 @@ pub enum End {
     RegistryBroke(io::Error),
     /// Somebody waits, and nothing was under way, or nothing of it moved for very long ([`Evidence::Stalled`]). The socket
     /// does not know yet how to close.
-    Recalled(Evidence),
+    Reclaimed(Evidence),
     /// `drain_timeout` was over.
     CutShort,
 }
@@ -95,7 +95,7 @@ pub async fn relay(
             Err(End::RegistryBroke(_)) if watch.is_at_rest() => End::Finished,
             Err(end) => end,
         },
-        evidence = watch.recalled() => End::Recalled(evidence),
+        evidence = watch.reclaimed() => End::Reclaimed(evidence),
     }
 }
 

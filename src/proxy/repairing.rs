@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 use hyper::{Method, Response, StatusCode};
 use tokio::time::timeout_at;
 
+use super::buffered_body::BufferedBody;
 use super::outbound::Outbound;
-use super::peeked::Peeked;
 use crate::admission::Moment;
 use crate::metrics::Sign;
 use crate::repair::denials::Denial;
@@ -20,7 +20,7 @@ use crate::repair::signs::{self, Exchange};
 use crate::repair::tokens::{Access, Asked};
 use crate::repair::{Repair, Tries, chance};
 use crate::upstream::http::AnswerBody;
-use crate::upstream::{Failure, Requester, Trip, Upstream};
+use crate::upstream::{Attempt, Failure, Requester, Upstream};
 
 /// How much of an answer is read to find out what it means. A longer one is none of those that can be repaired.
 const MOST: usize = 64 * 1024;
@@ -33,23 +33,23 @@ const MOST: usize = 64 * 1024;
 pub async fn exchange(
     outbound: &mut Outbound,
     upstream: &Upstream,
-    trip: &mut Trip,
+    attempt: &mut Attempt,
     client: &impl Requester,
-) -> Result<(Response<Peeked>, u32), Failure> {
+) -> Result<(Response<BufferedBody>, u32), Failure> {
     let Some(repair) = upstream.repair.as_deref().filter(|_| outbound.is_repeatable()) else {
-        let response = outbound.send(upstream, trip, client).await?;
-        return Ok((response.map(Peeked::unread), 0));
+        let response = outbound.send(upstream, attempt, client).await?;
+        return Ok((response.map(BufferedBody::unread), 0));
     };
     repair.request(upstream.gate.now());
-    let deadline = trip.deadline;
+    let deadline = attempt.deadline;
     let last = Err(Failure::ClientLeft);
     let mut mending = Mending { upstream, repair, deadline, tries: Tries::default(), again: 0, last, room: None };
-    let answer = mending.run(outbound, trip, client).await?;
+    let answer = mending.run(outbound, attempt, client).await?;
     Ok((answer, mending.again))
 }
 
 /// What the client gets.
-type Outcome = Result<Response<Peeked>, Failure>;
+type Outcome = Result<Response<BufferedBody>, Failure>;
 
 /// One request and what came of it so far.
 struct Mending<'a> {
@@ -84,13 +84,13 @@ struct Seen {
 }
 
 impl Mending<'_> {
-    async fn run(&mut self, outbound: &mut Outbound, trip: &mut Trip, client: &impl Requester) -> Outcome {
+    async fn run(&mut self, outbound: &mut Outbound, attempt: &mut Attempt, client: &impl Requester) -> Outcome {
         let mut token = Token::asked_by(outbound, self.repair);
         if token.is_some() {
             outbound.forgo_encodings();
         }
         loop {
-            if let Break(outcome) = self.step(outbound, &mut token, trip, client).await {
+            if let Break(outcome) = self.step(outbound, &mut token, attempt, client).await {
                 return outcome;
             }
         }
@@ -101,10 +101,10 @@ impl Mending<'_> {
         &mut self,
         outbound: &mut Outbound,
         token: &mut Option<Token>,
-        trip: &mut Trip,
+        attempt: &mut Attempt,
         client: &impl Requester,
     ) -> ControlFlow<Outcome> {
-        let seen = self.ask(outbound, token, trip, client).await?;
+        let seen = self.ask(outbound, token, attempt, client).await?;
         let sign = match seen.finding {
             Finding::Sick(sign) => sign,
             Finding::Good => {
@@ -122,9 +122,9 @@ impl Mending<'_> {
             return self.give_up();
         }
         let is_unexplained = self.tries.is_unexplained(sign);
-        self.wait_after(sign, seen.retry_after, trip, client).await?;
+        self.wait_after(sign, seen.retry_after, attempt, client).await?;
         if is_unexplained {
-            self.look_closer(outbound, trip, client).await?;
+            self.look_closer(outbound, attempt, client).await?;
         }
         Continue(())
     }
@@ -158,12 +158,12 @@ impl Mending<'_> {
         &mut self,
         outbound: &mut Outbound,
         token: &mut Option<Token>,
-        trip: &mut Trip,
+        attempt: &mut Attempt,
         client: &impl Requester,
     ) -> ControlFlow<Outcome, Seen> {
-        trip.deadline = self.deadline;
-        trip.renewable = self.again == 0;
-        let asking = self.ask_without_end(outbound, token, trip, client);
+        attempt.deadline = self.deadline;
+        attempt.renewable = self.again == 0;
+        let asking = self.ask_without_end(outbound, token, attempt, client);
         let asked = match &self.last {
             Ok(_) => timeout_at(self.upstream.instant(self.deadline), asking).await.ok(),
             Err(_) => Some(asking.await),
@@ -183,10 +183,10 @@ impl Mending<'_> {
         &self,
         outbound: &mut Outbound,
         token: &mut Option<Token>,
-        trip: &mut Trip,
+        attempt: &mut Attempt,
         client: &impl Requester,
     ) -> Result<Seen, Failure> {
-        match outbound.send(self.upstream, trip, client).await {
+        match outbound.send(self.upstream, attempt, client).await {
             Ok(response) => Ok(self.look(response, outbound, token).await),
             // What cannot be read now cannot be read later.
             Err(Failure::Died(error)) if !error.is_parse() => {
@@ -202,11 +202,11 @@ impl Mending<'_> {
     async fn look_closer(
         &mut self,
         outbound: &Outbound,
-        trip: &mut Trip,
+        attempt: &mut Attempt,
         client: &impl Requester,
     ) -> ControlFlow<Outcome> {
         let Some(mut probe) = outbound.as_probe() else { return self.give_up() };
-        let mut seen = self.ask(&mut probe, &mut None, trip, client).await?;
+        let mut seen = self.ask(&mut probe, &mut None, attempt, client).await?;
         if let Ok(answer) = &mut seen.answer {
             // Where it is short: its connection is kept, then.
             let _ = timeout_at(self.upstream.instant(self.deadline), answer.body_mut().read(MOST)).await;
@@ -214,14 +214,14 @@ impl Mending<'_> {
         let is_denied = seen.answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::UNAUTHORIZED);
         drop(seen.answer);
         match seen.finding {
-            Finding::Sick(sign) => self.wait_after(sign, seen.retry_after, trip, client).await,
+            Finding::Sick(sign) => self.wait_after(sign, seen.retry_after, attempt, client).await,
             Finding::Good | Finding::Real if is_denied => {
                 self.repair.remember(denial_of(self.repair, outbound), self.upstream.gate.now());
                 self.give_up()
             }
             Finding::Good | Finding::Real => {
                 self.tries.vouch();
-                self.wait(Duration::ZERO, Sign::Unseen401, trip, client).await
+                self.wait(Duration::ZERO, Sign::Unseen401, attempt, client).await
             }
         }
     }
@@ -231,11 +231,11 @@ impl Mending<'_> {
         &mut self,
         sign: Sign,
         retry_after: Option<Duration>,
-        trip: &Trip,
+        attempt: &Attempt,
         client: &impl Requester,
     ) -> ControlFlow<Outcome> {
         match self.tries.pause_after(sign, self.repair.ambiguous_401, retry_after, chance()) {
-            Some(pause) => self.wait(pause, sign, trip, client).await,
+            Some(pause) => self.wait(pause, sign, attempt, client).await,
             None => self.give_up(),
         }
     }
@@ -245,10 +245,10 @@ impl Mending<'_> {
         &mut self,
         pause: Duration,
         sign: Sign,
-        trip: &Trip,
+        attempt: &Attempt,
         client: &impl Requester,
     ) -> ControlFlow<Outcome> {
-        match self.wait_for_budget(pause, sign, trip, client).await {
+        match self.wait_for_budget(pause, sign, attempt, client).await {
             Ok(true) => {}
             Ok(false) => return self.give_up(),
             Err(failure) => return Break(Err(failure)),
@@ -264,11 +264,11 @@ impl Mending<'_> {
         &self,
         pause: Duration,
         sign: Sign,
-        trip: &Trip,
+        attempt: &Attempt,
         client: &impl Requester,
     ) -> Result<bool, Failure> {
         let now = || self.upstream.gate.now();
-        if !self.pause_until(now() + pause, trip, client).await? {
+        if !self.pause_until(now() + pause, attempt, client).await? {
             return Ok(false);
         }
         if self.tries.is_doubtful(sign) {
@@ -277,10 +277,10 @@ impl Mending<'_> {
         }
         let _turn = tokio::select! {
             turn = self.repair.turn() => turn,
-            over = self.pause_until(self.deadline, trip, client) => return over.map(|_| false),
+            over = self.pause_until(self.deadline, attempt, client) => return over.map(|_| false),
         };
         while let Err(later) = self.repair.take(now()) {
-            if !self.pause_until(later, trip, client).await? {
+            if !self.pause_until(later, attempt, client).await? {
                 return Ok(false);
             }
         }
@@ -288,11 +288,11 @@ impl Mending<'_> {
     }
 
     /// Waits, where there is time for it.
-    async fn pause_until(&self, due: Moment, trip: &Trip, client: &impl Requester) -> Result<bool, Failure> {
+    async fn pause_until(&self, due: Moment, attempt: &Attempt, client: &impl Requester) -> Result<bool, Failure> {
         if due <= self.upstream.gate.now() || due > self.deadline {
             return Ok(due <= self.deadline);
         }
-        match self.upstream.pause_until(due, trip, client).await {
+        match self.upstream.pause_until(due, attempt, client).await {
             Ok(()) => Ok(true),
             Err(Failure::Draining) => Ok(false),
             Err(failure) => Err(failure),
@@ -302,7 +302,7 @@ impl Mending<'_> {
     async fn look(&self, response: Response<AnswerBody>, outbound: &Outbound, token: &mut Option<Token>) -> Seen {
         let status = response.status();
         let authorized = outbound.credentials().is_some();
-        let mut response = response.map(Peeked::unread);
+        let mut response = response.map(BufferedBody::unread);
         let is_token = token.is_some() && status == StatusCode::OK;
         if !is_token && !signs::is_suspicious(status, authorized) {
             return Seen { answer: Ok(response), finding: Finding::Good, retry_after: None };

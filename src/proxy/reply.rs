@@ -8,9 +8,9 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, SizeHint};
 
-use super::asked::{Asked, state};
-use super::peeked::Peeked;
+use super::buffered_body::BufferedBody;
 use super::record::{Carried, Record};
+use super::request_phase::{Asked, state};
 
 /// The body of what the client is answered.
 pub enum Reply {
@@ -22,7 +22,7 @@ pub enum Reply {
 
 /// A body on its way from the registry to the client. It takes the record of the request to its end.
 pub struct Relayed {
-    body: Peeked,
+    body: BufferedBody,
     record: Option<Record>,
     carried: Carried,
     asked: Asked,
@@ -31,7 +31,7 @@ pub struct Relayed {
 impl Relayed {
     /// The body of the answer whose record this is.
     #[must_use]
-    pub fn new(body: Peeked, record: Record, carried: Carried, asked: Asked) -> Relayed {
+    pub fn new(body: BufferedBody, record: Record, carried: Carried, asked: Asked) -> Relayed {
         let mut relayed = Relayed { body, record: Some(record), carried, asked };
         relayed.check_end();
         relayed

@@ -12,10 +12,10 @@ use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFT
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use crate::admission::{Bound, HolderInfo, Refusal, RefusalReason};
+use crate::admission::{HolderInfo, LimitedBy, Refusal, RefusalReason};
 use crate::metrics::Reason;
 use crate::upstream::connect::DialError;
-use crate::upstream::{Failure, Patience, Trip, Upstream};
+use crate::upstream::{Attempt, Failure, Patience, Upstream};
 
 /// What a client is told when roadstead itself answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub struct Load {
     /// Requests in the queue.
     pub waiting: usize,
     /// What kept the one whose turn it was from being admitted.
-    pub bound: Option<Bound>,
+    pub limited_by: Option<LimitedBy>,
     /// Where the request stood, by arrival, from 1.
     pub position: Option<usize>,
     /// How much longer it would have waited, as far as the past tells.
@@ -57,7 +57,7 @@ impl Load {
         Load {
             slots: (refusal.slots != usize::MAX).then_some(refusal.slots),
             waiting: refusal.waiting,
-            bound: refusal.bound,
+            limited_by: refusal.limited_by,
             position: refusal.position,
             expected_wait: refusal.expected_wait,
             holders: upstream.gate.holders(MOST_HOLDERS),
@@ -70,24 +70,24 @@ impl Load {
         let load = || Load {
             slots: (now.slots != usize::MAX).then_some(now.slots),
             waiting: now.waiting,
-            bound: Some(Bound::Unreachable),
+            limited_by: Some(LimitedBy::Unreachable),
             holders: upstream.gate.holders(MOST_HOLDERS),
             ..Load::default()
         };
-        upstream.insist.then(|| Box::new(load()))
+        upstream.retry_until_deadline.then(|| Box::new(load()))
     }
 
     /// What bound, in words that end a sentence.
     fn because(&self) -> String {
-        let Some(bound) = self.bound else { return String::new() };
-        match (bound, self.slots) {
-            (Bound::Slots, Some(1)) => ": its only slot is taken".to_owned(),
-            (Bound::Slots, Some(slots)) => format!(": all {slots} slots are taken"),
-            (Bound::Slots, None) => ": all slots are taken".to_owned(),
-            (Bound::Rate, _) => ": rate_per_second lets nobody connect yet".to_owned(),
-            (Bound::Connecting, _) => ": max_connecting dials are under way".to_owned(),
-            (Bound::Paused, _) => ": it is paused".to_owned(),
-            (Bound::Unreachable, _) => ": nothing answers there".to_owned(),
+        let Some(limited_by) = self.limited_by else { return String::new() };
+        match (limited_by, self.slots) {
+            (LimitedBy::Slots, Some(1)) => ": its only slot is taken".to_owned(),
+            (LimitedBy::Slots, Some(slots)) => format!(": all {slots} slots are taken"),
+            (LimitedBy::Slots, None) => ": all slots are taken".to_owned(),
+            (LimitedBy::Rate, _) => ": rate_per_second lets nobody connect yet".to_owned(),
+            (LimitedBy::Connecting, _) => ": max_connecting dials are under way".to_owned(),
+            (LimitedBy::Paused, _) => ": it is paused".to_owned(),
+            (LimitedBy::Unreachable, _) => ": nothing answers there".to_owned(),
         }
     }
 }
@@ -117,11 +117,11 @@ impl Answer {
 
     /// What to tell about the failure of a trip to `upstream`; `None` when nobody is left to tell.
     #[must_use]
-    pub fn of_failure(failure: &Failure, upstream: &Upstream, trip: &Trip) -> Option<Answer> {
+    pub fn of_failure(failure: &Failure, upstream: &Upstream, attempt: &Attempt) -> Option<Answer> {
         let title = upstream.title();
         let answer = match failure {
             Failure::ClientLeft => return None,
-            Failure::Refused(refusal) => Answer::of_refusal(refusal, upstream, trip),
+            Failure::Refused(refusal) => Answer::of_refusal(refusal, upstream, attempt),
             Failure::Draining => Answer::draining(&title),
             Failure::Unknown(error) => Answer {
                 load: Load::of_unreachable(upstream),
@@ -129,7 +129,7 @@ impl Answer {
             },
             Failure::Undialled(error) => {
                 let reason = match error {
-                    DialError::TimedOut(..) if !upstream.insist => Reason::UpstreamTimeout,
+                    DialError::TimedOut(..) if !upstream.retry_until_deadline => Reason::UpstreamTimeout,
                     DialError::TimedOut(..) | DialError::Failed(..) | DialError::Untrusted(..) => {
                         Reason::UpstreamUnreachable
                     }
@@ -156,10 +156,10 @@ impl Answer {
             ),
             Failure::Loop(address) => Answer::plain(Reason::LoopDetected, format!("{address} is this proxy itself")),
         };
-        Some(Answer { waited: trip.waited, ..answer })
+        Some(Answer { waited: attempt.waited, ..answer })
     }
 
-    fn of_refusal(refusal: &Refusal, upstream: &Upstream, trip: &Trip) -> Answer {
+    fn of_refusal(refusal: &Refusal, upstream: &Upstream, attempt: &Attempt) -> Answer {
         let title = upstream.title();
         let load = Load::of_refusal(refusal, upstream);
         let because = load.because();
@@ -169,12 +169,12 @@ impl Answer {
                 Answer::plain(Reason::QueueFull, message)
             }
             RefusalReason::QueueTimeout => {
-                let Patience { limit, setting } = trip.patience;
+                let Patience { limit, setting } = attempt.patience;
                 let message = format!("no connection to {title} became free in time ({setting} = {limit:?}){because}");
                 Answer::plain(Reason::QueueTimeout, message)
             }
             RefusalReason::Unreachable => {
-                let Patience { limit, setting } = trip.patience;
+                let Patience { limit, setting } = attempt.patience;
                 let message = format!("{title} took no connection in time ({setting} = {limit:?})");
                 Answer::plain(Reason::UpstreamUnreachable, message)
             }
@@ -330,7 +330,7 @@ struct Detail<'a> {
 /// Why the request was not admitted.
 #[derive(Serialize)]
 struct Why<'a> {
-    bound: Option<&'static str>,
+    limited_by: Option<&'static str>,
     position: Option<usize>,
     expected_wait_seconds: Option<f64>,
     holders: Vec<Holder<'a>>,
@@ -348,14 +348,14 @@ struct Holder<'a> {
 impl Why<'_> {
     fn of(load: &Load) -> Why<'_> {
         let holders = load.holders.iter().map(|holder| Holder {
-            client: holder.tenant.as_ref().map(|(party, _)| &*party.client),
+            client: holder.occupant.as_ref().map(|(principal, _)| &*principal.client),
             kind: holder.kind.as_str(),
             state: holder.state.as_str(),
             age_seconds: seconds(holder.age),
             last_bytes_seconds: holder.last_bytes.map(seconds),
         });
         Why {
-            bound: load.bound.map(Bound::as_str),
+            limited_by: load.limited_by.map(LimitedBy::as_str),
             position: load.position,
             expected_wait_seconds: load.expected_wait.map(seconds),
             holders: holders.collect(),
@@ -384,7 +384,7 @@ mod tests {
         assert_eq!(error["message"], "queue full for registry harbor (queue.depth = 7)");
         let detail = serde_json::json!(
             {"registry": "harbor", "reason": "queue_full", "waited_seconds": 1.5, "slots": 10, "waiting": 7,
-             "bound": null, "position": 8, "expected_wait_seconds": null, "holders": []}
+             "limited_by": null, "position": 8, "expected_wait_seconds": null, "holders": []}
         );
         assert_eq!(error["detail"], detail);
     }

@@ -13,7 +13,7 @@ use super::pauses::Pauses;
 use crate::target::{Host, HostPattern, Target};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::resolve::{ResolveError, Resolver};
-use crate::upstream::{Upstream, Way};
+use crate::upstream::{Destination, Upstream};
 
 /// How long the name of another host may take to be resolved.
 const OTHER_HOSTS_LOOKUP: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ pub struct Route {
     /// Whose slots it takes.
     pub upstream: Arc<Upstream>,
     /// Where it goes.
-    pub way: Way,
+    pub destination: Destination,
     /// When a quiet tunnel there may be taken back.
     pub pauses: Arc<Pauses>,
 }
@@ -67,8 +67,8 @@ impl Claim {
         // What goes to one of several nodes counts there.
         let several = self.cluster.as_ref().filter(|cluster| cluster.origins().len() > 1);
         let (cluster, node) = several.and_then(|cluster| Some((cluster.clone(), cluster.node_at(target)?))).unzip();
-        let way = Way { target: target.clone(), secure, pinned, listed_host, cluster, node };
-        Route { upstream: self.upstream.clone(), way, pauses: self.pauses.clone() }
+        let destination = Destination { target: target.clone(), secure, pinned, listed_host, cluster, node };
+        Route { upstream: self.upstream.clone(), destination, pauses: self.pauses.clone() }
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::client::Client;
-use super::farewell::Farewell;
+use super::close_observer::CloseObserver;
 use super::follow::Doing;
 use super::head::Connect;
 use super::pauses::Pauses;
@@ -21,11 +21,11 @@ use super::relay::{End, HalfClosed, relay};
 use super::respond::Answer;
 use super::watch::Watch;
 use super::{Asking, Proxy};
-use crate::admission::{self, Evidence, Lane, Party, SlotState};
+use crate::admission::{self, Evidence, Lane, Principal, SlotState};
 use crate::metrics::{Direction, Reason, Reclaimed};
 use crate::target::Target;
 use crate::upstream::socket::Socket;
-use crate::upstream::{Patience, Reached};
+use crate::upstream::{Connected, Patience};
 
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
@@ -58,8 +58,8 @@ pub struct NoTunnel(pub Option<(Answer, String)>);
 
 /// Serves one CONNECT on a connection of its own, from the answer to the end of the tunnel.
 pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect, asking: Asking) {
-    let party = proxy.settings().classes.party(connect.proxy_authorization.as_deref(), &client);
-    let opened = open(proxy, &client, &connect.authority, party).await;
+    let principal = proxy.settings().classes.principal(connect.proxy_authorization.as_deref(), &client);
+    let opened = open(proxy, &client, &connect.authority, principal).await;
     drop(asking);
     match opened {
         Ok(tunnel) => {
@@ -69,7 +69,7 @@ pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect, asking:
         }
         Err(NoTunnel(Some((answer, registry)))) => {
             if client.write_all(&answer.to_bytes(&registry)).await.is_ok() {
-                client.see_off().await;
+                client.lingering_close().await;
             }
         }
         Err(NoTunnel(None)) => {}
@@ -80,8 +80,8 @@ pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect, asking:
 ///
 /// # Errors
 /// What to answer instead of `200`. It is counted and logged already.
-pub async fn open(proxy: &Proxy, client: &Client, authority: &str, party: Party) -> Result<Tunnel, NoTunnel> {
-    let mut record = proxy.record(&party.client, Kind::Tunnel);
+pub async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Principal) -> Result<Tunnel, NoTunnel> {
+    let mut record = proxy.record(&principal.client, Kind::Tunnel);
     let target = match Target::from_connect(authority) {
         Ok(target) => target,
         Err(error) => return Err(refuse(record, Answer::plain(Reason::BadRequest, format!("CONNECT: {error}")), None)),
@@ -94,16 +94,16 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, party: Party)
     };
     let upstream = &route.upstream;
     record.belongs_to(&upstream.name, &upstream.metrics);
-    let patience = Patience { limit: upstream.queue.tunnel_timeout[party.class.0], setting: "tunnel_timeout" };
-    let mut trip = upstream.trip(route.way, party, (admission::Kind::Tunnel, Lane::Blob), patience);
-    let reached = upstream.reach(&mut trip, None, client).await;
-    record.reached(trip.waited, trip.connect);
+    let patience = Patience { limit: upstream.queue.tunnel_timeout[principal.class.0], setting: "tunnel_timeout" };
+    let mut attempt = upstream.attempt(route.destination, principal, (admission::Kind::Tunnel, Lane::Blob), patience);
+    let reached = upstream.reach(&mut attempt, None, client).await;
+    record.reached(attempt.waited, attempt.connect);
     match reached {
-        Ok(Reached::New(socket)) => Ok(Tunnel { socket, record, pauses: route.pauses, epoch: upstream.gate.epoch() }),
-        Ok(Reached::Secured(_) | Reached::Kept(_)) => {
+        Ok(Connected::New(socket)) => Ok(Tunnel { socket, record, pauses: route.pauses, epoch: upstream.gate.epoch() }),
+        Ok(Connected::Secured(_) | Connected::Kept(_)) => {
             unreachable!("a tunnel speaks no TLS of ours, and names no key, so it is given no kept connection")
         }
-        Err(failure) => match Answer::of_failure(&failure, upstream, &trip) {
+        Err(failure) => match Answer::of_failure(&failure, upstream, &attempt) {
             Some(answer) => Err(refuse(record, answer, Some(&upstream.name))),
             None => Err(NoTunnel(None)),
         },
@@ -145,7 +145,7 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
             client.cut();
             record.upstream_failed();
         }
-        End::Recalled(evidence @ Evidence::Stalled) => {
+        End::Reclaimed(evidence @ Evidence::Stalled) => {
             metrics.reclaimed(evidence_of(evidence));
             client.cut();
             match follower.doing() {
@@ -154,12 +154,12 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
                 Doing::Unused | Doing::Idle | Doing::Unsure | Doing::Closing => record.client_left(),
             }
         }
-        End::Recalled(evidence) => {
+        End::Reclaimed(evidence) => {
             metrics.reclaimed(evidence_of(evidence));
-            let farewell = Farewell::new(follower, epoch);
+            let close_observer = CloseObserver::new(follower, epoch);
             // The slot goes back first; the client may take its time to notice.
-            let answer = farewell.overhear(socket, evidence, pauses);
-            let crossed = farewell.crosses(client).await;
+            let answer = close_observer.overhear(socket, evidence, pauses);
+            let crossed = close_observer.crosses(client).await;
             // Who closes without a word has said all. (The sender goes with the socket.)
             if answer.await.is_ok() {
                 metrics.cut(evidence_of(evidence));

@@ -119,7 +119,7 @@ impl<'a> Watch<'a> {
 
     /// Completes when the tunnel is to be taken back: it was asked for, and nothing speaks against it. The client has
     /// been sent our FIN by then; not if it is to be cut, which is [`Evidence::Stalled`].
-    pub async fn recalled(&self) -> Evidence {
+    pub async fn reclaimed(&self) -> Evidence {
         let mut jam: Option<Jam> = None;
         let mut pause = WORTH_TELLING;
         loop {
@@ -131,10 +131,10 @@ impl<'a> Watch<'a> {
                 sleep_until(quiet_at.min(now + WORTH_TELLING)).await;
                 continue;
             }
-            let recall = self.tell(doing, since);
+            let reclaim = self.tell(doing, since);
             tokio::select! {
                 biased;
-                Ok(evidence) = recall => {
+                Ok(evidence) = reclaim => {
                     if evidence != Evidence::Stalled {
                         self.lull().await;
                     }
@@ -227,16 +227,16 @@ impl<'a> Watch<'a> {
             from: Moment(since + pause),
             from_for_own: Moment(since + for_own),
         };
-        let (recall, recalled) = oneshot::channel();
+        let (reclaim, reclaimed) = oneshot::channel();
         self.told.store(true, Ordering::Release);
         self.registry.quiet(
             quiet,
             Box::new(move |evidence| {
                 // The tunnel may have moved, or ended, in this very moment.
-                let _ = recall.send(evidence);
+                let _ = reclaim.send(evidence);
             }),
         );
-        recalled
+        reclaimed
     }
 
     /// Bytes that the client does not take, in the kernel or before it; how many there are before it is not known.
@@ -267,8 +267,8 @@ mod tests {
 
     use super::*;
     use crate::proxy::pauses::Bounds;
-    use crate::upstream::Reached;
-    use crate::upstream::tests::{Patient, trip, upstream};
+    use crate::upstream::Connected;
+    use crate::upstream::tests::{Patient, attempt, upstream};
 
     const LONG: Duration = Duration::from_secs(50);
     const PAUSE: Duration = Duration::from_millis(60);
@@ -280,7 +280,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let upstream = Arc::new(upstream());
         let epoch = upstream.gate.epoch();
-        let Ok(Reached::New(socket)) = upstream.reach(&mut trip(&upstream, address, LONG), None, &Patient).await else {
+        let Ok(Connected::New(socket)) = upstream.reach(&mut attempt(&upstream, address, LONG), None, &Patient).await
+        else {
             panic!("no tunnel");
         };
         let client = TcpStream::connect(address).await.unwrap();
@@ -297,11 +298,11 @@ mod tests {
         });
         let waiting = tokio::spawn({
             let upstream = upstream.clone();
-            async move { upstream.reach(&mut trip(&upstream, address, LONG), None, &Patient).await.is_ok() }
+            async move { upstream.reach(&mut attempt(&upstream, address, LONG), None, &Patient).await.is_ok() }
         });
         let began = epoch.elapsed();
         let watch = Watch::new(&client, &socket, &pauses, epoch);
-        assert_eq!(watch.recalled().await, Evidence::Unused);
+        assert_eq!(watch.reclaimed().await, Evidence::Unused);
         let (now, asked_at_soonest) = (epoch.elapsed(), began + PAUSE);
         // Where the machine was too busy to let an answer end, there was a lull.
         assert!(

@@ -60,7 +60,7 @@ struct Out {
 
 /// A connection to one node, counted while it stands.
 #[derive(Debug)]
-pub struct Berth {
+pub struct NodePermit {
     cluster: Arc<Cluster>,
     index: usize,
     /// The number of its probe, if it was taken to try a node that was out. The probe ends with its outcome; the socket
@@ -107,7 +107,7 @@ impl Cluster {
     /// tried; of those that are in, the one with the fewest connections; where all are out, the one that is due first.
     /// `None` when no candidate has fewer connections than `most`.
     #[must_use]
-    pub fn pick(self: &Arc<Cluster>, candidates: &[usize], most: Option<usize>, now: Moment) -> Option<Berth> {
+    pub fn pick(self: &Arc<Cluster>, candidates: &[usize], most: Option<usize>, now: Moment) -> Option<NodePermit> {
         let mut book = self.lock();
         let node = |index: usize| &book[self.pages[index]];
         let with_room = candidates.iter().copied().filter(|index| most.is_none_or(|most| node(*index).open < most));
@@ -115,7 +115,7 @@ impl Cluster {
         let node = &mut book[self.pages[index]];
         node.open += 1;
         let probe = node.begin_probe();
-        Some(Berth { cluster: self.clone(), index, probe, slot: None })
+        Some(NodePermit { cluster: self.clone(), index, probe, slot: None })
     }
 
     /// Whether a kept connection to this node should be given up for a new one, because another node has fewer even with
@@ -241,7 +241,7 @@ impl Node {
     }
 }
 
-impl Berth {
+impl NodePermit {
     /// The node.
     #[must_use]
     pub fn origin(&self) -> &Origin {
@@ -278,7 +278,7 @@ impl Berth {
     }
 }
 
-impl Drop for Berth {
+impl Drop for NodePermit {
     fn drop(&mut self) {
         self.on_page(|node| {
             node.open -= 1;
@@ -305,7 +305,7 @@ mod tests {
         Moment(Duration::from_millis(millis))
     }
 
-    fn pick(cluster: &Arc<Cluster>, now: Moment) -> Berth {
+    fn pick(cluster: &Arc<Cluster>, now: Moment) -> NodePermit {
         let all: Vec<usize> = (0..cluster.origins().len()).collect();
         cluster.pick(&all, None, now).unwrap()
     }
@@ -313,9 +313,9 @@ mod tests {
     #[test]
     fn connections_go_where_the_fewest_are() {
         let cluster = cluster(3);
-        let mut berths: Vec<Berth> = (0..9).map(|_| pick(&cluster, at(0))).collect();
+        let mut berths: Vec<NodePermit> = (0..9).map(|_| pick(&cluster, at(0))).collect();
         assert_eq!(cluster.gauges().iter().map(|node| node.open).collect::<Vec<_>>(), [3, 3, 3]);
-        berths.retain(|berth| berth.index() != 1);
+        berths.retain(|node_permit| node_permit.index() != 1);
         assert_eq!(pick(&cluster, at(0)).index(), 1);
     }
 
@@ -326,8 +326,8 @@ mod tests {
         assert!(first.failed(at(0)) && first.index() == 0);
         drop(first);
         assert_eq!((cluster.living(), cluster.gauges()[0].up), (1, false));
-        let held: Vec<Berth> = (0..5).map(|_| pick(&cluster, at(99))).collect();
-        assert!(held.iter().all(|berth| berth.index() == 1));
+        let held: Vec<NodePermit> = (0..5).map(|_| pick(&cluster, at(99))).collect();
+        assert!(held.iter().all(|node_permit| node_permit.index() == 1));
         let probe = pick(&cluster, at(100));
         assert_eq!(probe.index(), 0, "its pause is over");
         assert_eq!(pick(&cluster, at(100)).index(), 1, "one at a time");
@@ -342,9 +342,9 @@ mod tests {
     #[test]
     fn an_outage_counts_once_however_many_dials_it_meets() {
         let cluster = cluster(2);
-        let mut berths: Vec<Berth> = (0..16).map(|_| pick(&cluster, at(0))).collect();
-        let changes = berths.iter().filter(|berth| berth.index() == 0 && berth.failed(at(0))).count();
-        berths.retain(|berth| berth.index() == 1);
+        let mut berths: Vec<NodePermit> = (0..16).map(|_| pick(&cluster, at(0))).collect();
+        let changes = berths.iter().filter(|node_permit| node_permit.index() == 0 && node_permit.failed(at(0))).count();
+        berths.retain(|node_permit| node_permit.index() == 1);
         assert_eq!(changes, 1);
         assert_eq!(pick(&cluster, at(100)).index(), 0, "the first pause is still the first");
     }
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn no_node_takes_more_than_its_own_slots() {
         let cluster = cluster(2);
-        let berths: Vec<Berth> = (0..9).filter_map(|_| cluster.pick(&[0, 1], Some(3), at(0))).collect();
+        let berths: Vec<NodePermit> = (0..9).filter_map(|_| cluster.pick(&[0, 1], Some(3), at(0))).collect();
         assert_eq!(berths.len(), 6);
         assert_eq!(cluster.gauges().iter().map(|node| node.open).collect::<Vec<_>>(), [3, 3]);
     }
@@ -410,15 +410,20 @@ mod tests {
         let first = pick(&cluster, at(0));
         assert!(first.failed(at(0)));
         drop(first);
-        let mut berths: Vec<Berth> = (0..6).map(|_| pick(&cluster, at(0))).collect();
+        let mut berths: Vec<NodePermit> = (0..6).map(|_| pick(&cluster, at(0))).collect();
         assert!(!cluster.is_due_to_move(1, None, at(99)), "there is no better place");
         let mut moves = 0;
         for step in 1..100 {
             let now = at(step * 100);
-            let Some(leaves) = berths.iter().position(|berth| cluster.is_due_to_move(berth.index(), None, now)) else {
+            let Some(leaves) =
+                berths.iter().position(|node_permit| cluster.is_due_to_move(node_permit.index(), None, now))
+            else {
                 break;
             };
-            assert!(!berths.iter().any(|berth| cluster.is_due_to_move(berth.index(), None, now)), "one at a time");
+            assert!(
+                !berths.iter().any(|node_permit| cluster.is_due_to_move(node_permit.index(), None, now)),
+                "one at a time"
+            );
             drop(berths.remove(leaves));
             berths.push(pick(&cluster, now));
             let _ = berths.last().unwrap().stands();
@@ -478,7 +483,7 @@ mod tests {
     fn nothing_moves_to_a_node_whose_name_is_lost() {
         let cluster = cluster(2);
         assert!(cluster.is_lost(0, at(0)));
-        let _berths: Vec<Berth> = (0..4).map(|_| pick(&cluster, at(0))).collect();
+        let _berths: Vec<NodePermit> = (0..4).map(|_| pick(&cluster, at(0))).collect();
         assert!(!cluster.is_lost(0, at(50)), "its pause does not grow by each who asks");
         assert!(!cluster.is_due_to_move(1, None, at(99)));
         assert!(cluster.is_due_to_move(1, None, at(100)), "it is tried again");
@@ -487,7 +492,7 @@ mod tests {
     #[test]
     fn another_list_goes_on_with_what_is_known_of_its_nodes() {
         let before = cluster(3);
-        let berths: Vec<Berth> = (0..3).map(|_| pick(&before, at(0))).collect();
+        let berths: Vec<NodePermit> = (0..3).map(|_| pick(&before, at(0))).collect();
         assert!(berths[1].failed(at(0)));
         let origins = [&before.origins()[2..], &before.origins()[1..2], cluster(4).origins()[3..].as_ref()].concat();
         let after = before.followed_by(origins);

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::client::TlsStream;
 
-use super::cluster::Berth;
+use super::cluster::NodePermit;
 use super::keepalive::watch_registry;
 use super::socket::Socket;
 use super::tls::{self, Tls};
@@ -54,13 +54,13 @@ impl DialError {
 
 /// One address, and how to speak to it.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct Endpoint {
     /// Where it is.
     pub address: SocketAddr,
     /// The host that must prove itself, where TLS is spoken.
     pub secure: Option<Host>,
     /// Which node it leads to, where there is a choice.
-    pub berth: Option<Berth>,
+    pub node_permit: Option<NodePermit>,
 }
 
 /// A connection that stands.
@@ -82,7 +82,7 @@ pub(super) struct Undialled {
 
 #[derive(Debug)]
 enum Held {
-    Slot(Slot, Option<Berth>),
+    Slot(Slot, Option<NodePermit>),
     /// A socket whose `connect()` failed: there is nothing to close.
     NeverStood(Socket),
     Socket(Socket),
@@ -90,10 +90,10 @@ enum Held {
 
 impl Undialled {
     /// Which node failed, where there was a choice.
-    pub fn berth(&self) -> Option<&Berth> {
+    pub fn node_permit(&self) -> Option<&NodePermit> {
         match &self.held {
-            Held::Slot(_, berth) => berth.as_ref(),
-            Held::NeverStood(socket) | Held::Socket(socket) => socket.berth(),
+            Held::Slot(_, node_permit) => node_permit.as_ref(),
+            Held::NeverStood(socket) | Held::Socket(socket) => socket.node_permit(),
         }
     }
 
@@ -122,23 +122,23 @@ impl Undialled {
 /// When the address does not take the connection in time.
 pub(super) async fn dial(
     slot: Slot,
-    door: Door,
+    endpoint: Endpoint,
     once_connected: SlotState,
     terms: Terms,
     tls: &Tls,
     metrics: &Arc<RegistryMetrics>,
 ) -> Result<(Standing, Duration), Undialled> {
-    let Door { address, secure, berth } = door;
+    let Endpoint { address, secure, node_permit } = endpoint;
     let started = Instant::now();
     let deadline = started + terms.connect_timeout;
     slot.dialled();
     let stream = match begin(address) {
         Ok(stream) => stream,
         Err(error) => {
-            return Err(Undialled { error: DialError::Failed(address, error), held: Held::Slot(slot, berth) });
+            return Err(Undialled { error: DialError::Failed(address, error), held: Held::Slot(slot, node_permit) });
         }
     };
-    let mut socket = Socket::new(stream, slot, berth, terms.linger, metrics.clone());
+    let mut socket = Socket::new(stream, slot, node_permit, terms.linger, metrics.clone());
     match timeout_at(deadline, finish(socket.stream())).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {

@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use super::cluster::Berth;
+use super::cluster::NodePermit;
 use super::socket::{Ending, Glance, Socket};
 use super::stall::{Lookout, Pending};
 use crate::admission::{Gate, ReuseKey, SlotId};
@@ -100,7 +100,7 @@ impl Kept {
                 ended = connection => if let Err(error) = ended {
                     tracing::debug!(%error, "connection to the registry ended");
                 },
-                () = lookout.recalled() => {
+                () = lookout.reclaimed() => {
                     metrics.reclaimed(Reclaimed::Stalled);
                     cut.cut();
                 }
@@ -173,7 +173,7 @@ impl Handles {
         Handles {
             ending: socket.ending(),
             glance: socket.glance(),
-            node: socket.berth().map(Berth::index),
+            node: socket.node_permit().map(NodePermit::index),
             lookout: Lookout { pending: Pending::default(), activity, slot, gate, longest },
             metrics: socket.metrics(),
         }

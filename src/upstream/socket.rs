@@ -19,8 +19,8 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::cluster::Berth;
-use crate::admission::{Activity, Quiet, Recall, Slot, SlotId, SlotState};
+use super::cluster::NodePermit;
+use crate::admission::{Activity, OnReclaim, Quiet, Slot, SlotId, SlotState};
 use crate::metrics::{Direction, RegistryMetrics};
 
 /// How long at least the slot of a connection is held whose end the registry does not confirm.
@@ -50,7 +50,7 @@ struct Inner {
     stream: Arc<TcpStream>,
     slot: Slot,
     /// To which node it leads, where there is a choice.
-    berth: Option<Berth>,
+    node_permit: Option<NodePermit>,
 }
 
 /// A look at a socket that somebody else owns.
@@ -124,19 +124,19 @@ impl Socket {
     pub(super) fn new(
         stream: TcpStream,
         slot: Slot,
-        mut berth: Option<Berth>,
+        mut node_permit: Option<NodePermit>,
         linger: Duration,
         metrics: Arc<RegistryMetrics>,
     ) -> Socket {
-        if let Some(berth) = &mut berth {
-            berth.lives_in(slot.id());
+        if let Some(node_permit) = &mut node_permit {
+            node_permit.lives_in(slot.id());
         }
-        let inner = Some(Inner { stream: Arc::new(stream), slot, berth });
+        let inner = Some(Inner { stream: Arc::new(stream), slot, node_permit });
         Socket { inner, ending: Ending::default(), linger, round_trip: Duration::ZERO, last_words: None, metrics }
     }
 
     /// Closes it in order, and shows what the registry still says until its own end.
-    pub fn see_off_listening(mut self, show: impl FnMut(&[u8]) + Send + Sync + 'static) {
+    pub fn lingering_close_showing(mut self, show: impl FnMut(&[u8]) + Send + Sync + 'static) {
         self.ending.in_order();
         self.last_words = Some(Box::new(show));
     }
@@ -152,8 +152,8 @@ impl Socket {
     }
 
     /// To which node it leads, where there is a choice.
-    pub(super) fn berth(&self) -> Option<&Berth> {
-        self.inner().berth.as_ref()
+    pub(super) fn node_permit(&self) -> Option<&NodePermit> {
+        self.inner().node_permit.as_ref()
     }
 
     /// A way to look at it for those who do not own it.
@@ -168,8 +168,8 @@ impl Socket {
     }
 
     /// Tells the gate that the tunnel on this socket lies quiet, and how to ask it to close.
-    pub fn quiet(&self, quiet: Quiet, recall: Recall) {
-        self.inner().slot.quiet(quiet, recall);
+    pub fn quiet(&self, quiet: Quiet, reclaim: OnReclaim) {
+        self.inner().slot.quiet(quiet, reclaim);
     }
 
     /// The connection never stood: there is nothing to close.
@@ -253,7 +253,7 @@ impl Drop for Socket {
 
 /// Closes the connection, then gives the slot back.
 async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration, mut show: LastWords) {
-    let Inner { stream, slot, berth } = inner;
+    let Inner { stream, slot, node_permit } = inner;
     let deadline = Instant::now() + linger;
     let confirmed = match manner {
         Manner::Cut => false,
@@ -268,7 +268,7 @@ async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration, m
     if !confirmed {
         sleep(hold).await;
     }
-    drop(berth);
+    drop(node_permit);
     drop(slot);
 }
 

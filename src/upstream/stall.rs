@@ -52,7 +52,7 @@ pub(super) struct Lookout {
 
 impl Lookout {
     /// Completes when the connection is to be cut for one who waits.
-    pub async fn recalled(self) {
+    pub async fn reclaimed(self) {
         loop {
             match self.silence().map(|silence| self.longest.saturating_sub(silence)) {
                 None => sleep(self.longest).await,
@@ -88,7 +88,7 @@ impl Lookout {
 
     /// Tells the gate that nothing moves. What comes back completes when the gate wants it closed.
     fn tell(&self) -> oneshot::Receiver<()> {
-        let (recall, recalled) = oneshot::channel();
+        let (reclaim, reclaimed) = oneshot::channel();
         let from = self.gate.now();
         let since = from - self.longest;
         let quiet = Quiet { evidence: Evidence::Stalled, since, from, from_for_own: from };
@@ -97,9 +97,9 @@ impl Lookout {
             quiet,
             Box::new(move |_| {
                 // It may have moved, or ended, in this very moment.
-                let _ = recall.send(());
+                let _ = reclaim.send(());
             }),
         );
-        recalled
+        reclaimed
     }
 }

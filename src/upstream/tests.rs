@@ -52,7 +52,7 @@ pub(crate) fn upstream() -> Upstream {
             stall_timeout: Duration::from_secs(300),
         },
         addresses: AddressPolicy::default(),
-        insist: true,
+        retry_until_deadline: true,
         queue: QueueTerms { depth: 10, tunnel_timeout: Vec::new(), request_timeout: Vec::new() },
         classes: Arc::new(["default".to_owned()]),
         tls: Arc::new(Tls::new(TlsTerms::default())),
@@ -65,11 +65,17 @@ pub(crate) fn upstream() -> Upstream {
 }
 
 /// A tunnel's way to `pinned`.
-pub(crate) fn trip(upstream: &Upstream, pinned: SocketAddr, patience: Duration) -> Trip {
+pub(crate) fn attempt(upstream: &Upstream, pinned: SocketAddr, patience: Duration) -> Attempt {
     let target = Target::from_connect("registry.test:5000").expect("a target");
-    let way = Way { target, secure: false, pinned: Some(vec![pinned]), listed_host: true, cluster: None, node: None };
-    let party = Party { class: ClassId::default(), client: "client".into() };
-    upstream.trip(way, party, (Kind::Tunnel, Lane::Blob), Patience { limit: patience, setting: "queue.tunnel_timeout" })
+    let destination =
+        Destination { target, secure: false, pinned: Some(vec![pinned]), listed_host: true, cluster: None, node: None };
+    let principal = Principal { class: ClassId::default(), client: "client".into() };
+    upstream.attempt(
+        destination,
+        principal,
+        (Kind::Tunnel, Lane::Blob),
+        Patience { limit: patience, setting: "queue.tunnel_timeout" },
+    )
 }
 
 #[tokio::test]
@@ -77,43 +83,43 @@ async fn a_kept_place_is_used_up_by_asking_and_not_by_an_address_that_is_denied(
     let registry = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (there, denied) = (registry.local_addr().unwrap(), SocketAddr::from(([169, 254, 1, 1], 5000)));
     let (upstream, long) = (upstream(), Duration::from_secs(50));
-    let mut first = trip(&upstream, there, long);
+    let mut first = attempt(&upstream, there, long);
     let held = upstream.reach(&mut first, None, &Patient).await.unwrap();
-    let mut gave_up = trip(&upstream, there, Duration::ZERO);
+    let mut gave_up = attempt(&upstream, there, Duration::ZERO);
     assert!(matches!(upstream.reach(&mut gave_up, None, &Patient).await, Err(Failure::Refused(_))));
 
-    let mut astray = trip(&upstream, denied, long);
+    let mut astray = attempt(&upstream, denied, long);
     assert_eq!(astray.place, gave_up.place);
     assert!(matches!(upstream.reach(&mut astray, None, &Patient).await, Err(Failure::Denied(..))));
     drop(astray);
 
-    let mut back = trip(&upstream, there, long);
+    let mut back = attempt(&upstream, there, long);
     assert_eq!((back.place, back.again), (gave_up.place, true), "its place was kept, since it never asked");
     drop(held);
     assert!(upstream.reach(&mut back, None, &Patient).await.is_ok());
     drop(back);
-    assert_ne!(trip(&upstream, there, long).place, gave_up.place, "it was served");
+    assert_ne!(attempt(&upstream, there, long).place, gave_up.place, "it was served");
 }
 
 #[tokio::test(start_paused = true)]
 async fn patience_begins_anew_for_who_was_admitted_in_vain_and_not_for_who_is_asked_again() {
     let upstream = upstream();
-    let mut trip = trip(&upstream, SocketAddr::from(([127, 0, 0, 1], 1)), Duration::from_secs(50));
-    let first = trip.deadline;
+    let mut attempt = attempt(&upstream, SocketAddr::from(([127, 0, 0, 1], 1)), Duration::from_secs(50));
+    let first = attempt.deadline;
     tokio::time::advance(Duration::from_secs(20)).await;
-    upstream.renew(&mut trip);
-    assert_eq!(trip.deadline, first + Duration::from_secs(20));
-    trip.renewable = false;
+    upstream.renew(&mut attempt);
+    assert_eq!(attempt.deadline, first + Duration::from_secs(20));
+    attempt.renewable = false;
     tokio::time::advance(Duration::from_secs(20)).await;
-    upstream.renew(&mut trip);
-    assert_eq!(trip.deadline, first + Duration::from_secs(20));
+    upstream.renew(&mut attempt);
+    assert_eq!(attempt.deadline, first + Duration::from_secs(20));
 }
 
 /// A request that was under way before a reload finds that a node is out: what counts is what holds now.
 #[tokio::test]
 async fn the_slots_of_nodes_follow_from_the_config_that_holds() {
     let nodes = || Cluster::new(["http://a:1", "http://b:1"].map(|url| Origin::parse(url).unwrap()).to_vec());
-    let way = |cluster: &Arc<Cluster>| Way {
+    let destination = |cluster: &Arc<Cluster>| Destination {
         target: cluster.origins()[0].target.clone(),
         secure: false,
         pinned: None,
@@ -128,10 +134,10 @@ async fn the_slots_of_nodes_follow_from_the_config_that_holds() {
     let after = Upstream { slots_of_each: Some(2), gate, sized, ..upstream() };
     after.size(4, &cluster);
     assert!(cluster.is_lost(0, before.gate.now()));
-    before.nodes_changed(&way(&cluster));
+    before.nodes_changed(&destination(&cluster));
     assert_eq!(after.gate.snapshot().slots, 2);
     after.size(4, &others);
-    before.nodes_changed(&way(&cluster));
+    before.nodes_changed(&destination(&cluster));
     assert_eq!(after.gate.snapshot().slots, 4, "these nodes are not asked any more");
 }
 
@@ -146,14 +152,20 @@ async fn silent_names_of_nodes_cost_their_patience_once() {
         silence.push(upstream.resolver.silence(host).await);
     }
     let target = cluster.origins()[0].target.clone();
-    let way =
-        Way { target, secure: false, pinned: None, listed_host: true, cluster: Some(cluster.clone()), node: None };
-    let party = Party { class: ClassId::default(), client: "client".into() };
+    let destination = Destination {
+        target,
+        secure: false,
+        pinned: None,
+        listed_host: true,
+        cluster: Some(cluster.clone()),
+        node: None,
+    };
+    let principal = Principal { class: ClassId::default(), client: "client".into() };
     let patience = Patience { limit: Duration::from_secs(25), setting: "queue.request_timeout" };
-    let trip = upstream.trip(way, party, (Kind::Request, Lane::Small), patience);
+    let attempt = upstream.attempt(destination, principal, (Kind::Request, Lane::Small), patience);
     for expected in [NODE_LOOKUP, Duration::ZERO] {
         let began = Instant::now();
-        assert!(upstream.doors(&trip, &Patient).await.unwrap().any_left());
+        assert!(upstream.endpoints(&attempt, &Patient).await.unwrap().any_left());
         let took = began.elapsed();
         assert!(took >= expected && took < expected + Duration::from_millis(10), "{took:?}, not {expected:?}");
     }

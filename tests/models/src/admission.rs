@@ -3,8 +3,6 @@
 
 #[path = "../../../src/admission/activity.rs"]
 mod activity;
-#[path = "../../../src/admission/census.rs"]
-mod census;
 #[path = "../../../src/admission/change_tests.rs"]
 mod change_tests;
 #[path = "../../../src/admission/core.rs"]
@@ -13,6 +11,8 @@ mod core;
 mod core_tests;
 #[path = "../../../src/admission/deadlines.rs"]
 mod deadlines;
+#[path = "../../../src/admission/fair_queue.rs"]
+mod fair_queue;
 #[path = "../../../src/admission/fairness_tests.rs"]
 mod fairness_tests;
 #[path = "../../../src/admission/handover.rs"]
@@ -22,12 +22,10 @@ mod handover_models;
 mod idle;
 #[path = "../../../src/admission/moment.rs"]
 mod moment;
+#[path = "../../../src/admission/occupancy.rs"]
+mod occupancy;
 #[path = "../../../src/admission/outages.rs"]
 mod outages;
-#[path = "../../../src/admission/pace.rs"]
-mod pace;
-#[path = "../../../src/admission/places.rs"]
-mod places;
 #[path = "../../../src/admission/queue.rs"]
 mod queue;
 #[path = "../../../src/admission/quiet.rs"]
@@ -36,10 +34,12 @@ mod quiet;
 mod rate;
 #[path = "../../../src/admission/slots.rs"]
 mod slots;
-#[path = "../../../src/admission/turns.rs"]
-mod turns;
+#[path = "../../../src/admission/tickets.rs"]
+mod tickets;
 #[path = "../../../src/admission/usage.rs"]
 mod usage;
+#[path = "../../../src/admission/wait_estimate.rs"]
+mod wait_estimate;
 
 /// Random histories of the core that are lived through.
 const HISTORIES: u32 = 10_000;

@@ -33,5 +33,5 @@ pub use metrics::Metrics;
 pub use puller::{Load, Puller, Reclaims};
 pub use random::Random;
 pub use sidecar::{KEEP_TUNNELS, Sidecar, Signal, config};
-pub use storm::{Cuts, Progress, Storm, Tally, Way};
+pub use storm::{Cuts, Destination, Progress, Storm, Tally};
 pub use stub::{StubBuilder, StubConnection, StubRegistry, blob_of, digest_of, manifest_of};

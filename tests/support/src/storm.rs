@@ -24,7 +24,7 @@ use tally::End;
 
 /// How the pulls reach the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Destination {
     /// Without a proxy.
     Direct,
     /// Through the proxy at this address, with whole URLs on one kept-open connection per client.
@@ -41,7 +41,7 @@ pub struct Storm {
     /// Bytes of each blob; the registry's [`blob_size`](crate::StubBuilder::blob_size) must be the same.
     pub blob: usize,
     /// How they reach the registry.
-    pub way: Way,
+    pub way: Destination,
     /// Who cuts the connection; `None`: nobody.
     pub cut: Option<Cuts>,
     /// How long a client waits for all of its pull before it counts as failed.
@@ -60,7 +60,7 @@ pub struct Progress {
 impl Storm {
     /// 500 pulls of 1 MiB, nobody cuts, 120 s of patience.
     #[must_use]
-    pub fn new(way: Way) -> Self {
+    pub fn new(way: Destination) -> Self {
         Self { clients: 500, blob: 1024 * 1024, way, cut: None, patience: Duration::from_secs(120) }
     }
 

@@ -35,9 +35,9 @@ pub struct StubRegistry {
     address: SocketAddr,
     seen: Arc<Seen>,
     /// What it should do: the wish of the test.
-    wanted: watch::Sender<Door>,
+    wanted: watch::Sender<Endpoint>,
     /// What it does.
-    door: watch::Receiver<Door>,
+    door: watch::Receiver<Endpoint>,
     /// Its end, by being dropped.
     _end: oneshot::Sender<()>,
 }
@@ -56,7 +56,7 @@ pub struct StubBuilder {
 
 /// How the stub treats new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Door {
+enum Endpoint {
     /// They are accepted.
     Open,
     /// It listens, and accepts nobody: the kernel lets a few in, and leaves the others without an answer.
@@ -192,8 +192,8 @@ impl StubRegistry {
     {
         let (bound, address) = oneshot::channel();
         let (end, ended) = oneshot::channel::<()>();
-        let (wanted, wish) = watch::channel(Door::Open);
-        let (state, door) = watch::channel(Door::Open);
+        let (wanted, wish) = watch::channel(Endpoint::Open);
+        let (state, door) = watch::channel(Endpoint::Open);
         let shared = seen.clone();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -263,21 +263,21 @@ impl StubRegistry {
 
     /// Stops listening: new connections are refused by the kernel, those that came before live on.
     pub async fn refuse(&self) {
-        self.set(Door::Shut).await;
+        self.set(Endpoint::Shut).await;
     }
 
     /// Listens again, on the same port.
     pub async fn accept_again(&self) {
-        self.set(Door::Open).await;
+        self.set(Endpoint::Open).await;
     }
 
     /// Listens, on the same port, but accepts nobody, as a server that is still busy with its start: the kernel lets two
     /// connections stand, and does not answer the others. What stands is accepted by [`StubRegistry::accept_again`].
     pub async fn listen_without_accepting(&self) {
-        self.set(Door::Stuck).await;
+        self.set(Endpoint::Stuck).await;
     }
 
-    async fn set(&self, wanted: Door) {
+    async fn set(&self, wanted: Endpoint) {
         self.wanted.send_replace(wanted);
         let mut door = self.door.clone();
         door.wait_for(|state| *state == wanted).await.expect("the stub still runs");
@@ -300,20 +300,20 @@ fn listen(address: SocketAddr, backlog: u32) -> TcpListener {
 /// Treats new connections as the test wants it.
 async fn accept_when_wanted<Handling>(
     listener: TcpListener,
-    mut wish: watch::Receiver<Door>,
-    state: watch::Sender<Door>,
+    mut wish: watch::Receiver<Endpoint>,
+    state: watch::Sender<Endpoint>,
     seen: Arc<Seen>,
     handler: impl Fn(StubConnection) -> Handling,
 ) where
     Handling: Future<Output = ()> + Send + 'static,
 {
     let address = listener.local_addr().expect("the address of the listener");
-    let (mut listener, mut door) = (Some(listener), Door::Open);
+    let (mut listener, mut door) = (Some(listener), Endpoint::Open);
     loop {
-        let was_open = door == Door::Open;
+        let was_open = door == Endpoint::Open;
         let accepting = async {
             match &listener {
-                Some(listener) if door == Door::Open => accept_all(listener, &seen, &handler).await,
+                Some(listener) if door == Endpoint::Open => accept_all(listener, &seen, &handler).await,
                 _ => std::future::pending().await,
             }
         };
@@ -335,9 +335,9 @@ async fn accept_when_wanted<Handling>(
 }
 
 /// The listener behind a door that was turned.
-fn turn(before: Option<TcpListener>, door: Door, address: SocketAddr) -> Option<TcpListener> {
+fn turn(before: Option<TcpListener>, door: Endpoint, address: SocketAddr) -> Option<TcpListener> {
     match (before, door) {
-        (Some(stuck), Door::Open) => {
+        (Some(stuck), Endpoint::Open) => {
             // The same socket, with room for everybody: what stands already is kept.
             rustix::net::listen(&stuck, BACKLOG.cast_signed()).expect("a listener can be given another backlog");
             Some(stuck)
@@ -349,9 +349,9 @@ fn turn(before: Option<TcpListener>, door: Door, address: SocketAddr) -> Option<
                 rustix::net::shutdown(&listener, rustix::net::Shutdown::Read).expect("a listener can be shut down");
             }
             match door {
-                Door::Open => Some(listen(address, BACKLOG)),
-                Door::Stuck => Some(listen(address, 1)),
-                Door::Shut => None,
+                Endpoint::Open => Some(listen(address, BACKLOG)),
+                Endpoint::Stuck => Some(listen(address, 1)),
+                Endpoint::Shut => None,
             }
         }
     }

@@ -14,13 +14,13 @@ use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread::{self, JoinHandle};
 
 use super::core::{Core, Limits, RefusalReason};
+use super::fair_queue::{ClassId, Lane, Principal};
 use super::handover::{Call, Handover};
 use super::moment::Moment;
-use super::places::Owner;
-use super::queue::{Ask, Place, ReuseKey};
+use super::queue::{AdmissionRequest, Place, ReuseKey};
 use super::rate::Rate;
 use super::slots::SlotId;
-use super::turns::{ClassId, Lane, Party};
+use super::tickets::Owner;
 
 const START: Moment = Moment(Duration::ZERO);
 const DEADLINE: Moment = Moment(Duration::from_secs(1));
@@ -84,9 +84,17 @@ impl Harbor {
         let owner: Owner = ("client".into(), "target:443".into());
         let (place, _) = self.handover.place(&owner, START);
         let (client, target) = owner;
-        let party = Party { class: ClassId::default(), client };
+        let principal = Principal { class: ClassId::default(), client };
         let reuse = reuse.map(ReuseKey::from);
-        let ask = Ask { place, deadline, party, lane: Lane::Blob, target, reuse: reuse.clone(), again: false };
+        let ask = AdmissionRequest {
+            place,
+            deadline,
+            principal,
+            lane: Lane::Blob,
+            target,
+            reuse: reuse.clone(),
+            again: false,
+        };
         self.handover.arrive(ask, Waker::noop(), START).settle();
         Waiter { place, reuse }
     }

@@ -30,12 +30,12 @@ const REMOVE_LINE: &str = r#"flock "$0" sh -c '
 /// A name that means 127.0.0.1 to the programs started by [`program`](Self::program), while the value lives.
 pub struct LoopbackName {
     name: String,
-    way: Way,
+    way: Destination,
     folder: TempDir,
 }
 
 /// How the name is made known.
-enum Way {
+enum Destination {
     /// Only to our programs: they see this hosts file, by `unshare` with these options.
     OwnHosts(PathBuf, &'static [&'static str]),
     /// To the whole machine, by a line in this file.
@@ -56,7 +56,7 @@ impl LoopbackName {
         let folder = TempDir::new().expect("a temporary folder");
         let line = format!("127.0.0.1 {name}");
         let way = own_hosts(folder.path(), &line)
-            .unwrap_or_else(|| Way::Line { _kept: HostsLine::add(Path::new(HOSTS), line) });
+            .unwrap_or_else(|| Destination::Line { _kept: HostsLine::add(Path::new(HOSTS), line) });
         Self { name, way, folder }
     }
 
@@ -72,7 +72,7 @@ impl LoopbackName {
     /// When the temporary folder cannot be written.
     #[must_use]
     pub fn program(&self, binary: &str) -> String {
-        let Way::OwnHosts(hosts, options) = &self.way else {
+        let Destination::OwnHosts(hosts, options) = &self.way else {
             return binary.to_owned();
         };
         let text = format!(
@@ -92,14 +92,14 @@ impl LoopbackName {
 }
 
 /// A hosts file of our own in `folder`, if this machine lets us show it to our programs.
-fn own_hosts(folder: &Path, line: &str) -> Option<Way> {
+fn own_hosts(folder: &Path, line: &str) -> Option<Destination> {
     let hosts = folder.join("hosts");
     let machine = fs::read_to_string(HOSTS).unwrap_or_default();
     fs::write(&hosts, format!("{machine}\n{line}\n")).expect("the folder is ours");
     // As root, then as anybody who may become root in a user namespace.
     let choices: [&'static [&'static str]; 2] = [&["--mount"], &["--mount", "--map-root-user"]];
     let options = choices.into_iter().find(|options| can_mount(&hosts, options))?;
-    Some(Way::OwnHosts(hosts, options))
+    Some(Destination::OwnHosts(hosts, options))
 }
 
 fn can_mount(hosts: &Path, options: &[&str]) -> bool {

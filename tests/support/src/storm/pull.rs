@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::Way;
+use super::Destination;
 use super::cut::{Cut, Point};
 use crate::http::{Framing, Head, request};
 use crate::{Wire, blob_of, manifest_of};
@@ -11,7 +11,7 @@ use crate::{Wire, blob_of, manifest_of};
 pub(super) struct Pull {
     name: String,
     registry: SocketAddr,
-    way: Way,
+    way: Destination,
     blob: usize,
     cut: Option<Cut>,
     completed: usize,
@@ -30,7 +30,7 @@ impl From<std::io::Error> for Stop {
 }
 
 impl Pull {
-    pub(super) fn new(number: usize, registry: SocketAddr, way: Way, blob: usize, cut: Option<Cut>) -> Self {
+    pub(super) fn new(number: usize, registry: SocketAddr, way: Destination, blob: usize, cut: Option<Cut>) -> Self {
         Self { name: format!("storm/image-{number}"), registry, way, blob, cut, completed: 0 }
     }
 
@@ -56,21 +56,22 @@ impl Pull {
 
     fn entrance(&self) -> SocketAddr {
         match self.way {
-            Way::Direct => self.registry,
-            Way::AbsoluteForm(proxy) | Way::Connect(proxy) => proxy,
+            Destination::Direct => self.registry,
+            Destination::AbsoluteForm(proxy) | Destination::Connect(proxy) => proxy,
         }
     }
 
     async fn pull(&mut self, wire: &mut Wire) -> Result<(), Stop> {
         let authority = self.registry.to_string();
-        if let Way::Connect(_) = self.way {
+        if let Destination::Connect(_) = self.way {
             let head = self.ask(wire, "CONNECT", &authority).await?;
             expect_200("CONNECT", &head, wire).await?;
         }
-        let base = if let Way::AbsoluteForm(_) = self.way { format!("http://{authority}") } else { String::new() };
+        let base =
+            if let Destination::AbsoluteForm(_) = self.way { format!("http://{authority}") } else { String::new() };
         self.manifest(wire, &base).await?;
         self.blob(wire, &base).await?;
-        if let Way::Connect(_) = self.way {
+        if let Destination::Connect(_) = self.way {
             self.completed = 1;
         }
         Ok(())
@@ -134,7 +135,7 @@ impl Pull {
     }
 
     fn exchange_completed(&mut self) {
-        if let Way::AbsoluteForm(_) = self.way {
+        if let Destination::AbsoluteForm(_) = self.way {
             self.completed += 1;
         }
     }

@@ -6,7 +6,7 @@ use crate::{StubRegistry, eventually_is};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_cap_everybody_gets_every_byte() {
     let stub = StubRegistry::builder().blob_size(100_000).start().await;
-    let storm = Storm { clients: 50, blob: 100_000, ..Storm::new(Way::Direct) };
+    let storm = Storm { clients: 50, blob: 100_000, ..Storm::new(Destination::Direct) };
     let tally = storm.run(stub.address()).await;
     assert_eq!((tally.ok, tally.cut, tally.times.len()), (50, 0, 50), "{tally}");
     assert_eq!(stub.requests(), 100);
@@ -17,7 +17,7 @@ async fn without_a_cap_everybody_gets_every_byte() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_absolute_form_each_client_asks_twice_on_one_connection() {
     let stub = StubRegistry::builder().blob_size(1000).start().await;
-    let storm = Storm { clients: 20, blob: 1000, ..Storm::new(Way::AbsoluteForm(stub.address())) };
+    let storm = Storm { clients: 20, blob: 1000, ..Storm::new(Destination::AbsoluteForm(stub.address())) };
     let tally = storm.run(stub.address()).await;
     assert_eq!((tally.ok, tally.completed), (20, 40), "{tally}");
     assert_eq!(stub.accept_log().len(), 20);
@@ -28,7 +28,7 @@ async fn in_absolute_form_each_client_asks_twice_on_one_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn above_a_cap_most_fail_and_say_why() {
     let stub = StubRegistry::builder().cap(2).answer_delay(Duration::from_millis(10)).blob_size(1000).start().await;
-    let storm = Storm { clients: 50, blob: 1000, ..Storm::new(Way::Direct) };
+    let storm = Storm { clients: 50, blob: 1000, ..Storm::new(Destination::Direct) };
     let tally = storm.run(stub.address()).await;
     assert!(tally.failed.len() > 16, "{tally}");
     assert!(tally.failed[0].contains("401 Unauthorized"), "{tally}");
@@ -38,14 +38,14 @@ async fn above_a_cap_most_fail_and_say_why() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blob_of_another_size_is_a_failure() {
     let stub = StubRegistry::builder().blob_size(1000).start().await;
-    let storm = Storm { clients: 1, blob: 1001, ..Storm::new(Way::Direct) };
+    let storm = Storm { clients: 1, blob: 1001, ..Storm::new(Destination::Direct) };
     assert_eq!(storm.run(stub.address()).await.failed.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cuts_are_counted_apart_and_the_stub_sees_them_go() {
     let stub = StubRegistry::builder().blob_size(1_000_000).start().await;
-    let storm = Storm { clients: 60, blob: 1_000_000, cut: Some(Cuts { seed: 3 }), ..Storm::new(Way::Direct) };
+    let storm = Storm { clients: 60, blob: 1_000_000, cut: Some(Cuts { seed: 3 }), ..Storm::new(Destination::Direct) };
     let tally = storm.run(stub.address()).await;
     assert!(tally.failed.is_empty(), "{tally}");
     assert!(tally.cut > 10, "{tally}");

@@ -21,7 +21,7 @@ pub struct ClassId(pub usize);
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Party {
+pub struct Principal {
     /// The class that it shares with others.
     pub class: ClassId,
     /// The client itself.
@@ -81,8 +81,8 @@ pub(super) struct Charge {
 
 /// The order of turns among all who wait.
 #[derive(Debug)]
-pub(super) struct Turns {
-    classes: Vec<ClassTurns>,
+pub(super) struct FairQueue {
+    classes: Vec<ClassQueue>,
     /// What the class had been served that had the last turn.
     clock: Service,
     /// How long slots are held, smoothed over all.
@@ -110,11 +110,11 @@ impl Account {
 }
 
 #[derive(Debug)]
-struct ClassTurns {
+struct ClassQueue {
     weight: u32,
     account: Account,
     waiting: usize,
-    clients: HashMap<Client, ClientTurns>,
+    clients: HashMap<Client, ClientQueue>,
     /// Clients with somebody waiting, the one least served first.
     order: BTreeSet<(Service, Client)>,
     /// Clients with nobody waiting and nothing held, who were served beyond the clock.
@@ -126,7 +126,7 @@ struct ClassTurns {
 }
 
 #[derive(Debug, Default)]
-struct ClientTurns {
+struct ClientQueue {
     account: Account,
     /// How long its requests hold their slots, smoothed.
     usual: Option<u64>,
@@ -148,7 +148,7 @@ enum Standing {
     Away,
 }
 
-impl ClientTurns {
+impl ClientQueue {
     fn is_waiting(&self) -> bool {
         !self.small.is_empty() || !self.blobs.is_empty()
     }
@@ -177,11 +177,11 @@ impl ClientTurns {
     }
 }
 
-impl Turns {
+impl FairQueue {
     /// Turns among classes of these weights; at least one, and none of them 0.
-    pub fn new(weights: &[u32]) -> Turns {
-        let classes = weights.iter().map(|weight| ClassTurns::new((*weight).max(1)));
-        Turns { classes: classes.collect(), clock: 0, usual: FIRST_GUESS }
+    pub fn new(weights: &[u32]) -> FairQueue {
+        let classes = weights.iter().map(|weight| ClassQueue::new((*weight).max(1)));
+        FairQueue { classes: classes.collect(), clock: 0, usual: FIRST_GUESS }
     }
 
     /// Classes have these weights from now on; there may be more of them, never fewer.
@@ -189,64 +189,64 @@ impl Turns {
         for (class, weight) in self.classes.iter_mut().zip(weights) {
             class.weight = (*weight).max(1);
         }
-        let new = weights.iter().skip(self.classes.len()).map(|weight| ClassTurns::new((*weight).max(1)));
+        let new = weights.iter().skip(self.classes.len()).map(|weight| ClassQueue::new((*weight).max(1)));
         self.classes.extend(new.collect::<Vec<_>>());
     }
 
     /// Somebody begins to wait.
-    pub fn push(&mut self, party: &Party, lane: Lane, place: Place) {
+    pub fn push(&mut self, principal: &Principal, lane: Lane, place: Place) {
         let clock = self.clock;
-        let class = self.class(party);
+        let class = self.class(principal);
         if class.waiting == 0 {
             class.account.raise_to(clock);
         }
         class.waiting += 1;
-        class.push(&party.client, lane, place);
+        class.push(&principal.client, lane, place);
     }
 
     /// Somebody waits no more, without having been admitted.
-    pub fn remove(&mut self, party: &Party, lane: Lane, place: Place) {
-        let class = self.class(party);
+    pub fn remove(&mut self, principal: &Principal, lane: Lane, place: Place) {
+        let class = self.class(principal);
         class.waiting -= 1;
-        class.remove(&party.client, lane, place);
+        class.remove(&principal.client, lane, place);
     }
 
     /// This one is admitted, and charged in advance.
-    pub fn take(&mut self, party: &Party, lane: Lane, place: Place, turn: Turn) -> Charge {
+    pub fn take(&mut self, principal: &Principal, lane: Lane, place: Place, turn: Turn) -> Charge {
         if turn == Turn::Own {
-            self.clock = self.clock.max(self.class(party).account.settled);
+            self.clock = self.clock.max(self.class(principal).account.settled);
         }
         let usual = self.usual;
-        let class = self.class(party);
+        let class = self.class(principal);
         class.waiting -= 1;
-        class.take(&party.client, lane, place, turn, usual)
+        class.take(&principal.client, lane, place, turn, usual)
     }
 
     /// The slot came back after `slot_nanos`.
-    pub fn settle(&mut self, party: &Party, charged: Charge, slot_nanos: u64) {
+    pub fn settle(&mut self, principal: &Principal, charged: Charge, slot_nanos: u64) {
         self.usual = smooth(self.usual, slot_nanos);
-        self.class(party).settle(&party.client, charged, slot_nanos);
+        self.class(principal).settle(&principal.client, charged, slot_nanos);
     }
 
     /// Whether this client waits, in whatever class.
     pub fn waits(&self, name: &Client) -> bool {
-        self.classes.iter().any(|class| class.clients.get(name).is_some_and(ClientTurns::is_waiting))
+        self.classes.iter().any(|class| class.clients.get(name).is_some_and(ClientQueue::is_waiting))
     }
 
     /// Whose turn it is now.
     pub fn next(&self) -> Option<Place> {
         let waiting = self.classes.iter().filter(|class| class.waiting > 0);
-        waiting.min_by_key(|class| class.account.level()).and_then(ClassTurns::next)
+        waiting.min_by_key(|class| class.account.level()).and_then(ClassQueue::next)
     }
 
-    fn class(&mut self, party: &Party) -> &mut ClassTurns {
-        &mut self.classes[party.class.0]
+    fn class(&mut self, principal: &Principal) -> &mut ClassQueue {
+        &mut self.classes[principal.class.0]
     }
 }
 
-impl ClassTurns {
-    fn new(weight: u32) -> ClassTurns {
-        ClassTurns {
+impl ClassQueue {
+    fn new(weight: u32) -> ClassQueue {
+        ClassQueue {
             weight,
             account: Account::default(),
             waiting: 0,
@@ -319,9 +319,9 @@ impl ClassTurns {
     }
 
     /// The only way a client's state changes: out of the orders, change, into the order where it belongs.
-    fn change(&mut self, name: &Client, change: impl FnOnce(&mut ClientTurns)) {
+    fn change(&mut self, name: &Client, change: impl FnOnce(&mut ClientQueue)) {
         if !self.clients.contains_key(name) {
-            self.clients.insert(name.clone(), ClientTurns::default());
+            self.clients.insert(name.clone(), ClientQueue::default());
         }
         let client = self.clients.get_mut(name).expect("it is there now");
         let before = (client.standing(), client.account.level());
@@ -372,47 +372,47 @@ mod tests {
     use super::super::moment::Moment;
     use super::*;
 
-    fn party(class: usize, client: &str) -> Party {
-        Party { class: ClassId(class), client: Client::from(client) }
+    fn principal(class: usize, client: &str) -> Principal {
+        Principal { class: ClassId(class), client: Client::from(client) }
     }
 
     struct Line {
-        turns: Turns,
-        waiting: HashMap<Place, (Party, Lane)>,
+        turns: FairQueue,
+        waiting: HashMap<Place, (Principal, Lane)>,
         arrivals: u64,
     }
 
     impl Line {
         fn new(weights: &[u32]) -> Line {
-            Line { turns: Turns::new(weights), waiting: HashMap::new(), arrivals: 0 }
+            Line { turns: FairQueue::new(weights), waiting: HashMap::new(), arrivals: 0 }
         }
 
-        fn join(&mut self, party: &Party, lane: Lane) -> Place {
+        fn join(&mut self, principal: &Principal, lane: Lane) -> Place {
             self.arrivals += 1;
             let place = Place::new(Moment::default(), self.arrivals);
-            self.turns.push(party, lane, place);
-            self.waiting.insert(place, (party.clone(), lane));
+            self.turns.push(principal, lane, place);
+            self.waiting.insert(place, (principal.clone(), lane));
             place
         }
 
         /// Admits the next one, who holds its slot from now on.
-        fn admit(&mut self) -> Party {
+        fn admit(&mut self) -> Principal {
             let place = self.turns.next().expect("somebody waits");
             self.admit_this(place, Turn::Own).0
         }
 
-        fn admit_this(&mut self, place: Place, turn: Turn) -> (Party, Charge) {
-            let (party, lane) = self.waiting.remove(&place).expect("only who waits is admitted");
-            let charged = self.turns.take(&party, lane, place, turn);
-            (party, charged)
+        fn admit_this(&mut self, place: Place, turn: Turn) -> (Principal, Charge) {
+            let (principal, lane) = self.waiting.remove(&place).expect("only who waits is admitted");
+            let charged = self.turns.take(&principal, lane, place, turn);
+            (principal, charged)
         }
 
         /// Serves the next one, who holds its slot for so long.
-        fn serve(&mut self, held: impl Fn(&Party) -> u64) -> Option<(Party, Place)> {
+        fn serve(&mut self, held: impl Fn(&Principal) -> u64) -> Option<(Principal, Place)> {
             let place = self.turns.next()?;
-            let (party, charged) = self.admit_this(place, Turn::Own);
-            self.turns.settle(&party, charged, held(&party));
-            Some((party, place))
+            let (principal, charged) = self.admit_this(place, Turn::Own);
+            self.turns.settle(&principal, charged, held(&principal));
+            Some((principal, place))
         }
     }
 
@@ -420,36 +420,36 @@ mod tests {
     fn clients_take_turns_however_many_requests_each_has() {
         let mut line = Line::new(&[1]);
         for _ in 0..100 {
-            line.join(&party(0, "greedy"), Lane::Blob);
+            line.join(&principal(0, "greedy"), Lane::Blob);
         }
-        let modest: Vec<Party> = (0..9).map(|number| party(0, &format!("modest-{number}"))).collect();
+        let modest: Vec<Principal> = (0..9).map(|number| principal(0, &format!("modest-{number}"))).collect();
         for client in &modest {
             for _ in 0..2 {
                 line.join(client, Lane::Blob);
             }
         }
-        let first: Vec<Party> = (0..20).map(|_| line.serve(|_| 1000).unwrap().0).collect();
-        assert_eq!(first.iter().filter(|party| &*party.client == "greedy").count(), 2);
+        let first: Vec<Principal> = (0..20).map(|_| line.serve(|_| 1000).unwrap().0).collect();
+        assert_eq!(first.iter().filter(|principal| &*principal.client == "greedy").count(), 2);
     }
 
     #[test]
     fn who_holds_longer_gets_fewer_turns() {
         let mut line = Line::new(&[1]);
-        let (slow, quick) = (party(0, "slow"), party(0, "quick"));
+        let (slow, quick) = (principal(0, "slow"), principal(0, "quick"));
         for _ in 0..1000 {
             line.join(&slow, Lane::Blob);
             line.join(&quick, Lane::Blob);
         }
-        let turns: Vec<Party> =
-            (0..400).map(|_| line.serve(|party| if *party == slow { 900 } else { 100 }).unwrap().0).collect();
-        let of_slow = turns.iter().filter(|party| **party == slow).count();
+        let turns: Vec<Principal> =
+            (0..400).map(|_| line.serve(|principal| if *principal == slow { 900 } else { 100 }).unwrap().0).collect();
+        let of_slow = turns.iter().filter(|principal| **principal == slow).count();
         assert!((39..=41).contains(&of_slow), "a tenth of the turns is half of the time, got {of_slow}");
     }
 
     #[test]
     fn classes_share_by_weight_and_an_idle_one_saves_nothing_up() {
         let mut line = Line::new(&[1, 8]);
-        let (low, high) = (party(0, "low"), party(1, "high"));
+        let (low, high) = (principal(0, "low"), principal(1, "high"));
         for _ in 0..2000 {
             line.join(&low, Lane::Blob);
         }
@@ -459,15 +459,15 @@ mod tests {
         for _ in 0..2000 {
             line.join(&high, Lane::Blob);
         }
-        let turns: Vec<Party> = (0..900).map(|_| line.serve(|_| 1000).unwrap().0).collect();
-        let of_high = turns.iter().filter(|party| **party == high).count();
+        let turns: Vec<Principal> = (0..900).map(|_| line.serve(|_| 1000).unwrap().0).collect();
+        let of_high = turns.iter().filter(|principal| **principal == high).count();
         assert!((795..=805).contains(&of_high), "8 of 9, got {of_high} of 900");
     }
 
     #[test]
     fn small_requests_pass_a_blob_eight_times_and_no_more() {
         let mut line = Line::new(&[1]);
-        let one = party(0, "one");
+        let one = principal(0, "one");
         let blob = line.join(&one, Lane::Blob);
         for _ in 0..20 {
             line.join(&one, Lane::Small);
@@ -480,7 +480,7 @@ mod tests {
     #[test]
     fn who_comes_first_is_not_ahead_by_what_it_has_only_begun() {
         let mut line = Line::new(&[1]);
-        let (first, next) = (party(0, "first"), party(0, "next"));
+        let (first, next) = (principal(0, "first"), principal(0, "next"));
         for _ in 0..100 {
             line.join(&first, Lane::Blob);
         }
@@ -490,20 +490,20 @@ mod tests {
         for _ in 0..100 {
             line.join(&next, Lane::Blob);
         }
-        let admitted: Vec<Party> = (0..10).map(|_| line.admit()).collect();
-        assert!(admitted.iter().all(|party| *party == next), "{admitted:?}");
+        let admitted: Vec<Principal> = (0..10).map(|_| line.admit()).collect();
+        assert!(admitted.iter().all(|principal| *principal == next), "{admitted:?}");
     }
 
     #[test]
     fn newcomers_without_end_starve_nobody() {
         let mut line = Line::new(&[1]);
-        let old = party(0, "old");
+        let old = principal(0, "old");
         for _ in 0..3 {
             line.join(&old, Lane::Blob);
         }
         line.serve(|_| 1000);
         let served = (0..100).filter(|number| {
-            line.join(&party(0, &format!("new-{number}")), Lane::Blob);
+            line.join(&principal(0, &format!("new-{number}")), Lane::Blob);
             line.serve(|_| 1000).unwrap().0 == old
         });
         assert_eq!(served.count(), 2);
@@ -513,7 +513,7 @@ mod tests {
     #[test]
     fn who_passes_the_others_is_charged_and_puts_nobody_ahead() {
         let mut line = Line::new(&[1]);
-        let (passing, waiting, newcomer) = (party(0, "passing"), party(0, "waiting"), party(0, "newcomer"));
+        let (passing, waiting, newcomer) = (principal(0, "passing"), principal(0, "waiting"), principal(0, "newcomer"));
         line.join(&waiting, Lane::Blob);
         for _ in 0..50 {
             let place = line.join(&passing, Lane::Small);
@@ -525,15 +525,15 @@ mod tests {
             line.join(&newcomer, Lane::Blob);
             line.join(&passing, Lane::Blob);
         }
-        let admitted: Vec<Party> = (0..20).map(|_| line.serve(|_| 1000).unwrap().0).collect();
-        let of = |one: &Party| admitted.iter().filter(|party| *party == one).count();
+        let admitted: Vec<Principal> = (0..20).map(|_| line.serve(|_| 1000).unwrap().0).collect();
+        let of = |one: &Principal| admitted.iter().filter(|principal| *principal == one).count();
         assert_eq!((of(&waiting), of(&newcomer), of(&passing)), (10, 10, 0));
     }
 
     #[test]
     fn a_weight_that_changes_while_slots_are_held_leaves_nothing_behind() {
         let mut line = Line::new(&[1, 1]);
-        let (one, other) = (party(0, "one"), party(1, "other"));
+        let (one, other) = (principal(0, "one"), principal(1, "other"));
         for _ in 0..100 {
             line.join(&one, Lane::Blob);
             line.join(&other, Lane::Blob);
@@ -542,21 +542,21 @@ mod tests {
             let place = line.turns.next().expect("somebody waits");
             line.admit_this(place, Turn::Own)
         };
-        let held: Vec<(Party, Charge)> = (0..20).map(|_| admit()).collect();
+        let held: Vec<(Principal, Charge)> = (0..20).map(|_| admit()).collect();
         line.turns.change_weights(&[8, 1]);
-        for (party, charge) in held {
-            line.turns.settle(&party, charge, 0);
+        for (principal, charge) in held {
+            line.turns.settle(&principal, charge, 0);
         }
         line.turns.change_weights(&[1, 1]);
-        let turns: Vec<Party> = (0..20).map(|_| line.serve(|_| 1000).unwrap().0).collect();
-        assert_eq!(turns.iter().filter(|party| **party == one).count(), 10, "{turns:?}");
+        let turns: Vec<Principal> = (0..20).map(|_| line.serve(|_| 1000).unwrap().0).collect();
+        assert_eq!(turns.iter().filter(|principal| **principal == one).count(), 10, "{turns:?}");
     }
 
     #[test]
     fn who_left_is_forgotten() {
         let mut line = Line::new(&[1]);
         for number in 0..3000 {
-            let client = party(0, &format!("client-{number}"));
+            let client = principal(0, &format!("client-{number}"));
             line.join(&client, Lane::Small);
             line.serve(|_| 1000);
         }

@@ -18,16 +18,16 @@ use crate::upstream::socket::Socket;
 const LONGEST_GOODBYE: usize = 100;
 
 /// A tunnel that was taken back, while both sides learn of it.
-pub struct Farewell {
+pub struct CloseObserver {
     follower: Arc<Mutex<Follower>>,
     epoch: Instant,
 }
 
-impl Farewell {
+impl CloseObserver {
     /// Follows on from where the tunnel ended.
     #[must_use]
-    pub fn new(follower: Follower, epoch: Instant) -> Farewell {
-        Farewell { follower: Arc::new(Mutex::new(follower)), epoch }
+    pub fn new(follower: Follower, epoch: Instant) -> CloseObserver {
+        CloseObserver { follower: Arc::new(Mutex::new(follower)), epoch }
     }
 
     /// Ends the registry's side in order. What comes back completes once the registry goes on with an answer; it fails when
@@ -35,7 +35,7 @@ impl Farewell {
     pub fn overhear(&self, socket: Socket, evidence: Evidence, pauses: Arc<Pauses>) -> oneshot::Receiver<()> {
         let (goes_on, told) = oneshot::channel();
         let (follower, epoch, mut goes_on, mut heard) = (self.follower.clone(), self.epoch, Some(goes_on), 0);
-        socket.see_off_listening(move |bytes| {
+        socket.lingering_close_showing(move |bytes| {
             let now = epoch.elapsed();
             heard += bytes.len();
             let pause = lock(&follower).server_sent(bytes, now).filter(|pause| matches!(pause, Pause::InAnswer { .. }));
@@ -61,7 +61,7 @@ impl Farewell {
             spoke = true;
             lock(&self.follower).client_sent(bytes, self.epoch.elapsed());
         };
-        client.see_off_listening(show).await;
+        client.lingering_close_showing(show).await;
         spoke && lock(&self.follower).doing() == Doing::InFlight
     }
 }

@@ -11,7 +11,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use crate::upstream::http::AnswerBody;
 
 /// A body whose beginning was read; it comes first when it is read on.
-pub struct Peeked {
+pub struct BufferedBody {
     /// What came behind the data: trailers.
     frames: VecDeque<Frame<Bytes>>,
     /// The data, in one piece.
@@ -22,13 +22,13 @@ pub struct Peeked {
     hint: SizeHint,
 }
 
-impl Peeked {
+impl BufferedBody {
     /// A body of which nothing was read.
     #[must_use]
-    pub fn unread(body: AnswerBody) -> Peeked {
+    pub fn unread(body: AnswerBody) -> BufferedBody {
         let hint = body.size_hint();
         let rest = (!body.is_end_stream()).then_some(body);
-        Peeked { frames: VecDeque::new(), data: BytesMut::new(), rest, hint }
+        BufferedBody { frames: VecDeque::new(), data: BytesMut::new(), rest, hint }
     }
 
     /// Reads ahead, to the end or until there are more than `most` bytes. May be given up at any point.
@@ -65,7 +65,7 @@ impl Peeked {
     }
 }
 
-impl Body for Peeked {
+impl Body for BufferedBody {
     type Data = Bytes;
     type Error = hyper::Error;
 

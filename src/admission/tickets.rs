@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::fair_queue::Client;
 use super::moment::Moment;
 use super::queue::Place;
-use super::turns::Client;
 
 /// Places kept at once; beyond it the ones that would be forgotten soonest go.
 const MOST: usize = 100_000;
@@ -22,17 +22,17 @@ pub type Owner = (Client, Arc<str>);
 
 /// The places that are kept.
 #[derive(Debug)]
-pub(super) struct KeptPlaces {
+pub(super) struct Tickets {
     keep: Duration,
     /// Each with the moment at which it is forgotten.
     by_owner: HashMap<Owner, BTreeMap<Place, Moment>>,
     by_end: BTreeSet<(Moment, Place, Owner)>,
 }
 
-impl KeptPlaces {
+impl Tickets {
     /// Keeps each place for so long.
-    pub fn new(keep: Duration) -> KeptPlaces {
-        KeptPlaces { keep, by_owner: HashMap::new(), by_end: BTreeSet::new() }
+    pub fn new(keep: Duration) -> Tickets {
+        Tickets { keep, by_owner: HashMap::new(), by_end: BTreeSet::new() }
     }
 
     /// Keeps each place for so long from now on; those that are kept stay so.
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn the_oldest_is_used_first_and_each_once() {
         let (other_client, other_target) = (owner("other", "t:443"), owner("c", "other:443"));
-        let (mut kept, owner) = (KeptPlaces::new(Duration::from_secs(30)), owner("c", "t:443"));
+        let (mut kept, owner) = (Tickets::new(Duration::from_secs(30)), owner("c", "t:443"));
         kept.keep(owner.clone(), place(2), at(3));
         kept.keep(owner.clone(), place(1), at(4));
         assert_eq!(kept.take(&other_target, at(5)), None);
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_place_is_forgotten_when_its_time_is_over() {
-        let (mut kept, owner) = (KeptPlaces::new(Duration::from_secs(30)), owner("c", "t:443"));
+        let (mut kept, owner) = (Tickets::new(Duration::from_secs(30)), owner("c", "t:443"));
         kept.keep(owner.clone(), place(1), at(10));
         kept.keep(owner.clone(), place(2), at(20));
         assert_eq!(kept.take(&owner, at(40)), Some(place(2)));
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_place_that_is_kept_twice_is_given_once() {
-        let (mut kept, owner) = (KeptPlaces::new(Duration::from_secs(30)), owner("c", "t:443"));
+        let (mut kept, owner) = (Tickets::new(Duration::from_secs(30)), owner("c", "t:443"));
         kept.keep(owner.clone(), place(1), at(3));
         kept.keep(owner.clone(), place(1), at(4));
         assert_eq!(kept.take(&owner, at(33)), Some(place(1)), "its time counts from the last");
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn one_client_does_not_evict_the_others() {
-        let (mut kept, one, other) = (KeptPlaces::new(Duration::from_secs(30)), owner("one", "t"), owner("other", "t"));
+        let (mut kept, one, other) = (Tickets::new(Duration::from_secs(30)), owner("one", "t"), owner("other", "t"));
         kept.keep(other.clone(), place(1), at(1));
         for number in 2..2 * MOST as u64 {
             kept.keep(one.clone(), place(number), at(1));
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded() {
-        let mut kept = KeptPlaces::new(Duration::from_secs(30));
+        let mut kept = Tickets::new(Duration::from_secs(30));
         for number in 0..MOST as u64 + 10 {
             kept.keep(owner("c", &format!("t-{number}")), place(number), at(1));
         }

@@ -7,14 +7,14 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::cluster::{Berth, Cluster};
-use super::connect::Door;
+use super::cluster::{Cluster, NodePermit};
+use super::connect::Endpoint;
 use crate::admission::Moment;
 use crate::target::Host;
 
 /// Addresses that were not tried yet.
 #[derive(Debug)]
-pub(super) enum Doors {
+pub(super) enum Endpoints {
     /// Of one host.
     Host(Addresses),
     /// Of nodes, by their numbers; none for one that is not to be dialled.
@@ -30,34 +30,34 @@ pub(super) struct Addresses {
     pub secure: Option<Host>,
 }
 
-impl Doors {
+impl Endpoints {
     /// Whether there is one left.
     pub fn any_left(&self) -> bool {
         match self {
-            Doors::Host(addresses) => !addresses.left.is_empty(),
-            Doors::Nodes(_, nodes) => nodes.iter().any(|addresses| !addresses.left.is_empty()),
+            Endpoints::Host(addresses) => !addresses.left.is_empty(),
+            Endpoints::Nodes(_, nodes) => nodes.iter().any(|addresses| !addresses.left.is_empty()),
         }
     }
 
     /// The next one; `None` when no node has one of its slots left, where each has `slots_of_each`.
-    pub fn next(&mut self, slots_of_each: Option<usize>, now: Moment) -> Option<Door> {
-        let (addresses, berth) = match self {
-            Doors::Host(addresses) => (addresses, None),
-            Doors::Nodes(cluster, nodes) => {
+    pub fn next(&mut self, slots_of_each: Option<usize>, now: Moment) -> Option<Endpoint> {
+        let (addresses, node_permit) = match self {
+            Endpoints::Host(addresses) => (addresses, None),
+            Endpoints::Nodes(cluster, nodes) => {
                 let left = (0..nodes.len()).filter(|index| !nodes[*index].left.is_empty());
-                let berth = cluster.pick(&left.collect::<Vec<_>>(), slots_of_each, now)?;
-                (&mut nodes[berth.index()], Some(berth))
+                let node_permit = cluster.pick(&left.collect::<Vec<_>>(), slots_of_each, now)?;
+                (&mut nodes[node_permit.index()], Some(node_permit))
             }
         };
         let address = addresses.left.pop_front()?;
-        Some(Door { address, secure: addresses.secure.clone(), berth })
+        Some(Endpoint { address, secure: addresses.secure.clone(), node_permit })
     }
 
     /// Whether every address of this node was tried.
-    pub fn is_spent(&self, node: &Berth) -> bool {
+    pub fn is_spent(&self, node: &NodePermit) -> bool {
         match self {
-            Doors::Host(_) => true,
-            Doors::Nodes(_, nodes) => nodes[node.index()].left.is_empty(),
+            Endpoints::Host(_) => true,
+            Endpoints::Nodes(_, nodes) => nodes[node.index()].left.is_empty(),
         }
     }
 }

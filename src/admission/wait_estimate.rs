@@ -6,12 +6,12 @@ use super::moment::Moment;
 
 /// A smoothed interval between the admissions of one class while somebody of it waited.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct WaitEstimate {
     interval: Option<Duration>,
     last: Option<Moment>,
 }
 
-impl Pace {
+impl WaitEstimate {
     /// One more was admitted; `queued` says whether others still wait, that is, whether the time until the next
     /// admission will tell how fast the queue moves.
     pub fn admitted(&mut self, now: Moment, queued: bool) {
@@ -38,23 +38,23 @@ mod tests {
 
     #[test]
     fn the_wait_grows_with_the_queue_and_stays_in_bounds() {
-        let mut pace = Pace::default();
-        assert_eq!(pace.expected_wait(1000), Duration::from_secs(1));
+        let mut wait_estimate = WaitEstimate::default();
+        assert_eq!(wait_estimate.expected_wait(1000), Duration::from_secs(1));
         for tenth in 0..50 {
-            pace.admitted(Moment(Duration::from_millis(100 * tenth)), true);
+            wait_estimate.admitted(Moment(Duration::from_millis(100 * tenth)), true);
         }
-        assert_eq!(pace.expected_wait(0), Duration::from_secs(1));
-        assert_eq!(pace.expected_wait(45), Duration::from_secs(5));
-        assert_eq!(pace.expected_wait(1_000_000), Duration::from_secs(300));
+        assert_eq!(wait_estimate.expected_wait(0), Duration::from_secs(1));
+        assert_eq!(wait_estimate.expected_wait(45), Duration::from_secs(5));
+        assert_eq!(wait_estimate.expected_wait(1_000_000), Duration::from_secs(300));
     }
 
     #[test]
     fn quiet_times_do_not_count() {
-        let mut pace = Pace::default();
-        pace.admitted(Moment(Duration::ZERO), true);
-        pace.admitted(Moment(Duration::from_secs(1)), false);
-        pace.admitted(Moment(Duration::from_secs(1000)), true);
-        pace.admitted(Moment(Duration::from_secs(1001)), false);
-        assert_eq!(pace.expected_wait(3), Duration::from_secs(3));
+        let mut wait_estimate = WaitEstimate::default();
+        wait_estimate.admitted(Moment(Duration::ZERO), true);
+        wait_estimate.admitted(Moment(Duration::from_secs(1)), false);
+        wait_estimate.admitted(Moment(Duration::from_secs(1000)), true);
+        wait_estimate.admitted(Moment(Duration::from_secs(1001)), false);
+        assert_eq!(wait_estimate.expected_wait(3), Duration::from_secs(3));
     }
 }
