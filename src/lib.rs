@@ -20,7 +20,7 @@
 //! 4 surfaces    proxy   admin
 //! 3 upstream    upstream
 //! 2 decision    admission   repair
-//! 1 vocabulary  config   target   address   metrics   kernel
+//! 1 vocabulary  config   target   address   metrics   kernel   tcp
 //! ```
 //!
 //! # Promises kept, and the tests that prove them
@@ -79,4 +79,5 @@ pub mod metrics;
 pub mod proxy;
 pub mod repair;
 pub mod target;
+pub mod tcp;
 pub mod upstream;

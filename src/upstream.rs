@@ -7,7 +7,6 @@ pub mod cluster;
 pub mod connect;
 mod endpoints;
 pub mod http;
-pub mod keepalive;
 pub mod resolve;
 pub mod socket;
 mod stall;

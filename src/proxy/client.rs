@@ -7,19 +7,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::tcp::{self, Linger};
 use crate::upstream::Requester;
-use crate::upstream::keepalive::watch_client;
-use crate::upstream::socket::{has_ended, is_broken, reset};
-
-/// How often a client that has ended its side is looked at again.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -34,7 +30,7 @@ impl Client {
     pub fn new(stream: TcpStream, peer: SocketAddr) -> Arc<Client> {
         // Without it, answers of a few bytes wait for acknowledgements; it fails only on a connection that is gone.
         let _ = stream.set_nodelay(true);
-        watch_client(&stream);
+        tcp::keep_client_alive(&stream);
         Arc::new(Client { stream, peer })
     }
 
@@ -55,12 +51,12 @@ impl Client {
     /// # Errors
     /// When the connection is broken.
     pub async fn write_all(&self, data: &[u8]) -> io::Result<()> {
-        super::relay::write_all(&self.stream, data).await
+        tcp::write_all(&self.stream, data).await
     }
 
     /// Lets the connection end with a reset: what was sent is not all, and must not look so.
     pub fn cut(&self) {
-        reset(&self.stream);
+        tcp::reset_on_close(&self.stream);
     }
 
     /// Says that no more will come, and waits a moment for the client to read it and to end its own side: closing with
@@ -71,48 +67,27 @@ impl Client {
 
     /// The same, and shows what the client says meanwhile.
     pub async fn lingering_close_showing(&self, show: impl FnMut(&[u8])) {
-        const MOST: usize = 256 * 1024;
         const LONGEST: Duration = Duration::from_secs(1);
-        let _ = rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write);
-        let _ = tokio::time::timeout(LONGEST, super::relay::discard(&self.stream, MOST, show)).await;
+        let linger = Linger { most_bytes: 256 * 1024, longest: LONGEST, longest_silence: LONGEST };
+        tcp::lingering_close(&self.stream, linger, show).await;
     }
 }
 
 impl Requester for Client {
     async fn ended(&self) {
-        loop {
-            // Tokio registers for the end of the stream anyhow; this interest reports it, and takes no notice of data.
-            match self.stream.ready(Interest::PRIORITY).await {
-                Ok(ready) if ready.is_read_closed() || ready.is_write_closed() || ready.is_error() => return,
-                Ok(_) => {
-                    let _ = self
-                        .stream
-                        .try_io(Interest::PRIORITY, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
-                }
-                Err(_) => return,
-            }
-        }
+        tcp::ended(&self.stream).await;
     }
 
     async fn broken(&self) {
-        self.ended().await;
-        until_broken(&self.stream).await;
+        tcp::broken(&self.stream).await;
     }
 
     fn has_ended(&self) -> bool {
-        has_ended(&self.stream)
+        tcp::has_ended(&self.stream)
     }
 
     fn is_broken(&self) -> bool {
-        is_broken(&self.stream)
-    }
-}
-
-/// Completes when the connection of a client that has ended its side breaks. No event is left to wait for by then: the
-/// end of the stream is reported already, and a reset changes nothing about that.
-pub(super) async fn until_broken(stream: &TcpStream) {
-    while !is_broken(stream) {
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tcp::is_broken(&self.stream)
     }
 }
 
@@ -145,14 +120,7 @@ impl AsyncRead for ClientIo {
             self.replay.advance(length);
             return Poll::Ready(Ok(()));
         }
-        loop {
-            ready!(self.client.stream.poll_read_ready(cx))?;
-            match self.client.stream.try_read_buf(buffer) {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        tcp::poll_read(&self.client.stream, cx, buffer).map_ok(|_| ())
     }
 }
 
@@ -166,13 +134,7 @@ impl AsyncWrite for ClientIo {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.client.stream.poll_write_ready(cx))?;
-            match self.client.stream.try_write_vectored(slices) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
-            }
-        }
+        tcp::poll_write_vectored(&self.client.stream, cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -184,9 +146,6 @@ impl AsyncWrite for ClientIo {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match rustix::net::shutdown(&self.client.stream, rustix::net::Shutdown::Write) {
-            Ok(()) | Err(rustix::io::Errno::NOTCONN) => Poll::Ready(Ok(())),
-            Err(error) => Poll::Ready(Err(error.into())),
-        }
+        Poll::Ready(tcp::finish(&self.client.stream))
     }
 }

@@ -7,15 +7,14 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::net::Shutdown;
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::client::until_broken;
 use super::watch::Watch;
 use crate::admission::Evidence;
 use crate::metrics::Direction;
+use crate::tcp;
 use crate::upstream::socket::Socket;
 
 /// Bytes read at once. Large enough that system calls do not dominate a blob, small enough for many tunnels at once.
@@ -72,7 +71,7 @@ pub async fn relay(
     let up = async {
         if !early.is_empty() {
             sent_up(&early);
-            write_all(registry.stream(), &early).await.map_err(End::RegistryBroke)?;
+            tcp::write_all(registry.stream(), &early).await.map_err(End::RegistryBroke)?;
         }
         drop(early);
         pump(client, registry.stream(), sent_up, || ()).await.map_err(|broken| match broken {
@@ -115,7 +114,7 @@ async fn join(
             }
             let registry_ended = tokio::select! {
                 ended = down => ended,
-                () = until_broken(client) => return Err(End::ClientBroke(io::ErrorKind::ConnectionReset.into())),
+                () = tcp::broken(client) => return Err(End::ClientBroke(io::ErrorKind::ConnectionReset.into())),
                 () = until_silent(registry, half_closed.longest_silence) => {
                     // It has our FIN already, and is asked for its own once more.
                     registry.ending().in_order();
@@ -166,10 +165,10 @@ async fn pump(source: &TcpStream, sink: &TcpStream, passing: impl Fn(&[u8]), pas
         loop {
             buffer.clear();
             match source.try_read_buf(&mut buffer) {
-                Ok(0) => return end(sink).map_err(Broken::Sink),
+                Ok(0) => return tcp::finish(sink).map_err(Broken::Sink),
                 Ok(_) => {
                     passing(&buffer);
-                    write_all(sink, &buffer).await.map_err(Broken::Sink)?;
+                    tcp::write_all(sink, &buffer).await.map_err(Broken::Sink)?;
                     passed();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -178,42 +177,4 @@ async fn pump(source: &TcpStream, sink: &TcpStream, passing: impl Fn(&[u8]), pas
             consume_budget().await;
         }
     }
-}
-
-fn end(sink: &TcpStream) -> io::Result<()> {
-    match rustix::net::shutdown(sink, Shutdown::Write) {
-        // The other side has closed already: its FIN, or its reset, is seen by the other direction.
-        Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Writes all of it.
-pub(super) async fn write_all(sink: &TcpStream, mut data: &[u8]) -> io::Result<()> {
-    while !data.is_empty() {
-        match sink.try_write(data) {
-            Ok(written) => data = &data[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sink.writable().await?,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Reads up to `most` bytes or the end, shows them, and forgets them.
-pub(super) async fn discard(source: &TcpStream, most: usize, mut show: impl FnMut(&[u8])) -> io::Result<()> {
-    let mut scratch = [0; 4096];
-    let mut seen = 0;
-    while seen < most {
-        match source.try_read(&mut scratch) {
-            Ok(0) => return Ok(()),
-            Ok(bytes) => {
-                show(&scratch[..bytes]);
-                seen += bytes;
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => source.readable().await?,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::net::Shutdown;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -19,7 +18,8 @@ use super::follow::{Doing, Follower, Pause};
 use super::pauses::Pauses;
 use crate::admission::{Evidence, Moment, Quiet, SlotState};
 use crate::kernel;
-use crate::upstream::socket::{Socket, has_unread};
+use crate::tcp;
+use crate::upstream::socket::Socket;
 
 /// Silences that are shorter are not worth a word.
 const WORTH_TELLING: Duration = Duration::from_millis(50);
@@ -148,7 +148,7 @@ impl<'a> Watch<'a> {
                     if let Some(evidence) = may_go.filter(|_| self.doing().1 == since) {
                         if evidence != Evidence::Stalled {
                             // At once: whatever is done before widens the gap through which a request may slip.
-                            let _ = rustix::net::shutdown(self.client, Shutdown::Write);
+                            let _ = tcp::finish(self.client);
                         }
                         return evidence;
                     }
@@ -247,7 +247,7 @@ impl<'a> Watch<'a> {
 
     fn nothing_speaks_against_it(&self) -> bool {
         // The client's socket last: what comes after this look is cut.
-        !has_unread(self.registry.stream()) && !has_unread(self.client)
+        !tcp::has_unread(self.registry.stream()) && !tcp::has_unread(self.client)
     }
 }
 

@@ -12,12 +12,12 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::client::TlsStream;
 
 use super::cluster::NodePermit;
-use super::keepalive::watch_registry;
 use super::socket::Socket;
 use super::tls::{self, Tls};
 use crate::admission::{Slot, SlotState};
 use crate::metrics::RegistryMetrics;
 use crate::target::Host;
+use crate::tcp;
 
 /// What holds for every connection to one registry.
 #[derive(Clone, Copy, Debug)]
@@ -179,7 +179,7 @@ fn begin(address: SocketAddr) -> io::Result<TcpStream> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
     rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
-    watch_registry(&socket)?;
+    tcp::keep_registry_alive(&socket)?;
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => TcpStream::from_std(std::net::TcpStream::from(socket)),
         Err(error) => Err(error.into()),

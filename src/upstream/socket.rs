@@ -12,8 +12,6 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::set_socket_linger;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -22,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::cluster::NodePermit;
 use crate::admission::{Activity, OnReclaim, Quiet, Slot, SlotId, SlotState};
 use crate::metrics::{Direction, RegistryMetrics};
+use crate::tcp::{self, Linger};
 
 /// How long at least the slot of a connection is held whose end the registry does not confirm.
 const LEAST_HOLD: Duration = Duration::from_millis(10);
@@ -61,7 +60,7 @@ impl Glance {
     /// Whether the socket still stands, with nothing to read and no end from the other side; asks the kernel.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
-        self.0.upgrade().is_some_and(|stream| !has_unread(&stream) && !has_ended(&stream))
+        self.0.upgrade().is_some_and(|stream| !tcp::has_unread(&stream) && !tcp::has_ended(&stream))
     }
 
     /// Ends the connection under its owner.
@@ -246,7 +245,7 @@ impl Drop for Socket {
                 runtime.spawn(close(inner, self.ending.manner(), self.linger, hold, show));
             }
             // The runtime is gone, and soon the process: nobody will ask for the slot.
-            Err(_) => reset(&inner.stream),
+            Err(_) => tcp::reset_on_close(&inner.stream),
         }
     }
 }
@@ -257,12 +256,12 @@ async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration, m
     let deadline = Instant::now() + linger;
     let confirmed = match manner {
         Manner::Cut => false,
-        Manner::InOrder => bid_farewell(&stream, deadline, &mut show).await,
-        Manner::Confirmed => timeout_at(deadline, until_kernel_forgets(&stream)).await.is_ok(),
+        Manner::InOrder => close_in_order(&stream, deadline, &mut show).await,
+        Manner::Confirmed => timeout_at(deadline, tcp::fin_acknowledged(&stream)).await.is_ok(),
     };
     drop(show);
     if !confirmed {
-        reset(&stream);
+        tcp::reset_on_close(&stream);
     }
     drop(unshared(stream).await);
     if !confirmed {
@@ -283,96 +282,24 @@ async fn unshared(mut stream: Arc<TcpStream>) -> TcpStream {
     }
 }
 
-/// A reset instead of a FIN when the socket closes. On a connection that has ended already it does nothing.
-pub fn reset(stream: &TcpStream) {
-    // It fails only for a socket that is none.
-    let _ = set_socket_linger(stream, Some(Duration::ZERO));
-}
-
 /// Our FIN, and the registry's. True when it confirmed ours with its own; false when it had ended first, and so may not
 /// have seen our end yet, or when it does not answer in time.
-async fn bid_farewell(stream: &TcpStream, deadline: Instant, show: &mut LastWords) -> bool {
-    let registry_was_first = has_ended(stream);
-    if rustix::net::shutdown(stream, rustix::net::Shutdown::Write).is_err() {
-        return !registry_was_first;
-    }
-    let both_ended = async {
-        while let Drained::Open = drain(stream, show) {
-            stream.readable().await?;
-        }
-        until_kernel_forgets(stream).await;
-        io::Result::Ok(())
-    };
-    timeout_at(deadline, both_ended).await.is_ok() && !registry_was_first
-}
-
-/// Whether the other side has ended its half of the connection, or all of it; asks the kernel, which knows of a FIN also
-/// behind unread data.
-pub fn has_ended(stream: &TcpStream) -> bool {
-    kernel_says(stream, PollFlags::RDHUP)
-}
-
-/// Whether bytes have come that were not read, also before an end of the other side, which is no byte; asks the kernel.
-pub fn has_unread(stream: &TcpStream) -> bool {
-    rustix::io::ioctl_fionread(stream).map_or(true, |bytes| bytes > 0)
-}
-
-/// Whether the connection is broken or ended on both sides; asks the kernel.
-pub fn is_broken(stream: &TcpStream) -> bool {
-    kernel_says(stream, PollFlags::empty())
-}
-
-fn kernel_says(stream: &TcpStream, asked: PollFlags) -> bool {
-    let mut fds = [PollFd::new(stream, asked)];
-    let polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    polled.is_ok() && fds[0].revents().intersects(asked | PollFlags::HUP | PollFlags::ERR)
-}
-
-enum Drained {
-    Open,
-    Ended,
-}
-
-/// Reads what has come, shows and forgets it, though not for ever at a time. An error is an end, too.
-fn drain(stream: &TcpStream, show: &mut LastWords) -> Drained {
-    let mut scratch = [0; 4096];
-    for _ in 0..64 {
-        match stream.try_read(&mut scratch) {
-            Ok(0) => return Drained::Ended,
-            Ok(length) => show(&scratch[..length]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Drained::Open,
-            Err(_) => return Drained::Ended,
-        }
-    }
-    Drained::Open
-}
-
-/// Waits until our FIN is acknowledged: from then on the kernel knows no peer any more (`getpeername` fails), because
-/// the connection is in `TIME_WAIT` or gone. There is no event for it, but it rarely takes longer than a round trip.
-async fn until_kernel_forgets(stream: &TcpStream) {
-    let mut pause = Duration::from_millis(1);
-    while stream.peer_addr().is_ok() {
-        sleep(pause).await;
-        pause *= 2;
-    }
+async fn close_in_order(stream: &TcpStream, deadline: Instant, show: &mut LastWords) -> bool {
+    let registry_was_first = tcp::has_ended(stream);
+    let longest = deadline - Instant::now();
+    let linger = Linger { most_bytes: usize::MAX, longest, longest_silence: longest };
+    tcp::lingering_close(stream, linger, show).await
+        && timeout_at(deadline, tcp::fin_acknowledged(stream)).await.is_ok()
+        && !registry_was_first
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let stream = &this.inner().stream;
-        loop {
-            ready!(stream.poll_read_ready(cx))?;
-            match stream.try_read_buf(buffer) {
-                Ok(read) => {
-                    this.metrics.relayed(Direction::Down, read);
-                    this.carried(Direction::Down, read);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        let read = ready!(tcp::poll_read(&this.inner().stream, cx, buffer))?;
+        this.metrics.relayed(Direction::Down, read);
+        this.carried(Direction::Down, read);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -387,19 +314,10 @@ impl AsyncWrite for Socket {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let stream = &this.inner().stream;
-        loop {
-            ready!(stream.poll_write_ready(cx))?;
-            match stream.try_write_vectored(slices) {
-                Ok(written) => {
-                    this.metrics.relayed(Direction::Up, written);
-                    this.carried(Direction::Up, written);
-                    return Poll::Ready(Ok(written));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        let written = ready!(tcp::poll_write_vectored(&this.inner().stream, cx, slices))?;
+        this.metrics.relayed(Direction::Up, written);
+        this.carried(Direction::Up, written);
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,0 +1,280 @@
+//! TCP connections as the kernel knows them: whether the other side has ended, closing in order or by a reset, reading
+//! to the end, and keep-alive.
+//!
+//! The rules here hold for clients and registries alike. Nothing here knows what the bytes mean or whose slot a
+//! connection lives in. Called by whoever owns a stream: `upstream` for registries, the surfaces for clients.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionread};
+use rustix::net::{Shutdown, shutdown, sockopt};
+use tokio::io::{Interest, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// How often a connection is looked at where the kernel sends no event.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// A silence after which keep-alive asks whether the peer is still there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// The pause between two keep-alive probes.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Probes without an answer until the kernel gives the connection up.
+const KEEPALIVE_PROBES: u32 = 3;
+/// The milliseconds for which a registry may leave bytes unacknowledged. Without this bound the kernel repeats them for a
+/// quarter of an hour and sends no keep-alive probe meanwhile.
+const REGISTRY_USER_TIMEOUT_MILLIS: u32 = 60_000;
+
+/// Reads in a row before a task lets others run.
+const READS_AT_ONCE: usize = 64;
+
+/// Bounds on a lingering close.
+#[derive(Clone, Copy, Debug)]
+pub struct Linger {
+    /// Bytes that are read and dropped.
+    pub most_bytes: usize,
+    /// The time in all.
+    pub longest: Duration,
+    /// The time without a byte.
+    pub longest_silence: Duration,
+}
+
+/// Whether the other side has ended its half of the connection, or all of it. The kernel knows of a FIN also behind unread
+/// data.
+#[must_use]
+pub fn has_ended(stream: &TcpStream) -> bool {
+    kernel_says(stream, PollFlags::RDHUP)
+}
+
+/// Whether the connection is reset, or ended on both sides.
+#[must_use]
+pub fn is_broken(stream: &TcpStream) -> bool {
+    kernel_says(stream, PollFlags::empty())
+}
+
+/// Whether bytes have come that were not read. An end of the other side is no byte.
+#[must_use]
+pub fn has_unread(stream: &TcpStream) -> bool {
+    ioctl_fionread(stream).map_or(true, |bytes| bytes > 0)
+}
+
+fn kernel_says(stream: &TcpStream, asked: PollFlags) -> bool {
+    let mut fds = [PollFd::new(stream, asked)];
+    let polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    polled.is_ok() && fds[0].revents().intersects(asked | PollFlags::HUP | PollFlags::ERR)
+}
+
+/// Completes when the other side has ended its half, or the connection is broken. It reads no bytes.
+pub async fn ended(stream: &TcpStream) {
+    // Tokio registers for the end of the stream anyhow; this interest reports it, and does not report data.
+    while let Ok(ready) = stream.ready(Interest::PRIORITY).await {
+        if ready.is_read_closed() || ready.is_write_closed() || ready.is_error() {
+            return;
+        }
+        let _ = stream.try_io(Interest::PRIORITY, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+    }
+}
+
+/// Completes when the connection is broken. After the end of the other side there is no event for that: tokio has reported
+/// the end already, and a reset changes nothing about it.
+pub async fn broken(stream: &TcpStream) {
+    ended(stream).await;
+    while !is_broken(stream) {
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Lets the connection end with a reset instead of a FIN when the socket closes. On a connection that has ended already it
+/// does nothing.
+pub fn reset_on_close(stream: &TcpStream) {
+    // It fails only for a socket that is not TCP.
+    let _ = sockopt::set_socket_linger(stream, Some(Duration::ZERO));
+}
+
+/// Sends our FIN.
+///
+/// # Errors
+/// When the kernel refuses. A connection that the other side has closed already is no error: the reading side sees that.
+pub fn finish(stream: &TcpStream) -> io::Result<()> {
+    match shutdown(stream, Shutdown::Write) {
+        Ok(()) | Err(Errno::NOTCONN) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes all of it.
+///
+/// # Errors
+/// When the connection is broken.
+pub async fn write_all(stream: &TcpStream, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        match stream.try_write(data) {
+            Ok(written) => data = &data[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Sends our FIN, then reads, shows and drops what still comes until the other side ends, within these bounds. Closing with
+/// unread bytes would reset the connection, and the reset would take our last bytes with it (RFC 9112, section 9.6).
+/// Whether the other side ended.
+pub async fn lingering_close(stream: &TcpStream, linger: Linger, mut show: impl FnMut(&[u8])) -> bool {
+    if finish(stream).is_err() {
+        return true;
+    }
+    let deadline = Instant::now() + linger.longest;
+    let mut left = linger.most_bytes;
+    while left > 0 {
+        if drain(stream, &mut left, &mut show) {
+            return true;
+        }
+        consume_budget().await;
+        let silent_at = deadline.min(Instant::now() + linger.longest_silence);
+        if !matches!(timeout_at(silent_at, stream.readable()).await, Ok(Ok(()))) {
+            return false;
+        }
+    }
+    false
+}
+
+/// Reads and shows what is there, though not for ever. Whether the other side has ended; an error is an end as well.
+fn drain(stream: &TcpStream, left: &mut usize, show: &mut impl FnMut(&[u8])) -> bool {
+    let mut scratch = [0; 4096];
+    for _ in 0..READS_AT_ONCE {
+        match stream.try_read(&mut scratch) {
+            Ok(0) => return true,
+            Ok(length) => {
+                show(&scratch[..length]);
+                *left = left.saturating_sub(length);
+            }
+            Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+        }
+        if *left == 0 {
+            break;
+        }
+    }
+    false
+}
+
+/// Completes when the other side has acknowledged our FIN and sent its own. From then on the kernel knows no peer any more
+/// (`getpeername` fails): the connection is in `TIME_WAIT` or gone. There is no event for it.
+pub async fn fin_acknowledged(stream: &TcpStream) {
+    let mut pause = Duration::from_millis(1);
+    while stream.peer_addr().is_ok() {
+        sleep(pause).await;
+        pause *= 2;
+    }
+}
+
+/// [`tokio::io::AsyncRead::poll_read`] on a shared stream; how many bytes were read.
+pub fn poll_read(stream: &TcpStream, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_read_ready(cx))?;
+        match stream.try_read_buf(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return Poll::Ready(done),
+        }
+    }
+}
+
+/// [`tokio::io::AsyncWrite::poll_write_vectored`] on a shared stream.
+pub fn poll_write_vectored(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    slices: &[io::IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(cx))?;
+        match stream.try_write_vectored(slices) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return Poll::Ready(done),
+        }
+    }
+}
+
+/// Lets keep-alive find out within about a minute that a client is gone without a word. Bytes that it does not acknowledge
+/// are left to the kernel's own patience: a client that is busy with its disk takes nothing for minutes and is not gone.
+pub fn keep_client_alive(socket: impl AsFd) {
+    // It fails only on a connection that is gone.
+    let _ = keep_alive(&socket);
+}
+
+/// The same for a registry, also while it owes an acknowledgement.
+///
+/// # Errors
+/// When it is no TCP socket.
+pub fn keep_registry_alive(socket: impl AsFd) -> rustix::io::Result<()> {
+    keep_alive(&socket)?;
+    sockopt::set_tcp_user_timeout(&socket, REGISTRY_USER_TIMEOUT_MILLIS)
+}
+
+fn keep_alive(socket: &impl AsFd) -> rustix::io::Result<()> {
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    sockopt::set_socket_keepalive(socket, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (ours, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_dead_peer_is_noticed_within_about_a_minute_on_both_sides() {
+        let (registry, client) = pair().await;
+        keep_client_alive(&client);
+        keep_registry_alive(&registry).unwrap();
+        for socket in [&client, &registry] {
+            let idle = sockopt::tcp_keepidle(socket).unwrap();
+            let probing = sockopt::tcp_keepintvl(socket).unwrap() * sockopt::tcp_keepcnt(socket).unwrap();
+            assert!(sockopt::socket_keepalive(socket).unwrap());
+            assert_eq!((idle, probing), (Duration::from_secs(30), Duration::from_secs(30)));
+        }
+        let timeouts = [&client, &registry].map(|socket| sockopt::tcp_user_timeout(socket).unwrap());
+        assert_eq!(timeouts, [0, 60_000]);
+    }
+
+    /// Our last bytes arrive although the other side was still sending, and its own bytes are seen.
+    #[tokio::test]
+    async fn a_lingering_close_delivers_the_last_bytes_to_a_peer_that_still_sends() {
+        let (ours, theirs) = pair().await;
+        let linger =
+            Linger { most_bytes: 1 << 20, longest: Duration::from_secs(10), longest_silence: Duration::from_secs(10) };
+        let mut shown = 0;
+        write_all(&theirs, &vec![1; 100_000]).await.unwrap();
+        write_all(&ours, b"answer").await.unwrap();
+        let (ended, heard) = tokio::join!(lingering_close(&ours, linger, |bytes| shown += bytes.len()), async {
+            let mut heard = Vec::new();
+            assert!(!lingering_close(&theirs, Linger { most_bytes: 6, ..linger }, |bytes| heard.extend(bytes)).await);
+            heard
+        });
+        assert_eq!((ended, shown, heard), (true, 100_000, b"answer".to_vec()));
+    }
+
+    /// A peer that sends and never ends is waited for within the bounds, whichever comes first.
+    #[tokio::test]
+    async fn a_lingering_close_ends_at_its_bounds() {
+        let (long, short) = (Duration::from_secs(60), Duration::from_millis(50));
+        for (most_bytes, longest, longest_silence) in [(10, long, long), (1000, short, long), (1000, long, short)] {
+            let (ours, theirs) = pair().await;
+            write_all(&theirs, &[1; 20]).await.unwrap();
+            let linger = Linger { most_bytes, longest, longest_silence };
+            assert!(!lingering_close(&ours, linger, |_| ()).await, "{linger:?}");
+        }
+    }
+}
