@@ -48,7 +48,7 @@ use self::respond::Answer;
 use self::route::{Lost, Route, Routes};
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::target::Target;
-use crate::upstream::{Requester, Upstream};
+use crate::upstream::Upstream;
 
 /// What holds for clients.
 #[derive(Clone, Debug)]
@@ -247,15 +247,11 @@ impl Proxy {
         Record::open(metrics, client, kind, self.cut_short.clone())
     }
 
-    /// Where a request goes; otherwise what to answer, or nothing when the client left meanwhile.
-    async fn route(&self, target: &Target, secure: bool, requester: &impl Requester) -> Result<Route, Option<Answer>> {
+    /// Where a request goes; otherwise what to answer.
+    async fn route(&self, target: &Target, secure: bool) -> Result<Route, Answer> {
         let found = loop {
             let settings = self.settings();
-            let found = tokio::select! {
-                biased;
-                found = settings.routes.find(target, secure) => found,
-                () = requester.ended() => return Err(None),
-            };
+            let found = settings.routes.find(target, secure).await;
             if self.still_hold(&settings) {
                 break found;
             }
@@ -263,9 +259,9 @@ impl Proxy {
         found.map_err(|lost| match lost {
             Lost::Denied => {
                 let message = format!("{target} is in no registry's hosts, and other_hosts.policy is \"deny\"");
-                Some(Answer::plain(Reason::DestinationDenied, message))
+                Answer::plain(Reason::DestinationDenied, message)
             }
-            Lost::Unknown(error) => Some(Answer::plain(Reason::UpstreamUnreachable, error.to_string())),
+            Lost::Unknown(error) => Answer::plain(Reason::UpstreamUnreachable, error.to_string()),
         })
     }
 

@@ -12,7 +12,10 @@ pub mod socket;
 mod stall;
 pub mod tls;
 
+use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -229,8 +232,8 @@ pub struct Attempt {
     pub renewable: bool,
     /// Whether it was admitted before, or came back to its place.
     pub again: bool,
-    /// Whether it ever had to wait. Then the client's FIN means that it left.
-    pub queued: bool,
+    /// Whether it ever had to wait in the queue. From then on a client that has ended its side has left.
+    pub queued: Arc<AtomicBool>,
     /// How long it waited for admission so far.
     pub waited: Duration,
     /// How long the `connect()` took that led to its connection.
@@ -288,9 +291,6 @@ pub enum Failure {
     /// The process is going down.
     #[error("draining")]
     Draining,
-    /// The client left.
-    #[error("the client left")]
-    ClientLeft,
 }
 
 impl Failure {
@@ -308,28 +308,6 @@ impl Failure {
             _ => false,
         }
     }
-}
-
-/// Who asks, as far as the way to the registry needs to know.
-pub trait Requester: Sync {
-    /// Completes when the client has ended its side, or is gone, even with unread bytes before that. For one who waits
-    /// that means: gone.
-    fn ended(&self) -> impl Future<Output = ()> + Send;
-
-    /// Completes when the connection is broken, so that not even an answer could be sent.
-    fn broken(&self) -> impl Future<Output = ()> + Send;
-
-    /// Whether the client has ended its side; asks the kernel.
-    fn has_ended(&self) -> bool;
-
-    /// Whether the connection is broken; asks the kernel.
-    fn is_broken(&self) -> bool;
-}
-
-/// Completes when nobody is left to connect for. Somebody who never had to wait may have said all and still want the
-/// answer.
-async fn gone(requester: &impl Requester, queued: bool) {
-    if queued { requester.ended().await } else { requester.broken().await }
 }
 
 impl Upstream {
@@ -364,7 +342,7 @@ impl Upstream {
             claim,
             deadline,
             renewable: true,
-            queued: false,
+            queued: Arc::default(),
             waited: Duration::ZERO,
             connect: None,
         }
@@ -377,33 +355,24 @@ impl Upstream {
         }
     }
 
-    /// Gets the request to the registry: on a connection kept for `reuse`, or on a new one.
+    /// Gets the request to the registry: on a connection kept for `reuse`, or on a new one. Cancel-safe: a caller whose
+    /// client has left drops the future.
     ///
     /// # Errors
-    /// When its patience ends, the client leaves, or nothing allowed answers.
-    pub async fn reach(
-        &self,
-        attempt: &mut Attempt,
-        reuse: Option<&ReuseKey>,
-        requester: &impl Requester,
-    ) -> Result<Connected, Failure> {
+    /// When its patience ends, or nothing allowed answers.
+    pub async fn reach(&self, attempt: &mut Attempt, reuse: Option<&ReuseKey>) -> Result<Connected, Failure> {
         tokio::select! {
             biased;
-            reached = self.reach_in_time(attempt, reuse, requester) => reached,
+            reached = self.reach_in_time(attempt, reuse) => reached,
             () = self.ended.cancelled() => Err(Failure::Draining),
         }
     }
 
-    async fn reach_in_time(
-        &self,
-        attempt: &mut Attempt,
-        reuse: Option<&ReuseKey>,
-        requester: &impl Requester,
-    ) -> Result<Connected, Failure> {
+    async fn reach_in_time(&self, attempt: &mut Attempt, reuse: Option<&ReuseKey>) -> Result<Connected, Failure> {
         let mut pause = FIRST_PAUSE;
         let mut before: Option<Failure> = None;
         loop {
-            let failure = match (self.try_each_address(attempt, reuse, requester).await, before) {
+            let failure = match (self.try_each_address(attempt, reuse).await, before) {
                 (Err(failure), _) if self.retry_until_deadline && failure.may_pass() => failure,
                 // Its patience ended in the queue, but what kept it from being served is the dials that failed.
                 (Err(Failure::Refused(_)), Some(before)) => return Err(before),
@@ -416,7 +385,7 @@ impl Upstream {
             // Where dials failed, the gate lets it wait until another one is due.
             if matches!(failure, Failure::Unknown(_)) {
                 let until = attempt.deadline.min(self.gate.now() + pause);
-                self.pause_until(until, attempt, requester).await?;
+                self.pause_until(until).await?;
                 if until == attempt.deadline {
                     return Err(failure);
                 }
@@ -427,41 +396,29 @@ impl Upstream {
     }
 
     /// One round: each address once.
-    async fn try_each_address(
-        &self,
-        attempt: &mut Attempt,
-        reuse: Option<&ReuseKey>,
-        requester: &impl Requester,
-    ) -> Result<Connected, Failure> {
+    async fn try_each_address(&self, attempt: &mut Attempt, reuse: Option<&ReuseKey>) -> Result<Connected, Failure> {
         let mut failed: Option<DialError> = None;
         let mut untrusted = false;
-        let mut endpoints = self.endpoints(attempt, requester).await?;
+        let mut endpoints = self.endpoints(attempt).await?;
         while endpoints.any_left() {
-            let slot = match self.admit(attempt, reuse, requester).await {
+            let slot = match self.admit(attempt, reuse).await {
                 Ok(Admission::New(slot)) => slot,
                 Ok(Admission::Kept(kept)) => return Ok(Connected::Kept(kept)),
                 // Its patience ended between two dials: what failed is the dial.
                 Err(failure @ Failure::Refused(_)) => return Err(failed.map_or(failure, Failure::from)),
                 Err(failure) => return Err(failure),
             };
-            if requester.is_broken() || attempt.queued && requester.has_ended() {
-                return Err(Failure::ClientLeft);
-            }
             let Some(endpoint) = endpoints.next(self.slots_of_each, self.gate.now()) else {
                 // Its node has no slot left, though there are others: slot and token go back until that has settled.
                 drop(slot);
                 if let Some((cluster, node)) = attempt.destination.cluster.as_ref().zip(attempt.destination.node) {
                     self.gate.make_way(&cluster.slots_of(node), &attempt.principal.client);
                 }
-                self.pause_until(self.gate.now() + FIRST_PAUSE, attempt, requester).await?;
+                self.pause_until(self.gate.now() + FIRST_PAUSE).await?;
                 continue;
             };
-            let dialled = tokio::select! {
-                biased;
-                dialled = connect::dial(slot, endpoint, attempt.once_connected(), self.terms, &self.tls, &self.metrics) => dialled,
-                () = gone(requester, attempt.queued) => return Err(Failure::ClientLeft),
-            };
-            match dialled {
+            let once_connected = attempt.once_connected();
+            match connect::dial(slot, endpoint, once_connected, self.terms, &self.tls, &self.metrics).await {
                 Ok((standing, took)) => {
                     attempt.connect = Some(took);
                     return Ok(self.stands(standing, &attempt.destination));
@@ -479,11 +436,11 @@ impl Upstream {
             Some(error) if untrusted && self.retry_until_deadline && !error.is_final() => {
                 // Somebody took the connection, so the gate knows of no outage.
                 let until = attempt.deadline.min(self.gate.now() + LONGEST_PAUSE / 4);
-                self.pause_until(until, attempt, requester).await?;
+                self.pause_until(until).await?;
                 Err(error.into())
             }
             Some(error) => Err(error.into()),
-            None => Err(Failure::ClientLeft),
+            None => unreachable!("endpoints are given only with an address"),
         }
     }
 
@@ -556,14 +513,14 @@ impl Upstream {
     }
 
     /// The addresses that may be dialled; at least one.
-    async fn endpoints(&self, attempt: &Attempt, requester: &impl Requester) -> Result<Endpoints, Failure> {
+    async fn endpoints(&self, attempt: &Attempt) -> Result<Endpoints, Failure> {
         let Destination { target, secure, pinned, listed_host, cluster, node } = &attempt.destination;
         if let (Some(cluster), None) = (cluster, node) {
-            return self.endpoints_of_nodes(cluster, attempt, requester).await;
+            return self.endpoints_of_nodes(cluster, attempt).await;
         }
         let addresses = match pinned {
             Some(pinned) => self.addresses.allowed(pinned.iter().copied(), *listed_host)?,
-            None => self.resolve(attempt, requester).await?,
+            None => self.resolve(attempt).await?,
         };
         let secure = secure.then(|| target.host());
         Ok(match cluster.as_ref().zip(*node) {
@@ -577,12 +534,7 @@ impl Upstream {
     }
 
     /// Those of every node whose name can be resolved. One that is left out keeps nobody waiting for its name.
-    async fn endpoints_of_nodes(
-        &self,
-        cluster: &Arc<Cluster>,
-        attempt: &Attempt,
-        requester: &impl Requester,
-    ) -> Result<Endpoints, Failure> {
+    async fn endpoints_of_nodes(&self, cluster: &Arc<Cluster>, attempt: &Attempt) -> Result<Endpoints, Failure> {
         let wanted = cluster.wanted(self.gate.now());
         // One name that nobody answers for must not keep the others waiting.
         let patience = attempt.deadline.min(self.gate.now() + NODE_LOOKUP);
@@ -592,11 +544,7 @@ impl Upstream {
             let until = self.instant(patience);
             lookups.spawn(async move { (index, resolve(&resolver, &target, until).await) });
         }
-        let found = tokio::select! {
-            biased;
-            found = lookups.join_all() => found,
-            () = gone(requester, attempt.queued) => return Err(Failure::ClientLeft),
-        };
+        let found = lookups.join_all().await;
         let mut nodes: Vec<Addresses> = cluster.origins().iter().map(|_| Addresses::default()).collect();
         let mut lost = None;
         for (index, addresses) in found {
@@ -622,22 +570,13 @@ impl Upstream {
         }
     }
 
-    async fn resolve(&self, attempt: &Attempt, requester: &impl Requester) -> Result<Vec<SocketAddr>, Failure> {
+    async fn resolve(&self, attempt: &Attempt) -> Result<Vec<SocketAddr>, Failure> {
         let Destination { target, listed_host, .. } = &attempt.destination;
-        let addresses = tokio::select! {
-            biased;
-            resolved = resolve(&self.resolver, target, self.instant(attempt.deadline)) => resolved?,
-            () = gone(requester, attempt.queued) => return Err(Failure::ClientLeft),
-        };
+        let addresses = resolve(&self.resolver, target, self.instant(attempt.deadline)).await?;
         self.addresses.allowed(addresses.into_iter(), *listed_host)
     }
 
-    async fn admit(
-        &self,
-        attempt: &mut Attempt,
-        reuse: Option<&ReuseKey>,
-        requester: &impl Requester,
-    ) -> Result<Admission<Kept>, Failure> {
+    async fn admit(&self, attempt: &mut Attempt, reuse: Option<&ReuseKey>) -> Result<Admission<Kept>, Failure> {
         let ask = AdmissionRequest {
             place: attempt.place,
             deadline: attempt.deadline,
@@ -652,28 +591,26 @@ impl Upstream {
             claim.used();
         }
         let since = Instant::now();
+        let mut admission = pin!(self.gate.admit(ask));
         let admitted = tokio::select! {
             biased;
-            admitted = self.gate.admit(ask) => admitted.map_err(Failure::Refused),
-            () = async { attempt.queued = true; requester.ended().await } => Err(Failure::ClientLeft),
+            admitted = admission.as_mut() => admitted,
+            () = ready(()) => {
+                attempt.queued.store(true, Ordering::Relaxed);
+                admission.await
+            }
         };
         attempt.waited += since.elapsed();
-        admitted
+        admitted.map_err(Failure::Refused)
     }
 
     /// Waits, holding nothing.
     ///
     /// # Errors
-    /// When the client leaves, or the process is going down.
-    pub async fn pause_until(
-        &self,
-        moment: Moment,
-        attempt: &Attempt,
-        requester: &impl Requester,
-    ) -> Result<(), Failure> {
+    /// When the process is going down.
+    pub async fn pause_until(&self, moment: Moment) -> Result<(), Failure> {
         tokio::select! {
             () = sleep_until(self.instant(moment)) => Ok(()),
-            () = gone(requester, attempt.queued) => Err(Failure::ClientLeft),
             () = self.ended.cancelled() => Err(Failure::Draining),
         }
     }

@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,8 +15,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::tcp::{self, Linger};
-use crate::upstream::Requester;
+use crate::tcp::{self, LOOK_AGAIN, Linger};
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -71,22 +71,23 @@ impl Client {
         let linger = Linger { most_bytes: 256 * 1024, longest: LONGEST, longest_silence: LONGEST };
         tcp::lingering_close(&self.stream, linger, show).await;
     }
-}
 
-impl Requester for Client {
-    async fn ended(&self) {
+    /// Completes when the client has ended its side, or is gone, even with unread bytes before that.
+    pub async fn ended(&self) {
         tcp::ended(&self.stream).await;
     }
 
-    async fn broken(&self) {
-        tcp::broken(&self.stream).await;
+    /// Completes when the client has left: its connection is broken, or it has ended its side of it and the request is
+    /// `queued`. A client that never had to wait may have said all and still want the answer.
+    pub async fn left(&self, queued: &AtomicBool) {
+        self.ended().await;
+        while !queued.load(Ordering::Relaxed) && !self.is_broken() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
-    fn has_ended(&self) -> bool {
-        tcp::has_ended(&self.stream)
-    }
-
-    fn is_broken(&self) -> bool {
+    /// Whether the connection is broken, so that not even an answer could be sent; asks the kernel.
+    pub fn is_broken(&self) -> bool {
         tcp::is_broken(&self.stream)
     }
 }

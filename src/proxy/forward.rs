@@ -128,14 +128,12 @@ async fn answer_request(
         Ok(outbound) => outbound,
         Err(answer) => return Ok(refuse(record, &answer, OTHER_HOSTS)),
     };
-    let route = match proxy.route(&origin.target, origin.secure, client).await {
+    let route = match proxy.route(&origin.target, origin.secure).await {
         Ok(route) => route,
-        Err(None) => return Err(ClientLeft),
-        Err(Some(answer)) => return Ok(refuse(record, &answer, OTHER_HOSTS)),
+        Err(answer) => return Ok(refuse(record, &answer, OTHER_HOSTS)),
     };
-    Exchange { proxy, client, asked, record, rewrite: None }
-        .run(&route.upstream, route.destination, principal, outbound)
-        .await
+    let exchange = Exchange { proxy, asked, record, rewrite: None };
+    Ok(exchange.run(&route.upstream, route.destination, principal, outbound).await)
 }
 
 /// A request that takes the mirror for the registry itself.
@@ -158,13 +156,13 @@ async fn answer_at_mirror(
         Ok(outbound) => outbound,
         Err(answer) => return Ok(refuse(record, &answer, &upstream.name)),
     };
-    Exchange { proxy, client, asked, record, rewrite }.run(&upstream, mirror.destination(), principal, outbound).await
+    let exchange = Exchange { proxy, asked, record, rewrite };
+    Ok(exchange.run(&upstream, mirror.destination(), principal, outbound).await)
 }
 
 /// One request on its way through a registry's gate and back.
 struct Exchange<'a> {
     proxy: &'a Proxy,
-    client: &'a Client,
     asked: &'a Asked,
     record: Record,
     rewrite: Option<Rewrite<'a>>,
@@ -177,23 +175,20 @@ impl Exchange<'_> {
         destination: Destination,
         principal: Principal,
         mut outbound: Outbound,
-    ) -> Result<Response<Reply>, ClientLeft> {
+    ) -> Response<Reply> {
         self.record.belongs_to(&upstream.name, &upstream.metrics);
         let patience =
             Patience { limit: upstream.queue.request_timeout[principal.class.0], setting: "request_timeout" };
         let mut attempt =
             upstream.attempt(destination, principal, (admission::Kind::Request, outbound.lane()), patience);
-        let exchanged = repairing::exchange(&mut outbound, upstream, &mut attempt, self.client).await;
+        let exchanged = repairing::exchange(&mut outbound, upstream, &mut attempt).await;
         self.record.reached(attempt.waited, attempt.connect);
         match exchanged {
             Ok((response, retries)) => {
                 self.record.retried(retries);
-                Ok(self.relay(response))
+                self.relay(response)
             }
-            Err(failure) => match Answer::of_failure(&failure, upstream, &attempt) {
-                Some(answer) => Ok(refuse(self.record, &answer, &upstream.name)),
-                None => Err(ClientLeft),
-            },
+            Err(failure) => refuse(self.record, &Answer::of_failure(&failure, upstream, &attempt), &upstream.name),
         }
     }
 

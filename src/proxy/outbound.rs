@@ -15,7 +15,7 @@ use crate::admission::{Lane, ReuseKey};
 use crate::metrics::Reason;
 use crate::target::Origin;
 use crate::upstream::http::{AnswerBody, Kept, RequestBody, SendError};
-use crate::upstream::{Attempt, Connected, Failure, Requester, Upstream};
+use crate::upstream::{Attempt, Connected, Failure, Upstream};
 
 /// A request on its way out.
 #[derive(Debug)]
@@ -152,17 +152,12 @@ impl Outbound {
     /// replaced without anybody noticing.
     ///
     /// # Errors
-    /// When it does not come through, or its client leaves.
-    pub async fn send(
-        &mut self,
-        upstream: &Upstream,
-        attempt: &mut Attempt,
-        client: &impl Requester,
-    ) -> Result<Response<AnswerBody>, Failure> {
+    /// When it does not come through.
+    pub async fn send(&mut self, upstream: &Upstream, attempt: &mut Attempt) -> Result<Response<AnswerBody>, Failure> {
         let mut request = self.request();
         let mut careful = !self.repeatable;
         loop {
-            let kept = self.connection(upstream, attempt, client, careful).await?;
+            let kept = self.connection(upstream, attempt, careful).await?;
             upstream.metrics.sent(kept.is_used());
             let sent = tokio::select! {
                 sent = kept.send(request, upstream.gate.clone(), self.key.clone()) => sent,
@@ -191,16 +186,10 @@ impl Outbound {
 
     /// A connection to send it on. What cannot be sent twice goes out on a new one, or on one that was just checked; that
     /// is to be `careful`.
-    async fn connection(
-        &self,
-        upstream: &Upstream,
-        attempt: &mut Attempt,
-        client: &impl Requester,
-        careful: bool,
-    ) -> Result<Kept, Failure> {
+    async fn connection(&self, upstream: &Upstream, attempt: &mut Attempt, careful: bool) -> Result<Kept, Failure> {
         let (mut reuse, longest) = (Some(&self.key), upstream.terms.stall_timeout);
         loop {
-            match upstream.reach(attempt, reuse, client).await? {
+            match upstream.reach(attempt, reuse).await? {
                 Connected::New(socket) => {
                     return Kept::start(socket, &upstream.gate, longest).await.map_err(Failure::Died);
                 }

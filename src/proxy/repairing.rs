@@ -20,7 +20,7 @@ use crate::repair::signs::{self, Exchange};
 use crate::repair::tokens::{Access, Asked};
 use crate::repair::{Repair, Tries, chance};
 use crate::upstream::http::AnswerBody;
-use crate::upstream::{Attempt, Failure, Requester, Upstream};
+use crate::upstream::{Attempt, Failure, Upstream};
 
 /// How much of an answer is read to find out what it means. A longer one is none of those that can be repaired.
 const MOST: usize = 64 * 1024;
@@ -29,22 +29,20 @@ const MOST: usize = 64 * 1024;
 /// again.
 ///
 /// # Errors
-/// When there is none, or the client leaves.
+/// When there is none.
 pub async fn exchange(
     outbound: &mut Outbound,
     upstream: &Upstream,
     attempt: &mut Attempt,
-    client: &impl Requester,
 ) -> Result<(Response<BufferedBody>, u32), Failure> {
     let Some(repair) = upstream.repair.as_deref().filter(|_| outbound.is_repeatable()) else {
-        let response = outbound.send(upstream, attempt, client).await?;
+        let response = outbound.send(upstream, attempt).await?;
         return Ok((response.map(BufferedBody::unread), 0));
     };
     repair.request(upstream.gate.now());
     let deadline = attempt.deadline;
-    let last = Err(Failure::ClientLeft);
-    let mut mending = Mending { upstream, repair, deadline, tries: Tries::default(), again: 0, last, room: None };
-    let answer = mending.run(outbound, attempt, client).await?;
+    let mut mending = Mending { upstream, repair, deadline, tries: Tries::default(), again: 0, last: None, room: None };
+    let answer = mending.run(outbound, attempt).await?;
     Ok((answer, mending.again))
 }
 
@@ -60,7 +58,7 @@ struct Mending<'a> {
     /// How often it was asked again.
     again: u32,
     /// What the client gets if nothing better comes: the registry's last answer, or why there is none.
-    last: Outcome,
+    last: Option<Outcome>,
     /// The room that it takes.
     room: Option<Taken<'a>>,
 }
@@ -84,13 +82,13 @@ struct Seen {
 }
 
 impl Mending<'_> {
-    async fn run(&mut self, outbound: &mut Outbound, attempt: &mut Attempt, client: &impl Requester) -> Outcome {
+    async fn run(&mut self, outbound: &mut Outbound, attempt: &mut Attempt) -> Outcome {
         let mut token = Token::asked_by(outbound, self.repair);
         if token.is_some() {
             outbound.forgo_encodings();
         }
         loop {
-            if let Break(outcome) = self.step(outbound, &mut token, attempt, client).await {
+            if let Break(outcome) = self.step(outbound, &mut token, attempt).await {
                 return outcome;
             }
         }
@@ -102,9 +100,8 @@ impl Mending<'_> {
         outbound: &mut Outbound,
         token: &mut Option<Token>,
         attempt: &mut Attempt,
-        client: &impl Requester,
     ) -> ControlFlow<Outcome> {
-        let seen = self.ask(outbound, token, attempt, client).await?;
+        let seen = self.ask(outbound, token, attempt).await?;
         let sign = match seen.finding {
             Finding::Sick(sign) => sign,
             Finding::Good => {
@@ -122,9 +119,9 @@ impl Mending<'_> {
             return self.give_up();
         }
         let is_unexplained = self.tries.is_unexplained(sign);
-        self.wait_after(sign, seen.retry_after, attempt, client).await?;
+        self.wait_after(sign, seen.retry_after).await?;
         if is_unexplained {
-            self.look_closer(outbound, attempt, client).await?;
+            self.look_closer(outbound, attempt).await?;
         }
         Continue(())
     }
@@ -135,12 +132,12 @@ impl Mending<'_> {
         match answer {
             Ok(answer) => {
                 self.room = self.repair.room.take(answer.body().so_far().len());
-                self.last = Ok(answer);
+                self.last = Some(Ok(answer));
                 self.room.is_some()
             }
             Err(failure) => {
-                if self.last.is_err() {
-                    self.last = Err(failure);
+                if !matches!(self.last, Some(Ok(_))) {
+                    self.last = Some(Err(failure));
                 }
                 true
             }
@@ -149,7 +146,7 @@ impl Mending<'_> {
 
     /// What was kept.
     fn give_up<T>(&mut self) -> ControlFlow<Outcome, T> {
-        Break(std::mem::replace(&mut self.last, Err(Failure::ClientLeft)))
+        Break(self.last.take().expect("it is asked again only after an answer or a failure"))
     }
 
     /// Asks once, and looks at the answer. What was kept is withheld from the client for no longer than its time lasts; a
@@ -159,18 +156,16 @@ impl Mending<'_> {
         outbound: &mut Outbound,
         token: &mut Option<Token>,
         attempt: &mut Attempt,
-        client: &impl Requester,
     ) -> ControlFlow<Outcome, Seen> {
         attempt.deadline = self.deadline;
         attempt.renewable = self.again == 0;
-        let asking = self.ask_without_end(outbound, token, attempt, client);
+        let asking = self.ask_without_end(outbound, token, attempt);
         let asked = match &self.last {
-            Ok(_) => timeout_at(self.upstream.instant(self.deadline), asking).await.ok(),
-            Err(_) => Some(asking.await),
+            Some(Ok(_)) => timeout_at(self.upstream.instant(self.deadline), asking).await.ok(),
+            _ => Some(asking.await),
         };
         match asked {
             Some(Ok(seen)) => Continue(seen),
-            Some(Err(Failure::ClientLeft)) => Break(Err(Failure::ClientLeft)),
             Some(Err(failure)) => {
                 self.keep(Err(failure));
                 self.give_up()
@@ -184,9 +179,8 @@ impl Mending<'_> {
         outbound: &mut Outbound,
         token: &mut Option<Token>,
         attempt: &mut Attempt,
-        client: &impl Requester,
     ) -> Result<Seen, Failure> {
-        match outbound.send(self.upstream, attempt, client).await {
+        match outbound.send(self.upstream, attempt).await {
             Ok(response) => Ok(self.look(response, outbound, token).await),
             // What cannot be read now cannot be read later.
             Err(Failure::Died(error)) if !error.is_parse() => {
@@ -199,14 +193,9 @@ impl Mending<'_> {
 
     /// The answer to a HEAD does not tell why it is a denial; the same as a GET does. A real one is handed on, and believed
     /// for a while. Whatever else the GET says, the HEAD will say as well.
-    async fn look_closer(
-        &mut self,
-        outbound: &Outbound,
-        attempt: &mut Attempt,
-        client: &impl Requester,
-    ) -> ControlFlow<Outcome> {
+    async fn look_closer(&mut self, outbound: &Outbound, attempt: &mut Attempt) -> ControlFlow<Outcome> {
         let Some(mut probe) = outbound.as_probe() else { return self.give_up() };
-        let mut seen = self.ask(&mut probe, &mut None, attempt, client).await?;
+        let mut seen = self.ask(&mut probe, &mut None, attempt).await?;
         if let Ok(answer) = &mut seen.answer {
             // Where it is short: its connection is kept, then.
             let _ = timeout_at(self.upstream.instant(self.deadline), answer.body_mut().read(MOST)).await;
@@ -214,41 +203,29 @@ impl Mending<'_> {
         let is_denied = seen.answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::UNAUTHORIZED);
         drop(seen.answer);
         match seen.finding {
-            Finding::Sick(sign) => self.wait_after(sign, seen.retry_after, attempt, client).await,
+            Finding::Sick(sign) => self.wait_after(sign, seen.retry_after).await,
             Finding::Good | Finding::Real if is_denied => {
                 self.repair.remember(denial_of(self.repair, outbound), self.upstream.gate.now());
                 self.give_up()
             }
             Finding::Good | Finding::Real => {
                 self.tries.vouch();
-                self.wait(Duration::ZERO, Sign::Unseen401, attempt, client).await
+                self.wait(Duration::ZERO, Sign::Unseen401).await
             }
         }
     }
 
     /// Waits as long as an answer with this sign demands. It breaks off where it is not worth asking again.
-    async fn wait_after(
-        &mut self,
-        sign: Sign,
-        retry_after: Option<Duration>,
-        attempt: &Attempt,
-        client: &impl Requester,
-    ) -> ControlFlow<Outcome> {
+    async fn wait_after(&mut self, sign: Sign, retry_after: Option<Duration>) -> ControlFlow<Outcome> {
         match self.tries.pause_after(sign, self.repair.ambiguous_401, retry_after, chance()) {
-            Some(pause) => self.wait(pause, sign, attempt, client).await,
+            Some(pause) => self.wait(pause, sign).await,
             None => self.give_up(),
         }
     }
 
     /// Waits until the time has come to ask again, and notes that it is asked again. It breaks off where no time is left.
-    async fn wait(
-        &mut self,
-        pause: Duration,
-        sign: Sign,
-        attempt: &Attempt,
-        client: &impl Requester,
-    ) -> ControlFlow<Outcome> {
-        match self.wait_for_budget(pause, sign, attempt, client).await {
+    async fn wait(&mut self, pause: Duration, sign: Sign) -> ControlFlow<Outcome> {
+        match self.wait_for_budget(pause, sign).await {
             Ok(true) => {}
             Ok(false) => return self.give_up(),
             Err(failure) => return Break(Err(failure)),
@@ -260,15 +237,9 @@ impl Mending<'_> {
     }
 
     /// Waits for the pause, and in turn for the budget. Tells whether there is time left to ask again.
-    async fn wait_for_budget(
-        &self,
-        pause: Duration,
-        sign: Sign,
-        attempt: &Attempt,
-        client: &impl Requester,
-    ) -> Result<bool, Failure> {
+    async fn wait_for_budget(&self, pause: Duration, sign: Sign) -> Result<bool, Failure> {
         let now = || self.upstream.gate.now();
-        if !self.pause_until(now() + pause, attempt, client).await? {
+        if !self.pause_until(now() + pause).await? {
             return Ok(false);
         }
         if self.tries.is_doubtful(sign) {
@@ -277,10 +248,10 @@ impl Mending<'_> {
         }
         let _turn = tokio::select! {
             turn = self.repair.turn() => turn,
-            over = self.pause_until(self.deadline, attempt, client) => return over.map(|_| false),
+            over = self.pause_until(self.deadline) => return over.map(|_| false),
         };
         while let Err(later) = self.repair.take(now()) {
-            if !self.pause_until(later, attempt, client).await? {
+            if !self.pause_until(later).await? {
                 return Ok(false);
             }
         }
@@ -288,11 +259,11 @@ impl Mending<'_> {
     }
 
     /// Waits, where there is time for it.
-    async fn pause_until(&self, due: Moment, attempt: &Attempt, client: &impl Requester) -> Result<bool, Failure> {
+    async fn pause_until(&self, due: Moment) -> Result<bool, Failure> {
         if due <= self.upstream.gate.now() || due > self.deadline {
             return Ok(due <= self.deadline);
         }
-        match self.upstream.pause_until(due, attempt, client).await {
+        match self.upstream.pause_until(due).await {
             Ok(()) => Ok(true),
             Err(Failure::Draining) => Ok(false),
             Err(failure) => Err(failure),
@@ -310,8 +281,8 @@ impl Mending<'_> {
         let reading = response.body_mut().read(MOST);
         let read = match &self.last {
             // One that does not come whole is no better than what is kept, which is handed out then.
-            Ok(_) => Ok(reading.await),
-            Err(_) => timeout_at(self.upstream.instant(self.deadline), reading).await,
+            Some(Ok(_)) => Ok(reading.await),
+            _ => timeout_at(self.upstream.instant(self.deadline), reading).await,
         };
         if let Ok(Err(error)) = read {
             let finding = Finding::Sick(Sign::Broken);

@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use crate::tcp::LOOK_AGAIN;
-use crate::upstream::Requester;
 
 /// What the client is waiting for; it tells what the client's FIN means. hyper itself is told to let a client end its
 /// side and still get its answer, and so never says that a client is gone.

@@ -115,12 +115,11 @@ impl Answer {
         Answer { reason, message: message.into(), waited: Duration::ZERO, retry_after, load: None }
     }
 
-    /// What to tell about the failure of a trip to `upstream`; `None` when nobody is left to tell.
+    /// What to tell about the failure of a trip to `upstream`.
     #[must_use]
-    pub fn of_failure(failure: &Failure, upstream: &Upstream, attempt: &Attempt) -> Option<Answer> {
+    pub fn of_failure(failure: &Failure, upstream: &Upstream, attempt: &Attempt) -> Answer {
         let title = upstream.title();
         let answer = match failure {
-            Failure::ClientLeft => return None,
             Failure::Refused(refusal) => Answer::of_refusal(refusal, upstream, attempt),
             Failure::Draining => Answer::draining(&title),
             Failure::Unknown(error) => Answer {
@@ -156,7 +155,7 @@ impl Answer {
             ),
             Failure::Loop(address) => Answer::plain(Reason::LoopDetected, format!("{address} is this proxy itself")),
         };
-        Some(Answer { waited: attempt.waited, ..answer })
+        Answer { waited: attempt.waited, ..answer }
     }
 
     fn of_refusal(refusal: &Refusal, upstream: &Upstream, attempt: &Attempt) -> Answer {

@@ -87,26 +87,38 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Pr
         Err(error) => return Err(refuse(record, Answer::plain(Reason::BadRequest, format!("CONNECT: {error}")), None)),
     };
     record.toward(target.to_string());
-    let route = match proxy.route(&target, false, client).await {
+    let routed = tokio::select! {
+        biased;
+        () = client.ended() => return Err(NoTunnel(None)),
+        routed = proxy.route(&target, false) => routed,
+    };
+    let route = match routed {
         Ok(route) => route,
-        Err(None) => return Err(NoTunnel(None)),
-        Err(Some(answer)) => return Err(refuse(record, answer, None)),
+        Err(answer) => return Err(refuse(record, answer, None)),
     };
     let upstream = &route.upstream;
     record.belongs_to(&upstream.name, &upstream.metrics);
     let patience = Patience { limit: upstream.queue.tunnel_timeout[principal.class.0], setting: "tunnel_timeout" };
     let mut attempt = upstream.attempt(route.destination, principal, (admission::Kind::Tunnel, Lane::Blob), patience);
-    let reached = upstream.reach(&mut attempt, None, client).await;
+    let queued = attempt.queued.clone();
+    let reached = tokio::select! {
+        biased;
+        () = client.left(&queued) => None,
+        reached = upstream.reach(&mut attempt, None) => Some(reached),
+    };
     record.reached(attempt.waited, attempt.connect);
     match reached {
-        Ok(Connected::New(socket)) => Ok(Tunnel { socket, record, pauses: route.pauses, epoch: upstream.gate.epoch() }),
-        Ok(Connected::Secured(_) | Connected::Kept(_)) => {
+        None => Err(NoTunnel(None)),
+        Some(Ok(Connected::New(socket))) => {
+            Ok(Tunnel { socket, record, pauses: route.pauses, epoch: upstream.gate.epoch() })
+        }
+        Some(Ok(Connected::Secured(_) | Connected::Kept(_))) => {
             unreachable!("a tunnel speaks no TLS of ours, and names no key, so it is given no kept connection")
         }
-        Err(failure) => match Answer::of_failure(&failure, upstream, &attempt) {
-            Some(answer) => Err(refuse(record, answer, Some(&upstream.name))),
-            None => Err(NoTunnel(None)),
-        },
+        Some(Err(failure)) => {
+            let answer = Answer::of_failure(&failure, upstream, &attempt);
+            Err(refuse(record, answer, Some(&upstream.name)))
+        }
     }
 }
 

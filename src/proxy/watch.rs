@@ -268,7 +268,7 @@ mod tests {
     use super::*;
     use crate::proxy::pauses::Bounds;
     use crate::upstream::Connected;
-    use crate::upstream::tests::{Patient, attempt, upstream};
+    use crate::upstream::tests::{attempt, upstream};
 
     const LONG: Duration = Duration::from_secs(50);
     const PAUSE: Duration = Duration::from_millis(60);
@@ -280,8 +280,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let upstream = Arc::new(upstream());
         let epoch = upstream.gate.epoch();
-        let Ok(Connected::New(socket)) = upstream.reach(&mut attempt(&upstream, address, LONG), None, &Patient).await
-        else {
+        let Ok(Connected::New(socket)) = upstream.reach(&mut attempt(&upstream, address, LONG), None).await else {
             panic!("no tunnel");
         };
         let client = TcpStream::connect(address).await.unwrap();
@@ -298,7 +297,7 @@ mod tests {
         });
         let waiting = tokio::spawn({
             let upstream = upstream.clone();
-            async move { upstream.reach(&mut attempt(&upstream, address, LONG), None, &Patient).await.is_ok() }
+            async move { upstream.reach(&mut attempt(&upstream, address, LONG), None).await.is_ok() }
         });
         let began = epoch.elapsed();
         let watch = Watch::new(&client, &socket, &pauses, epoch);

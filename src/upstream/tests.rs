@@ -8,27 +8,6 @@ use crate::admission::{ClassId, Limits};
 use crate::metrics::Metrics;
 use crate::target::Origin;
 
-/// A client that stays.
-pub(crate) struct Patient;
-
-impl Requester for Patient {
-    async fn ended(&self) {
-        std::future::pending::<()>().await;
-    }
-
-    async fn broken(&self) {
-        std::future::pending::<()>().await;
-    }
-
-    fn has_ended(&self) -> bool {
-        false
-    }
-
-    fn is_broken(&self) -> bool {
-        false
-    }
-}
-
 /// One slot, one class.
 pub(crate) fn upstream() -> Upstream {
     let limits = Limits {
@@ -84,19 +63,19 @@ async fn a_kept_place_is_used_up_by_asking_and_not_by_an_address_that_is_denied(
     let (there, denied) = (registry.local_addr().unwrap(), SocketAddr::from(([169, 254, 1, 1], 5000)));
     let (upstream, long) = (upstream(), Duration::from_secs(50));
     let mut first = attempt(&upstream, there, long);
-    let held = upstream.reach(&mut first, None, &Patient).await.unwrap();
+    let held = upstream.reach(&mut first, None).await.unwrap();
     let mut gave_up = attempt(&upstream, there, Duration::ZERO);
-    assert!(matches!(upstream.reach(&mut gave_up, None, &Patient).await, Err(Failure::Refused(_))));
+    assert!(matches!(upstream.reach(&mut gave_up, None).await, Err(Failure::Refused(_))));
 
     let mut astray = attempt(&upstream, denied, long);
     assert_eq!(astray.place, gave_up.place);
-    assert!(matches!(upstream.reach(&mut astray, None, &Patient).await, Err(Failure::Denied(..))));
+    assert!(matches!(upstream.reach(&mut astray, None).await, Err(Failure::Denied(..))));
     drop(astray);
 
     let mut back = attempt(&upstream, there, long);
     assert_eq!((back.place, back.again), (gave_up.place, true), "its place was kept, since it never asked");
     drop(held);
-    assert!(upstream.reach(&mut back, None, &Patient).await.is_ok());
+    assert!(upstream.reach(&mut back, None).await.is_ok());
     drop(back);
     assert_ne!(attempt(&upstream, there, long).place, gave_up.place, "it was served");
 }
@@ -165,7 +144,7 @@ async fn silent_names_of_nodes_cost_their_patience_once() {
     let attempt = upstream.attempt(destination, principal, (Kind::Request, Lane::Small), patience);
     for expected in [NODE_LOOKUP, Duration::ZERO] {
         let began = Instant::now();
-        assert!(upstream.endpoints(&attempt, &Patient).await.unwrap().any_left());
+        assert!(upstream.endpoints(&attempt).await.unwrap().any_left());
         let took = began.elapsed();
         assert!(took >= expected && took < expected + Duration::from_millis(10), "{took:?}, not {expected:?}");
     }
