@@ -72,6 +72,7 @@ pub mod address;
 pub mod admin;
 pub mod admission;
 pub mod app;
+pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod kernel;

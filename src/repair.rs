@@ -12,7 +12,6 @@ pub mod room;
 pub mod signs;
 pub mod tokens;
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,12 +19,11 @@ use self::budget::Budget;
 use self::denials::{Denial, Denials};
 use self::room::Room;
 use crate::admission::Moment;
+use crate::backoff::Backoff;
 use crate::metrics::Sign;
 
-/// The first pause before asking again; it doubles each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pauses before asking again.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
 /// What is known of the repair of one registry's answers.
 #[derive(Debug)]
@@ -141,10 +139,8 @@ impl Tries {
         if at_once {
             return Some(Duration::ZERO);
         }
-        let tries = self.all;
         self.all += 1;
-        let pause = FIRST_PAUSE.saturating_mul(1 << tries.min(10)).min(LONGEST_PAUSE);
-        Some(jittered(pause, chance).max(asked.unwrap_or_default()))
+        Some(PAUSES.jittered(self.all, chance).max(asked.unwrap_or_default()))
     }
 
     /// A GET showed that the HEAD is not denied.
@@ -174,19 +170,6 @@ impl Tries {
 fn within(count: &mut u32, most: u32) -> bool {
     *count += 1;
     *count <= most
-}
-
-/// From half of the pause up to all of it: those who failed together do not come back together.
-fn jittered(pause: Duration, chance: u64) -> Duration {
-    let half = pause / 2;
-    let share = u32::try_from(chance >> 32).unwrap_or(u32::MAX);
-    half + half.mul_f64(f64::from(share) / f64::from(u32::MAX))
-}
-
-/// A number that nobody can foretell.
-#[must_use]
-pub fn chance() -> u64 {
-    RandomState::new().hash_one(())
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::cluster::{Cluster, NodePermit};
 use self::connect::{DialError, Standing, Terms, Undialled};
 use self::endpoints::{Addresses, Endpoints};
-use self::http::Kept;
+use self::http::PooledConnection;
 use self::resolve::{ResolveError, Resolver};
 use self::socket::Socket;
 use self::tls::Tls;
@@ -35,14 +35,17 @@ use crate::address::{AddressClass, classify};
 use crate::admission::{
     Admission, AdmissionRequest, Claim, Gate, Kind, Lane, Moment, Place, Principal, Refusal, ReuseKey, SlotState,
 };
+use crate::backoff::Backoff;
 use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
 use crate::repair::Repair;
 use crate::target::{Origin, Target};
 
-/// First pause after a name could not be resolved; it doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause before a name is resolved anew.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The pauses before a name that could not be resolved is looked up again.
+const LOOKUP_PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+/// The pause of a request that was admitted though its node has no slot left.
+const FULL_NODE_PAUSE: Duration = Duration::from_millis(100);
+/// The pause between two rounds in which a node took the connection and could not prove itself.
+const UNTRUSTED_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long the name of one node of several may take to be resolved.
 const NODE_LOOKUP: Duration = Duration::from_secs(1);
@@ -53,7 +56,7 @@ pub struct Upstream {
     /// The registry's name, as in the config.
     pub name: String,
     /// Decides who may open a socket.
-    pub gate: Gate<Kept>,
+    pub gate: Gate<PooledConnection>,
     /// What counts.
     pub metrics: Arc<RegistryMetrics>,
     /// What holds for each connection.
@@ -224,7 +227,7 @@ pub struct Attempt {
     /// Where it stands in the order.
     pub place: Place,
     /// Its claim to that place, if it came back to it and did not ask for admission yet.
-    pub claim: Option<Claim<Kept>>,
+    pub claim: Option<Claim<PooledConnection>>,
     /// When its patience ends.
     pub deadline: Moment,
     /// Whether its patience may begin anew. One that is asked again, because its answer was spoiled, has no more than it
@@ -258,7 +261,7 @@ pub enum Connected {
     /// The same, inside TLS.
     Secured(Box<TlsStream<Socket>>),
     /// A connection that was kept.
-    Kept(Kept),
+    Pooled(PooledConnection),
 }
 
 /// Why a request did not get through.
@@ -369,7 +372,7 @@ impl Upstream {
     }
 
     async fn reach_in_time(&self, attempt: &mut Attempt, reuse: Option<&ReuseKey>) -> Result<Connected, Failure> {
-        let mut pause = FIRST_PAUSE;
+        let mut failures = 0;
         let mut before: Option<Failure> = None;
         loop {
             let failure = match (self.try_each_address(attempt, reuse).await, before) {
@@ -384,12 +387,12 @@ impl Upstream {
             tracing::debug!(registry = self.name, target = %attempt.destination.target, error = %failure, "will try again");
             // Where dials failed, the gate lets it wait until another one is due.
             if matches!(failure, Failure::Unknown(_)) {
-                let until = attempt.deadline.min(self.gate.now() + pause);
+                failures += 1;
+                let until = attempt.deadline.min(self.gate.now() + LOOKUP_PAUSES.after(failures));
                 self.pause_until(until).await?;
                 if until == attempt.deadline {
                     return Err(failure);
                 }
-                pause = LONGEST_PAUSE.min(pause * 2);
             }
             before = Some(failure);
         }
@@ -403,7 +406,7 @@ impl Upstream {
         while endpoints.any_left() {
             let slot = match self.admit(attempt, reuse).await {
                 Ok(Admission::New(slot)) => slot,
-                Ok(Admission::Kept(kept)) => return Ok(Connected::Kept(kept)),
+                Ok(Admission::Kept(kept)) => return Ok(Connected::Pooled(kept)),
                 // Its patience ended between two dials: what failed is the dial.
                 Err(failure @ Failure::Refused(_)) => return Err(failed.map_or(failure, Failure::from)),
                 Err(failure) => return Err(failure),
@@ -414,7 +417,7 @@ impl Upstream {
                 if let Some((cluster, node)) = attempt.destination.cluster.as_ref().zip(attempt.destination.node) {
                     self.gate.make_way(&cluster.slots_of(node), &attempt.principal.client);
                 }
-                self.pause_until(self.gate.now() + FIRST_PAUSE).await?;
+                self.pause_until(self.gate.now() + FULL_NODE_PAUSE).await?;
                 continue;
             };
             let once_connected = attempt.once_connected();
@@ -435,7 +438,7 @@ impl Upstream {
         match failed {
             Some(error) if untrusted && self.retry_until_deadline && !error.is_final() => {
                 // Somebody took the connection, so the gate knows of no outage.
-                let until = attempt.deadline.min(self.gate.now() + LONGEST_PAUSE / 4);
+                let until = attempt.deadline.min(self.gate.now() + UNTRUSTED_PAUSE);
                 self.pause_until(until).await?;
                 Err(error.into())
             }
@@ -505,7 +508,7 @@ impl Upstream {
     /// Whether a kept connection should be given up for a new one, because its node has many and another one few, or one is
     /// to be tried.
     #[must_use]
-    pub fn is_due_to_move(&self, kept: &Kept, destination: &Destination) -> bool {
+    pub fn is_due_to_move(&self, kept: &PooledConnection, destination: &Destination) -> bool {
         let (Some(cluster), Some(node), None) = (&destination.cluster, kept.node(), destination.node) else {
             return false;
         };
@@ -576,7 +579,11 @@ impl Upstream {
         self.addresses.allowed(addresses.into_iter(), *listed_host)
     }
 
-    async fn admit(&self, attempt: &mut Attempt, reuse: Option<&ReuseKey>) -> Result<Admission<Kept>, Failure> {
+    async fn admit(
+        &self,
+        attempt: &mut Attempt,
+        reuse: Option<&ReuseKey>,
+    ) -> Result<Admission<PooledConnection>, Failure> {
         let ask = AdmissionRequest {
             place: attempt.place,
             deadline: attempt.deadline,

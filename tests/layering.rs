@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers from the bottom to the top. Neighbours on one level may meet only where it says so.
 const LAYERS: [&[&str]; 5] = [
-    &["config", "target", "address", "metrics", "kernel", "tcp"],
+    &["config", "target", "address", "metrics", "kernel", "tcp", "backoff"],
     &["admission", "repair"],
     &["upstream"],
     &["proxy", "admin"],

@@ -24,7 +24,7 @@ use crate::repair::Repair;
 use crate::target::{Host, HostPattern, Origin};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::connect::Terms;
-use crate::upstream::http::Kept;
+use crate::upstream::http::PooledConnection;
 use crate::upstream::resolve::Resolver;
 use crate::upstream::tls::{Tls, TlsTerms};
 use crate::upstream::{AddressPolicy, QueueTerms, Upstream};
@@ -213,7 +213,11 @@ fn repair_of(registry: &config::Registry, before: Option<&Standing<'_>>) -> Opti
 }
 
 /// The gate that stands, with other limits; or a new one.
-fn gate(before: Option<&Gate<Kept>>, limits: Limits, metrics: &Arc<RegistryMetrics>) -> Gate<Kept> {
+fn gate(
+    before: Option<&Gate<PooledConnection>>,
+    limits: Limits,
+    metrics: &Arc<RegistryMetrics>,
+) -> Gate<PooledConnection> {
     let Some(gate) = before else { return Gate::new(limits, metrics.clone()) };
     gate.change(limits, metrics.clone());
     gate.clone()

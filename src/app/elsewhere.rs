@@ -18,7 +18,7 @@ use crate::proxy::route::{Claim, Routes};
 use crate::proxy::{Proxy, Settings};
 use crate::target::{HostPattern, Origin, Target};
 use crate::upstream::Upstream;
-use crate::upstream::http::Kept;
+use crate::upstream::http::PooledConnection;
 
 /// How often it is looked what is still held.
 pub const LOOK: Duration = Duration::from_millis(10);
@@ -65,7 +65,7 @@ struct Before {
 
 /// A gate whose slots are handed on, and the hosts that it leads to.
 pub(super) struct Handed {
-    pub gate: Gate<Kept>,
+    pub gate: Gate<PooledConnection>,
     name: String,
     hosts: Vec<String>,
 }
@@ -344,7 +344,7 @@ fn gained(claim: &Claim, before: &Routes) -> Vec<HostPattern> {
 /// Open slots toward a registry at another gate than its own.
 struct Abroad<'a> {
     registry: &'a str,
-    gate: &'a Gate<Kept>,
+    gate: &'a Gate<PooledConnection>,
     /// What that gate calls the place.
     target: Arc<str>,
     slots: usize,
@@ -352,7 +352,7 @@ struct Abroad<'a> {
 
 /// All of them.
 fn abroad<'a>(routes: &'a Routes, before: &'a [Before]) -> Vec<Abroad<'a>> {
-    let mut gates: Vec<&Gate<Kept>> = Vec::new();
+    let mut gates: Vec<&Gate<PooledConnection>> = Vec::new();
     for upstream in routes.upstreams().chain(before.iter().map(|before| &before.upstream)) {
         if !gates.iter().any(|gate| gate.is(&upstream.gate)) {
             gates.push(&upstream.gate);
@@ -361,7 +361,7 @@ fn abroad<'a>(routes: &'a Routes, before: &'a [Before]) -> Vec<Abroad<'a>> {
     let mut abroad = Vec::new();
     for gate in gates {
         for (target, slots) in gate.targets() {
-            let claimants: BTreeMap<&str, &Gate<Kept>> = targets(&target)
+            let claimants: BTreeMap<&str, &Gate<PooledConnection>> = targets(&target)
                 .iter()
                 .filter_map(|target| routes.claimant(target))
                 .map(|claim| (claim.upstream.name.as_str(), &claim.upstream.gate))

@@ -234,7 +234,7 @@ mod tests {
     use crate::config::Config;
     use crate::metrics::Metrics;
     use crate::proxy::Settings;
-    use crate::upstream::http::Kept;
+    use crate::upstream::http::PooledConnection;
 
     const SOON: Duration = Duration::from_secs(10);
 
@@ -246,22 +246,22 @@ mod tests {
     }
 
     /// A process with one registry of ten slots, and its gate.
-    fn process() -> (Arc<Elsewhere>, Gate<Kept>) {
+    fn process() -> (Arc<Elsewhere>, Gate<PooledConnection>) {
         process_toward("127.0.0.1:1")
     }
 
-    fn process_toward(host: &str) -> (Arc<Elsewhere>, Gate<Kept>) {
+    fn process_toward(host: &str) -> (Arc<Elsewhere>, Gate<PooledConnection>) {
         let settings = settings(&format!("[registries.stub]\nhosts = ['{host}']\ncap = 10\nshare = 1\n"));
         let gate = settings.routes.registries().next().unwrap().gate.clone();
         let proxy = Proxy::new(settings, "test".to_owned(), CancellationToken::new(), CancellationToken::new());
         (Elsewhere::new(proxy), gate)
     }
 
-    async fn slot(gate: Gate<Kept>) -> Slot {
+    async fn slot(gate: Gate<PooledConnection>) -> Slot {
         slot_toward(&gate, "127.0.0.1:1").await
     }
 
-    async fn slot_toward(gate: &Gate<Kept>, target: &str) -> Slot {
+    async fn slot_toward(gate: &Gate<PooledConnection>, target: &str) -> Slot {
         let principal = Principal { class: ClassId(0), client: "client".into() };
         let target: Arc<str> = target.into();
         let (place, _) = gate.place(&principal.client, &target);

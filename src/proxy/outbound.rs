@@ -14,7 +14,7 @@ use super::respond::Answer;
 use crate::admission::{Lane, ReuseKey};
 use crate::metrics::Reason;
 use crate::target::Origin;
-use crate::upstream::http::{AnswerBody, Kept, RequestBody, SendError};
+use crate::upstream::http::{AnswerBody, PooledConnection, RequestBody, SendError};
 use crate::upstream::{Attempt, Connected, Failure, Upstream};
 
 /// A request on its way out.
@@ -186,22 +186,29 @@ impl Outbound {
 
     /// A connection to send it on. What cannot be sent twice goes out on a new one, or on one that was just checked; that
     /// is to be `careful`.
-    async fn connection(&self, upstream: &Upstream, attempt: &mut Attempt, careful: bool) -> Result<Kept, Failure> {
+    async fn connection(
+        &self,
+        upstream: &Upstream,
+        attempt: &mut Attempt,
+        careful: bool,
+    ) -> Result<PooledConnection, Failure> {
         let (mut reuse, longest) = (Some(&self.key), upstream.terms.stall_timeout);
         loop {
             match upstream.reach(attempt, reuse).await? {
                 Connected::New(socket) => {
-                    return Kept::start(socket, &upstream.gate, longest).await.map_err(Failure::Died);
+                    return PooledConnection::start(socket, &upstream.gate, longest).await.map_err(Failure::Died);
                 }
                 Connected::Secured(stream) => {
-                    return Kept::start_secured(*stream, &upstream.gate, longest).await.map_err(Failure::Died);
+                    return PooledConnection::start_secured(*stream, &upstream.gate, longest)
+                        .await
+                        .map_err(Failure::Died);
                 }
-                Connected::Kept(kept) if upstream.is_due_to_move(&kept, &attempt.destination) => {
+                Connected::Pooled(kept) if upstream.is_due_to_move(&kept, &attempt.destination) => {
                     reuse = None;
                     drop(kept);
                 }
-                Connected::Kept(kept) if !careful || kept.is_fresh() => return Ok(kept),
-                Connected::Kept(stale) => drop(stale),
+                Connected::Pooled(kept) if !careful || kept.is_fresh() => return Ok(kept),
+                Connected::Pooled(stale) => drop(stale),
             }
             upstream.renew(attempt);
         }

@@ -13,12 +13,13 @@ use tokio::time::timeout_at;
 use super::buffered_body::BufferedBody;
 use super::outbound::Outbound;
 use crate::admission::Moment;
+use crate::backoff::chance;
 use crate::metrics::Sign;
 use crate::repair::denials::Denial;
 use crate::repair::room::Taken;
 use crate::repair::signs::{self, Exchange};
 use crate::repair::tokens::{Access, Asked};
-use crate::repair::{Repair, Tries, chance};
+use crate::repair::{Repair, Tries};
 use crate::upstream::http::AnswerBody;
 use crate::upstream::{Attempt, Failure, Upstream};
 

@@ -112,7 +112,7 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Pr
         Some(Ok(Connected::New(socket))) => {
             Ok(Tunnel { socket, record, pauses: route.pauses, epoch: upstream.gate.epoch() })
         }
-        Some(Ok(Connected::Secured(_) | Connected::Kept(_))) => {
+        Some(Ok(Connected::Secured(_) | Connected::Pooled(_))) => {
             unreachable!("a tunnel speaks no TLS of ours, and names no key, so it is given no kept connection")
         }
         Some(Err(failure)) => {

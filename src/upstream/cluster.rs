@@ -12,13 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::admission::{Moment, SlotId};
+use crate::backoff::Backoff;
 use crate::metrics::MemberGauges;
 use crate::target::{Origin, Target};
 
-/// The first pause after a node refused.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The pauses before a node that refused is tried again.
+const PROBE_PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
 
 /// The pause between two connections that move from one node to another: a move costs a dial and a handshake.
 const MOVE_PAUSE: Duration = Duration::from_millis(100);
@@ -52,8 +51,8 @@ struct Node {
 struct Out {
     /// When it may be tried again.
     due: Moment,
-    /// How long it is left out if that fails.
-    pause: Duration,
+    /// How often in a row it failed.
+    failures: u32,
     /// The probe that tries it, by its number.
     probe: Option<u64>,
 }
@@ -236,8 +235,8 @@ impl Node {
 
     /// Leaves it out, longer each time. Tells whether it was in until now.
     fn leave_out(&mut self, now: Moment) -> bool {
-        let pause = self.out.map_or(FIRST_PAUSE, |out| (out.pause * 2).min(LONGEST_PAUSE));
-        self.out.replace(Out { due: now + pause, pause, probe: None }).is_none()
+        let failures = self.out.map_or(1, |out| out.failures.saturating_add(1));
+        self.out.replace(Out { due: now + PROBE_PAUSES.after(failures), failures, probe: None }).is_none()
     }
 }
 

@@ -34,7 +34,7 @@ pub const BUFFER: usize = 64 * 1024;
 
 /// A connection on which a request can be sent. Dropping it closes the connection.
 #[derive(Debug)]
-pub struct Kept {
+pub struct PooledConnection {
     sender: SendRequest<RequestBody>,
     ending: Ending,
     slot: SlotId,
@@ -63,34 +63,38 @@ pub enum SendError {
     },
 }
 
-impl Kept {
+impl PooledConnection {
     /// Starts HTTP/1.1 on a socket that stands, on which a request may lie still for `longest_stall` while others wait at
     /// the gate.
     ///
     /// # Errors
     /// When hyper refuses the connection; it does not at present.
-    pub async fn start(socket: Socket, gate: &Gate<Kept>, longest_stall: Duration) -> Result<Kept, hyper::Error> {
+    pub async fn start(
+        socket: Socket,
+        gate: &Gate<PooledConnection>,
+        longest_stall: Duration,
+    ) -> Result<PooledConnection, hyper::Error> {
         let handles = Handles::of(&socket, gate, longest_stall);
-        Kept::start_on(socket, handles).await
+        PooledConnection::start_on(socket, handles).await
     }
 
     /// The same inside TLS.
     ///
     /// # Errors
-    /// As [`Kept::start`].
+    /// As [`PooledConnection::start`].
     pub async fn start_secured(
         stream: TlsStream<Socket>,
-        gate: &Gate<Kept>,
+        gate: &Gate<PooledConnection>,
         longest_stall: Duration,
-    ) -> Result<Kept, hyper::Error> {
+    ) -> Result<PooledConnection, hyper::Error> {
         let handles = Handles::of(stream.get_ref().0, gate, longest_stall);
-        Kept::start_on(stream, handles).await
+        PooledConnection::start_on(stream, handles).await
     }
 
     async fn start_on(
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         Handles { ending, glance, node, lookout, metrics }: Handles,
-    ) -> Result<Kept, hyper::Error> {
+    ) -> Result<PooledConnection, hyper::Error> {
         ending.in_order();
         let (sender, connection) =
             Builder::new().max_buf_size(BUFFER).preserve_header_case(true).handshake(TokioIo::new(io)).await?;
@@ -106,7 +110,7 @@ impl Kept {
                 }
             }
         });
-        Ok(Kept { sender, ending, slot, pending, glance, node, task: task.abort_handle(), used: false })
+        Ok(PooledConnection { sender, ending, slot, pending, glance, node, task: task.abort_handle(), used: false })
     }
 
     /// Ends it at once, whatever is under way.
@@ -141,7 +145,7 @@ impl Kept {
     pub async fn send(
         mut self,
         request: Request<RequestBody>,
-        gate: Gate<Kept>,
+        gate: Gate<PooledConnection>,
         key: ReuseKey,
     ) -> Result<Response<AnswerBody>, SendError> {
         let was_kept = std::mem::replace(&mut self.used, true);
@@ -168,7 +172,7 @@ struct Handles {
 }
 
 impl Handles {
-    fn of(socket: &Socket, gate: &Gate<Kept>, longest: Duration) -> Handles {
+    fn of(socket: &Socket, gate: &Gate<PooledConnection>, longest: Duration) -> Handles {
         let (slot, activity, gate) = (socket.slot(), socket.activity(), gate.clone());
         Handles {
             ending: socket.ending(),
@@ -182,8 +186,8 @@ impl Handles {
 
 /// A request is on its way: dropped before the end, it cuts the connection.
 struct Underway {
-    kept: Option<Kept>,
-    gate: Gate<Kept>,
+    kept: Option<PooledConnection>,
+    gate: Gate<PooledConnection>,
     key: ReuseKey,
 }
 

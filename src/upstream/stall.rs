@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-use super::http::Kept;
+use super::http::PooledConnection;
 use crate::admission::{Activity, Evidence, Gate, Moment, Quiet, SlotId, SlotState};
 
 /// How often a request that does not move is looked at again.
@@ -45,7 +45,7 @@ pub(super) struct Lookout {
     /// Its slot.
     pub slot: SlotId,
     /// Whom to tell.
-    pub gate: Gate<Kept>,
+    pub gate: Gate<PooledConnection>,
     /// How long a request may lie still.
     pub longest: Duration,
 }
