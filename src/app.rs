@@ -35,6 +35,7 @@ use crate::admin::config_state::ConfigState;
 use crate::admin::{Admin, Scope};
 use crate::admission::Gate;
 use crate::config::{self, Config};
+use crate::listener;
 use crate::metrics::Metrics;
 use crate::proxy::{Entry, Proxy};
 use crate::upstream::Upstream;
@@ -123,9 +124,13 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     // Not a slot is taken before it is known which are free.
     handing::meet(inherited.take_predecessor(), &elsewhere).await?;
     // Who accepts is one of the tasks: while one of them may still accept somebody, nothing is over.
-    proxy.tasks().spawn(proxy.clone().accept(accepting(&listeners.proxy)?, Entry::Proxy));
+    proxy.tasks().spawn(listener::accept(proxy.clone(), accepting(&listeners.proxy)?, Entry::Proxy));
     for (registry, listener) in &listeners.mirrors {
-        proxy.tasks().spawn(proxy.clone().accept(accepting(listener)?, Entry::Mirror(registry.as_str().into())));
+        proxy.tasks().spawn(listener::accept(
+            proxy.clone(),
+            accepting(listener)?,
+            Entry::Mirror(registry.as_str().into()),
+        ));
     }
     tokio::spawn(admin.clone().keep_history());
     tokio::spawn(admin.clone().accept(accepting(&listeners.admin)?, Scope::Admin));

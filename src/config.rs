@@ -182,23 +182,23 @@ pub struct Queue {
 /// The part `reclaim` of a registry: how long a tunnel must have been quiet before it is given up for one who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reclaim {
-    /// One whose last request was answered. Default 300 ms.
+    /// One whose last request was answered. Default 1 s.
     pub idle_after: Duration,
-    /// One that never carried a request. Default 1 s.
+    /// One that never carried a request. Default 3 s.
     pub unused_after: Duration,
     /// One in which an answer may still be under way. Default 10 s.
     pub unsure_after: Duration,
     /// One whose request is under way, but does not move. Default 5 minutes.
     pub stall_timeout: Duration,
-    /// Whether the first three are only upper bounds, lowered by what is seen. Default true.
+    /// Without effect: the pauses are fixed. Default true.
     pub learn: bool,
 }
 
 impl Default for Reclaim {
     fn default() -> Reclaim {
         Reclaim {
-            idle_after: Duration::from_millis(300),
-            unused_after: Duration::from_secs(1),
+            idle_after: Duration::from_secs(1),
+            unused_after: Duration::from_secs(3),
             unsure_after: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(5 * 60),
             learn: true,

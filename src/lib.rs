@@ -8,7 +8,7 @@
 //!                                 |            |
 //!                            other_hosts   queue (bounded, in turns, with deadlines)
 //! ```
-//! [`proxy`] reads the first head of a connection and finds out what it wants; [`upstream`] resolves the name, asks the
+//! [`listener`] reads the first head of a connection; [`tunnel`] serves a CONNECT, [`proxy`] everything else; [`upstream`] resolves the name, asks the
 //! registry's [`admission::Gate`], and dials in the slot that it was given; the bytes are relayed, and the slot goes
 //! back when the socket is gone. [`app`] wires the parts, [`admin`] shows them, [`config`] is the only one that knows
 //! TOML. Where HTTP is visible, [`repair`] says which answers are worth asking for again.
@@ -16,10 +16,12 @@
 //! # Layers
 //! Modules use only what stands below them; `tests/layering.rs` checks it.
 //! ```text
-//! 5 process     cli   app
+//! 7 process     cli   app
+//! 6 listeners   listener
+//! 5 tunnels     tunnel
 //! 4 surfaces    proxy   admin
 //! 3 upstream    upstream
-//! 2 decision    admission   repair
+//! 2 decision    admission   repair   reclaim
 //! 1 vocabulary  config   target   address   metrics   kernel   tcp
 //! ```
 //!
@@ -76,9 +78,12 @@ pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod kernel;
+pub mod listener;
 pub mod metrics;
 pub mod proxy;
+pub mod reclaim;
 pub mod repair;
 pub mod target;
 pub mod tcp;
+pub mod tunnel;
 pub mod upstream;

@@ -1,52 +1,41 @@
-//! The proxy and mirror listeners: accept connections and read what each of them wants.
+//! What all requests of clients share: the settings that hold, [`route`] to their registry, the [`record`] that each
+//! leaves, and what a client is told ([`respond`]).
 //!
-//! A connection is a CONNECT, which becomes a [`tunnel`], or carries requests that are visible as HTTP, which
-//! [`forward`] serves. Both find their registry through [`route`], ask its gate, and leave one [`record`].
+//! It accepts nothing: `listener` does, and hands a connection to `tunnel` or to [`forward`].
 
 pub mod buffered_body;
 pub mod client;
 pub mod clients;
-pub mod close_observer;
 pub mod credentials;
-pub mod follow;
 pub mod forward;
 pub mod head;
 pub mod hop_by_hop;
-pub mod lull;
 pub mod mirror;
 pub mod outbound;
-pub mod pauses;
 pub mod record;
-pub mod relay;
 pub mod repairing;
 pub mod reply;
 pub mod request_phase;
 pub mod respond;
 pub mod rewrite;
 pub mod route;
-pub mod tunnel;
-pub mod watch;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderValue, VIA};
 use ipnet::IpNet;
-use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::client::Client;
 use self::clients::Classes;
-use self::head::{FirstHead, HeadError};
 use self::mirror::Mirror;
 use self::record::{Kind, Record};
 use self::respond::Answer;
 use self::route::{Lost, Route, Routes};
-use crate::metrics::{OTHER_HOSTS, Reason};
+use crate::metrics::Reason;
 use crate::target::Target;
 use crate::upstream::Upstream;
 
@@ -111,26 +100,10 @@ impl Proxy {
         Arc::new(Proxy { settings, clients, asking, pseudonym, draining, cut_short, tasks: TaskTracker::new() })
     }
 
-    /// Accepts connections until draining begins; then the listener is closed.
-    pub async fn accept(self: Arc<Self>, listener: TcpListener, entry: Entry) {
-        let _accepting = Asking::new(self.clone());
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = self.draining() => return,
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let asking = Asking::new(self.clone());
-                    self.tasks.spawn(self.clone().serve(stream, peer, entry.clone(), asking));
-                }
-                Err(error) => {
-                    // Out of descriptors, mostly. The connection stays in the backlog; hurrying does not help.
-                    tracing::warn!(%error, "accepting a connection failed");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
+    /// Counts one more connection of a client; `None` when `max_clients` stand already.
+    pub(crate) fn count_client(self: &Arc<Self>, max_clients: usize) -> Option<CountedClient> {
+        let counted = CountedClient(self.clone());
+        (self.clients.fetch_add(1, Ordering::Relaxed) < max_clients).then_some(counted)
     }
 
     /// Connections of clients that stand.
@@ -196,59 +169,14 @@ impl Proxy {
         self.cut_short.cancelled().await;
     }
 
-    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, entry: Entry, asking: Asking) {
-        let client = Client::new(stream, peer);
-        let terms = self.settings().terms.clone();
-        if let Err(answer) = welcome(&terms, peer.ip()) {
-            return self.turn_away(&client, answer).await;
-        }
-        let Some(_standing) = Standing::new(&self, terms.max_clients) else {
-            let message = format!("too many client connections (listen.max_clients = {})", terms.max_clients);
-            return self.turn_away(&client, Answer::plain(Reason::TooManyClients, message)).await;
-        };
-        match (self.first_head(&client, terms.head_timeout).await, &entry) {
-            (Ok(FirstHead::Connect(connect)), Entry::Proxy) => tunnel::serve(&self, client, connect, asking).await,
-            (Ok(FirstHead::Connect(_)), Entry::Mirror(_)) => {
-                let message = "this is a registry mirror: point HTTPS_PROXY at listen.proxy";
-                self.turn_away(&client, Answer::plain(Reason::BadRequest, message)).await;
-            }
-            (Ok(FirstHead::Other(bytes)), _) => forward::serve(self.clone(), entry, client, bytes).await,
-            (Err(HeadError::Closed | HeadError::Silent), _) => {}
-            (Err(error @ HeadError::TimedOut(_)), _) => {
-                self.turn_away(&client, Answer::plain(Reason::HeadTimeout, error.to_string())).await;
-            }
-            (Err(error @ HeadError::Malformed(_)), _) => {
-                self.turn_away(&client, Answer::plain(Reason::BadRequest, error.to_string())).await;
-            }
-        }
-    }
-
-    /// The first head of a connection. Once draining begins it has to come soon: a connection that was opened ahead of
-    /// its use must not keep the process.
-    async fn first_head(&self, client: &Client, head_timeout: Duration) -> Result<FirstHead, HeadError> {
-        const SOON: Duration = Duration::from_secs(1);
-        tokio::select! {
-            head = head::read(client.stream(), head_timeout) => head,
-            () = async { self.draining().await; tokio::time::sleep(SOON).await } => Err(HeadError::Silent),
-        }
-    }
-
-    /// Answers a connection on which no request is served.
-    async fn turn_away(&self, client: &Client, answer: Answer) {
-        self.record(&client.peer().ip().to_string(), Kind::Unknown).answered(answer.reason);
-        if client.write_all(&answer.to_bytes(OTHER_HOSTS)).await.is_ok() {
-            client.lingering_close().await;
-        }
-    }
-
     /// The record of a request that has just arrived.
-    fn record(&self, client: &str, kind: Kind) -> Record {
+    pub(crate) fn record(&self, client: &str, kind: Kind) -> Record {
         let metrics = self.settings().routes.other_hosts().metrics.clone();
         Record::open(metrics, client, kind, self.cut_short.clone())
     }
 
     /// Where a request goes; otherwise what to answer.
-    async fn route(&self, target: &Target, secure: bool) -> Result<Route, Answer> {
+    pub(crate) async fn route(&self, target: &Target, secure: bool) -> Result<Route, Answer> {
         let found = loop {
             let settings = self.settings();
             let found = settings.routes.find(target, secure).await;
@@ -278,20 +206,12 @@ impl Proxy {
     }
 }
 
-fn welcome(terms: &ClientTerms, ip: IpAddr) -> Result<(), Answer> {
-    let ip = ip.to_canonical();
-    if ip.is_loopback() || terms.allow_clients.iter().any(|range| range.contains(&ip)) {
-        return Ok(());
-    }
-    Err(Answer::plain(Reason::ClientDenied, format!("listen.allow_clients does not list {ip}")))
-}
-
 /// Somebody who may ask a gate yet, counted as long.
 #[derive(Debug)]
 pub struct Asking(Arc<Proxy>);
 
 impl Asking {
-    fn new(proxy: Arc<Proxy>) -> Asking {
+    pub(crate) fn new(proxy: Arc<Proxy>) -> Asking {
         proxy.asking.fetch_add(1, Ordering::Relaxed);
         Asking(proxy)
     }
@@ -304,17 +224,10 @@ impl Drop for Asking {
 }
 
 /// A connection of a client, counted while it stands.
-struct Standing<'a>(&'a Proxy);
+#[derive(Debug)]
+pub struct CountedClient(Arc<Proxy>);
 
-impl Standing<'_> {
-    /// One more; `None` when `max_clients` stand already.
-    fn new(proxy: &Proxy, most: usize) -> Option<Standing<'_>> {
-        let standing = Standing(proxy);
-        (proxy.clients.fetch_add(1, Ordering::Relaxed) < most).then_some(standing)
-    }
-}
-
-impl Drop for Standing<'_> {
+impl Drop for CountedClient {
     fn drop(&mut self) {
         self.0.clients.fetch_sub(1, Ordering::Relaxed);
     }

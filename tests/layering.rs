@@ -5,17 +5,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The layers from the bottom to the top. Neighbours on one level may meet only where it says so.
-const LAYERS: [&[&str]; 5] = [
+const LAYERS: [&[&str]; 7] = [
     &["config", "target", "address", "metrics", "kernel", "tcp", "backoff"],
-    &["admission", "repair"],
+    &["admission", "repair", "reclaim"],
     &["upstream"],
     &["proxy", "admin"],
+    &["tunnel"],
+    &["listener"],
     &["cli", "app"],
 ];
 
 /// Uses on one level that are part of the plan: who uses whom.
-const NEIGHBOURS: [(&str, &str); 4] =
-    [("config", "target"), ("repair", "admission"), ("admin", "proxy"), ("cli", "app")];
+const NEIGHBOURS: [(&str, &str); 5] = [
+    ("config", "target"),
+    ("repair", "admission"),
+    ("admin", "proxy"),
+    // A CONNECT that comes second on a connection.
+    ("proxy", "tunnel"),
+    ("cli", "app"),
+];
 
 #[test]
 fn modules_use_only_what_stands_below_them() {

@@ -1,8 +1,8 @@
 //! A puller made as Dragonfly's dfdaemon is, which wants many more connections than there are slots and parks most of
 //! them: its pulls end only if idle tunnels are taken back, and end whole only if no others are.
 //!
-//! A request that crosses our FIN on the wire is cut, which no proxy can rule out; on starved cores, and with the short
-//! pauses that are learned here, it happens. It is sent once more, counted and printed, and has to stay rare.
+//! A request that crosses our FIN on the wire is cut, which no proxy can rule out; on starved cores, and with the pauses of
+//! most tests here, far below the defaults, it happens. It is sent once more, counted and printed, and has to stay rare.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -19,6 +19,9 @@ const NAME: &str = "registry.test";
 /// Not a multiple of what nginx reads at once: the last record of an answer is shorter, as behind a real registry, which
 /// sends the head of an answer and the first bytes of its body together.
 const PIECE: usize = 500_000;
+
+/// Pauses far below the defaults: many reclaims in a short time.
+const QUICK: &str = "idle_after = \"100ms\"\nunused_after = \"200ms\"";
 
 /// As dfdaemon, with smaller pieces.
 const MANY: Load = Load { piece: PIECE, ..Load::DFDAEMON };
@@ -101,7 +104,7 @@ fn stub(load: Load) -> StubBuilder {
 }
 
 async fn pulls_end_whole(what: &str, settings: NginxSettings, slots: usize, load: Load) -> Pulled {
-    let stage = Stage::set(stub(load), settings, slots, "").await;
+    let stage = Stage::set(stub(load), settings, slots, QUICK).await;
     let pulled = stage.pull(&format!("{what}, {slots} slots"), load, None).await;
     pulled.assert_whole(slots);
     pulled
@@ -120,9 +123,9 @@ async fn two_slots_are_used_well_by_a_daemons_pulls() {
     let load = Load { blobs: 4, ..Load::DFDAEMON };
     // Without the work of a registry's database, loopback moves a piece in a fraction of the shortest pause.
     let working = stub(load).answer_delay(Duration::from_millis(100));
-    let stage = Stage::set(working, NginxSettings::harbor(TlsVersion::V1_2), 2, "").await;
-    stage.pull("2 slots, 4 MiB, learning", Load { pieces: 8, ..load }, None).await.assert_whole(2);
-    let pulled = stage.pull("2 slots, 4 MiB, learned", load, None).await;
+    let stage = Stage::set(working, NginxSettings::harbor(TlsVersion::V1_2), 2, QUICK).await;
+    stage.pull("2 slots, 4 MiB, at first", Load { pieces: 8, ..load }, None).await.assert_whole(2);
+    let pulled = stage.pull("2 slots, 4 MiB, later", load, None).await;
     pulled.assert_whole(2);
     assert!(pulled.reclaims.efficiency() >= 0.35, "{:?}", pulled.reclaims);
 }
@@ -163,7 +166,7 @@ async fn a_daemons_pulls_end_whole_with_client_certificates() {
     for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
         for (slots, load) in [(2, FEW), (10, SOME)] {
             let settings = NginxSettings::harbor(version).verifying_clients();
-            let stage = Stage::set(stub(load), settings, slots, "").await;
+            let stage = Stage::set(stub(load), settings, slots, QUICK).await;
             let identity = stage.front.client_identity();
             let what = format!("{version:?} with client certificates, {slots} slots");
             stage.pull(&what, load, Some(&identity)).await.assert_whole(slots);
@@ -184,49 +187,11 @@ async fn a_thousand_reclaims_fail_no_pull() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_stalls_is_waited_for_with_pauses_above_the_stall() {
     let stalling = stub(FEW).first_delay(Duration::from_secs(3)).stall(Duration::from_millis(250));
-    let reclaim = "idle_after = \"500ms\"\nunused_after = \"500ms\"\nlearn = false";
+    let reclaim = "idle_after = \"500ms\"\nunused_after = \"500ms\"";
     let stage = Stage::set(stalling, NginxSettings::harbor(TlsVersion::V1_2), 10, reclaim).await;
     let pulled = stage.pull("stalls below the pauses", FEW, None).await;
     pulled.assert_whole(10);
     assert_eq!(pulled.cut, 0);
-}
-
-/// The same with the pauses as they come, which some of the stalls exceed: answers are cut at first, until the shorter
-/// stalls have taught it to wait for the longer ones.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stalls_that_are_seen_teach_to_wait_for_longer_ones() {
-    let stalling = stub(FEW).first_delay(Duration::from_secs(3)).stall(Duration::from_millis(600));
-    let stage = Stage::set(stalling, NginxSettings::harbor(TlsVersion::V1_2), 10, "").await;
-    let first = stage.pull("stalls above the pauses, unlearned", FEW, None).await;
-    println!("cut before it learned: {}, pulls failed: {}", first.cut, first.failed.len());
-    let second = stage.pull("stalls above the pauses, learned", FEW, None).await;
-    second.assert_whole(10);
-    assert_eq!(second.cut, 0, "cut after it learned");
-}
-
-/// A stall that always outlasts the pause, so that no shorter one teaches anything, is learned all the same.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stall_that_every_answer_has_is_learned() {
-    const SLOTS: usize = 2;
-    const MOST: usize = 20;
-    const LOAD: Load = Load { blobs: 2, pieces: 4, ..FEW };
-    let stalling = stub(LOAD).steady_stall(Duration::from_millis(400));
-    let stage = Stage::set(stalling, NginxSettings::harbor(TlsVersion::V1_2), SLOTS, "").await;
-    let mut cut = 0;
-    let mut learned = false;
-    for _ in 0..MOST {
-        let pulled = stage.pull("a steady stall above the pauses", LOAD, None).await;
-        cut += pulled.cut;
-        learned = pulled.failed.is_empty() && pulled.cut == 0;
-        if learned {
-            break;
-        }
-    }
-    println!("cut before it learned: {cut}");
-    assert!(learned, "{cut} cut in {MOST} pulls");
-    let after = stage.pull("a steady stall above the pauses, learned", LOAD, None).await;
-    after.assert_whole(SLOTS);
-    assert_eq!(after.cut, 0, "cut after it learned");
 }
 
 /// One slot: a puller that keeps the idle tunnel of its manifest and opens another for a blob has it after about the
@@ -262,7 +227,7 @@ async fn skopeo_pulls_beside_a_daemon() {
     let stub = stub(MANY).start().await;
     let front = Nginx::tls(stub.address(), NAME, TlsVersion::V1_2);
     let image_host = format!("{}:{}", name.name(), image_front.address().port());
-    let registry = registry(&[&front.address().to_string(), &image_host], SLOTS, "");
+    let registry = registry(&[&front.address().to_string(), &image_host], SLOTS, QUICK);
     let sidecar = Sidecar::start(&name.program(env!("CARGO_BIN_EXE_roadstead")), &config(&registry)).await;
     let trusted = image_front.trusted_folder().display().to_string();
     let remote = format!("docker://{image_host}/team/image:latest");

@@ -28,7 +28,7 @@ async fn reclaimed(sidecar: &Sidecar, evidence: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unused_tunnel_gives_way_after_its_pause() {
     let stub = StubRegistry::builder().start().await;
-    let sidecar = sidecar(&stub, 1, "unused_after = \"700ms\"\nidle_after = \"700ms\"\nlearn = false").await;
+    let sidecar = sidecar(&stub, 1, "unused_after = \"700ms\"\nidle_after = \"700ms\"").await;
     let watch = SocketWatch::start(stub.address());
     let mut parked = tunnel(&sidecar, &stub).await;
     let began = Instant::now();
@@ -45,7 +45,7 @@ async fn an_unused_tunnel_gives_way_after_its_pause() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn quiet_tunnels_live_on_while_nobody_waits() {
     let stub = StubRegistry::builder().start().await;
-    let sidecar = sidecar(&stub, 2, "unused_after = \"50ms\"\nidle_after = \"50ms\"\nlearn = false").await;
+    let sidecar = sidecar(&stub, 2, "unused_after = \"50ms\"\nidle_after = \"50ms\"").await;
     let mut quiet = tunnel(&sidecar, &stub).await;
     eventually_is("the tunnel to lie idle", Duration::from_secs(5), 1, async || {
         sidecar.status().await["registries"]["stub"]["idle"].as_u64().unwrap()
@@ -175,7 +175,7 @@ async fn registry_without_end(words: usize, pause: Duration) -> StubRegistry {
 async fn a_half_closed_silent_tunnel_gives_way() {
     for (said, words, evidence) in [(&b""[..], 0, "unused"), (b"GET / HTTP/1.1\r\n\r\n", 1, "unsure")] {
         let stub = registry_without_end(words, Duration::ZERO).await;
-        let sidecar = sidecar(&stub, 1, "unused_after = \"300ms\"\nunsure_after = \"300ms\"\nlearn = false").await;
+        let sidecar = sidecar(&stub, 1, "unused_after = \"300ms\"\nunsure_after = \"300ms\"").await;
         let mut half_closed = tunnel(&sidecar, &stub).await;
         half_closed.send(said).await.unwrap();
         half_closed.finish().await.unwrap();

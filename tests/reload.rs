@@ -303,7 +303,7 @@ async fn a_host_takes_along_what_stands_there_to_whatever_registry_it_goes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_tunnels_give_way_to_who_waits_at_the_registry_that_took_their_host() {
     let (stub, other) = (StubRegistry::builder().start().await, StubRegistry::builder().start().await);
-    let pauses = "[registries.old.reclaim]\nunused_after = \"500ms\"\nidle_after = \"500ms\"\nlearn = false\n";
+    let pauses = "[registries.old.reclaim]\nunused_after = \"500ms\"\nidle_after = \"500ms\"\n";
     let text = |registries: &[(&str, &StubRegistry)]| {
         let of = |(name, stub): &(&str, &StubRegistry)| {
             format!("[registries.{name}]\nhosts = [\"{}\"]\ncap = 2\nshare = 1\n", stub.address())

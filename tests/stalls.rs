@@ -101,7 +101,7 @@ async fn a_tunnel_whose_registry_has_ended_gives_way_after_its_pause() {
         pour(connection, 100).await;
     })
     .await;
-    let sidecar = sidecar(&stub, "unsure_after = \"300ms\"\nlearn = false").await;
+    let sidecar = sidecar(&stub, "unsure_after = \"300ms\"").await;
     let mut parked = tunnel(&sidecar, &stub).await;
     parked.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let began = Instant::now();

@@ -17,9 +17,9 @@ use crate::config::{self, Config, OtherHosts, Reclaim};
 use crate::metrics::{Metrics, OTHER_HOSTS, RegistryMetrics};
 use crate::proxy::clients::Classes;
 use crate::proxy::mirror::Mirror;
-use crate::proxy::pauses::{Bounds, Pauses};
 use crate::proxy::route::{Claim, Routes};
 use crate::proxy::{ClientTerms, Settings};
+use crate::reclaim::Pauses;
 use crate::repair::Repair;
 use crate::target::{Host, HostPattern, Origin};
 use crate::upstream::cluster::Cluster;
@@ -97,7 +97,7 @@ impl Assembly {
             Claim {
                 hosts: claimed_hosts(registry),
                 upstream: Arc::new(upstream_of(registry, cluster.as_ref(), before.as_ref(), &shared)),
-                pauses: pauses_of(registry, before.as_ref()),
+                pauses: pauses_of(registry.reclaim),
                 cluster,
             }
         });
@@ -105,9 +105,8 @@ impl Assembly {
         let other_hosts = Claim {
             hosts: Vec::new(),
             upstream: Arc::new(other_hosts(before.map(|(_, settings)| &**settings.routes.other_hosts()), &shared)),
-            // Slots do not bind there, but at the end quiet tunnels are taken back. What one of them does tells nothing
-            // about another.
-            pauses: Arc::new(Pauses::new(Bounds { learn: false, ..bounds_of(Reclaim::default()) })),
+            // Slots do not bind there, but draining takes quiet tunnels.
+            pauses: pauses_of(Reclaim::default()),
             cluster: None,
         };
         Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, shared.resolver)
@@ -184,23 +183,9 @@ fn cluster_of(registry: &config::Registry, before: Option<&Standing<'_>>) -> Opt
     })
 }
 
-/// What was learned stays, unless the settings are others now.
-fn pauses_of(registry: &config::Registry, before: Option<&Standing<'_>>) -> Arc<Pauses> {
-    let reclaim = registry.reclaim;
-    if let Some(before) = before.filter(|before| before.config.reclaim == reclaim) {
-        return before.claim.pauses.clone();
-    }
-    Arc::new(Pauses::new(bounds_of(reclaim)))
-}
-
-fn bounds_of(reclaim: Reclaim) -> Bounds {
-    Bounds {
-        idle: reclaim.idle_after,
-        unused: reclaim.unused_after,
-        unsure: reclaim.unsure_after,
-        stalled: reclaim.stall_timeout,
-        learn: reclaim.learn,
-    }
+fn pauses_of(reclaim: Reclaim) -> Pauses {
+    let Reclaim { idle_after, unused_after, unsure_after, stall_timeout, learn: _ } = reclaim;
+    Pauses { idle: idle_after, unused: unused_after, unsure: unsure_after, stalled: stall_timeout }
 }
 
 /// The budget that was used stays so, unless the settings are others now.
@@ -338,9 +323,8 @@ mod tests {
         let settings = assembly.settings(&config, ReadTls::new(), None);
         let route = settings.routes.find(&Target::from_connect("192.0.2.1:443").unwrap(), false).await.unwrap();
         assert_eq!(route.upstream.name, OTHER_HOSTS);
-        let (pauses, now) = (route.pauses, Duration::ZERO);
-        let default = Reclaim::default();
-        assert_eq!((pauses.idle(now), pauses.unused(now)), (default.idle_after, default.unused_after));
-        assert_eq!((pauses.unsure(), pauses.stalled()), (default.unsure_after, default.stall_timeout));
+        let seconds = Duration::from_secs;
+        let default = Pauses { idle: seconds(1), unused: seconds(3), unsure: seconds(10), stalled: seconds(300) };
+        assert_eq!(route.pauses, default);
     }
 }

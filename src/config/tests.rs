@@ -74,8 +74,8 @@ fn the_least_file_gives_the_defaults() {
                 keep_place: seconds(30),
             },
             reclaim: Reclaim {
-                idle_after: Duration::from_millis(300),
-                unused_after: seconds(1),
+                idle_after: seconds(1),
+                unused_after: seconds(3),
                 unsure_after: seconds(10),
                 stall_timeout: seconds(300),
                 learn: true,
@@ -444,6 +444,10 @@ admin = '10.0.0.5:4129'
         [(5, "registries.harbor.idle_timeout"), (7, "registries.harbor.queue.tunnel_timeout"), (9, "listen.admin")];
     assert_eq!(places, expected);
     assert!(warnings[1].reason.contains("tunnel_timeout 45s + connect_timeout 15s = 1m"));
+
+    let short = with("reclaim.idle_after = '999ms'\nreclaim.unused_after = '3s'\nreclaim.unsure_after = '1s'");
+    let warned: Vec<_> = Config::parse(&short).unwrap().warnings.into_iter().map(|warning| warning.key).collect();
+    assert_eq!(warned, ["registries.harbor.reclaim.idle_after", "registries.harbor.reclaim.unsure_after"]);
 
     let defaulted = Config::parse(&with("connect_timeout = '10s'")).unwrap();
     assert_eq!(defaulted.warnings[0].line, 1, "a setting that is absent has its table's line");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use humantime::format_duration;
 
 use super::problem::Problem;
-use super::{Config, Registry};
+use super::{Config, Reclaim, Registry};
 
 /// How long Go's HTTP client, and with it most pullers, waits for the answer to a CONNECT.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(60);
@@ -24,6 +24,7 @@ pub(super) fn about(config: &Config, line_of: impl Fn(&str) -> usize) -> Vec<Pro
         found.extend(late_refusals(registry));
         found.extend(long_idle(registry));
         found.extend(blind_trust(registry));
+        found.extend(short_pauses(registry));
     }
     let mut warnings: Vec<_> =
         found.into_iter().map(|(key, reason)| Problem { line: line_of(&key), key, reason }).collect();
@@ -72,6 +73,26 @@ fn long_idle(registry: &Registry) -> Option<Remark> {
         );
         (format!("registries.{}.idle_timeout", registry.name), reason)
     })
+}
+
+fn short_pauses(registry: &Registry) -> Vec<Remark> {
+    let (reclaim, default) = (registry.reclaim, Reclaim::default());
+    let pauses = [
+        ("idle_after", reclaim.idle_after, default.idle_after),
+        ("unused_after", reclaim.unused_after, default.unused_after),
+        ("unsure_after", reclaim.unsure_after, default.unsure_after),
+    ];
+    let short = pauses.into_iter().filter(|(_, pause, default)| pause < default);
+    let remark = |(key, pause, default): (&str, Duration, Duration)| {
+        let reason = format!(
+            "{} is below the default of {}: clients that use their tunnel again in that moment lose a request, and the \
+             pull with it",
+            format_duration(pause),
+            format_duration(default),
+        );
+        (format!("registries.{}.reclaim.{key}", registry.name), reason)
+    };
+    short.map(remark).collect()
 }
 
 fn blind_trust(registry: &Registry) -> Option<Remark> {

@@ -28,10 +28,10 @@ use super::reply::{Relayed, Reply};
 use super::request_phase::{Asked, state};
 use super::respond::Answer;
 use super::rewrite::Rewrite;
-use super::tunnel::{self, NoTunnel, Tunnel};
 use super::{Entry, Proxy};
 use crate::admission::{self, Principal};
 use crate::metrics::{OTHER_HOSTS, Reason};
+use crate::tunnel::{self, NoTunnel, Tunnel};
 use crate::upstream::http::BUFFER;
 use crate::upstream::{Destination, Patience, Upstream};
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::pauses::Pauses;
+use crate::reclaim::Pauses;
 use crate::target::{Host, HostPattern, Target};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::resolve::{ResolveError, Resolver};
@@ -39,8 +39,8 @@ pub struct Claim {
     pub hosts: Vec<HostPattern>,
     /// The registry.
     pub upstream: Arc<Upstream>,
-    /// When its quiet tunnels may be taken back.
-    pub pauses: Arc<Pauses>,
+    /// When its quiet tunnels may be taken.
+    pub pauses: Pauses,
     /// The nodes of its mirror.
     pub cluster: Option<Arc<Cluster>>,
 }
@@ -52,8 +52,8 @@ pub struct Route {
     pub upstream: Arc<Upstream>,
     /// Where it goes.
     pub destination: Destination,
-    /// When a quiet tunnel there may be taken back.
-    pub pauses: Arc<Pauses>,
+    /// When a quiet tunnel there may be taken.
+    pub pauses: Pauses,
 }
 
 impl Claim {
@@ -68,7 +68,7 @@ impl Claim {
         let several = self.cluster.as_ref().filter(|cluster| cluster.origins().len() > 1);
         let (cluster, node) = several.and_then(|cluster| Some((cluster.clone(), cluster.node_at(target)?))).unzip();
         let destination = Destination { target: target.clone(), secure, pinned, listed_host, cluster, node };
-        Route { upstream: self.upstream.clone(), destination, pauses: self.pauses.clone() }
+        Route { upstream: self.upstream.clone(), destination, pauses: self.pauses }
     }
 }
 

@@ -50,7 +50,7 @@ struct Logs {
 
 /// A table for `[registries.stub]` that leaves quiet tunnels alone, for tests in which a tunnel is to hold its slot.
 pub const KEEP_TUNNELS: &str =
-    "[registries.stub.reclaim]\nidle_after = \"1h\"\nunused_after = \"1h\"\nunsure_after = \"1h\"\nlearn = false\n";
+    "[registries.stub.reclaim]\nidle_after = \"1h\"\nunused_after = \"1h\"\nunsure_after = \"1h\"\n";
 
 /// A whole config: free loopback ports and JSON logs before `rest`, which goes on with tables:
 /// `[registries.stub]` and so on. Keys of the top level (`drain_timeout`) go before the result.

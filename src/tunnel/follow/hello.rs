@@ -6,10 +6,10 @@
 use super::Side;
 
 /// No hello is this long: with post-quantum key shares and a session ticket they have some thousand bytes.
-const LONGEST: u32 = 1 << 16;
+const MAX_HELLO: u32 = 1 << 16;
 
 /// Version, random, an empty session id, suite and compression.
-const SHORTEST: u32 = 38;
+const MIN_HELLO: u32 = 38;
 
 /// The random of a `ServerHello` that is a `HelloRetryRequest` (RFC 8446, section 4.1.3).
 const RETRY: [u32; 8] =
@@ -23,7 +23,7 @@ const ENCRYPTED_CLIENT_HELLO: u32 = 0xFE0D;
 
 /// Something that a hello says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Finding {
+pub(super) enum HelloFact {
     /// The server asks for another `ClientHello`.
     Retry,
     /// The server chose this cipher suite.
@@ -54,7 +54,7 @@ pub(super) enum Progress {
 /// How far the reading of one hello has come.
 #[derive(Debug)]
 pub(super) struct Hello {
-    step: Step,
+    step: HelloField,
     /// The field that is being read, as far as it has come, and how many bytes of it have.
     value: u32,
     have: u8,
@@ -68,7 +68,7 @@ pub(super) struct Hello {
 
 /// The field that comes next.
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum HelloField {
     /// The type of the handshake message.
     Type,
     /// The length of the message.
@@ -98,11 +98,11 @@ enum Step {
 
 impl Hello {
     pub fn new() -> Hello {
-        Hello { step: Step::Type, value: 0, have: 0, skip: 0, message: None, extension: 0 }
+        Hello { step: HelloField::Type, value: 0, have: 0, skip: 0, message: None, extension: 0 }
     }
 
     /// Reads on. Bytes after the end of the hello are left alone.
-    pub fn read(&mut self, from: Side, bytes: &[u8], mut found: impl FnMut(Finding)) -> Result<Progress, Malformed> {
+    pub fn read(&mut self, from: Side, bytes: &[u8], mut found: impl FnMut(HelloFact)) -> Result<Progress, Malformed> {
         let mut at = 0;
         while self.message != Some(0) {
             let Some(byte) = bytes.get(at) else { return Ok(Progress::More) };
@@ -126,7 +126,7 @@ impl Hello {
             }
         }
         // A hello may end where extensions could begin, and after any of them (RFC 5246, section 7.4.1.2).
-        let whole = matches!(self.step, Step::ExtensionsLength | Step::ExtensionType) && self.have == 0;
+        let whole = matches!(self.step, HelloField::ExtensionsLength | HelloField::ExtensionType) && self.have == 0;
         if whole { Ok(Progress::Done) } else { Err(Malformed) }
     }
 
@@ -140,95 +140,102 @@ impl Hello {
     }
 
     /// What comes after the field that `step` names, given its value.
-    fn after(&mut self, from: Side, value: u32, found: &mut impl FnMut(Finding)) -> Result<Step, Malformed> {
+    fn after(&mut self, from: Side, value: u32, found: &mut impl FnMut(HelloFact)) -> Result<HelloField, Malformed> {
         Ok(match (self.step, from) {
-            (Step::Type, Side::Client) if value == 1 => Step::Length,
-            (Step::Type, Side::Server) if value == 2 => Step::Length,
-            (Step::Type, _) => return Err(Malformed),
-            (Step::Length, _) if !(SHORTEST..=LONGEST).contains(&value) => return Err(Malformed),
-            (Step::Length, _) => {
+            (HelloField::Type, Side::Client) if value == 1 => HelloField::Length,
+            (HelloField::Type, Side::Server) if value == 2 => HelloField::Length,
+            (HelloField::Type, _) => return Err(Malformed),
+            (HelloField::Length, _) if !(MIN_HELLO..=MAX_HELLO).contains(&value) => return Err(Malformed),
+            (HelloField::Length, _) => {
                 self.message = Some(value);
-                Step::Version
+                HelloField::Version
             }
-            (Step::Version, _) => Step::Random(0, true),
-            (Step::Random(7, true), Side::Server) if value == RETRY[7] => {
-                found(Finding::Retry);
-                Step::SessionIdLength
+            (HelloField::Version, _) => HelloField::Random(0, true),
+            (HelloField::Random(7, true), Side::Server) if value == RETRY[7] => {
+                found(HelloFact::Retry);
+                HelloField::SessionIdLength
             }
-            (Step::Random(7, _), _) => Step::SessionIdLength,
-            (Step::Random(at, so_far), _) => Step::Random(at + 1, so_far && value == RETRY[usize::from(at)]),
-            (Step::SessionIdLength, Side::Client) => self.over(value, Step::SuitesLength),
-            (Step::SessionIdLength, Side::Server) => self.over(value, Step::Suite),
-            (Step::SuitesLength, _) => self.over(value, Step::CompressionsLength),
-            (Step::CompressionsLength, _) => self.over(value, Step::ExtensionsLength),
-            (Step::Suite, _) => {
-                found(Finding::Suite(value));
-                self.over(1, Step::ExtensionsLength)
+            (HelloField::Random(7, _), _) => HelloField::SessionIdLength,
+            (HelloField::Random(at, so_far), _) => {
+                HelloField::Random(at + 1, so_far && value == RETRY[usize::from(at)])
             }
-            (Step::ExtensionsLength, _) => Step::ExtensionType,
-            (Step::ExtensionType, _) => Step::ExtensionLength(value),
-            (Step::ExtensionLength(extension), _) => self.extension(from, extension, value, found),
-            (Step::AlpnListLength, _) => self.within_extension(Step::AlpnNameLength),
-            (Step::AlpnNameLength, _) if value == 2 => self.within_extension(Step::AlpnName),
-            (Step::AlpnNameLength, _) if value >= self.extension => self.over(self.extension, Step::ExtensionType),
-            (Step::AlpnNameLength, _) => self.over(value, Step::AlpnNameLength),
-            (Step::AlpnName, _) => {
+            (HelloField::SessionIdLength, Side::Client) => self.over(value, HelloField::SuitesLength),
+            (HelloField::SessionIdLength, Side::Server) => self.over(value, HelloField::Suite),
+            (HelloField::SuitesLength, _) => self.over(value, HelloField::CompressionsLength),
+            (HelloField::CompressionsLength, _) => self.over(value, HelloField::ExtensionsLength),
+            (HelloField::Suite, _) => {
+                found(HelloFact::Suite(value));
+                self.over(1, HelloField::ExtensionsLength)
+            }
+            (HelloField::ExtensionsLength, _) => HelloField::ExtensionType,
+            (HelloField::ExtensionType, _) => HelloField::ExtensionLength(value),
+            (HelloField::ExtensionLength(extension), _) => self.extension(from, extension, value, found),
+            (HelloField::AlpnListLength, _) => self.within_extension(HelloField::AlpnNameLength),
+            (HelloField::AlpnNameLength, _) if value == 2 => self.within_extension(HelloField::AlpnName),
+            (HelloField::AlpnNameLength, _) if value >= self.extension => {
+                self.over(self.extension, HelloField::ExtensionType)
+            }
+            (HelloField::AlpnNameLength, _) => self.over(value, HelloField::AlpnNameLength),
+            (HelloField::AlpnName, _) => {
                 if value == u32::from(u16::from_be_bytes(*b"h2")) {
-                    found(Finding::Http2);
+                    found(HelloFact::Http2);
                 }
-                self.within_extension(Step::AlpnNameLength)
+                self.within_extension(HelloField::AlpnNameLength)
             }
-            (Step::SelectedVersion, _) => {
-                found(Finding::NewVersion);
-                self.over(self.extension, Step::ExtensionType)
+            (HelloField::SelectedVersion, _) => {
+                found(HelloFact::NewVersion);
+                self.over(self.extension, HelloField::ExtensionType)
             }
         })
     }
 
     /// An extension begins.
-    fn extension(&mut self, from: Side, extension: u32, length: u32, found: &mut impl FnMut(Finding)) -> Step {
+    fn extension(&mut self, from: Side, extension: u32, length: u32, found: &mut impl FnMut(HelloFact)) -> HelloField {
         match (extension, from) {
-            (EARLY_DATA, Side::Client) => found(Finding::EarlyData),
-            (POST_HANDSHAKE_AUTH, Side::Client) => found(Finding::LaterAuthentication),
-            (ENCRYPTED_CLIENT_HELLO, Side::Client) => found(Finding::Hidden),
+            (EARLY_DATA, Side::Client) => found(HelloFact::EarlyData),
+            (POST_HANDSHAKE_AUTH, Side::Client) => found(HelloFact::LaterAuthentication),
+            (ENCRYPTED_CLIENT_HELLO, Side::Client) => found(HelloFact::Hidden),
             _ => {}
         }
         self.extension = length;
         match (extension, from) {
-            (ALPN, _) if length > 2 => Step::AlpnListLength,
-            (SUPPORTED_VERSIONS, Side::Server) if length >= 2 => Step::SelectedVersion,
-            _ => self.over(length, Step::ExtensionType),
+            (ALPN, _) if length > 2 => HelloField::AlpnListLength,
+            (SUPPORTED_VERSIONS, Side::Server) if length >= 2 => HelloField::SelectedVersion,
+            _ => self.over(length, HelloField::ExtensionType),
         }
     }
 
     /// Passes over `bytes`, then goes on with `step`.
-    fn over(&mut self, bytes: u32, step: Step) -> Step {
+    fn over(&mut self, bytes: u32, step: HelloField) -> HelloField {
         self.skip = bytes;
         step
     }
 
     /// Goes on with `step` if the extension does.
-    fn within_extension(&self, step: Step) -> Step {
-        if self.extension > 0 { step } else { Step::ExtensionType }
+    fn within_extension(&self, step: HelloField) -> HelloField {
+        if self.extension > 0 { step } else { HelloField::ExtensionType }
     }
 }
 
-impl Step {
+impl HelloField {
     /// How many bytes the field has.
     fn width(self) -> u8 {
         match self {
-            Step::Type | Step::SessionIdLength | Step::CompressionsLength | Step::AlpnNameLength => 1,
-            Step::Version
-            | Step::SuitesLength
-            | Step::Suite
-            | Step::ExtensionsLength
-            | Step::ExtensionType
-            | Step::ExtensionLength(_)
-            | Step::AlpnListLength
-            | Step::AlpnName
-            | Step::SelectedVersion => 2,
-            Step::Length => 3,
-            Step::Random(..) => 4,
+            HelloField::Type
+            | HelloField::SessionIdLength
+            | HelloField::CompressionsLength
+            | HelloField::AlpnNameLength => 1,
+            HelloField::Version
+            | HelloField::SuitesLength
+            | HelloField::Suite
+            | HelloField::ExtensionsLength
+            | HelloField::ExtensionType
+            | HelloField::ExtensionLength(_)
+            | HelloField::AlpnListLength
+            | HelloField::AlpnName
+            | HelloField::SelectedVersion => 2,
+            HelloField::Length => 3,
+            HelloField::Random(..) => 4,
         }
     }
 }

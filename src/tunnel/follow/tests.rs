@@ -6,26 +6,24 @@ mod wire;
 
 use std::time::Duration;
 
-use super::{Doing, Follower, Pause, Side};
+use super::{Doing, Follower, Side};
 
 /// One tunnel in a test, at a time of its own.
 struct Tunnel {
     follower: Follower,
     now: Duration,
-    pauses: Vec<Pause>,
 }
 
 impl Tunnel {
     fn new() -> Tunnel {
-        Tunnel { follower: Follower::new(Duration::ZERO), now: Duration::ZERO, pauses: Vec::new() }
+        Tunnel { follower: Follower::new(Duration::ZERO), now: Duration::ZERO }
     }
 
     fn sent(&mut self, side: Side, bytes: &[u8]) {
-        let pause = match side {
+        match side {
             Side::Client => self.follower.client_sent(bytes, self.now),
             Side::Server => self.follower.server_sent(bytes, self.now),
-        };
-        self.pauses.extend(pause);
+        }
     }
 
     fn wait(&mut self, span: Duration) {

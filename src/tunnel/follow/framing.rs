@@ -8,7 +8,7 @@ use std::time::Duration;
 const HEADER: usize = 5;
 
 /// The longest that any version allows: TLS 1.2 lets encryption add 2,048 bytes (RFC 5246, section 6.2.3).
-const LONGEST: u16 = (1 << 14) + 2048;
+const MAX_RECORD: u16 = (1 << 14) + 2048;
 
 /// Where one direction stands.
 #[derive(Debug, Default)]
@@ -21,21 +21,19 @@ pub(super) struct Framing {
     left: u16,
     /// When the first byte of the record passed.
     began: Duration,
-    /// How long both sides had been silent before that byte.
-    quiet: Duration,
 }
 
 /// What a record header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    pub kind: Kind,
+pub(super) struct RecordHeader {
+    pub content: ContentType,
     /// Of the body; never 0.
     pub length: u16,
 }
 
 /// The content types (RFC 8446, section 5.1). After encryption TLS 1.3 calls everything data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ContentType {
     ChangeCipherSpec,
     Alert,
     Handshake,
@@ -46,7 +44,7 @@ pub(super) enum Kind {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Piece<'a> {
     /// A record begins.
-    Header(Header),
+    Header(RecordHeader),
     /// Some of its body; never empty.
     Body(&'a [u8]),
     /// No record begins here.
@@ -80,10 +78,9 @@ impl Framing {
         Some(Piece::Header(header))
     }
 
-    /// Notes when a record begins, and after what silence. To be called at its first byte.
-    pub fn begin(&mut self, now: Duration, quiet: Duration) {
+    /// Notes when a record begins. To be called at its first byte.
+    pub fn begin(&mut self, now: Duration) {
         self.began = now;
-        self.quiet = quiet;
     }
 
     /// Whether a record has begun that has not ended.
@@ -96,30 +93,25 @@ impl Framing {
         self.began
     }
 
-    /// How long both sides had been silent before it.
-    pub fn quiet(&self) -> Duration {
-        self.quiet
-    }
-
     /// The type of the record that is passing, or passed last.
-    pub fn kind(&self) -> Option<Kind> {
-        kind(self.header[0])
+    pub fn content(&self) -> Option<ContentType> {
+        content_type(self.header[0])
     }
 }
 
-fn read([content, major, minor, high, low]: [u8; HEADER]) -> Option<Header> {
+fn read([content, major, minor, high, low]: [u8; HEADER]) -> Option<RecordHeader> {
     let length = u16::from_be_bytes([high, low]);
     // An empty record cannot be: encryption adds to it, and a plaintext one must not be empty (RFC 8446, section 5.1).
-    let sound = major == 3 && minor <= 4 && (1..=LONGEST).contains(&length);
-    Some(Header { kind: kind(content)?, length }).filter(|_| sound)
+    let sound = major == 3 && minor <= 4 && (1..=MAX_RECORD).contains(&length);
+    Some(RecordHeader { content: content_type(content)?, length }).filter(|_| sound)
 }
 
-fn kind(content: u8) -> Option<Kind> {
+fn content_type(content: u8) -> Option<ContentType> {
     match content {
-        20 => Some(Kind::ChangeCipherSpec),
-        21 => Some(Kind::Alert),
-        22 => Some(Kind::Handshake),
-        23 => Some(Kind::Data),
+        20 => Some(ContentType::ChangeCipherSpec),
+        21 => Some(ContentType::Alert),
+        22 => Some(ContentType::Handshake),
+        23 => Some(ContentType::Data),
         _ => None,
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::Doing::{self, Closing, Idle, InFlight, Unsure, Unused};
 use super::wire::*;
-use super::{Pause, Side, Tunnel};
+use super::{Side, Tunnel};
 
 /// Who sends what, and what the tunnel is doing afterwards.
 type Step = (Side, Vec<u8>, Doing);
@@ -503,50 +503,4 @@ fn garbage_is_in_flight_or_unsure() {
     plays([&[client(handshake(100), InFlight), server(handshake(100), Unsure)]]);
     plays([&[client(client_hello(&[]), InFlight), client(data(100), InFlight), server(data(100), Unsure)]]);
     plays([&[client(record(22, &[1, 1, 0, 0]), InFlight), client(vec![0; 9], InFlight), server(vec![0], Unsure)]]);
-}
-
-/// Each silence is told once, as what it was; those of handshakes are not.
-#[test]
-fn pauses_are_told_as_they_end() {
-    let mut tunnel = Tunnel::new();
-    let step = |tunnel: &mut Tunnel, millis: u64, side: Side, bytes: Vec<u8>| {
-        tunnel.wait(Duration::from_millis(millis));
-        tunnel.sent(side, &bytes);
-        std::mem::take(&mut tunnel.pauses)
-    };
-    for (side, bytes, _) in new_with_tickets() {
-        assert_eq!(step(&mut tunnel, 10, side, bytes), []);
-    }
-    let millis = Duration::from_millis;
-    let told = step(&mut tunnel, 40, Side::Client, data(200));
-    assert_eq!(told, [Pause::BeforeFirstRequest(millis(40))]);
-    let told = step(&mut tunnel, 3000, Side::Server, [data(350), data(FULL)].concat());
-    assert_eq!(told, [Pause::BeforeAnswer(millis(3000))]);
-    let told = step(&mut tunnel, 7, Side::Server, data(900));
-    assert_eq!(told, [Pause::InAnswer { looked: Unsure, lasted: millis(7) }]);
-    let told = step(&mut tunnel, 80, Side::Server, data(900)[..9].to_vec());
-    assert_eq!(told, [Pause::InAnswer { looked: Idle, lasted: millis(80) }]);
-    let told = step(&mut tunnel, 5, Side::Server, [&data(900)[9..], &data(70)].concat());
-    assert_eq!(told, [Pause::InAnswer { looked: Unsure, lasted: millis(5) }]);
-    let told = step(&mut tunnel, 600, Side::Client, data(200));
-    assert_eq!(told, [Pause::BeforeNextRequest(millis(600))]);
-    assert_eq!(step(&mut tunnel, 0, Side::Server, data(900)), []);
-    // To say goodbye late is not to ask late.
-    assert_eq!(step(&mut tunnel, 90_000, Side::Client, data(CLOSE_NOTIFY)), []);
-}
-
-/// A ticket that comes between a request and its answer does not make the wait any shorter.
-#[test]
-fn the_wait_for_an_answer_counts_from_the_request() {
-    let mut tunnel = Tunnel::new();
-    for (side, bytes, _) in new() {
-        tunnel.sent(side, &bytes);
-    }
-    tunnel.sent(Side::Client, &data(200));
-    tunnel.wait(Duration::from_millis(50));
-    tunnel.sent(Side::Server, &data(282));
-    assert_eq!(tunnel.pauses, []);
-    tunnel.wait(Duration::from_millis(150));
-    tunnel.sent(Side::Server, &data(400));
-    assert_eq!(tunnel.pauses, [Pause::BeforeAnswer(Duration::from_millis(200))]);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::lengths::Lengths;
 use super::sizes::Sizes;
-use super::{Doing, Pause, Side};
+use super::{Doing, Side};
 
 /// How long after the first session ticket others like it may come. They are written at once.
 const TICKET_BURST: Duration = Duration::from_secs(1);
@@ -21,7 +21,7 @@ const INTERIM: u32 = 25 + 24;
 
 /// What the hellos say about the talk to come.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Terms {
+pub(super) struct Agreement {
     /// Lengths of small records; none before TLS 1.3, which hides what they are.
     pub lengths: Option<Lengths>,
     /// The two may not take turns: HTTP/2, or a server that may ask for a certificate at any time.
@@ -31,8 +31,8 @@ pub(super) struct Terms {
 /// The talk of one tunnel.
 #[derive(Debug, Default)]
 pub(super) struct Talk {
-    terms: Terms,
-    turn: Turn,
+    agreement: Agreement,
+    turn: Speaker,
     tickets: Tickets,
     /// Who said goodbye, as long as nothing came after it that contradicts.
     parted: Option<Side>,
@@ -50,7 +50,7 @@ pub(super) struct Talk {
 
 /// Whose turn it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Turn {
+enum Speaker {
     /// The client's, which has asked nothing so far.
     #[default]
     Unasked,
@@ -80,10 +80,10 @@ enum Tickets {
 
 impl Talk {
     /// The hellos are complete.
-    pub fn agree(&mut self, terms: Terms) {
+    pub fn agree(&mut self, agreement: Agreement) {
         // Also of a client that cannot use them and offers no PSK mode: OpenSSL sends it two all the same.
-        self.tickets = if terms.lengths.is_some() { Tickets::Awaited } else { Tickets::Over };
-        self.terms = terms;
+        self.tickets = if agreement.lengths.is_some() { Tickets::Awaited } else { Tickets::Over };
+        self.agreement = agreement;
     }
 
     /// What the tunnel is doing when no record of the client's is cut; `server_inside` tells of the server's.
@@ -91,11 +91,16 @@ impl Talk {
         let sound = !server_inside && !self.odd;
         match self.turn {
             _ if self.has_parted() => Doing::Closing,
-            Turn::Unasked if sound => Doing::Unused,
-            Turn::Answered if sound && !self.terms.unclear => Doing::Idle,
-            Turn::Unasked | Turn::Unprompted | Turn::Answered | Turn::Answering => Doing::Unsure,
-            Turn::Asked | Turn::Ticketed => Doing::InFlight,
+            Speaker::Unasked if sound => Doing::Unused,
+            Speaker::Answered if sound && !self.agreement.unclear => Doing::Idle,
+            Speaker::Unasked | Speaker::Unprompted | Speaker::Answered | Speaker::Answering => Doing::Unsure,
+            Speaker::Asked | Speaker::Ticketed => Doing::InFlight,
         }
+    }
+
+    /// The length of the answer so far.
+    pub fn answered(&self) -> u32 {
+        self.answered
     }
 
     /// Whether one side said goodbye and nothing is in flight.
@@ -105,32 +110,25 @@ impl Talk {
 
     /// Whether the server has been asked and has not begun to answer.
     pub fn is_asked(&self) -> bool {
-        matches!(self.turn, Turn::Asked | Turn::Ticketed)
+        matches!(self.turn, Speaker::Asked | Speaker::Ticketed)
     }
 
     /// Whether it may have answered, if what is presumed to be tickets was the answer.
     pub fn is_perhaps_answered(&self) -> bool {
-        self.turn == Turn::Ticketed
+        self.turn == Speaker::Ticketed
     }
 
-    /// A data record of the client's begins, after both sides were silent for `quiet`; `server_inside` if it breaks
-    /// into one of the server's.
-    pub fn client_said(&mut self, length: u16, quiet: Duration, server_inside: bool) -> Option<Pause> {
+    /// A data record of the client's begins; `server_inside` if it breaks into one of the server's.
+    pub fn client_said(&mut self, length: u16, server_inside: bool) {
         if self.is(Lengths::is_alert, length) && self.nothing_in_flight() && self.parted != Some(Side::Client) {
             self.parted = Some(Side::Client);
-            return None;
+            return;
         }
         self.parted = None;
         if self.is(Lengths::is_key_update, length) && !self.is_asked() {
-            self.interrupt();
-            return None;
+            return self.interrupt();
         }
-        let pause = match self.turn {
-            Turn::Unasked | Turn::Unprompted => Some(Pause::BeforeFirstRequest(quiet)),
-            Turn::Answered => Some(Pause::BeforeNextRequest(quiet)),
-            Turn::Asked | Turn::Ticketed | Turn::Answering => None,
-        };
-        if matches!(self.turn, Turn::Answered | Turn::Answering) {
+        if matches!(self.turn, Speaker::Answered | Speaker::Answering) {
             self.request.next();
             self.answer.next();
             self.answered = 0;
@@ -138,47 +136,32 @@ impl Talk {
             self.odd |= server_inside;
         }
         self.request_goes_on = self.request.note(length);
-        self.turn = Turn::Asked;
-        pause
+        self.turn = Speaker::Asked;
     }
 
-    /// A data record of the server's begins at `began`, after both sides were silent for `quiet`, and `waited` after
-    /// the client's last byte.
-    pub fn server_said(&mut self, length: u16, began: Duration, quiet: Duration, waited: Duration) -> Option<Pause> {
+    /// A data record of the server's begins at `began`.
+    pub fn server_said(&mut self, length: u16, began: Duration) {
         if self.is(Lengths::is_alert, length) {
             // While something is in flight it may as well be data. If it is a goodbye, the FIN tells soon.
             if self.nothing_in_flight() {
                 self.parted = Some(Side::Server);
             }
-            return None;
+            return;
         }
         if self.is(Lengths::is_key_update, length) {
-            self.interrupt();
-            return None;
+            return self.interrupt();
         }
-        if self.is_ticket(length, began) {
-            self.turn = if self.is_asked() { Turn::Ticketed } else { self.turn };
-            return None;
+        if self.presume_ticket(length, began) {
+            self.turn = if self.is_asked() { Speaker::Ticketed } else { self.turn };
+            return;
         }
-        let pause = match self.turn {
-            Turn::Unasked | Turn::Unprompted => {
-                self.interrupt();
-                return None;
-            }
-            Turn::Asked | Turn::Ticketed => Some(Pause::BeforeAnswer(waited)),
-            Turn::Answered | Turn::Answering => self.answer_paused(quiet, false),
-        };
+        if matches!(self.turn, Speaker::Unasked | Speaker::Unprompted) {
+            return self.interrupt();
+        }
         self.parted = None;
         self.answered = self.answered.saturating_add(u32::from(length));
         let goes_on = self.answer.note(length) || self.request_goes_on || self.answered <= INTERIM;
-        self.turn = if goes_on { Turn::Answering } else { Turn::Answered };
-        pause
-    }
-
-    /// The server goes on after `quiet`; perhaps within an answer, perhaps within a record (`cut`).
-    pub fn answer_paused(&self, quiet: Duration, cut: bool) -> Option<Pause> {
-        let in_answer = matches!(self.turn, Turn::Answered | Turn::Answering) && !self.has_parted();
-        in_answer.then(|| Pause::InAnswer { looked: self.doing(cut), lasted: quiet })
+        self.turn = if goes_on { Speaker::Answering } else { Speaker::Answered };
     }
 
     /// The handshake goes on: what had been said was no goodbye.
@@ -200,7 +183,7 @@ impl Talk {
         self.odd = true;
         self.parted = None;
         match side {
-            Side::Client => self.turn = Turn::Asked,
+            Side::Client => self.turn = Speaker::Asked,
             Side::Server => self.interrupt(),
         }
     }
@@ -208,19 +191,19 @@ impl Talk {
     /// The server said something that is neither answer nor end of one.
     fn interrupt(&mut self) {
         self.turn = match self.turn {
-            Turn::Unasked | Turn::Unprompted => Turn::Unprompted,
-            Turn::Asked | Turn::Ticketed => self.turn,
-            Turn::Answered | Turn::Answering => Turn::Answering,
+            Speaker::Unasked | Speaker::Unprompted => Speaker::Unprompted,
+            Speaker::Asked | Speaker::Ticketed => self.turn,
+            Speaker::Answered | Speaker::Answering => Speaker::Answering,
         };
     }
 
     /// Whether neither a request nor an answer is on its way, by all signs.
     fn nothing_in_flight(&self) -> bool {
-        matches!(self.turn, Turn::Unasked | Turn::Unprompted | Turn::Answered)
+        matches!(self.turn, Speaker::Unasked | Speaker::Unprompted | Speaker::Answered)
     }
 
-    /// Whether a record of the server's is presumed to be a session ticket.
-    fn is_ticket(&mut self, length: u16, began: Duration) -> bool {
+    /// Whether a record of the server's is presumed to be a session ticket; notes that the tickets are over where not.
+    fn presume_ticket(&mut self, length: u16, began: Duration) -> bool {
         let presumed = match self.tickets {
             Tickets::Over => false,
             Tickets::Awaited => {
@@ -239,6 +222,6 @@ impl Talk {
 
     /// Whether `length` is that of such a record; before TLS 1.3 none needs to be guessed.
     fn is(&self, such: fn(Lengths, u16) -> bool, length: u16) -> bool {
-        self.terms.lengths.is_some_and(|lengths| such(lengths, length))
+        self.agreement.lengths.is_some_and(|lengths| such(lengths, length))
     }
 }

@@ -9,7 +9,7 @@ use proptest::sample::select;
 use super::super::Doing;
 use super::super::lengths::Lengths;
 use super::wire::*;
-use super::{Pause, Side, Tunnel};
+use super::{Side, Tunnel};
 
 /// What one side sends at once.
 type Said = (Side, Vec<u8>);
@@ -159,7 +159,7 @@ fn play(opening: &Opening, exchanges: &[Exchange], mut check: impl FnMut(&Tunnel
 }
 
 /// Everything that can be seen of a follower that is fed these bytes, after each.
-fn seen(said: &[Said], cuts: &[usize]) -> (Vec<(Doing, Duration)>, Vec<Pause>) {
+fn seen(said: &[Said], cuts: &[usize]) -> Vec<(Doing, Duration)> {
     let mut tunnel = Tunnel::new();
     let mut cuts = cuts.iter().cycle();
     let mut states = Vec::new();
@@ -173,7 +173,7 @@ fn seen(said: &[Said], cuts: &[usize]) -> (Vec<(Doing, Duration)>, Vec<Pause>) {
         }
         states.push((tunnel.doing(), tunnel.follower.since()));
     }
-    (states, tunnel.pauses)
+    states
 }
 
 /// Something that either side might say, with sense or without.
@@ -240,7 +240,7 @@ proptest! {
         let place = at.index(said[step].1.len());
         said[step].1[place] = byte;
         said.push(client(data(500)));
-        let (states, _) = seen(&said, &[]);
+        let states = seen(&said, &[]);
         prop_assert!(!matches!(states.last(), Some((Doing::Idle, _))));
     }
 }

@@ -3,10 +3,11 @@
 //! That decides whether a tunnel is unused or has a request in flight, and the record types alone do not tell: TLS 1.3
 //! sends its Finished and all requests as data. See RFC 8446, section 2 and appendix D.4, and RFC 5246, section 7.3.
 
-use super::hello::{Finding, Hello, Malformed, Progress};
+use super::framing::{ContentType, RecordHeader};
+use super::hello::{Hello, HelloFact, Malformed, Progress};
 use super::lengths::Lengths;
-use super::talk::Terms;
-use super::{Doing, Header, Kind, Side};
+use super::talk::Agreement;
+use super::{Doing, Side};
 
 /// How far it has come.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ pub(super) struct Greeting {
     choice: Choice,
     /// Whether there was a `HelloRetryRequest`.
     retried: bool,
-    terms: Terms,
+    agreement: Agreement,
 }
 
 /// What a `ServerHello` says.
@@ -81,13 +82,13 @@ pub(super) enum Flight {
 
 /// What a record is, seen from the handshake.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Meaning {
+pub(super) enum HandshakePart {
     /// A part of it that is not the last.
-    Handshake,
+    Middle,
     /// Not a part of it, though it is not over: an alert, early data, a request sent before the server's Finished.
-    Early,
+    None,
     /// Its last record.
-    Over,
+    Last,
     /// It had been over before this record, and the client had even sent a request of the length `asked`.
     WasOver { asked: Option<u16> },
     /// What must not come here.
@@ -111,43 +112,43 @@ impl Handshake {
     }
 
     /// A record begins. All moves but that of a complete `ServerHello` are made here.
-    pub fn record(&mut self, side: Side, header: Header) -> Meaning {
+    pub fn record(&mut self, side: Side, header: RecordHeader) -> HandshakePart {
         match self {
-            Handshake::Untouched if (side, header.kind) == (Side::Client, Kind::Handshake) => {
+            Handshake::Untouched if (side, header.content) == (Side::Client, ContentType::Handshake) => {
                 *self = Handshake::Greeting(Greeting::new());
-                Meaning::Handshake
+                HandshakePart::Middle
             }
-            Handshake::Untouched => Meaning::Unexpected,
-            Handshake::Greeting(greeting) => greeting.record(side, header.kind),
+            Handshake::Untouched => HandshakePart::Unexpected,
+            Handshake::Greeting(greeting) => greeting.record(side, header.content),
             Handshake::Old { client, server } => {
                 let half = if side == Side::Client { &mut *client } else { &mut *server };
-                let meaning = half.record(side, header.kind);
+                let meaning = half.record(side, header.content);
                 let over = (*client, *server) == (Half::Finished, Half::Finished);
-                if over { Meaning::Over } else { meaning }
+                if over { HandshakePart::Last } else { meaning }
             }
-            Handshake::New { flight, lengths } => match (header.kind, side) {
-                (Kind::ChangeCipherSpec, _) => Meaning::Handshake,
-                (Kind::Alert, _) => Meaning::Early,
-                (Kind::Handshake, _) => Meaning::Unexpected,
-                (Kind::Data, Side::Client) => flight.client(header.length, *lengths),
-                (Kind::Data, Side::Server) => flight.server(header.length, *lengths),
+            Handshake::New { flight, lengths } => match (header.content, side) {
+                (ContentType::ChangeCipherSpec, _) => HandshakePart::Middle,
+                (ContentType::Alert, _) => HandshakePart::None,
+                (ContentType::Handshake, _) => HandshakePart::Unexpected,
+                (ContentType::Data, Side::Client) => flight.client(header.length, *lengths),
+                (ContentType::Data, Side::Server) => flight.server(header.length, *lengths),
             },
         }
     }
 
-    /// Bytes of a handshake record. The terms once both sides have said which they are.
-    pub fn read(&mut self, side: Side, bytes: &[u8]) -> Result<Option<Terms>, Malformed> {
+    /// Bytes of a handshake record. What they agreed on once both sides have said which they are.
+    pub fn read(&mut self, side: Side, bytes: &[u8]) -> Result<Option<Agreement>, Malformed> {
         let Handshake::Greeting(greeting) = self else { return Ok(None) };
         if !greeting.read(side, bytes)? {
             return Ok(None);
         }
-        let terms = greeting.terms;
+        let agreement = greeting.agreement;
         let flight = greeting.flight();
-        *self = match terms.lengths {
+        *self = match agreement.lengths {
             Some(lengths) => Handshake::New { flight, lengths },
             None => Handshake::Old { client: Half::Plain, server: Half::Plain },
         };
-        Ok(Some(terms))
+        Ok(Some(agreement))
     }
 }
 
@@ -160,18 +161,18 @@ impl Greeting {
             server: Hello::new(),
             choice: Choice::default(),
             retried: false,
-            terms: Terms::default(),
+            agreement: Agreement::default(),
         }
     }
 
-    fn record(&self, side: Side, kind: Kind) -> Meaning {
-        match (kind, side) {
+    fn record(&self, side: Side, content: ContentType) -> HandshakePart {
+        match (content, side) {
             // A second ClientHello, and what stands beside it in appendix D.4 of RFC 8446.
-            (Kind::Handshake | Kind::ChangeCipherSpec, _) => Meaning::Handshake,
-            (Kind::Alert, _) => Meaning::Early,
+            (ContentType::Handshake | ContentType::ChangeCipherSpec, _) => HandshakePart::Middle,
+            (ContentType::Alert, _) => HandshakePart::None,
             // A request, whatever the server will make of it.
-            (Kind::Data, Side::Client) if self.early_data => Meaning::Early,
-            (Kind::Data, _) => Meaning::Unexpected,
+            (ContentType::Data, Side::Client) if self.early_data => HandshakePart::None,
+            (ContentType::Data, _) => HandshakePart::Unexpected,
         }
     }
 
@@ -187,12 +188,12 @@ impl Greeting {
 
     fn read_client(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
         let Some(hello) = &mut self.client else { return Ok(()) };
-        let (terms, early_data, http2) = (&mut self.terms, &mut self.early_data, &mut self.http2);
+        let (agreement, early_data, http2) = (&mut self.agreement, &mut self.early_data, &mut self.http2);
         let progress = hello.read(Side::Client, bytes, |finding| match finding {
-            Finding::EarlyData => *early_data = true,
-            Finding::Http2 => *http2 = true,
-            Finding::LaterAuthentication | Finding::Hidden => terms.unclear = true,
-            Finding::Retry | Finding::Suite(_) | Finding::NewVersion => {}
+            HelloFact::EarlyData => *early_data = true,
+            HelloFact::Http2 => *http2 = true,
+            HelloFact::LaterAuthentication | HelloFact::Hidden => agreement.unclear = true,
+            HelloFact::Retry | HelloFact::Suite(_) | HelloFact::NewVersion => {}
         })?;
         if progress == Progress::Done {
             self.client = None;
@@ -201,13 +202,13 @@ impl Greeting {
     }
 
     fn read_server(&mut self, bytes: &[u8]) -> Result<bool, Malformed> {
-        let (terms, choice) = (&mut self.terms, &mut self.choice);
+        let (agreement, choice) = (&mut self.agreement, &mut self.choice);
         let progress = self.server.read(Side::Server, bytes, |finding| match finding {
-            Finding::Retry => choice.retry = true,
-            Finding::NewVersion => choice.new_version = true,
-            Finding::Suite(suite) => choice.suite = suite,
-            Finding::Http2 => terms.unclear = true,
-            Finding::EarlyData | Finding::LaterAuthentication | Finding::Hidden => {}
+            HelloFact::Retry => choice.retry = true,
+            HelloFact::NewVersion => choice.new_version = true,
+            HelloFact::Suite(suite) => choice.suite = suite,
+            HelloFact::Http2 => agreement.unclear = true,
+            HelloFact::EarlyData | HelloFact::LaterAuthentication | HelloFact::Hidden => {}
         })?;
         if progress == Progress::More {
             return Ok(false);
@@ -219,8 +220,8 @@ impl Greeting {
             return Ok(false);
         }
         // In TLS 1.2 the server's hello says which protocol was chosen; in 1.3 that is encrypted.
-        self.terms.unclear |= new_version && self.http2;
-        self.terms.lengths = new_version.then(|| Lengths::of(suite));
+        self.agreement.unclear |= new_version && self.http2;
+        self.agreement.lengths = new_version.then(|| Lengths::of(suite));
         Ok(true)
     }
 
@@ -233,54 +234,54 @@ impl Greeting {
 }
 
 impl Half {
-    fn record(&mut self, side: Side, kind: Kind) -> Meaning {
-        match (kind, *self) {
-            (Kind::Alert, _) => return Meaning::Early,
+    fn record(&mut self, side: Side, content: ContentType) -> HandshakePart {
+        match (content, *self) {
+            (ContentType::Alert, _) => return HandshakePart::None,
             // False start (RFC 7918): the client need not wait for the server's Finished.
-            (Kind::Data, Half::Finished) if side == Side::Client => return Meaning::Early,
-            (Kind::Handshake, Half::Plain) => {}
-            (Kind::ChangeCipherSpec, Half::Plain) => *self = Half::Changed,
-            (Kind::Handshake, Half::Changed) => *self = Half::Finished,
-            _ => return Meaning::Unexpected,
+            (ContentType::Data, Half::Finished) if side == Side::Client => return HandshakePart::None,
+            (ContentType::Handshake, Half::Plain) => {}
+            (ContentType::ChangeCipherSpec, Half::Plain) => *self = Half::Changed,
+            (ContentType::Handshake, Half::Changed) => *self = Half::Finished,
+            _ => return HandshakePart::Unexpected,
         }
-        Meaning::Handshake
+        HandshakePart::Middle
     }
 }
 
 impl Flight {
     /// A data record of the client's.
-    fn client(&mut self, length: u16, lengths: Lengths) -> Meaning {
+    fn client(&mut self, length: u16, lengths: Lengths) -> HandshakePart {
         match *self {
             Flight::Awaited | Flight::EarlyEnded | Flight::NoCertificate if lengths.is_finished(length) => {
-                return Meaning::Over;
+                return HandshakePart::Last;
             }
             // It does not like the server's certificate, say.
-            Flight::Awaited | Flight::Certificate if lengths.is_alert(length) => return Meaning::Early,
-            Flight::Awaited if lengths.is_empty_certificate_and_finished(length) => return Meaning::Over,
+            Flight::Awaited | Flight::Certificate if lengths.is_alert(length) => return HandshakePart::None,
+            Flight::Awaited if lengths.is_empty_certificate_and_finished(length) => return HandshakePart::Last,
             Flight::Awaited if lengths.is_empty_certificate(length) => *self = Flight::NoCertificate,
             Flight::Awaited => *self = Flight::Certificate,
             Flight::Early if lengths.is_end_of_early_data(length) => *self = Flight::EarlyEnded,
             // The Finished of a client whose early data was refused; or early data of the same length.
-            Flight::Early if lengths.is_finished(length) => return Meaning::Unexpected,
-            Flight::Early => return Meaning::Early,
-            Flight::EarlyEnded | Flight::NoCertificate => return Meaning::Unexpected,
+            Flight::Early if lengths.is_finished(length) => return HandshakePart::Unexpected,
+            Flight::Early => return HandshakePart::None,
+            Flight::EarlyEnded | Flight::NoCertificate => return HandshakePart::Unexpected,
             Flight::Certificate if lengths.is_certificate_verify(length) => *self = Flight::CertificateVerify(length),
-            Flight::Certificate => return Meaning::WasOver { asked: None },
+            Flight::Certificate => return HandshakePart::WasOver { asked: None },
             // Or a request of just that length and a second record of just this one, after a flight in one record.
-            Flight::CertificateVerify(_) if lengths.is_finished(length) => return Meaning::Over,
-            Flight::CertificateVerify(before) => return Meaning::WasOver { asked: Some(before) },
+            Flight::CertificateVerify(_) if lengths.is_finished(length) => return HandshakePart::Last,
+            Flight::CertificateVerify(before) => return HandshakePart::WasOver { asked: Some(before) },
         }
-        Meaning::Handshake
+        HandshakePart::Middle
     }
 
     /// A data record of the server's. Until it has the client's Finished it sends nothing after its own, early data
     /// apart, and the client sends none of its flight before it has that: so the order here tells.
-    fn server(self, length: u16, lengths: Lengths) -> Meaning {
+    fn server(self, length: u16, lengths: Lengths) -> HandshakePart {
         match self {
-            Flight::Awaited if lengths.is_alert(length) => Meaning::Early,
-            Flight::Awaited | Flight::Early | Flight::EarlyEnded | Flight::NoCertificate => Meaning::Handshake,
-            Flight::Certificate => Meaning::WasOver { asked: None },
-            Flight::CertificateVerify(before) => Meaning::WasOver { asked: Some(before) },
+            Flight::Awaited if lengths.is_alert(length) => HandshakePart::None,
+            Flight::Awaited | Flight::Early | Flight::EarlyEnded | Flight::NoCertificate => HandshakePart::Middle,
+            Flight::Certificate => HandshakePart::WasOver { asked: None },
+            Flight::CertificateVerify(before) => HandshakePart::WasOver { asked: Some(before) },
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Watches one tunnel: follows its records, tells the gate when it lies quiet, and answers when it is asked to close.
 //!
-//! The gate is told only of silences that have lasted a little, so that a tunnel that moves costs it nothing. A recall is
-//! answered in the next lull, after a last look: at the client's socket, at the registry's, and at what the client has not
+//! The gate is told only of silences that have lasted a little, so that a tunnel that moves costs it nothing. A reclaim is
+//! answered after a last look: at the client's socket, at the registry's, and at what the client has not
 //! acknowledged. A client that takes nothing for as long as a request may stall keeps its tunnel no longer.
 //!
 //! While client and registry shake hands, the slot counts as connecting: handshakes are what burdens a server most.
@@ -14,10 +14,10 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use super::follow::{Doing, Follower, Pause};
-use super::pauses::Pauses;
+use super::follow::{Doing, Follower};
 use crate::admission::{Evidence, Moment, Quiet, SlotState};
 use crate::kernel;
+use crate::reclaim::Pauses;
 use crate::tcp;
 use crate::upstream::socket::Socket;
 
@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub struct Watch<'a> {
     registry: &'a Socket,
     client: &'a TcpStream,
-    pauses: &'a Pauses,
+    pauses: Pauses,
     /// What the gate's time counts from.
     epoch: Instant,
     follower: Mutex<Follower>,
@@ -56,7 +56,7 @@ struct Jam {
 
 impl<'a> Watch<'a> {
     /// Watches a tunnel that stands now.
-    pub fn new(client: &'a TcpStream, registry: &'a Socket, pauses: &'a Pauses, epoch: Instant) -> Watch<'a> {
+    pub fn new(client: &'a TcpStream, registry: &'a Socket, pauses: Pauses, epoch: Instant) -> Watch<'a> {
         Watch {
             registry,
             client,
@@ -78,13 +78,7 @@ impl<'a> Watch<'a> {
     /// The registry sent this; to be told before it is passed on.
     pub fn server_sent(&self, bytes: &[u8]) {
         self.handing.store(true, Ordering::Release);
-        self.follow(|follower, now| {
-            let pause = follower.server_sent(bytes, now);
-            if follower.doing() == Doing::Idle {
-                self.pauses.last_answer.ended(now);
-            }
-            pause
-        });
+        self.follow(|follower, now| follower.server_sent(bytes, now));
     }
 
     /// All that the registry sent so far is the kernel's.
@@ -92,15 +86,12 @@ impl<'a> Watch<'a> {
         self.handing.store(false, Ordering::Release);
     }
 
-    fn follow(&self, feed: impl FnOnce(&mut Follower, Duration) -> Option<Pause>) {
-        let now = self.epoch.elapsed();
-        let (pause, handshaking) = {
+    fn follow(&self, feed: impl FnOnce(&mut Follower, Duration)) {
+        let handshaking = {
             let mut follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
-            (feed(&mut follower, now), follower.is_handshaking())
+            feed(&mut follower, self.epoch.elapsed());
+            follower.is_handshaking()
         };
-        if let Some(pause) = pause {
-            self.pauses.saw(pause, now);
-        }
         let was_told = self.told.load(Ordering::Acquire);
         if self.handshaking.swap(handshaking, Ordering::AcqRel) != handshaking && !was_told {
             self.registry.enter(self.state());
@@ -135,12 +126,9 @@ impl<'a> Watch<'a> {
             tokio::select! {
                 biased;
                 Ok(evidence) = reclaim => {
-                    if evidence != Evidence::Stalled {
-                        self.lull().await;
-                    }
                     jam = self.jammed().map(|bytes| Jam::goes_on(jam, bytes, since));
                     let may_go = match jam {
-                        Some(jam) if jam.since.elapsed() >= self.pauses.stalled() => Some(Evidence::Stalled),
+                        Some(jam) if jam.since.elapsed() >= self.pauses.stalled => Some(Evidence::Stalled),
                         Some(_) => None,
                         None if evidence == Evidence::Stalled => Some(evidence),
                         None => self.nothing_speaks_against_it().then_some(evidence),
@@ -169,18 +157,6 @@ impl<'a> Watch<'a> {
     fn worth_telling(&self, doing: Doing) -> Duration {
         let handshaking = doing == Doing::InFlight && self.handshaking.load(Ordering::Acquire);
         if handshaking { LONGEST_HANDSHAKE } else { WORTH_TELLING }
-    }
-
-    /// Completes in the next lull.
-    async fn lull(&self) {
-        let asked = self.epoch.elapsed();
-        loop {
-            let lull = self.pauses.last_answer.lull(asked);
-            if lull <= self.epoch.elapsed() {
-                return;
-            }
-            sleep_until(self.epoch + lull).await;
-        }
     }
 
     /// The tunnel does not lie quiet any more: whatever was asked of it meanwhile is answered with that.
@@ -212,21 +188,14 @@ impl<'a> Watch<'a> {
 
     /// Tells the gate that the tunnel lies quiet. What comes back completes when the gate wants it closed.
     fn tell(&self, doing: Doing, since: Duration) -> oneshot::Receiver<Evidence> {
-        let now = self.epoch.elapsed();
         let (evidence, pause) = match doing {
-            Doing::Unused => (Evidence::Unused, self.pauses.unused(now)),
-            Doing::Idle => (Evidence::Idle, self.pauses.idle_of_next(now)),
-            Doing::Closing => (Evidence::Idle, self.pauses.idle(now)),
-            Doing::Unsure => (Evidence::Unsure, self.pauses.unsure()),
-            Doing::InFlight => (Evidence::Stalled, self.pauses.stalled()),
+            Doing::Unused => (Evidence::Unused, self.pauses.unused),
+            Doing::Idle | Doing::Closing => (Evidence::Idle, self.pauses.idle),
+            Doing::Unsure => (Evidence::Unsure, self.pauses.unsure),
+            Doing::InFlight => (Evidence::Stalled, self.pauses.stalled),
         };
-        let for_own = if doing == Doing::Unused { self.pauses.unused_for_own(now) } else { pause };
-        let quiet = Quiet {
-            evidence,
-            since: Moment(since),
-            from: Moment(since + pause),
-            from_for_own: Moment(since + for_own),
-        };
+        let from = Moment(since + pause);
+        let quiet = Quiet { evidence, since: Moment(since), from, from_for_own: from };
         let (reclaim, reclaimed) = oneshot::channel();
         self.told.store(true, Ordering::Release);
         self.registry.quiet(
@@ -256,60 +225,5 @@ impl Jam {
     fn goes_on(before: Option<Jam>, bytes: u32, behind: Duration) -> Jam {
         let same = before.filter(|jam| (jam.bytes, jam.behind) == (bytes, behind));
         same.unwrap_or_else(|| Jam { bytes, behind, since: Instant::now() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use tokio::net::TcpListener;
-
-    use super::*;
-    use crate::proxy::pauses::Bounds;
-    use crate::upstream::Connected;
-    use crate::upstream::tests::{attempt, upstream};
-
-    const LONG: Duration = Duration::from_secs(50);
-    const PAUSE: Duration = Duration::from_millis(60);
-
-    /// While answers end on other tunnels, one that is asked to close looks for a moment in which none has just ended.
-    #[tokio::test]
-    async fn a_tunnel_closes_in_a_lull() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let upstream = Arc::new(upstream());
-        let epoch = upstream.gate.epoch();
-        let Ok(Connected::New(socket)) = upstream.reach(&mut attempt(&upstream, address, LONG), None).await else {
-            panic!("no tunnel");
-        };
-        let client = TcpStream::connect(address).await.unwrap();
-        let bounds = Bounds { idle: PAUSE, unused: PAUSE, unsure: LONG, stalled: LONG, learn: false };
-        let pauses = Arc::new(Pauses::new(bounds));
-        let answering = tokio::spawn({
-            let pauses = pauses.clone();
-            async move {
-                loop {
-                    pauses.last_answer.ended(epoch.elapsed());
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            }
-        });
-        let waiting = tokio::spawn({
-            let upstream = upstream.clone();
-            async move { upstream.reach(&mut attempt(&upstream, address, LONG), None).await.is_ok() }
-        });
-        let began = epoch.elapsed();
-        let watch = Watch::new(&client, &socket, &pauses, epoch);
-        assert_eq!(watch.reclaimed().await, Evidence::Unused);
-        let (now, asked_at_soonest) = (epoch.elapsed(), began + PAUSE);
-        // Where the machine was too busy to let an answer end, there was a lull.
-        assert!(
-            pauses.last_answer.lull(asked_at_soonest) <= now,
-            "asked at {asked_at_soonest:?} or later, closed at {now:?}"
-        );
-        answering.abort();
-        drop(socket);
-        assert!(waiting.await.unwrap(), "the slot went to who waited");
     }
 }

@@ -1,17 +1,16 @@
-//! The last words on both sides of a tunnel that was taken back: they tell whether that was a mistake.
+//! What both sides still send after a tunnel was taken: it tells whether that was a mistake.
 //!
 //! A request of the client's that comes now has crossed our FIN on the wire. More of an answer means that the registry had
-//! only paused: such pauses are learned, or the next answer would be cut like this one.
+//! only paused.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::client::Client;
-use super::follow::{Doing, Follower, Pause};
-use super::pauses::Pauses;
+use super::follow::{Doing, Follower};
 use crate::admission::Evidence;
+use crate::proxy::client::Client;
 use crate::upstream::socket::Socket;
 
 /// No goodbye is longer: an alert of TLS, a last frame of HTTP/2.
@@ -32,21 +31,22 @@ impl CloseObserver {
 
     /// Ends the registry's side in order. What comes back completes once the registry goes on with an answer; it fails when
     /// the registry has ended without.
-    pub fn overhear(&self, socket: Socket, evidence: Evidence, pauses: Arc<Pauses>) -> oneshot::Receiver<()> {
+    pub fn overhear(&self, socket: Socket, evidence: Evidence) -> oneshot::Receiver<()> {
         let (goes_on, told) = oneshot::channel();
         let (follower, epoch, mut goes_on, mut heard) = (self.follower.clone(), self.epoch, Some(goes_on), 0);
+        let (before, was_inside) = {
+            let follower = lock(&follower);
+            (follower.answered(), follower.is_inside_servers_record())
+        };
         socket.lingering_close_showing(move |bytes| {
-            let now = epoch.elapsed();
             heard += bytes.len();
-            let pause = lock(&follower).server_sent(bytes, now).filter(|pause| matches!(pause, Pause::InAnswer { .. }));
+            let mut follower = lock(&follower);
+            follower.server_sent(bytes, epoch.elapsed());
             // Where nothing can be told from records, much is more of an answer.
-            if pause.is_none() && !(evidence == Evidence::Unsure && heard > LONGEST_GOODBYE) {
-                return;
-            }
-            if let Some(goes_on) = goes_on.take() {
-                if let Some(pause) = pause {
-                    pauses.saw(pause, now);
-                }
+            let in_doubt = evidence == Evidence::Unsure && heard > LONGEST_GOODBYE;
+            if (was_inside || in_doubt || follower.answered() != before)
+                && let Some(goes_on) = goes_on.take()
+            {
                 // Nobody listens when the process goes down.
                 let _ = goes_on.send(());
             }

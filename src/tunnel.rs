@@ -3,6 +3,11 @@
 //! The `200` is sent when the upstream socket stands, never earlier: pullers give a CONNECT a minute, but the TLS
 //! handshake behind it only ten seconds. It goes out alone, in one write: reqwest loses bytes that come with it.
 
+mod close_observer;
+pub mod follow;
+mod relay;
+mod watch;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,18 +16,18 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::client::Client;
-use super::close_observer::CloseObserver;
-use super::follow::Doing;
-use super::head::Connect;
-use super::pauses::Pauses;
-use super::record::{Kind, Record};
-use super::relay::{End, HalfClosed, relay};
-use super::respond::Answer;
-use super::watch::Watch;
-use super::{Asking, Proxy};
+use self::close_observer::CloseObserver;
+use self::follow::Doing;
+use self::relay::{End, HalfClosed, relay};
+use self::watch::Watch;
 use crate::admission::{self, Evidence, Lane, Principal, SlotState};
 use crate::metrics::{Direction, Reason, Reclaimed};
+use crate::proxy::client::Client;
+use crate::proxy::head::Connect;
+use crate::proxy::record::{Kind, Record};
+use crate::proxy::respond::Answer;
+use crate::proxy::{Asking, Proxy};
+use crate::reclaim::Pauses;
 use crate::target::Target;
 use crate::upstream::socket::Socket;
 use crate::upstream::{Connected, Patience};
@@ -34,7 +39,7 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 pub struct Tunnel {
     socket: Socket,
     record: Record,
-    pauses: Arc<Pauses>,
+    pauses: Pauses,
     /// What the time of its registry's gate counts from.
     epoch: Instant,
 }
@@ -48,7 +53,7 @@ impl Tunnel {
     /// How long nothing may move in it where somebody waits.
     #[must_use]
     pub fn longest_stall(&self) -> Duration {
-        self.pauses.stalled()
+        self.pauses.stalled
     }
 }
 
@@ -141,9 +146,9 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
         };
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
     };
-    let half_closed = HalfClosed { longest_silence: pauses.stalled() };
+    let half_closed = HalfClosed { longest_silence: pauses.stalled };
     let (end, follower) = {
-        let watch = Watch::new(client.stream(), &socket, &pauses, epoch);
+        let watch = Watch::new(client.stream(), &socket, pauses, epoch);
         let end = tokio::select! {
             end = relay(client.stream(), &socket, &watch, early, half_closed, count) => end,
             () = proxy.cut_short() => End::CutShort,
@@ -152,8 +157,8 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
     };
     match end {
         End::Finished => record.served(),
-        End::ClientBroke(_) => record.client_left(),
-        End::RegistryBroke(_) => {
+        End::ClientBroke => record.client_left(),
+        End::RegistryBroke => {
             client.cut();
             record.upstream_failed();
         }
@@ -170,7 +175,7 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
             metrics.reclaimed(evidence_of(evidence));
             let close_observer = CloseObserver::new(follower, epoch);
             // The slot goes back first; the client may take its time to notice.
-            let answer = close_observer.overhear(socket, evidence, pauses);
+            let answer = close_observer.overhear(socket, evidence);
             let crossed = close_observer.crosses(client).await;
             // Who closes without a word has said all. (The sender goes with the socket.)
             if answer.await.is_ok() {

@@ -38,9 +38,9 @@ pub enum End {
     /// Both sides ended in order.
     Finished,
     /// The client's connection broke.
-    ClientBroke(io::Error),
+    ClientBroke,
     /// The registry's connection broke.
-    RegistryBroke(io::Error),
+    RegistryBroke,
     /// Somebody waits, and nothing was under way, or nothing of it moved for very long ([`Evidence::Stalled`]). The socket
     /// does not know yet how to close.
     Reclaimed(Evidence),
@@ -48,7 +48,7 @@ pub enum End {
     CutShort,
 }
 
-/// Relays until both sides have ended, one is broken, or the tunnel is recalled; `early` are the bytes that the client
+/// Relays until both sides have ended, one is broken, or the tunnel is reclaimed; `early` are the bytes that the client
 /// sent before the tunnel stood. `carried` is told of all bytes as they pass. The socket is left knowing how to close.
 pub async fn relay(
     client: &TcpStream,
@@ -71,19 +71,19 @@ pub async fn relay(
     let up = async {
         if !early.is_empty() {
             sent_up(&early);
-            tcp::write_all(registry.stream(), &early).await.map_err(End::RegistryBroke)?;
+            tcp::write_all(registry.stream(), &early).await.map_err(|_| End::RegistryBroke)?;
         }
         drop(early);
         pump(client, registry.stream(), sent_up, || ()).await.map_err(|broken| match broken {
-            Broken::Source(error) => End::ClientBroke(error),
-            Broken::Sink(error) => End::RegistryBroke(error),
+            Broken::Source => End::ClientBroke,
+            Broken::Sink => End::RegistryBroke,
         })
     };
     let down = async {
         pump(registry.stream(), client, sent_down, || watch.client_was_handed_all()).await.map_err(
             |broken| match broken {
-                Broken::Source(error) => End::RegistryBroke(error),
-                Broken::Sink(error) => End::ClientBroke(error),
+                Broken::Source => End::RegistryBroke,
+                Broken::Sink => End::ClientBroke,
             },
         )
     };
@@ -91,7 +91,7 @@ pub async fn relay(
         ended = join(client, up, down, registry, half_closed) => match ended {
             Ok(()) => End::Finished,
             // A registry that closes while the client says its TLS goodbye resets; all that it said came through.
-            Err(End::RegistryBroke(_)) if watch.is_at_rest() => End::Finished,
+            Err(End::RegistryBroke) if watch.is_at_rest() => End::Finished,
             Err(end) => end,
         },
         evidence = watch.reclaimed() => End::Reclaimed(evidence),
@@ -109,21 +109,21 @@ async fn join(
     tokio::pin!(up, down);
     tokio::select! {
         client_ended = &mut up => {
-            if let Err(broken @ End::ClientBroke(_)) = client_ended {
+            if let Err(broken @ End::ClientBroke) = client_ended {
                 return Err(broken);
             }
             let registry_ended = tokio::select! {
                 ended = down => ended,
-                () = tcp::broken(client) => return Err(End::ClientBroke(io::ErrorKind::ConnectionReset.into())),
+                () = tcp::broken(client) => return Err(End::ClientBroke),
                 () = until_silent(registry, half_closed.longest_silence) => {
                     // It has our FIN already, and is asked for its own once more.
                     registry.ending().in_order();
-                    return Err(End::RegistryBroke(io::ErrorKind::TimedOut.into()));
+                    return Err(End::RegistryBroke);
                 }
             };
             match (client_ended, registry_ended) {
                 // A registry that closes with the client's last words unread (a TLS goodbye, mostly) resets.
-                (Ok(()), Ok(()) | Err(End::RegistryBroke(_))) => registry.ending().confirmed(),
+                (Ok(()), Ok(()) | Err(End::RegistryBroke)) => registry.ending().confirmed(),
                 // It answered without reading all, and closed: what it said came through.
                 (Err(_), Ok(())) => registry.ending().in_order(),
                 (Err(broken), _) | (_, Err(broken)) => return Err(broken),
@@ -152,27 +152,27 @@ async fn until_silent(registry: &Socket, longest: Duration) {
 }
 
 enum Broken {
-    Source(io::Error),
-    Sink(io::Error),
+    Source,
+    Sink,
 }
 
 /// One direction, up to and with the FIN. `passing` is shown all bytes before they are passed on, and `passed` is told when
 /// the kernel has them.
 async fn pump(source: &TcpStream, sink: &TcpStream, passing: impl Fn(&[u8]), passed: impl Fn()) -> Result<(), Broken> {
     loop {
-        source.readable().await.map_err(Broken::Source)?;
+        source.readable().await.map_err(|_| Broken::Source)?;
         let mut buffer = Vec::with_capacity(BUFFER);
         loop {
             buffer.clear();
             match source.try_read_buf(&mut buffer) {
-                Ok(0) => return tcp::finish(sink).map_err(Broken::Sink),
+                Ok(0) => return tcp::finish(sink).map_err(|_| Broken::Sink),
                 Ok(_) => {
                     passing(&buffer);
-                    tcp::write_all(sink, &buffer).await.map_err(Broken::Sink)?;
+                    tcp::write_all(sink, &buffer).await.map_err(|_| Broken::Sink)?;
                     passed();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(Broken::Source(error)),
+                Err(_) => return Err(Broken::Source),
             }
             consume_budget().await;
         }

@@ -1,0 +1,213 @@
+//! The record follower: what is a tunnel doing, told from the outside of its TLS records?
+//!
+//! It is fed every byte of both directions, in any pieces, with the time at which they pass, and answers at any moment
+//! whether something is in flight. Of encrypted records it sees type and length (RFC 8446, section 5; RFC 5246, section
+//! 6.2), of the handshake also the two hellos. It never decrypts, keeps no payload, reads no clock and never fails:
+//! whatever it does not understand is at best [`Doing::Unsure`], and while the client spoke last [`Doing::InFlight`].
+//! Every doubt is decided against taking the connection away. It presumes HTTP/1.1 without pipelining inside the TLS.
+
+mod framing;
+mod handshake;
+mod hello;
+mod lengths;
+mod sizes;
+mod talk;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use self::framing::{ContentType, Framing, Piece, RecordHeader};
+use self::handshake::{Handshake, HandshakePart};
+use self::talk::Talk;
+
+/// What a tunnel is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Doing {
+    /// The client has asked nothing: no byte passed at all, or the handshake is over and at most session tickets came
+    /// since.
+    Unused,
+    /// The client asked, and the server spoke last, on a complete record that looks like the last one of an answer.
+    Idle,
+    /// The server spoke last, but perhaps not to the end; or it cannot be told who is to speak next.
+    Unsure,
+    /// The client spoke last, or the handshake is under way: somebody waits for the server.
+    InFlight,
+    /// One side said goodbye while nothing was in flight, or the server did, so that nothing will be answered.
+    Closing,
+}
+
+/// A side of the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Client,
+    Server,
+}
+
+/// Follows one tunnel. A few hundred bytes, allocates nothing.
+#[derive(Debug)]
+pub struct Follower {
+    phase: Phase,
+    talk: Talk,
+    client: Framing,
+    server: Framing,
+    /// When the last byte passed, of either side; or when the tunnel began.
+    last_byte: Duration,
+    /// Whose byte the last one was; meaningless before the first.
+    last_side: Side,
+}
+
+/// How far the tunnel has come.
+#[derive(Debug)]
+enum Phase {
+    /// Up to the last Finished. Also before the first byte.
+    Handshake(Handshake),
+    /// Requests and answers.
+    Open,
+    /// Not TLS, or not any TLS that is understood. Nothing but the direction of bytes is known, for good.
+    Lost,
+}
+
+impl Follower {
+    /// A tunnel that begins now. All times count from one epoch of the caller's, and should not go back.
+    #[must_use]
+    pub fn new(now: Duration) -> Follower {
+        Follower {
+            phase: Phase::Handshake(Handshake::new()),
+            talk: Talk::default(),
+            client: Framing::default(),
+            server: Framing::default(),
+            last_byte: now,
+            last_side: Side::Server,
+        }
+    }
+
+    /// The client sent these bytes. To be told before they are handed on: a request must not be overlooked.
+    pub fn client_sent(&mut self, bytes: &[u8], now: Duration) {
+        self.sent(Side::Client, bytes, now);
+    }
+
+    /// The server sent these bytes.
+    pub fn server_sent(&mut self, bytes: &[u8], now: Duration) {
+        self.sent(Side::Server, bytes, now);
+    }
+
+    /// What the tunnel is doing.
+    #[must_use]
+    pub fn doing(&self) -> Doing {
+        match &self.phase {
+            Phase::Lost if self.last_side == Side::Client => Doing::InFlight,
+            Phase::Lost => Doing::Unsure,
+            Phase::Open if self.client.inside() => Doing::InFlight,
+            Phase::Open => self.talk.doing(self.server.inside()),
+            Phase::Handshake(_) if self.talk.has_parted() => Doing::Closing,
+            Phase::Handshake(_) if self.client.inside() || self.talk.is_asked() => Doing::InFlight,
+            Phase::Handshake(handshake) => handshake.doing(self.server.inside()),
+        }
+    }
+
+    /// Whether client and server are shaking hands. Not yet before the first byte.
+    #[must_use]
+    pub fn is_handshaking(&self) -> bool {
+        matches!(self.phase, Phase::Handshake(_)) && self.doing() == Doing::InFlight && !self.talk.is_asked()
+    }
+
+    /// Whether a request that is in flight may have been answered after all: in TLS 1.3 the server has sent something
+    /// since, which is presumed to be session tickets, and is the whole answer if this server sends none.
+    #[must_use]
+    pub fn perhaps_answered(&self) -> bool {
+        matches!(self.phase, Phase::Open) && !self.client.inside() && self.talk.is_perhaps_answered()
+    }
+
+    /// Bytes of the answer that passes, or passed last; counted when a record of it begins.
+    #[must_use]
+    pub fn answered(&self) -> u32 {
+        self.talk.answered()
+    }
+
+    /// Whether a record of the server's has begun that has not ended.
+    #[must_use]
+    pub fn is_inside_servers_record(&self) -> bool {
+        self.server.inside()
+    }
+
+    /// When the last byte of either side passed; before the first, when the tunnel began.
+    #[must_use]
+    pub fn since(&self) -> Duration {
+        self.last_byte
+    }
+
+    fn sent(&mut self, side: Side, mut bytes: &[u8], now: Duration) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.last_byte = now;
+        self.last_side = side;
+        while !matches!(self.phase, Phase::Lost) {
+            let framing = self.framing(side);
+            if !framing.inside() && !bytes.is_empty() {
+                framing.begin(now);
+            }
+            match framing.next(&mut bytes) {
+                None => break,
+                Some(Piece::Header(header)) => self.header(side, header),
+                Some(Piece::Body(body)) => self.body(side, body),
+                Some(Piece::Garbage) => self.phase = Phase::Lost,
+            }
+        }
+    }
+
+    fn framing(&mut self, side: Side) -> &mut Framing {
+        match side {
+            Side::Client => &mut self.client,
+            Side::Server => &mut self.server,
+        }
+    }
+
+    /// A record of `side` begins. All moves between phases are made here.
+    fn header(&mut self, side: Side, header: RecordHeader) {
+        let Phase::Handshake(handshake) = &mut self.phase else {
+            return self.talked(side, header);
+        };
+        match handshake.record(side, header) {
+            HandshakePart::Middle => self.talk.goes_on(),
+            HandshakePart::None => self.talked(side, header),
+            HandshakePart::Last => {
+                self.talk.goes_on();
+                self.phase = Phase::Open;
+            }
+            HandshakePart::WasOver { asked } => {
+                self.phase = Phase::Open;
+                if let Some(length) = asked {
+                    self.talk.client_said(length, false);
+                }
+                self.talked(side, header);
+            }
+            HandshakePart::Unexpected => self.phase = Phase::Lost,
+        }
+    }
+
+    /// A record that is not, or no longer, of the handshake.
+    fn talked(&mut self, side: Side, header: RecordHeader) {
+        match (header.content, side) {
+            (ContentType::Data, Side::Client) => self.talk.client_said(header.length, self.server.inside()),
+            (ContentType::Data, Side::Server) => self.talk.server_said(header.length, self.server.began()),
+            (ContentType::Alert, _) => self.talk.alert(side),
+            (ContentType::Handshake | ContentType::ChangeCipherSpec, _) => self.talk.oddity(side),
+        }
+    }
+
+    /// Bytes inside a record of `side`: of interest as long as hellos are read.
+    fn body(&mut self, side: Side, bytes: &[u8]) {
+        let is_handshake = self.framing(side).content() == Some(ContentType::Handshake);
+        let Phase::Handshake(handshake) = &mut self.phase else { return };
+        if !is_handshake {
+            return;
+        }
+        match handshake.read(side, bytes) {
+            Ok(None) => {}
+            Ok(Some(terms)) => self.talk.agree(terms),
+            Err(hello::Malformed) => self.phase = Phase::Lost,
+        }
+    }
+}
