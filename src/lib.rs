@@ -8,7 +8,7 @@
 //!                                 |            |
 //!                            other_hosts   queue (bounded, in turns, with deadlines)
 //! ```
-//! [`listener`] reads the first head of a connection; [`tunnel`] serves a CONNECT, [`proxy`] everything else; [`upstream`] resolves the name, asks the
+//! [`listener`] reads the first head of a connection; [`tunnel`] serves a CONNECT, [`http`] everything else; [`upstream`] resolves the name, asks the
 //! registry's [`admission::Gate`], and dials in the slot that it was given; the bytes are relayed, and the slot goes
 //! back when the socket is gone. [`app`] wires the parts, [`admin`] shows them, [`config`] is the only one that knows
 //! TOML. Where HTTP is visible, [`repair`] says which answers are worth asking for again.
@@ -16,8 +16,9 @@
 //! # Layers
 //! Modules use only what stands below them; `tests/layering.rs` checks it.
 //! ```text
-//! 7 process     cli   app
-//! 6 listeners   listener
+//! 8 process     cli   app
+//! 7 listeners   listener
+//! 6 requests    http
 //! 5 tunnels     tunnel
 //! 4 surfaces    proxy   admin
 //! 3 upstream    upstream
@@ -77,6 +78,7 @@ pub mod app;
 pub mod backoff;
 pub mod cli;
 pub mod config;
+pub mod http;
 pub mod kernel;
 pub mod listener;
 pub mod metrics;

@@ -1,5 +1,5 @@
 //! The proxy and mirror listeners: accept connections, read the first head of each, and hand it to [`tunnel`] or to
-//! [`forward`].
+//! [`http`].
 //!
 //! Nothing is decided here but who may come and how many clients stand at once. Called by `app`, once for each listener.
 
@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::http;
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::proxy::client::Client;
 use crate::proxy::head::{self, FirstHead, HeadError};
 use crate::proxy::record::Kind;
 use crate::proxy::respond::Answer;
-use crate::proxy::{Asking, ClientTerms, Entry, Proxy, forward};
+use crate::proxy::{Asking, ClientTerms, Entry, Proxy};
 use crate::tunnel;
 
 /// The pause after a connection could not be accepted: out of descriptors, mostly. The connection stays in the backlog.
@@ -61,7 +62,7 @@ async fn serve(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, entry: En
             let message = "this is a registry mirror: point HTTPS_PROXY at listen.proxy";
             turn_away(&proxy, &client, Answer::plain(Reason::BadRequest, message)).await;
         }
-        (Ok(FirstHead::Other(bytes)), _) => forward::serve(proxy.clone(), entry, client, bytes).await,
+        (Ok(FirstHead::Other(bytes)), _) => http::serve(proxy.clone(), entry, client, bytes).await,
         (Err(HeadError::Closed | HeadError::Silent), _) => {}
         (Err(error @ HeadError::TimedOut(_)), _) => {
             turn_away(&proxy, &client, Answer::plain(Reason::HeadTimeout, error.to_string())).await;

@@ -1,21 +1,14 @@
 //! What all requests of clients share: the settings that hold, [`route`] to their registry, the [`record`] that each
 //! leaves, and what a client is told ([`respond`]).
 //!
-//! It accepts nothing: `listener` does, and hands a connection to `tunnel` or to [`forward`].
+//! It accepts nothing: `listener` does, and hands a connection to `tunnel` or to `http`.
 
-pub mod buffered_body;
 pub mod client;
 pub mod clients;
 pub mod credentials;
-pub mod forward;
 pub mod head;
-pub mod hop_by_hop;
 pub mod mirror;
-pub mod outbound;
 pub mod record;
-pub mod repairing;
-pub mod reply;
-pub mod request_phase;
 pub mod respond;
 pub mod rewrite;
 pub mod route;
@@ -136,7 +129,7 @@ impl Proxy {
     }
 
     /// The mirror of this registry, and the registry.
-    fn mirror(&self, registry: &str) -> Option<(Arc<Mirror>, Arc<Upstream>)> {
+    pub(crate) fn mirror(&self, registry: &str) -> Option<(Arc<Mirror>, Arc<Upstream>)> {
         loop {
             let settings = self.settings();
             let mirror = settings.mirrors.get(registry)?.clone();
@@ -194,13 +187,13 @@ impl Proxy {
     }
 
     /// Signs a message (RFC 9110, section 7.6.3).
-    fn sign(&self, headers: &mut HeaderMap) {
+    pub(crate) fn sign(&self, headers: &mut HeaderMap) {
         let signature = HeaderValue::try_from(format!("1.1 {}", self.pseudonym)).expect("a pseudonym is a token");
         headers.append(VIA, signature);
     }
 
     /// Whether a message was signed here before.
-    fn has_signed(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn has_signed(&self, headers: &HeaderMap) -> bool {
         let mut values = headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
         values.any(|value| value.contains(&self.pseudonym))
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hyper::Uri;
 use hyper::header::{HOST, HeaderMap, HeaderValue};
 
-use super::outbound::shown;
+use super::record::shown;
 use super::rewrite::Rewrite;
 use crate::admission::{ClassId, ReuseKey};
 use crate::target::{HostPattern, Origin, Target};

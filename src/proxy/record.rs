@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use hyper::Uri;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{OTHER_HOSTS, Outcome, Reason, RegistryMetrics};
@@ -191,6 +192,15 @@ impl Fields {
             "finished"
         );
     }
+}
+
+/// The target for the log: without the query, which may hold a signature.
+#[must_use]
+pub fn shown(uri: &Uri) -> String {
+    const MOST_CHARS: usize = 512;
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{host}{}", uri.path()).chars().take(MOST_CHARS).collect()
 }
 
 fn millis(span: Duration) -> f64 {

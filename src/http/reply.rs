@@ -9,8 +9,8 @@ use http_body_util::Full;
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::buffered_body::BufferedBody;
-use super::record::{Carried, Record};
 use super::request_phase::{Asked, state};
+use crate::proxy::record::{Carried, Record};
 
 /// The body of what the client is answered.
 pub enum Reply {

@@ -1,93 +1,45 @@
-//! Requests that are visible as HTTP, absolute-form or at a mirror: relayed with bodies streamed both ways.
+//! One request that is visible as HTTP, absolute-form or at a mirror: relayed with bodies streamed both ways.
 //!
-//! hyper serves the client's connection; the request takes its turn at the gate and goes out on a kept or a new
-//! connection to the registry. What concerns only one hop stays on it; everything else passes unchanged.
+//! The request takes its turn at the gate and goes out on a pooled or a new connection to the registry. Headers that concern
+//! one hop stay on it; everything else passes unchanged. Called by hyper, for each request of a connection.
 
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue, PROXY_AUTHORIZATION};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, Version};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use super::buffered_body::BufferedBody;
-use super::client::{Client, ClientIo};
 use super::hop_by_hop::{keeps_connection, strip_response};
-use super::outbound::{self, Outbound};
-use super::record::{Kind, Record};
+use super::outbound::Outbound;
 use super::repairing;
 use super::reply::{Relayed, Reply};
 use super::request_phase::{Asked, state};
-use super::respond::Answer;
-use super::rewrite::Rewrite;
-use super::{Entry, Proxy};
 use crate::admission::{self, Principal};
-use crate::metrics::{OTHER_HOSTS, Reason};
+use crate::metrics::OTHER_HOSTS;
+use crate::proxy::client::{Client, ClientIo};
+use crate::proxy::record::{Kind, Record, shown};
+use crate::proxy::respond::Answer;
+use crate::proxy::rewrite::Rewrite;
+use crate::proxy::{Entry, Proxy};
 use crate::tunnel::{self, NoTunnel, Tunnel};
-use crate::upstream::http::BUFFER;
 use crate::upstream::{Destination, Patience, Upstream};
-
-/// How long a client's connection may lie idle, or take to send a further head.
-const IDLE_CLIENT: Duration = Duration::from_secs(75);
-
-/// How long it may lie idle once draining has begun. A request may be under way to us, and would be lost; whoever asks is
-/// told that the connection ends.
-const LAST_CHANCE: Duration = Duration::from_secs(1);
-
-/// Serves a client's connection with hyper, starting with the bytes that were read already.
-pub async fn serve(proxy: Arc<Proxy>, entry: Entry, client: Arc<Client>, replay: Bytes) {
-    let io = TokioIo::new(ClientIo::new(client.clone(), replay));
-    let asked = Asked::default();
-    let service = service_fn(|request| answer(proxy.clone(), entry.clone(), client.clone(), asked.clone(), request));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_CLIENT)
-        .half_close(true)
-        .max_buf_size(BUFFER)
-        .preserve_header_case(true)
-        .serve_connection(io, service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    let drained = async {
-        tokio::select! {
-            served = connection.as_mut() => return served,
-            // Its first head was read before hyper came, and is to be answered.
-            () = async { proxy.draining().await; asked.begun().await; asked.nothing_for(LAST_CHANCE).await } => {
-                connection.as_mut().graceful_shutdown();
-            }
-        }
-        connection.await
-    };
-    let served = tokio::select! {
-        served = drained => served,
-        // Dropping the connection drops the request under way, and records it.
-        () = asked.abandoned(&client) => return,
-        () = proxy.cut_short() => return client.cut(),
-    };
-    match served {
-        // hyper has answered 400 by itself.
-        Err(error) if error.is_parse() => {
-            proxy.record(&client.peer().ip().to_string(), Kind::Unknown).answered(Reason::BadRequest);
-        }
-        Err(error) => tracing::debug!(peer = %client.peer(), %error, "client connection ended"),
-        Ok(()) => {}
-    }
-}
 
 /// The client is gone; hyper closes its connection.
 #[derive(Debug, thiserror::Error)]
 #[error("the client left")]
-struct ClientLeft;
+pub struct ClientLeft;
 
-async fn answer(
+/// Answers one request.
+///
+/// # Errors
+/// When the client is gone.
+pub async fn answer(
     proxy: Arc<Proxy>,
     entry: Entry,
     client: Arc<Client>,
@@ -123,7 +75,7 @@ async fn answer_request(
 ) -> Result<Response<Reply>, ClientLeft> {
     let principal = principal_of(proxy, &request, client);
     let mut record = proxy.record(&principal.client, Kind::Request);
-    record.toward(outbound::shown(request.uri()));
+    record.toward(shown(request.uri()));
     let (outbound, origin) = match Outbound::of_absolute(request, proxy, record.carried()) {
         Ok(outbound) => outbound,
         Err(answer) => return Ok(refuse(record, &answer, OTHER_HOSTS)),

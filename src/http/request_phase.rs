@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::client::Client;
+use crate::proxy::client::Client;
 use crate::tcp::LOOK_AGAIN;
 
 /// What the client is waiting for; it tells what the client's FIN means. hyper itself is told to let a client end its

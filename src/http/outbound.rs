@@ -6,13 +6,13 @@ use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
-use super::Proxy;
 use super::hop_by_hop::strip_request;
-use super::mirror::Mirror;
-use super::record::Carried;
-use super::respond::Answer;
 use crate::admission::{Lane, ReuseKey};
 use crate::metrics::Reason;
+use crate::proxy::Proxy;
+use crate::proxy::mirror::Mirror;
+use crate::proxy::record::Carried;
+use crate::proxy::respond::Answer;
 use crate::target::Origin;
 use crate::upstream::http::{AnswerBody, PooledConnection, RequestBody, SendError};
 use crate::upstream::{Attempt, Connected, Failure, Upstream};
@@ -222,15 +222,6 @@ fn bad(message: impl Into<String>) -> Answer {
 /// Blobs are what is large; everything else is small, and a blob cannot start without it.
 fn lane_of(path: &str) -> Lane {
     if path.contains("/blobs/") { Lane::Blob } else { Lane::Small }
-}
-
-/// The target for the log: without the query, which may hold a signature.
-#[must_use]
-pub fn shown(uri: &Uri) -> String {
-    const MOST: usize = 512;
-    let authority = uri.authority().map_or("", |authority| authority.as_str());
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    format!("{host}{}", uri.path()).chars().take(MOST).collect()
 }
 
 fn origin_of(uri: &Uri) -> Result<Origin, String> {
