@@ -39,21 +39,25 @@ pub mod core;
 #[cfg(test)]
 mod core_tests;
 mod deadlines;
+pub mod decision;
 mod fair_queue;
 #[cfg(test)]
 mod fairness_tests;
 mod handover;
 mod idle;
+mod ledger;
 mod moment;
 mod occupancy;
 mod outages;
 mod queue;
 mod quiet;
 mod rate;
-mod slots;
+mod request;
+mod slot;
 mod sync;
 mod tickets;
 mod usage;
+mod view;
 mod wait_estimate;
 
 use std::collections::BTreeMap;
@@ -67,17 +71,15 @@ use tokio::time::Instant;
 
 pub use self::activity::Activity;
 use self::core::Core;
-pub use self::core::{Explanation, HolderInfo, LimitedBy, Limits, Refusal, RefusalReason, Snapshot, WaiterInfo};
-pub use self::fair_queue::{ClassId, Client, Lane, Principal};
+pub use self::decision::{LimitedBy, Limits, Refusal, RefusalReason};
 use self::handover::{Aftermath, Call, Handover};
 pub use self::moment::Moment;
 pub use self::occupancy::{ClientCount, Occupancy};
-pub use self::queue::{AdmissionRequest, Kind, Place, ReuseKey};
-pub use self::quiet::{Evidence, Quiet};
 pub use self::rate::Rate;
-pub use self::slots::{Counts, OnReclaim, Slot, SlotId, SlotKeeper, SlotState};
-pub use self::tickets::Owner;
+pub use self::request::{AdmissionRequest, ClassId, Client, Kind, Lane, Owner, Place, Principal, ReuseKey};
+pub use self::slot::{Counts, Evidence, OnReclaim, Quiet, Slot, SlotEvent, SlotId, SlotKeeper, SlotState};
 pub use self::usage::Used;
+pub use self::view::{Explanation, HolderInfo, Snapshot, WaiterInfo};
 use crate::metrics::{Reclaimed, RegistryMetrics, WaitOutcome};
 
 /// Admits requests to one registry; cheap to clone. `P` is a kept connection: opaque here, closed by dropping it.
@@ -186,14 +188,14 @@ impl<P: Send + 'static> Gate<P> {
         self.shared.settle(self.shared.handover.park(slot, key, connection, self.now()));
     }
 
-    /// Tells of the connection in this slot that it lies quiet; see [`Slot::quiet`].
-    pub fn quiet(&self, slot: SlotId, quiet: Quiet, reclaim: OnReclaim) {
-        SlotKeeper::quiet(&*self.shared, slot, quiet, reclaim);
+    /// Tells what happened to this slot; see [`Slot::tell`].
+    pub fn tell(&self, slot: SlotId, event: SlotEvent) {
+        SlotKeeper::tell(&*self.shared, slot, event, None);
     }
 
-    /// Tells what the socket in this slot is doing now; see [`Slot::enter`].
-    pub fn enter(&self, slot: SlotId, state: SlotState) {
-        SlotKeeper::entered(&*self.shared, slot, state);
+    /// Tells that nothing moves on the connection in this slot; see [`Slot::quiet`].
+    pub fn quiet(&self, slot: SlotId, quiet: Quiet, on_reclaim: OnReclaim) {
+        SlotKeeper::tell(&*self.shared, slot, SlotEvent::Quiet(quiet), Some(on_reclaim));
     }
 
     /// Lets a slot that lies idle and leads to this target give way to somebody at another gate.
@@ -343,35 +345,8 @@ impl<P> Drop for Shared<P> {
 }
 
 impl<P: Send + 'static> SlotKeeper for Shared<P> {
-    fn dialled(&self, id: SlotId) {
-        self.handover.dialled(id);
-    }
-
-    fn entered(&self, id: SlotId, state: SlotState) {
-        self.settle(self.handover.entered(id, state, self.now()));
-    }
-
-    fn established(&self, id: SlotId, state: SlotState) {
-        let now = self.now();
-        self.settle(self.handover.event(|core| core.established(id, state, now)));
-    }
-
-    fn goes_on(&self, id: SlotId) {
-        let now = self.now();
-        self.settle(self.handover.event(|core| core.goes_on(id, now)));
-    }
-
-    fn unreachable(&self, id: SlotId) {
-        let now = self.now();
-        self.settle(self.handover.event(|core| core.unreachable(id, now)));
-    }
-
-    fn quiet(&self, id: SlotId, quiet: Quiet, reclaim: OnReclaim) {
-        self.settle(self.handover.quiet(id, quiet, reclaim, self.now()));
-    }
-
-    fn released(&self, id: SlotId) {
-        self.settle(self.handover.released(id, self.now()));
+    fn tell(&self, id: SlotId, event: SlotEvent, on_reclaim: Option<OnReclaim>) {
+        self.settle(self.handover.tell(id, event, on_reclaim, self.now()));
     }
 
     fn now(&self) -> Moment {

@@ -23,7 +23,7 @@
 //! 4 surfaces    proxy   admin
 //! 3 upstream    upstream
 //! 2 decision    admission   repair   reclaim
-//! 1 vocabulary  config   target   address   metrics   kernel   tcp
+//! 1 vocabulary  config   target   address   metrics   kernel   tcp   backoff
 //! ```
 //!
 //! # Promises kept, and the tests that prove them

@@ -20,7 +20,7 @@ use self::close_observer::CloseObserver;
 use self::follow::Doing;
 use self::relay::{End, HalfClosed, relay};
 use self::watch::Watch;
-use crate::admission::{self, Evidence, Lane, Principal, SlotState};
+use crate::admission::{self, Evidence, Lane, Principal, SlotEvent, SlotState};
 use crate::metrics::{Direction, Reason, Reclaimed};
 use crate::proxy::client::Client;
 use crate::proxy::head::Connect;
@@ -47,7 +47,7 @@ pub struct Tunnel {
 impl Tunnel {
     /// Nothing is to come in it for now.
     pub fn lies_idle(&self) {
-        self.socket.enter(SlotState::Idle);
+        self.socket.tell(SlotEvent::Entered(SlotState::Idle));
     }
 
     /// How long nothing may move in it where somebody waits.

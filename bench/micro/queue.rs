@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use divan::Bencher;
-use roadstead::admission::core::{Core, Decision};
+use roadstead::admission::core::Core;
+use roadstead::admission::decision::Decision;
 use roadstead::admission::{
-    AdmissionRequest, ClassId, Client, Lane, Limits, Moment, Place, Principal, SlotId, SlotState,
+    AdmissionRequest, ClassId, Client, Lane, Limits, Moment, Place, Principal, SlotEvent, SlotId, SlotState,
 };
 
 const LENGTHS: [usize; 4] = [100, 1_000, 10_000, 100_000];
@@ -98,7 +99,7 @@ impl Harbor {
 
     /// A slot comes back, and goes to the next one.
     fn hand_on(&mut self, slot: SlotId) {
-        self.core.released(slot, self.now);
+        self.core.tell(slot, SlotEvent::Released, self.now);
         self.carry_out();
     }
 
@@ -112,8 +113,8 @@ impl Harbor {
     /// The last one who was admitted is connected, and somebody else waits in its stead.
     fn refill(&mut self) -> SlotId {
         let slot = *self.held.back().expect("slots are taken");
-        self.core.dialled(slot);
-        self.core.established(slot, SlotState::Active, self.now);
+        self.core.tell(slot, SlotEvent::Dialled, self.now);
+        self.core.tell(slot, SlotEvent::Established(SlotState::Active), self.now);
         let ask = self.ask();
         self.arrive(ask);
         self.held.pop_front().expect("slots are taken")

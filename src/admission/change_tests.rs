@@ -4,13 +4,12 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::core::{Core, Decision, Limits};
-use super::fair_queue::{ClassId, Lane, Principal};
+use super::core::Core;
+use super::decision::{Decision, Limits};
 use super::moment::Moment;
-use super::queue::AdmissionRequest;
-use super::quiet::{Evidence, Quiet};
 use super::rate::Rate;
-use super::slots::{SlotId, SlotState};
+use super::request::{AdmissionRequest, ClassId, Lane, Principal};
+use super::slot::{Evidence, Quiet, SlotEvent, SlotId, SlotState};
 
 fn at(millis: u64) -> Moment {
     Moment(Duration::from_millis(millis))
@@ -70,9 +69,9 @@ fn who_hands_over_keeps_what_is_open_or_waited_for_and_never_gets_back_more() {
     assert_eq!(core.hand_on(1, 10, at(1)), 3);
     assert_eq!(arrive(&mut core, 0, at(2)), [], "the others are another process's by now");
     assert_eq!(core.hand_on(1, 3, at(3)), 3, "and do not come back for one who waits");
-    core.released(slots[0], at(4));
+    core.tell(slots[0], SlotEvent::Released, at(4));
     assert_eq!(given(&mut core).len(), 1, "who came here is served");
-    core.released(slots[1], at(5));
+    core.tell(slots[1], SlotEvent::Released, at(5));
     assert_eq!((core.hand_on(1, 3, at(6)), core.hand_on(1, 2, at(6))), (2, 2));
     core.change(limits(20, None, &[1]), at(7));
     assert_eq!(arrive(&mut core, 0, at(7)), [], "whatever the number of slots is");
@@ -97,7 +96,7 @@ fn more_than_there_should_be_is_told_as_it_is() {
     let slots: Vec<SlotId> = (0..4).flat_map(|_| arrive(&mut core, 0, at(0))).collect();
     core.change(limits(2, None, &[1]), at(1));
     assert_eq!(core.hand_on(0, 2, at(2)), 4);
-    core.released(slots[0], at(3));
+    core.tell(slots[0], SlotEvent::Released, at(3));
     assert_eq!(core.hand_on(0, 4, at(3)), 3);
 }
 
@@ -106,10 +105,19 @@ fn what_was_drained_is_open_again_after_a_change() {
     let mut core = Core::new(limits(1, None, &[1]), at(0));
     core.drain(at(0));
     let slot = arrive(&mut core, 0, at(0))[0];
-    core.established(slot, SlotState::Active, at(1));
-    assert!(!core.park(slot, "key".into(), at(2)));
+    core.tell(slot, SlotEvent::Established(SlotState::Active), at(1));
     core.change(limits(1, None, &[1]), at(3));
-    assert!(core.park(slot, "key".into(), at(4)));
+    core.tell(slot, SlotEvent::Pooled("key".into()), at(4));
+    assert_eq!(core.next_decision(), None, "it is kept");
+}
+
+#[test]
+fn what_is_pooled_while_draining_is_closed() {
+    let mut core = Core::new(limits(1, None, &[1]), at(0));
+    core.drain(at(0));
+    let slot = arrive(&mut core, 0, at(0))[0];
+    core.tell(slot, SlotEvent::Pooled("key".into()), at(2));
+    assert!(matches!(core.next_decision(), Some(Decision::Close { .. })));
 }
 
 #[test]
@@ -142,7 +150,7 @@ fn who_waits_keeps_its_place_and_classes_may_be_added() {
     core.change(limits(1, None, &[1, 9]), at(2));
     arrive(&mut core, 1, at(3));
     assert_eq!(core.snapshot(at(3)).waiting_by_class, [1, 1]);
-    core.released(first[0], at(4));
+    core.tell(first[0], SlotEvent::Released, at(4));
     assert_eq!(given(&mut core).len(), 1);
     core.change(limits(2, None, &[1, 9]), at(5));
     assert_eq!(given(&mut core).len(), 1, "more slots are there at once");
@@ -152,15 +160,15 @@ fn who_waits_keeps_its_place_and_classes_may_be_added() {
 fn draining_recalls_quiet_tunnels_though_nobody_waits() {
     let mut core = Core::new(limits(2, None, &[1]), at(0));
     let slot = arrive(&mut core, 0, at(0))[0];
-    core.established(slot, SlotState::Active, at(1));
+    core.tell(slot, SlotEvent::Established(SlotState::Active), at(1));
     let quiet = Quiet { evidence: Evidence::Idle, since: at(10), from: at(60), from_for_own: at(60) };
     let mut running = Core::new(limits(2, None, &[1]), at(0));
     let other = arrive(&mut running, 0, at(0))[0];
-    running.established(other, SlotState::Active, at(1));
-    running.quiet(other, quiet.clone(), at(20));
+    running.tell(other, SlotEvent::Established(SlotState::Active), at(1));
+    running.tell(other, SlotEvent::Quiet(quiet.clone()), at(20));
     running.tick(at(100));
     assert_eq!(running.next_decision(), None, "nobody waits, and nothing drains");
-    core.quiet(slot, quiet, at(20));
+    core.tell(slot, SlotEvent::Quiet(quiet), at(20));
     core.drain(at(30));
     assert_eq!((core.next_decision(), core.wake_at()), (None, Some(at(60))), "not before its pause is over");
     core.tick(at(60));

@@ -4,275 +4,51 @@
 //! decided: nothing that could be admitted is left for a later event. The driver takes the decisions out with
 //! [`Core::next_decision`] and calls [`Core::tick`] at [`Core::wake_at`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
-use std::sync::Arc;
-
 use super::activity::Activity;
-use super::fair_queue::{ClassId, Client, Lane, Principal, Turn};
+use super::decision::{CloseCause, Decision, LimitedBy, Limits, Refusal, RefusalReason};
+use super::fair_queue::Turn;
 use super::idle::IdleSlots;
+use super::ledger::{Ledger, LedgerEntry, Occupant};
 use super::moment::Moment;
-use super::occupancy::Occupancy;
 use super::outages::Outages;
-use super::queue::{AdmissionRequest, Kind, Place, Queue, ReuseKey};
-use super::quiet::{Evidence, Quiet, QuietTunnels};
-use super::rate::{Bucket, Rate};
-use super::slots::{Counts, Entry, Ledger, Occupant, SlotId, SlotState};
-use super::tickets::{Owner, Tickets};
-use super::usage::{Usage, Used};
+use super::queue::Queue;
+use super::quiet::QuietTunnels;
+use super::rate::Bucket;
+use super::request::{AdmissionRequest, ClassId, Client, Owner, Place, ReuseKey};
+use super::slot::{Evidence, Quiet, SlotEvent, SlotId, SlotState};
+use super::tickets::Tickets;
+use super::usage::Usage;
 use super::wait_estimate::WaitEstimate;
-use crate::metrics::Direction;
 
 /// Positions are counted so far, that a refusal costs the same in the longest queue.
 const FARTHEST_POSITION: usize = 1000;
 
-/// What holds for one registry on this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Sockets toward the registry at once; `usize::MAX` where nothing bounds them.
-    pub slots: usize,
-    /// Waiters at once; 0 refuses whoever would have to wait.
-    pub depth: usize,
-    /// Token bucket on `connect()`; `None`: no rate limit.
-    pub rate: Option<Rate>,
-    /// How long a kept connection may lie idle.
-    pub idle_timeout: Duration,
-    /// How old a connection may get and still be kept.
-    pub max_lifetime: Duration,
-    /// Slots that may be dialling or shaking hands at once.
-    pub max_connecting: usize,
-    /// How long the place of one who left is kept for it.
-    pub keep_place: Duration,
-    /// The weights of the classes; the first is `default`.
-    pub weights: Vec<u32>,
-}
-
-/// What the driver is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Let this request open a socket in a new slot.
-    Dial {
-        /// Whose turn it is.
-        place: Place,
-        /// The slot it has now.
-        slot: SlotId,
-        /// How long it waited.
-        waited: Duration,
-    },
-    /// Hand this request a kept connection.
-    Reuse {
-        /// Whose turn it is.
-        place: Place,
-        /// The slot of the connection; it is active now.
-        slot: SlotId,
-        /// How long it waited.
-        waited: Duration,
-    },
-    /// Tell this request that it will not be admitted.
-    Refuse {
-        /// Who is refused.
-        place: Place,
-        /// Why, and what to tell.
-        refusal: Refusal,
-        /// Whom its place is to be kept for, with [`Core::keep_place`], as soon as it knows: before that nobody can come
-        /// back to it. `None`: it is not kept.
-        may_return: Option<Owner>,
-    },
-    /// Close a kept connection in order. The slot is closing now, and comes back when the socket is gone.
-    Close {
-        /// The slot of the connection.
-        slot: SlotId,
-        /// What made it go.
-        cause: CloseCause,
-    },
-    /// Ask a quiet tunnel to close, because somebody waits. It answers by closing, or by going on.
-    OnReclaim {
-        /// The slot of the tunnel.
-        slot: SlotId,
-        /// What spoke for it being idle.
-        evidence: Evidence,
-    },
-}
-
-/// Why a kept connection is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CloseCause {
-    /// Somebody waits who needs its slot.
-    Reclaimed,
-    /// It was idle for `idle_timeout`, or older than `max_lifetime`.
-    Expired,
-    /// More connections stand than there are slots now.
-    Shrunk,
-    /// The process is going down.
-    Draining,
-}
-
-/// A request that will not be admitted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Which bound was met.
-    pub reason: RefusalReason,
-    /// How long the request waited.
-    pub waited: Duration,
-    /// Others waiting at that moment.
-    pub waiting: usize,
-    /// Slots at that moment.
-    pub slots: usize,
-    /// When coming back makes sense.
-    pub retry_after: Duration,
-    /// What kept the one whose turn it was from being admitted; `None` where waiting was not the reason.
-    pub limited_by: Option<LimitedBy>,
-    /// By arrival among those who waited, from 1; `None` for one too far back to count.
-    pub position: Option<usize>,
-    /// How much longer it would have waited; `None` where the past does not tell.
-    pub expected_wait: Option<Duration>,
-}
-
-/// The bounds that may refuse a request because of load.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RefusalReason {
-    /// The queue has `depth` waiters.
-    QueueFull,
-    /// The request's own deadline came.
-    QueueTimeout,
-    /// The request's own deadline came while the registry took no connections.
-    Unreachable,
-    /// The process is going down, and its `drain_timeout` is over.
-    Draining,
-}
-
-/// What keeps the one whose turn it is from being admitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LimitedBy {
-    /// Admissions are held by the operator.
-    Paused,
-    /// The registry takes no connections.
-    Unreachable,
-    /// `max_connecting` slots are dialling or shaking hands.
-    Connecting,
-    /// No slot is free.
-    Slots,
-    /// No token is due.
-    Rate,
-}
-
-impl LimitedBy {
-    /// The word in status pages.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LimitedBy::Paused => "paused",
-            LimitedBy::Unreachable => "unreachable",
-            LimitedBy::Connecting => "max_connecting",
-            LimitedBy::Slots => "slots",
-            LimitedBy::Rate => "rate_per_second",
-        }
-    }
-}
-
-/// The picture at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Slots.
-    pub slots: usize,
-    /// Those of them that are still held elsewhere: by another process, or from before a reload.
-    pub reserved: usize,
-    /// Taken ones by state.
-    pub open: Counts,
-    /// Those who wait.
-    pub waiting: usize,
-    /// Those who wait, by class.
-    pub waiting_by_class: Vec<usize>,
-    /// The time since the arrival of the one who waits longest.
-    pub oldest_wait: Duration,
-    /// Whether admissions are held.
-    pub paused: bool,
-    /// What keeps the one whose turn it is from being admitted, if somebody waits.
-    pub limited_by: Option<LimitedBy>,
-    /// How long slots were held and busy so far.
-    pub used: Used,
-}
-
-/// Who waits for what.
-#[derive(Clone, Debug)]
-pub struct Explanation {
-    /// What keeps the one whose turn it is from being admitted, if somebody waits.
-    pub limited_by: Option<LimitedBy>,
-    /// Those who wait.
-    pub waiters: Vec<WaiterInfo>,
-    /// Those who hold a slot.
-    pub holders: Vec<HolderInfo>,
-}
-
-/// One who waits.
-#[derive(Clone, Debug)]
-pub struct WaiterInfo {
-    /// By arrival, from 1.
-    pub position: usize,
-    /// Who asks.
-    pub principal: Principal,
-    /// What kind of request it is.
-    pub kind: Kind,
-    /// Among its client's own requests.
-    pub lane: Lane,
-    /// Where it wants to go.
-    pub target: Arc<str>,
-    /// The time since it first arrived.
-    pub age: Duration,
-    /// The time until its patience ends.
-    pub patience_left: Duration,
-    /// When it will be admitted, as far as the past tells; `None` where it does not.
-    pub expected_wait: Option<Duration>,
-}
-
-/// One who holds a slot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HolderInfo {
-    /// The slot.
-    pub slot: SlotId,
-    /// What it is used for.
-    pub kind: Kind,
-    /// What its socket is doing.
-    pub state: SlotState,
-    /// The time since it was granted.
-    pub age: Duration,
-    /// The time since its connection last carried a byte; `None` before the first.
-    pub last_bytes: Option<Duration>,
-    /// Bytes that its connection has carried to the registry.
-    pub bytes_up: u64,
-    /// And from the registry.
-    pub bytes_down: u64,
-    /// What a tunnel that lies quiet seems to be doing, and for how long.
-    pub quiet: Option<(Evidence, Duration)>,
-    /// Whether a tunnel was asked to close, and has not answered yet.
-    pub reclaimed: bool,
-    /// Whose request it serves, and where that goes; nobody's while it is kept for reuse.
-    pub occupant: Option<(Principal, Arc<str>)>,
-}
-
 /// The admission state of one registry.
 #[derive(Debug)]
 pub struct Core {
-    limits: Limits,
-    ledger: Ledger,
+    pub(super) limits: Limits,
+    pub(super) ledger: Ledger,
     idle: IdleSlots,
-    queue: Queue,
+    pub(super) queue: Queue,
     bucket: Option<Bucket>,
-    quiet: QuietTunnels,
+    pub(super) quiet: QuietTunnels,
     places: Tickets,
     outages: Outages,
     /// How fast each class moves.
-    wait_estimates: Vec<WaitEstimate>,
-    usage: Usage,
+    pub(super) wait_estimates: Vec<WaitEstimate>,
+    pub(super) usage: Usage,
     mode: Mode,
-    paused: bool,
-    limited_by: Option<LimitedBy>,
+    pub(super) paused: bool,
+    pub(super) limited_by: Option<LimitedBy>,
     decisions: VecDeque<Decision>,
     /// When the bound may give way by time alone.
     limited_until: Option<Moment>,
     /// Slots that are still held elsewhere.
-    reserved: usize,
+    pub(super) reserved: usize,
     /// Slots that this one keeps while it hands over to another process; `usize::MAX`: all.
     kept: usize,
     arrivals: u64,
@@ -354,58 +130,57 @@ impl Core {
         }
     }
 
-    /// `connect()` is about to be called for this slot: its token is spent.
-    pub fn dialled(&mut self, slot: SlotId) {
-        self.ledger.mark_dialled(slot);
-    }
-
-    /// The socket in this slot does something else now.
-    pub fn enter(&mut self, slot: SlotId, state: SlotState, now: Moment) {
-        self.move_to(slot, state, now);
+    /// Something happened to a slot. It has no effect on a slot that was released.
+    pub fn tell(&mut self, slot: SlotId, event: SlotEvent, now: Moment) {
+        match event {
+            // Nothing can be decided by these two: the slot is still taken.
+            SlotEvent::Dialled => return self.ledger.mark_dialled(slot),
+            SlotEvent::DialRefused => return self.dial_refused(slot, now),
+            SlotEvent::Unreachable => self.unreachable(slot, now),
+            SlotEvent::Established(state) => self.established(slot, state, now),
+            SlotEvent::Entered(state) => self.enter(slot, state, now),
+            SlotEvent::Quiet(quiet) => self.quiet(slot, quiet),
+            SlotEvent::Pooled(key) => self.pool(slot, key, now),
+            SlotEvent::Released => self.release(slot, now),
+        }
         self.dispatch(now);
     }
 
-    fn move_to(&mut self, slot: SlotId, state: SlotState, now: Moment) {
+    fn enter(&mut self, slot: SlotId, state: SlotState, now: Moment) {
         self.idle.remove(slot);
         self.quiet.remove(slot);
         self.ledger.enter(slot, state);
         self.usage.turns(slot, matches!(state, SlotState::Connecting | SlotState::Active), now);
     }
 
-    /// The connection in this slot stands: its target takes connections. It is active, or idle with a handshake to come.
-    pub fn established(&mut self, slot: SlotId, state: SlotState, now: Moment) {
+    /// The target of this slot takes connections.
+    fn established(&mut self, slot: SlotId, state: SlotState, now: Moment) {
         if let Some(occupant) = self.ledger.occupant(slot)
             && self.outages.over(&occupant.target)
         {
             self.queue.bring_all_back(&occupant.target);
         }
-        self.move_to(slot, state, now);
+        self.enter(slot, state, now);
         if state == SlotState::Idle {
             self.ledger.expect_handshake(slot);
         }
-        self.dispatch(now);
     }
 
-    /// An address of its target refused the holder of this slot, which is about to be released; it will ask again for the
-    /// next address.
-    pub fn goes_on(&mut self, slot: SlotId, now: Moment) {
+    fn dial_refused(&mut self, slot: SlotId, now: Moment) {
         if let Some(occupant) = self.ledger.occupant(slot) {
             self.outages.goes_on(&occupant.target, occupant.place, now);
         }
     }
 
-    /// Every address of its target refused the holder of this slot, which is about to be released.
-    pub fn unreachable(&mut self, slot: SlotId, now: Moment) {
+    fn unreachable(&mut self, slot: SlotId, now: Moment) {
         if let Some(occupant) = self.ledger.occupant(slot)
             && self.outages.failed(&occupant.target, occupant.place, now)
         {
             self.queue.set_aside(&occupant.target);
         }
-        self.dispatch(now);
     }
 
-    /// The tunnel in this slot lies quiet.
-    pub fn quiet(&mut self, slot: SlotId, quiet: Quiet, now: Moment) {
+    fn quiet(&mut self, slot: SlotId, quiet: Quiet) {
         let client = self.ledger.occupant(slot).map(|occupant| occupant.principal.client.clone());
         let state = match quiet.evidence {
             Evidence::Unused | Evidence::Idle => SlotState::Idle,
@@ -416,14 +191,39 @@ impl Core {
         {
             self.usage.turns(slot, quiet.evidence == Evidence::Stalled, quiet.since);
             self.quiet.add(slot, client, quiet);
-            self.dispatch(now);
+        }
+    }
+
+    fn pool(&mut self, slot: SlotId, key: ReuseKey, now: Moment) {
+        match self.may_lie_idle(slot, now) {
+            Some(expires_in) if self.ledger.enter(slot, SlotState::Idle) => {
+                self.quiet.remove(slot);
+                self.usage.turns(slot, false, now);
+                self.settle(slot, now);
+                self.idle.add(slot, key, now, expires_in);
+            }
+            _ => self.close(slot, CloseCause::Expired),
+        }
+    }
+
+    /// A token that was not spent goes to one who waits.
+    fn release(&mut self, slot: SlotId, now: Moment) {
+        self.idle.remove(slot);
+        self.quiet.remove(slot);
+        self.usage.released(slot, now);
+        self.settle(slot, now);
+        if let Some(entry) = self.ledger.release(slot)
+            && !entry.dialled
+            && let Some(bucket) = &mut self.bucket
+        {
+            bucket.give_back();
         }
     }
 
     /// Somebody needs a slot that leads to this target, and does not come to this gate any more: one that lies idle gives
     /// way.
     pub fn make_way_toward(&mut self, target: &str, now: Moment) {
-        let leads_there = |entry: &Entry| entry.target.as_deref() == Some(target);
+        let leads_there = |entry: &LedgerEntry| entry.target.as_deref() == Some(target);
         let among = self.ledger.entries().filter(|(_, entry)| leads_there(entry)).map(|(slot, _)| slot);
         self.make_way(&among.collect::<Vec<_>>(), &"".into(), now);
     }
@@ -460,43 +260,6 @@ impl Core {
         self.dispatch(now);
     }
 
-    /// Keeps the connection in this slot for reuse. Returns whether it is kept: if not, it is to be closed.
-    pub fn park(&mut self, slot: SlotId, key: ReuseKey, now: Moment) -> bool {
-        let Some(expires_in) = self.may_lie_idle(slot, now) else {
-            return false;
-        };
-        if !self.ledger.enter(slot, SlotState::Idle) {
-            return false;
-        }
-        self.quiet.remove(slot);
-        self.usage.turns(slot, false, now);
-        self.settle(slot, now);
-        self.idle.add(slot, key, now, expires_in);
-        self.dispatch(now);
-        true
-    }
-
-    /// The socket in this slot is gone, and the registry had the chance to see it go. A token that was not spent
-    /// goes to one who waits.
-    pub fn released(&mut self, slot: SlotId, now: Moment) {
-        self.idle.remove(slot);
-        self.quiet.remove(slot);
-        self.usage.released(slot, now);
-        self.settle(slot, now);
-        let Some(entry) = self.ledger.release(slot) else {
-            return;
-        };
-        if !entry.dialled
-            && let Some(bucket) = &mut self.bucket
-        {
-            bucket.give_back();
-        }
-        self.dispatch(now);
-        if let Some(bucket) = &mut self.bucket {
-            bucket.spill();
-        }
-    }
-
     /// Changes the number of slots. Holders keep theirs; fewer slots admit nobody until enough have come back.
     pub fn resize(&mut self, slots: usize, now: Moment) {
         self.limits.slots = slots;
@@ -522,8 +285,7 @@ impl Core {
     }
 
     /// Changes what holds. Who waits and who holds goes on; a rate that changes keeps the tokens that are left, so that
-    /// no change makes a burst. Classes keep their numbers: there may be more of them, never fewer. What was drained is
-    /// open again.
+    /// no change makes a burst. Classes keep their numbers: there may be more of them, never fewer.
     pub fn change(&mut self, limits: Limits, now: Moment) {
         self.bucket = match (self.bucket.take(), limits.rate) {
             (Some(bucket), Some(rate)) => Some(bucket.changed(rate, now)),
@@ -545,12 +307,6 @@ impl Core {
         if let Some(bucket) = &mut self.bucket {
             bucket.empty(now);
         }
-    }
-
-    /// Taken slots by where their connections go.
-    #[must_use]
-    pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
-        self.ledger.targets()
     }
 
     /// Slots that this process may take.
@@ -589,69 +345,6 @@ impl Core {
         [self.queue.next_deadline(), self.idle.next_expiry(), self.limited_until, probe].into_iter().flatten().min()
     }
 
-    /// The picture now.
-    #[must_use]
-    pub fn snapshot(&self, now: Moment) -> Snapshot {
-        Snapshot {
-            slots: self.limits.slots,
-            reserved: self.reserved,
-            open: self.ledger.counts(),
-            waiting: self.queue.len(),
-            waiting_by_class: (0..self.limits.weights.len())
-                .map(|class| self.queue.waiting_in(ClassId(class)))
-                .collect(),
-            oldest_wait: self.queue.oldest_wait(now),
-            paused: self.paused,
-            limited_by: self.limited_by,
-            used: self.usage.used(now),
-        }
-    }
-
-    /// Who waits, by arrival, and who holds what, the oldest first; at most `most` of each.
-    #[must_use]
-    pub fn explain(&self, most: usize, now: Moment) -> Explanation {
-        let mut positions = vec![0; self.wait_estimates.len()];
-        let waiters = self.queue.by_arrival().take(most).enumerate().map(|(index, waiter)| {
-            let class = waiter.ask.principal.class;
-            positions[class.0] += 1;
-            WaiterInfo {
-                position: index + 1,
-                principal: waiter.ask.principal.clone(),
-                kind: waiter.ask.kind(),
-                lane: waiter.ask.lane,
-                target: waiter.ask.target.clone(),
-                age: now.since(waiter.ask.place.arrived()),
-                patience_left: waiter.ask.deadline.since(now),
-                expected_wait: self.expected_wait(class, positions[class.0]),
-            }
-        });
-        Explanation { limited_by: self.limited_by, waiters: waiters.collect(), holders: self.holders(most, now) }
-    }
-
-    /// Who holds a slot, the oldest first, at most `most`.
-    #[must_use]
-    pub fn holders(&self, most: usize, now: Moment) -> Vec<HolderInfo> {
-        let oldest = self.ledger.entries().take(most).map(|(slot, entry)| HolderInfo {
-            slot,
-            kind: entry.occupant.as_ref().map_or(Kind::Kept, |occupant| occupant.kind),
-            state: entry.state,
-            age: now.since(entry.born),
-            last_bytes: entry.activity.silence(now),
-            bytes_up: entry.activity.bytes(Direction::Up),
-            bytes_down: entry.activity.bytes(Direction::Down),
-            quiet: self.quiet.get(slot).map(|quiet| (quiet.evidence, now.since(quiet.since))),
-            reclaimed: self.quiet.is_reclaimed(slot),
-            occupant: entry.occupant.as_ref().map(|occupant| (occupant.principal.clone(), occupant.target.clone())),
-        });
-        oldest.collect()
-    }
-
-    /// Who waits and who holds, by client, at most `most` of them.
-    #[must_use]
-    pub fn occupancy(&self, most: usize) -> Occupancy {
-        Occupancy::take(&self.queue, &self.ledger, self.limits.weights.len(), most)
-    }
-
     /// Where the connection in this slot tells what it carries.
     #[must_use]
     pub fn activity(&self, slot: SlotId) -> Arc<Activity> {
@@ -660,7 +353,7 @@ impl Core {
 
     /// When the one at this position of its class will be admitted, as far as the past tells: nobody knows when a pause or an
     /// outage ends.
-    fn expected_wait(&self, class: ClassId, position: usize) -> Option<Duration> {
+    pub(super) fn expected_wait(&self, class: ClassId, position: usize) -> Option<Duration> {
         let moves = !matches!(self.limited_by, Some(LimitedBy::Paused | LimitedBy::Unreachable));
         moves.then(|| self.wait_estimates[class.0].expected_wait(position))
     }
@@ -685,6 +378,10 @@ impl Core {
                 self.let_quiet_ones_go(now);
             }
             Mode::Ended => self.refuse_all(now),
+        }
+        // A token that came back unspent is for those who waited in this moment.
+        if let Some(bucket) = &mut self.bucket {
+            bucket.spill();
         }
     }
 
@@ -928,6 +625,7 @@ impl Core {
 
     fn close(&mut self, slot: SlotId, cause: CloseCause) {
         self.idle.remove(slot);
+        self.quiet.remove(slot);
         self.ledger.enter(slot, SlotState::Closing);
         self.decisions.push_back(Decision::Close { slot, cause });
     }

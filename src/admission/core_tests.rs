@@ -11,14 +11,12 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::HISTORIES;
-use super::core::{CloseCause, Core, Decision, LimitedBy, Limits, RefusalReason};
-use super::fair_queue::{ClassId, Client, Lane, Principal};
+use super::core::Core;
+use super::decision::{CloseCause, Decision, LimitedBy, Limits, RefusalReason};
 use super::moment::Moment;
-use super::queue::{AdmissionRequest, Place, ReuseKey};
-use super::quiet::{Evidence, Quiet};
 use super::rate::Rate;
-use super::slots::{SlotId, SlotState};
-use super::tickets::Owner;
+use super::request::{AdmissionRequest, ClassId, Client, Lane, Owner, Place, Principal, ReuseKey};
+use super::slot::{Evidence, Quiet, SlotEvent, SlotId, SlotState};
 
 /// Steps of each history.
 const STEPS: usize = 300;
@@ -59,6 +57,8 @@ struct World {
     ended: bool,
     draining: bool,
     log: Vec<Decision>,
+    /// Decisions that were looked at, and not carried out yet.
+    early: std::collections::VecDeque<Decision>,
     dials: Vec<Moment>,
     paused: bool,
     /// Targets that refused, and have not been reached since.
@@ -154,6 +154,7 @@ impl World {
             ended: false,
             draining: false,
             log: Vec::new(),
+            early: std::collections::VecDeque::new(),
             dials: Vec::new(),
             paused: false,
             out: HashSet::new(),
@@ -243,7 +244,7 @@ impl World {
 
     fn dialled(&mut self, slot: SlotId) {
         self.held_mut(slot).dialled = true;
-        self.core.dialled(slot);
+        self.core.tell(slot, SlotEvent::Dialled, self.now);
     }
 
     fn enter(&mut self, slot: SlotId, state: SlotState) {
@@ -253,20 +254,20 @@ impl World {
         held.reclaimed = false;
         held.closing |= state == SlotState::Closing;
         held.fresh = false;
-        self.core.enter(slot, state, self.now);
+        self.core.tell(slot, SlotEvent::Entered(state), self.now);
         self.settle(None);
     }
 
     fn park(&mut self, slot: SlotId, key: &str) {
         let key = ReuseKey::from(key);
         self.held_mut(slot).kept = Some(key.clone());
-        let kept = self.core.park(slot, key, self.now);
+        self.core.tell(slot, SlotEvent::Pooled(key), self.now);
+        self.early = std::iter::from_fn(|| self.core.next_decision()).collect();
+        let closed = Decision::Close { slot, cause: CloseCause::Expired };
+        let kept = self.early.front() != Some(&closed);
         let held = self.held_mut(slot);
-        if kept {
-            (held.vacant, held.quiet, held.reclaimed, held.fresh) = (true, None, false, false);
-        } else {
-            held.kept = None;
-        }
+        (held.quiet, held.reclaimed, held.fresh) = (None, false, false);
+        held.vacant |= kept;
         self.settle(None);
     }
 
@@ -276,7 +277,7 @@ impl World {
         if let Some(tokens) = &mut self.tokens {
             tokens.in_hand = usize::from(!held.dialled);
         }
-        self.core.released(slot, self.now);
+        self.core.tell(slot, SlotEvent::Released, self.now);
         self.settle(None);
         if let Some(tokens) = &mut self.tokens {
             tokens.in_hand = 0;
@@ -294,14 +295,14 @@ impl World {
         held.fresh = false;
         held.quiet = Some(Idle { from, from_for_own, evidence });
         let quiet = Quiet { evidence, since: self.now, from, from_for_own };
-        self.core.quiet(slot, quiet, self.now);
+        self.core.tell(slot, SlotEvent::Quiet(quiet), self.now);
         self.settle(None);
     }
 
     fn unreachable(&mut self, slot: SlotId) {
         let target = self.held_mut(slot).target.clone();
         self.out.insert(target);
-        self.core.unreachable(slot, self.now);
+        self.core.tell(slot, SlotEvent::Unreachable, self.now);
         self.settle(None);
     }
 
@@ -317,7 +318,7 @@ impl World {
         held.quiet = None;
         held.reclaimed = false;
         held.fresh = state == SlotState::Idle;
-        self.core.established(slot, state, self.now);
+        self.core.tell(slot, SlotEvent::Established(state), self.now);
         self.settle(None);
     }
 
@@ -348,7 +349,7 @@ impl World {
 
     /// Takes the decisions, each checked as it comes, then looks whether one is missing.
     fn settle(&mut self, may_be_full: Option<Place>) {
-        while let Some(decision) = self.core.next_decision() {
+        while let Some(decision) = self.early.pop_front().or_else(|| self.core.next_decision()) {
             self.log.push(decision.clone());
             match decision {
                 Decision::Dial { place, slot, .. } => self.check_dial(place, slot),
@@ -1124,7 +1125,7 @@ fn thousands_of_quiet_tunnels_give_way_to_thousands_in_no_time() {
         arrive(&mut core, number, now);
         let Some(Decision::Dial { slot, .. }) = core.next_decision() else { panic!("not admitted") };
         let quiet = Quiet { evidence: Evidence::Idle, since: now, from: Moment(ms(50)), from_for_own: Moment(ms(50)) };
-        core.quiet(slot, quiet, now);
+        core.tell(slot, SlotEvent::Quiet(quiet), now);
     }
     for number in 0..MANY {
         arrive(&mut core, number, now);

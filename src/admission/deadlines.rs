@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::moment::Moment;
-use super::queue::Place;
+use super::request::Place;
 
 /// So many who have left may stay listed in any case.
 const SPARE: usize = 64;

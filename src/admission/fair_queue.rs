@@ -8,45 +8,8 @@
 //! on many slots that would put a newcomer behind all that the others have just begun.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 
-use super::queue::Place;
-
-/// A client: a user name, a uid or an address.
-pub type Client = Arc<str>;
-
-/// Which class, by its number in the list that the gate was given; 0 is `default`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClassId(pub usize);
-
-/// Who asks.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Principal {
-    /// The class that it shares with others.
-    pub class: ClassId,
-    /// The client itself.
-    pub client: Client,
-}
-
-/// What is asked for, as far as it matters for the order among one client's own requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Lane {
-    /// Small, and others wait for its answer: tokens, manifests, anything that is not a blob.
-    Small,
-    /// A blob, or a tunnel, in which nothing can be told apart.
-    Blob,
-}
-
-impl Lane {
-    /// The word in status pages.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Lane::Small => "small",
-            Lane::Blob => "blob",
-        }
-    }
-}
+use super::request::{Client, Lane, Place, Principal};
 
 /// How often a blob may be passed over by small requests of the same client.
 const MOST_PASSES: u8 = 8;
@@ -370,6 +333,7 @@ fn smooth(usual: u64, latest: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::super::moment::Moment;
+    use super::super::request::ClassId;
     use super::*;
 
     fn principal(class: usize, client: &str) -> Principal {

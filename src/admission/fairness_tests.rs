@@ -6,11 +6,11 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::core::{Core, Decision, Limits};
-use super::fair_queue::{ClassId, Client, Lane, Principal};
+use super::core::Core;
+use super::decision::{Decision, Limits};
 use super::moment::Moment;
-use super::queue::{AdmissionRequest, Place};
-use super::slots::{SlotId, SlotState};
+use super::request::{AdmissionRequest, ClassId, Client, Lane, Place, Principal};
+use super::slot::{SlotEvent, SlotId, SlotState};
 
 /// A client with so many requests, each of which holds its slot for a time of its own.
 struct Load {
@@ -61,15 +61,15 @@ fn run(loads: &[Load], slots: usize, weights: &[u32]) -> Vec<Stay> {
         while let Some(decision) = core.next_decision() {
             let Decision::Dial { place, slot, .. } = decision else { panic!("{decision:?}") };
             let (load, hold) = asked.remove(&place).expect("only who waits is admitted");
-            core.dialled(slot);
-            core.enter(slot, SlotState::Active, now);
+            core.tell(slot, SlotEvent::Dialled, now);
+            core.tell(slot, SlotEvent::Entered(SlotState::Active), now);
             ends.push(Reverse((now + hold, slot)));
             stays.push(Stay { load, from: now, to: now + hold });
             assert!(ends.len() <= slots, "more open than slots");
         }
         let Some(Reverse((end, slot))) = ends.pop() else { break };
         now = end;
-        core.released(slot, now);
+        core.tell(slot, SlotEvent::Released, now);
     }
     assert!(asked.is_empty(), "{} were never served", asked.len());
     stays

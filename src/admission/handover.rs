@@ -11,14 +11,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::activity::Activity;
-use super::core::{CloseCause, Core, Decision, Explanation, HolderInfo, Refusal, Snapshot};
+use super::core::Core;
+use super::decision::{CloseCause, Decision, Refusal};
 use super::moment::Moment;
 use super::occupancy::Occupancy;
-use super::queue::{AdmissionRequest, Place, ReuseKey};
-use super::quiet::{Evidence, Quiet};
-use super::slots::{OnReclaim, SlotId, SlotState};
+use super::request::{AdmissionRequest, Owner, Place, ReuseKey};
+use super::slot::{Evidence, OnReclaim, SlotEvent, SlotId};
 use super::sync::{Mutex, MutexGuard};
-use super::tickets::Owner;
+use super::view::{Explanation, HolderInfo, Snapshot};
 
 /// The shared state of one gate; `P` is a kept connection.
 pub(super) struct Handover<P> {
@@ -121,7 +121,7 @@ impl<P> Handover<P> {
         let mut state = self.lock();
         match state.seats.remove(&place) {
             Some(Seat::Waiting(_)) => state.core.leave(place, now),
-            Some(Seat::Called(Call::Dial { slot, .. }, _)) => state.core.released(slot, now),
+            Some(Seat::Called(Call::Dial { slot, .. }, _)) => state.core.tell(slot, SlotEvent::Released, now),
             Some(Seat::Called(Call::Reuse { slot, kept, .. }, _)) => {
                 let key = key.expect("only who named a key is given a kept connection").clone();
                 return state.keep(slot, key, kept, now);
@@ -137,37 +137,17 @@ impl<P> Handover<P> {
         self.lock().keep(slot, key, connection, now)
     }
 
-    /// `connect()` is about to be called.
-    pub fn dialled(&self, slot: SlotId) {
-        self.lock().core.dialled(slot);
-    }
-
-    /// The socket does something else now. A kept connection that says so is kept no longer.
-    pub fn entered(&self, slot: SlotId, to: SlotState, now: Moment) -> Aftermath<P> {
+    /// Something happened to a slot. Only a quiet connection has an `on_reclaim`, and one that tells anything is pooled no
+    /// longer.
+    pub fn tell(&self, slot: SlotId, event: SlotEvent, on_reclaim: Option<OnReclaim>, now: Moment) -> Aftermath<P> {
         let mut state = self.lock();
         state.quiet.remove(&slot);
+        state.quiet.extend(on_reclaim.map(|on_reclaim| (slot, on_reclaim)));
         let gone = state.kept.remove(&slot);
-        state.core.enter(slot, to, now);
+        state.core.tell(slot, event, now);
         let mut aftermath = state.carry_out();
-        drop(state);
         aftermath.closed.extend(gone.map(|connection| (connection, CloseCause::Expired)));
         aftermath
-    }
-
-    /// The tunnel lies quiet; `recall` asks it to close.
-    pub fn quiet(&self, slot: SlotId, quiet: Quiet, reclaim: OnReclaim, now: Moment) -> Aftermath<P> {
-        let mut state = self.lock();
-        state.quiet.insert(slot, reclaim);
-        state.core.quiet(slot, quiet, now);
-        state.carry_out()
-    }
-
-    /// The socket is gone.
-    pub fn released(&self, slot: SlotId, now: Moment) -> Aftermath<P> {
-        let mut state = self.lock();
-        state.quiet.remove(&slot);
-        state.core.released(slot, now);
-        state.carry_out()
     }
 
     /// Lets an event happen to the core.
@@ -228,10 +208,8 @@ impl<P> State<P> {
         self.quiet.remove(&slot);
         // In first: the core may hand it on, or close it, at once.
         self.kept.insert(slot, connection);
-        let unkept = if self.core.park(slot, key, now) { None } else { self.kept.remove(&slot) };
-        let mut aftermath = self.carry_out();
-        aftermath.closed.extend(unkept.map(|connection| (connection, CloseCause::Expired)));
-        aftermath
+        self.core.tell(slot, SlotEvent::Pooled(key), now);
+        self.carry_out()
     }
 
     /// Lays the core's decisions into the seats.

@@ -5,8 +5,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::moment::Moment;
-use super::queue::ReuseKey;
-use super::slots::SlotId;
+use super::request::ReuseKey;
+use super::slot::SlotId;
 
 /// The idle slots that can be reused, by key and by age.
 #[derive(Debug, Default)]

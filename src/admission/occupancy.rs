@@ -3,9 +3,9 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use super::fair_queue::Principal;
+use super::ledger::Ledger;
 use super::queue::Queue;
-use super::slots::Ledger;
+use super::request::Principal;
 
 /// All who wait or hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

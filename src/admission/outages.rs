@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::moment::Moment;
-use super::queue::Place;
+use super::request::Place;
+use crate::backoff::Backoff;
 
-/// The pause before the first probe; it doubles with each that fails.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause between two probes.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The pauses before probes.
+const PROBES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
 
 /// The targets that are out.
 #[derive(Debug, Default)]
@@ -24,7 +23,8 @@ pub(super) struct Outages {
 
 #[derive(Debug)]
 struct Outage {
-    pause: Duration,
+    /// How often all addresses refused.
+    failures: u32,
     /// When the next probe may start.
     due: Moment,
     /// The request that finds out whether it is over.
@@ -61,13 +61,13 @@ impl Outages {
     pub fn failed(&mut self, target: &Arc<str>, place: Place, now: Moment) -> bool {
         match self.targets.get_mut(target) {
             None => {
-                let outage = Outage { pause: FIRST_PAUSE, due: now + FIRST_PAUSE, probe: None, between: false };
+                let outage = Outage { failures: 1, due: now + PROBES.after(1), probe: None, between: false };
                 self.targets.insert(target.clone(), outage);
                 return true;
             }
             Some(outage) if outage.probe == Some(place) => {
-                outage.pause = LONGEST_PAUSE.min(outage.pause * 2);
-                outage.due = now + outage.pause;
+                outage.failures = outage.failures.saturating_add(1);
+                outage.due = now + PROBES.after(outage.failures);
                 outage.probe = None;
             }
             // It was dialled before the outage was known, and tells nothing new.
@@ -83,7 +83,7 @@ impl Outages {
             && outage.probe == Some(place)
         {
             outage.between = true;
-            outage.due = now + outage.pause;
+            outage.due = now + PROBES.after(outage.failures);
         }
     }
 
@@ -127,9 +127,10 @@ impl Outages {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::core::{Core, Decision, Limits};
-    use super::super::fair_queue::{ClassId, Lane, Principal};
-    use super::super::queue::AdmissionRequest;
+    use super::super::core::Core;
+    use super::super::decision::{Decision, Limits};
+    use super::super::request::{AdmissionRequest, ClassId, Lane, Principal};
+    use super::super::slot::SlotEvent;
     use super::*;
 
     #[test]
@@ -175,7 +176,7 @@ mod tests {
         outages.goes_on(&target, probe, now);
         outages.gone(&target, probe, now);
         assert!(outages.due(now).is_empty() && outages.sets_aside(&target, other));
-        let due = now + FIRST_PAUSE;
+        let due = now + PROBES.after(1);
         assert_eq!((outages.next_due(), outages.due(due)), (Some(due), vec![target.clone()]));
         outages.probe(&target, other);
         assert!(outages.sets_aside(&target, probe), "it came too late");
@@ -216,15 +217,15 @@ mod tests {
             while let Some(decision) = core.next_decision() {
                 let Decision::Dial { place, slot, .. } = decision else { panic!("{decision:?}") };
                 *dials.entry(now.0.as_millis()).or_insert(0) += 1;
-                core.dialled(slot);
+                core.tell(slot, SlotEvent::Dialled, now);
                 let tried = tried.entry(place).or_default();
                 *tried += 1;
                 if tried.is_multiple_of(addresses) {
-                    core.unreachable(slot, now);
+                    core.tell(slot, SlotEvent::Unreachable, now);
                 } else {
-                    core.goes_on(slot, now);
+                    core.tell(slot, SlotEvent::DialRefused, now);
                 }
-                core.released(slot, now);
+                core.tell(slot, SlotEvent::Released, now);
                 core.arrive(ask(place, true), now);
             }
             now = core.wake_at().expect("an outage is probed");

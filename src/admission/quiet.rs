@@ -6,48 +6,9 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::fair_queue::Client;
 use super::moment::Moment;
-use super::slots::SlotId;
-
-/// What speaks for a tunnel being idle; the surest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Evidence {
-    /// It never carried a request.
-    Unused,
-    /// The client asked, and the registry answered in full, as far as can be told.
-    Idle,
-    /// Nothing moves, but an answer may be under way.
-    Unsure,
-    /// A request is under way, and has not moved for very long.
-    Stalled,
-}
-
-impl Evidence {
-    /// The word in status pages.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Evidence::Unused => "unused",
-            Evidence::Idle => "idle",
-            Evidence::Unsure => "unsure",
-            Evidence::Stalled => "in_flight",
-        }
-    }
-}
-
-/// A quiet tunnel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Quiet {
-    /// How sure it is that nothing is under way.
-    pub evidence: Evidence,
-    /// Since when nothing moved.
-    pub since: Moment,
-    /// From when on it may be recalled.
-    pub from: Moment,
-    /// From when on it may be recalled for its own client, who waits for another connection.
-    pub from_for_own: Moment,
-}
+use super::request::Client;
+use super::slot::{Evidence, Quiet, SlotId};
 
 /// All quiet tunnels.
 #[derive(Debug, Default)]
@@ -141,12 +102,6 @@ impl QuietTunnels {
     /// The tunnels of clients that wait.
     fn of_those(&self, waits: impl Fn(&Client) -> bool) -> impl Iterator<Item = &BTreeSet<(Moment, SlotId)>> {
         self.by_due_for_own.iter().filter(move |(client, _)| waits(client)).map(|(_, own)| own)
-    }
-}
-
-impl Quiet {
-    fn due(&self, own: bool) -> Moment {
-        if own { self.from.min(self.from_for_own) } else { self.from }
     }
 }
 

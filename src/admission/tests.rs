@@ -113,7 +113,7 @@ async fn tokens_admit_at_their_rate_and_nobody_polls_for_it() {
     let mut held = Vec::new();
     for number in 0..13_u32 {
         let slot = slot(&gate).await;
-        slot.dialled();
+        slot.tell(SlotEvent::Dialled);
         held.push(slot);
         assert_eq!(started.elapsed(), rate.period * number.saturating_sub(2));
     }
@@ -124,7 +124,7 @@ async fn an_admission_dropped_at_any_point_leaves_no_trace() {
     let rate = Rate { period: Duration::from_secs(3600), burst: 2.try_into().unwrap() };
     let gate = gate(1, 10, Some(rate));
     let held = slot(&gate).await;
-    held.dialled();
+    held.tell(SlotEvent::Dialled);
 
     let never_polled = gate.admit(ask(&gate, LONG, None));
     drop(never_polled);
@@ -193,7 +193,7 @@ async fn a_connection_that_dies_while_parked_is_not_handed_out() {
     let dropped = Arc::new(AtomicUsize::new(0));
     let held = slot(&gate).await;
     gate.park(held.id(), ReuseKey::from("a:80"), Connection(dropped.clone()));
-    held.enter(SlotState::Closing);
+    held.tell(SlotEvent::Entered(SlotState::Closing));
     assert_eq!(dropped.load(Ordering::SeqCst), 1);
     assert!(matches!(gate.admit(ask(&gate, LONG, Some("a:80"))).await, Ok(Admission::New(_))));
     gate.park(held.id(), ReuseKey::from("a:80"), Connection(dropped.clone()));

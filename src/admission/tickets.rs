@@ -4,21 +4,16 @@
 //! multiset for each client and target: the oldest is used first, each of them once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::fair_queue::Client;
 use super::moment::Moment;
-use super::queue::Place;
+use super::request::{Owner, Place};
 
 /// Places kept at once; beyond it the ones that would be forgotten soonest go.
 const MOST: usize = 100_000;
 
 /// And for one client and target; those kept first are the oldest.
 const MOST_OF_EACH: usize = 1000;
-
-/// Whom a place is kept for, and which target.
-pub type Owner = (Client, Arc<str>);
 
 /// The places that are kept.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //!
 //! A slot is held from its grant until it comes back. It is *busy* from the grant until the connection stands; then
 //! from the first byte that moves until the last one before a silence that the holder tells of
-//! ([`super::slots::Slot::quiet`]), which are silences of 50 ms and more; shorter ones count as busy. A request that
+//! ([`super::slot::Slot::quiet`]), which are silences of 50 ms and more; shorter ones count as busy. A request that
 //! waits for its answer is busy, for the registry works on it. Kept connections, unused tunnels and those whose answer
 //! seems over are not, nor is a connection on its way out.
 
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::moment::Moment;
-use super::slots::SlotId;
+use super::slot::SlotId;
 
 /// A silence becomes known later than it begins. What is busy counts up to this long ago, so that the sum need not be
 /// taken back.

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::follow::{Doing, Follower};
-use crate::admission::{Evidence, Moment, Quiet, SlotState};
+use crate::admission::{Evidence, Moment, Quiet, SlotEvent, SlotState};
 use crate::kernel;
 use crate::reclaim::Pauses;
 use crate::tcp;
@@ -94,7 +94,7 @@ impl<'a> Watch<'a> {
         };
         let was_told = self.told.load(Ordering::Acquire);
         if self.handshaking.swap(handshaking, Ordering::AcqRel) != handshaking && !was_told {
-            self.registry.enter(self.state());
+            self.registry.tell(SlotEvent::Entered(self.state()));
         }
         if was_told {
             self.go_on();
@@ -162,7 +162,7 @@ impl<'a> Watch<'a> {
     /// The tunnel does not lie quiet any more: whatever was asked of it meanwhile is answered with that.
     fn go_on(&self) {
         if self.told.swap(false, Ordering::AcqRel) {
-            self.registry.enter(self.state());
+            self.registry.tell(SlotEvent::Entered(self.state()));
         }
     }
 

@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 use super::cluster::NodePermit;
 use super::socket::Socket;
 use super::tls::{self, Tls};
-use crate::admission::{Slot, SlotState};
+use crate::admission::{Slot, SlotEvent, SlotState};
 use crate::metrics::RegistryMetrics;
 use crate::target::Host;
 use crate::tcp;
@@ -103,7 +103,7 @@ impl Undialled {
             Held::Slot(slot, _) => slot,
             Held::NeverStood(socket) | Held::Socket(socket) => socket.held(),
         };
-        if unreachable { slot.unreachable() } else { slot.goes_on() }
+        slot.tell(if unreachable { SlotEvent::Unreachable } else { SlotEvent::DialRefused });
     }
 
     /// Gives the slot back.
@@ -131,7 +131,7 @@ pub(super) async fn dial(
     let Endpoint { address, secure, node_permit } = endpoint;
     let started = Instant::now();
     let deadline = started + terms.connect_timeout;
-    slot.dialled();
+    slot.tell(SlotEvent::Dialled);
     let stream = match begin(address) {
         Ok(stream) => stream,
         Err(error) => {
@@ -153,12 +153,12 @@ pub(super) async fn dial(
     metrics.connected(took);
     socket.connected(took);
     let Some(host) = secure else {
-        socket.established(once_connected);
+        socket.tell(SlotEvent::Established(once_connected));
         return Ok((Standing::Plain(socket), took));
     };
     match tls.handshake(&host, socket, deadline).await {
         Ok(stream) => {
-            stream.get_ref().0.established(SlotState::Active);
+            stream.get_ref().0.tell(SlotEvent::Established(SlotState::Active));
             Ok((Standing::Secured(Box::new(stream)), took))
         }
         Err((error, socket)) => {

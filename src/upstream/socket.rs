@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::cluster::NodePermit;
-use crate::admission::{Activity, OnReclaim, Quiet, Slot, SlotId, SlotState};
+use crate::admission::{Activity, OnReclaim, Quiet, Slot, SlotEvent, SlotId, SlotState};
 use crate::metrics::{Direction, RegistryMetrics};
 use crate::tcp::{self, Linger};
 
@@ -145,11 +145,6 @@ impl Socket {
         self.round_trip = round_trip;
     }
 
-    /// It stands, and is doing this now.
-    pub(super) fn established(&self, state: SlotState) {
-        self.inner().slot.established(state);
-    }
-
     /// To which node it leads, where there is a choice.
     pub(super) fn node_permit(&self) -> Option<&NodePermit> {
         self.inner().node_permit.as_ref()
@@ -182,9 +177,9 @@ impl Socket {
         &self.inner().stream
     }
 
-    /// Tells the gate what the socket is doing.
-    pub fn enter(&self, state: SlotState) {
-        self.inner().slot.enter(state);
+    /// Tells the gate what happened to the socket.
+    pub fn tell(&self, event: SlotEvent) {
+        self.inner().slot.tell(event);
     }
 
     /// Tells that bytes moved.
@@ -237,7 +232,7 @@ impl Drop for Socket {
         let Some(inner) = self.inner.take() else {
             return;
         };
-        inner.slot.enter(SlotState::Closing);
+        inner.slot.tell(SlotEvent::Entered(SlotState::Closing));
         let hold = (self.round_trip * 2).clamp(LEAST_HOLD, LONGEST_HOLD);
         match Handle::try_current() {
             Ok(runtime) => {

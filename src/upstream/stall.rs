@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::http::PooledConnection;
-use crate::admission::{Activity, Evidence, Gate, Moment, Quiet, SlotId, SlotState};
+use crate::admission::{Activity, Evidence, Gate, Moment, Quiet, SlotEvent, SlotId, SlotState};
 
 /// How often a request that does not move is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -63,7 +63,7 @@ impl Lookout {
                         () = self.moves() => {}
                     }
                     // Also where it has ended meanwhile, and another began: word that it lies still must not outlive it.
-                    self.gate.enter(self.slot, SlotState::Active);
+                    self.gate.tell(self.slot, SlotEvent::Entered(SlotState::Active));
                 }
             }
         }

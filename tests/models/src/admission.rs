@@ -11,6 +11,8 @@ mod core;
 mod core_tests;
 #[path = "../../../src/admission/deadlines.rs"]
 mod deadlines;
+#[path = "../../../src/admission/decision.rs"]
+mod decision;
 #[path = "../../../src/admission/fair_queue.rs"]
 mod fair_queue;
 #[path = "../../../src/admission/fairness_tests.rs"]
@@ -20,6 +22,8 @@ mod handover;
 mod handover_models;
 #[path = "../../../src/admission/idle.rs"]
 mod idle;
+#[path = "../../../src/admission/ledger.rs"]
+mod ledger;
 #[path = "../../../src/admission/moment.rs"]
 mod moment;
 #[path = "../../../src/admission/occupancy.rs"]
@@ -32,12 +36,16 @@ mod queue;
 mod quiet;
 #[path = "../../../src/admission/rate.rs"]
 mod rate;
-#[path = "../../../src/admission/slots.rs"]
-mod slots;
+#[path = "../../../src/admission/request.rs"]
+mod request;
+#[path = "../../../src/admission/slot.rs"]
+mod slot;
 #[path = "../../../src/admission/tickets.rs"]
 mod tickets;
 #[path = "../../../src/admission/usage.rs"]
 mod usage;
+#[path = "../../../src/admission/view.rs"]
+mod view;
 #[path = "../../../src/admission/wait_estimate.rs"]
 mod wait_estimate;
 

@@ -11,6 +11,9 @@
 #![cfg(test)]
 
 mod admission;
+#[expect(dead_code, reason = "the core needs no randomness")]
+#[path = "../../../src/backoff.rs"]
+mod backoff;
 
 /// The words of `src/metrics.rs` that the core uses.
 mod metrics {

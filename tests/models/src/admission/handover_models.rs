@@ -13,14 +13,13 @@ use loom::future::block_on;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread::{self, JoinHandle};
 
-use super::core::{Core, Limits, RefusalReason};
-use super::fair_queue::{ClassId, Lane, Principal};
+use super::core::Core;
+use super::decision::{Limits, RefusalReason};
 use super::handover::{Call, Handover};
 use super::moment::Moment;
-use super::queue::{AdmissionRequest, Place, ReuseKey};
 use super::rate::Rate;
-use super::slots::SlotId;
-use super::tickets::Owner;
+use super::request::{AdmissionRequest, ClassId, Lane, Owner, Place, Principal, ReuseKey};
+use super::slot::{SlotEvent, SlotId};
 
 const START: Moment = Moment(Duration::ZERO);
 const DEADLINE: Moment = Moment(Duration::from_secs(1));
@@ -100,7 +99,7 @@ impl Harbor {
     }
 
     fn release(&self, slot: SlotId) {
-        self.handover.released(slot, START).settle();
+        self.handover.tell(slot, SlotEvent::Released, None, START).settle();
     }
 
     fn event(&self, happen: impl FnOnce(&mut Core)) {
@@ -187,7 +186,7 @@ fn who_leaves_at_its_deadline_takes_nothing_along() {
         let (leaving, staying) = (harbor.seat(DEADLINE, None), harbor.seat(NEVER, None));
         let leaver = beside(&harbor, move |harbor| leaving.leave(harbor));
         let clock = beside(&harbor, move |harbor| harbor.event(|core| core.tick(DEADLINE)));
-        harbor.handover.released(held, DEADLINE).settle();
+        harbor.handover.tell(held, SlotEvent::Released, None, DEADLINE).settle();
         leaver.join().unwrap();
         let slot = staying.wait_for_slot(&harbor);
         harbor.release(slot);
@@ -205,7 +204,7 @@ fn a_deadline_and_a_grant_end_in_one_call() {
         let waiting = harbor.seat(DEADLINE, None);
         let clock = beside(&harbor, move |harbor| harbor.event(|core| core.tick(DEADLINE)));
         let waiter = beside(&harbor, move |harbor| match waiting.wait(harbor) {
-            Call::Dial { slot, .. } => harbor.handover.released(slot, DEADLINE).settle(),
+            Call::Dial { slot, .. } => harbor.handover.tell(slot, SlotEvent::Released, None, DEADLINE).settle(),
             Call::Refused(refusal) => {
                 assert_eq!(refusal.reason, RefusalReason::QueueTimeout);
                 0

@@ -1,0 +1,151 @@
+//! What holds for a registry, and what the core decides about those who ask.
+
+use std::time::Duration;
+
+use super::rate::Rate;
+use super::request::{Owner, Place};
+use super::slot::{Evidence, SlotId};
+
+/// What holds for one registry on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sockets toward the registry at once; `usize::MAX` where nothing bounds them.
+    pub slots: usize,
+    /// Waiters at once; 0 refuses whoever would have to wait.
+    pub depth: usize,
+    /// Token bucket on `connect()`; `None`: no rate limit.
+    pub rate: Option<Rate>,
+    /// How long a kept connection may lie idle.
+    pub idle_timeout: Duration,
+    /// How old a connection may get and still be kept.
+    pub max_lifetime: Duration,
+    /// Slots that may be dialling or shaking hands at once.
+    pub max_connecting: usize,
+    /// How long the place of one who left is kept for it.
+    pub keep_place: Duration,
+    /// The weights of the classes; the first is `default`.
+    pub weights: Vec<u32>,
+}
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Let this request open a socket in a new slot.
+    Dial {
+        /// Whose turn it is.
+        place: Place,
+        /// The slot it has now.
+        slot: SlotId,
+        /// How long it waited.
+        waited: Duration,
+    },
+    /// Hand this request a kept connection.
+    Reuse {
+        /// Whose turn it is.
+        place: Place,
+        /// The slot of the connection; it is active now.
+        slot: SlotId,
+        /// How long it waited.
+        waited: Duration,
+    },
+    /// Tell this request that it will not be admitted.
+    Refuse {
+        /// Who is refused.
+        place: Place,
+        /// Why, and what to tell.
+        refusal: Refusal,
+        /// Whom its place is to be kept for, with [`Core::keep_place`], as soon as it knows: before that nobody can come
+        /// back to it. `None`: it is not kept.
+        may_return: Option<Owner>,
+    },
+    /// Close a kept connection in order. The slot is closing now, and comes back when the socket is gone.
+    Close {
+        /// The slot of the connection.
+        slot: SlotId,
+        /// What made it go.
+        cause: CloseCause,
+    },
+    /// Ask a quiet tunnel to close, because somebody waits. It answers by closing, or by going on.
+    OnReclaim {
+        /// The slot of the tunnel.
+        slot: SlotId,
+        /// What spoke for it being idle.
+        evidence: Evidence,
+    },
+}
+
+/// Why a kept connection is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseCause {
+    /// Somebody waits who needs its slot.
+    Reclaimed,
+    /// It was idle for `idle_timeout`, or older than `max_lifetime`.
+    Expired,
+    /// More connections stand than there are slots now.
+    Shrunk,
+    /// The process is going down.
+    Draining,
+}
+
+/// A request that will not be admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which bound was met.
+    pub reason: RefusalReason,
+    /// How long the request waited.
+    pub waited: Duration,
+    /// Others waiting at that moment.
+    pub waiting: usize,
+    /// Slots at that moment.
+    pub slots: usize,
+    /// When coming back makes sense.
+    pub retry_after: Duration,
+    /// What kept the one whose turn it was from being admitted; `None` where waiting was not the reason.
+    pub limited_by: Option<LimitedBy>,
+    /// By arrival among those who waited, from 1; `None` for one too far back to count.
+    pub position: Option<usize>,
+    /// How much longer it would have waited; `None` where the past does not tell.
+    pub expected_wait: Option<Duration>,
+}
+
+/// The bounds that may refuse a request because of load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RefusalReason {
+    /// The queue has `depth` waiters.
+    QueueFull,
+    /// The request's own deadline came.
+    QueueTimeout,
+    /// The request's own deadline came while the registry took no connections.
+    Unreachable,
+    /// The process is going down, and its `drain_timeout` is over.
+    Draining,
+}
+
+/// What keeps the one whose turn it is from being admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitedBy {
+    /// Admissions are held by the operator.
+    Paused,
+    /// The registry takes no connections.
+    Unreachable,
+    /// `max_connecting` slots are dialling or shaking hands.
+    Connecting,
+    /// No slot is free.
+    Slots,
+    /// No token is due.
+    Rate,
+}
+
+impl LimitedBy {
+    /// The word in status pages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LimitedBy::Paused => "paused",
+            LimitedBy::Unreachable => "unreachable",
+            LimitedBy::Connecting => "max_connecting",
+            LimitedBy::Slots => "slots",
+            LimitedBy::Rate => "rate_per_second",
+        }
+    }
+}

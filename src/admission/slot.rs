@@ -1,0 +1,211 @@
+//! One slot as its holder sees it: its name, its state, and the events that are told about it.
+//!
+//! [`Slot`] lives in the same struct as the socket, is not `Clone`, and gives the slot back on drop. It decides nothing: the
+//! core does, from the [`SlotEvent`]s.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::activity::Activity;
+use super::moment::Moment;
+use super::request::ReuseKey;
+use crate::metrics::Direction;
+
+/// Names one taken slot; never used twice by one core, so a late word about an old holder cannot hit a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotId(pub(super) u64);
+
+/// What the socket in a slot is doing. All four count as open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SlotState {
+    /// Granted, dialling or handshaking; also a tunnel in which client and registry shake hands.
+    Connecting,
+    /// Carrying a request, or a tunnel in use.
+    Active,
+    /// Standing without work: kept for reuse, or a tunnel that has carried nothing yet.
+    Idle,
+    /// On its way out: our end was announced or the connection was cut, the registry's side may not know yet.
+    Closing,
+}
+
+impl SlotState {
+    /// The word in status pages and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SlotState::Connecting => "connecting",
+            SlotState::Active => "active",
+            SlotState::Idle => "idle",
+            SlotState::Closing => "closing",
+        }
+    }
+}
+
+/// Taken slots by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Slots in [`SlotState::Connecting`].
+    pub connecting: usize,
+    /// Slots in [`SlotState::Active`].
+    pub active: usize,
+    /// Slots in [`SlotState::Idle`].
+    pub idle: usize,
+    /// Slots in [`SlotState::Closing`].
+    pub closing: usize,
+}
+
+impl Counts {
+    /// All taken slots.
+    #[must_use]
+    pub fn open(self) -> usize {
+        self.connecting + self.active + self.idle + self.closing
+    }
+
+    pub(super) fn of(&mut self, state: SlotState) -> &mut usize {
+        match state {
+            SlotState::Connecting => &mut self.connecting,
+            SlotState::Active => &mut self.active,
+            SlotState::Idle => &mut self.idle,
+            SlotState::Closing => &mut self.closing,
+        }
+    }
+}
+
+/// What speaks for a tunnel being idle; the surest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Evidence {
+    /// It never carried a request.
+    Unused,
+    /// The client asked, and the registry answered in full, as far as can be told.
+    Idle,
+    /// Nothing moves, but an answer may be under way.
+    Unsure,
+    /// A request is under way, and has not moved for very long.
+    Stalled,
+}
+
+impl Evidence {
+    /// The word in status pages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Evidence::Unused => "unused",
+            Evidence::Idle => "idle",
+            Evidence::Unsure => "unsure",
+            Evidence::Stalled => "in_flight",
+        }
+    }
+}
+
+/// A quiet tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quiet {
+    /// How sure it is that nothing is under way.
+    pub evidence: Evidence,
+    /// Since when nothing moved.
+    pub since: Moment,
+    /// From when on it may be recalled.
+    pub from: Moment,
+    /// From when on it may be recalled for its own client, who waits for another connection.
+    pub from_for_own: Moment,
+}
+
+impl Quiet {
+    /// From when on it may be reclaimed, for its own client or for another one.
+    pub(super) fn due(&self, own: bool) -> Moment {
+        if own { self.from.min(self.from_for_own) } else { self.from }
+    }
+}
+
+/// Asks a quiet tunnel to close, telling it what spoke for it being idle.
+pub type OnReclaim = Box<dyn FnOnce(Evidence) + Send>;
+
+/// What a holder tells the core about its slot. Everything that the proxy says about a slot is one of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SlotEvent {
+    /// `connect()` is about to be called: from here on the token is spent.
+    Dialled,
+    /// One address refused the dial. The slot is released next, and its request asks again for the next address.
+    DialRefused,
+    /// Every address of the target refused, this one last. The slot is released next.
+    Unreachable,
+    /// The connection stands: [`SlotState::Active`], or [`SlotState::Idle`] where a handshake of others is to come at once.
+    Established(SlotState),
+    /// The socket does something else now.
+    Entered(SlotState),
+    /// Nothing moves on the connection, and it may be reclaimed. It answers by closing, or with another event.
+    Quiet(Quiet),
+    /// The connection is free for the next request with this key. It is closed where it may not be kept.
+    Pooled(ReuseKey),
+    /// The socket is gone, and the registry had the chance to see it go.
+    Released,
+}
+
+/// Where a [`Slot`] tells its events.
+pub trait SlotKeeper: Send + Sync {
+    /// This happened to the slot. `on_reclaim` comes with [`SlotEvent::Quiet`].
+    fn tell(&self, id: SlotId, event: SlotEvent, on_reclaim: Option<OnReclaim>);
+    /// What time it is.
+    fn now(&self) -> Moment;
+}
+
+/// The right to one socket toward the registry. Dropping it gives the right back, so it must be dropped after the socket
+/// is gone.
+#[must_use = "a slot dropped at once is given back at once"]
+pub struct Slot {
+    id: SlotId,
+    activity: Arc<Activity>,
+    keeper: Arc<dyn SlotKeeper>,
+}
+
+impl Slot {
+    pub(super) fn new(id: SlotId, activity: Arc<Activity>, keeper: Arc<dyn SlotKeeper>) -> Slot {
+        Slot { id, activity, keeper }
+    }
+
+    /// The name of this slot.
+    #[must_use]
+    pub fn id(&self) -> SlotId {
+        self.id
+    }
+
+    /// What the connection has carried.
+    #[must_use]
+    pub fn activity(&self) -> Arc<Activity> {
+        self.activity.clone()
+    }
+
+    /// Tells what happened to the slot.
+    pub fn tell(&self, event: SlotEvent) {
+        self.keeper.tell(self.id, event, None);
+    }
+
+    /// Tells that nothing moves on the connection. From then on `on_reclaim` may be called, once, from any thread.
+    pub fn quiet(&self, quiet: Quiet, on_reclaim: OnReclaim) {
+        self.keeper.tell(self.id, SlotEvent::Quiet(quiet), Some(on_reclaim));
+    }
+
+    /// Tells that bytes moved on the connection. Cheap: no lock is taken.
+    pub fn carried(&self, direction: Direction, bytes: usize) {
+        self.activity.carried(direction, bytes, self.keeper.now());
+    }
+
+    /// The time since a byte last moved on the connection; `None` before the first.
+    #[must_use]
+    pub fn silence(&self) -> Option<Duration> {
+        self.activity.silence(self.keeper.now())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.tell(SlotEvent::Released);
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Slot").field(&self.id.0).finish()
+    }
+}

@@ -1,0 +1,165 @@
+//! What the core shows to those who look. It changes nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::core::Core;
+use super::decision::LimitedBy;
+use super::moment::Moment;
+use super::occupancy::Occupancy;
+use super::request::{ClassId, Kind, Lane, Principal};
+use super::slot::{Counts, Evidence, SlotId, SlotState};
+use super::usage::Used;
+use crate::metrics::Direction;
+
+/// The picture at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Slots.
+    pub slots: usize,
+    /// Those of them that are still held elsewhere: by another process, or from before a reload.
+    pub reserved: usize,
+    /// Taken ones by state.
+    pub open: Counts,
+    /// Those who wait.
+    pub waiting: usize,
+    /// Those who wait, by class.
+    pub waiting_by_class: Vec<usize>,
+    /// The time since the arrival of the one who waits longest.
+    pub oldest_wait: Duration,
+    /// Whether admissions are held.
+    pub paused: bool,
+    /// What keeps the one whose turn it is from being admitted, if somebody waits.
+    pub limited_by: Option<LimitedBy>,
+    /// How long slots were held and busy so far.
+    pub used: Used,
+}
+
+/// Who waits for what.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// What keeps the one whose turn it is from being admitted, if somebody waits.
+    pub limited_by: Option<LimitedBy>,
+    /// Those who wait.
+    pub waiters: Vec<WaiterInfo>,
+    /// Those who hold a slot.
+    pub holders: Vec<HolderInfo>,
+}
+
+/// One who waits.
+#[derive(Clone, Debug)]
+pub struct WaiterInfo {
+    /// By arrival, from 1.
+    pub position: usize,
+    /// Who asks.
+    pub principal: Principal,
+    /// What kind of request it is.
+    pub kind: Kind,
+    /// Among its client's own requests.
+    pub lane: Lane,
+    /// Where it wants to go.
+    pub target: Arc<str>,
+    /// The time since it first arrived.
+    pub age: Duration,
+    /// The time until its patience ends.
+    pub patience_left: Duration,
+    /// When it will be admitted, as far as the past tells; `None` where it does not.
+    pub expected_wait: Option<Duration>,
+}
+
+/// One who holds a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HolderInfo {
+    /// The slot.
+    pub slot: SlotId,
+    /// What it is used for.
+    pub kind: Kind,
+    /// What its socket is doing.
+    pub state: SlotState,
+    /// The time since it was granted.
+    pub age: Duration,
+    /// The time since its connection last carried a byte; `None` before the first.
+    pub last_bytes: Option<Duration>,
+    /// Bytes that its connection has carried to the registry.
+    pub bytes_up: u64,
+    /// And from the registry.
+    pub bytes_down: u64,
+    /// What a tunnel that lies quiet seems to be doing, and for how long.
+    pub quiet: Option<(Evidence, Duration)>,
+    /// Whether a tunnel was asked to close, and has not answered yet.
+    pub reclaimed: bool,
+    /// Whose request it serves, and where that goes; nobody's while it is kept for reuse.
+    pub occupant: Option<(Principal, Arc<str>)>,
+}
+
+impl Core {
+    /// The picture now.
+    #[must_use]
+    pub fn snapshot(&self, now: Moment) -> Snapshot {
+        Snapshot {
+            slots: self.limits.slots,
+            reserved: self.reserved,
+            open: self.ledger.counts(),
+            waiting: self.queue.len(),
+            waiting_by_class: (0..self.limits.weights.len())
+                .map(|class| self.queue.waiting_in(ClassId(class)))
+                .collect(),
+            oldest_wait: self.queue.oldest_wait(now),
+            paused: self.paused,
+            limited_by: self.limited_by,
+            used: self.usage.used(now),
+        }
+    }
+
+    /// Who waits, by arrival, and who holds what, the oldest first; at most `most` of each.
+    #[must_use]
+    pub fn explain(&self, most: usize, now: Moment) -> Explanation {
+        let mut positions = vec![0; self.wait_estimates.len()];
+        let waiters = self.queue.by_arrival().take(most).enumerate().map(|(index, waiter)| {
+            let class = waiter.ask.principal.class;
+            positions[class.0] += 1;
+            WaiterInfo {
+                position: index + 1,
+                principal: waiter.ask.principal.clone(),
+                kind: waiter.ask.kind(),
+                lane: waiter.ask.lane,
+                target: waiter.ask.target.clone(),
+                age: now.since(waiter.ask.place.arrived()),
+                patience_left: waiter.ask.deadline.since(now),
+                expected_wait: self.expected_wait(class, positions[class.0]),
+            }
+        });
+        Explanation { limited_by: self.limited_by, waiters: waiters.collect(), holders: self.holders(most, now) }
+    }
+
+    /// Who holds a slot, the oldest first, at most `most`.
+    #[must_use]
+    pub fn holders(&self, most: usize, now: Moment) -> Vec<HolderInfo> {
+        let oldest = self.ledger.entries().take(most).map(|(slot, entry)| HolderInfo {
+            slot,
+            kind: entry.occupant.as_ref().map_or(Kind::Kept, |occupant| occupant.kind),
+            state: entry.state,
+            age: now.since(entry.born),
+            last_bytes: entry.activity.silence(now),
+            bytes_up: entry.activity.bytes(Direction::Up),
+            bytes_down: entry.activity.bytes(Direction::Down),
+            quiet: self.quiet.get(slot).map(|quiet| (quiet.evidence, now.since(quiet.since))),
+            reclaimed: self.quiet.is_reclaimed(slot),
+            occupant: entry.occupant.as_ref().map(|occupant| (occupant.principal.clone(), occupant.target.clone())),
+        });
+        oldest.collect()
+    }
+
+    /// Who waits and who holds, by client, at most `most` of them.
+    #[must_use]
+    pub fn occupancy(&self, most: usize) -> Occupancy {
+        Occupancy::take(&self.queue, &self.ledger, self.limits.weights.len(), most)
+    }
+
+    /// Taken slots by where their connections go.
+    #[must_use]
+    pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
+        self.ledger.targets()
+    }
+}
