@@ -34,7 +34,7 @@ pub use look::Outcomes;
 pub use metrics::Metrics;
 pub use puller::{Load, Puller, Reclaims};
 pub use random::Random;
-pub use scale::{is_soak, scaled};
+pub use scale::{is_soak, scale, scaled};
 pub use sidecar::{KEEP_TUNNELS, Sidecar, Signal, config};
 pub use storm::{Cuts, Destination, Progress, Storm, Tally};
 pub use stub::{StubBuilder, StubConnection, StubRegistry, blob_of, digest_of, manifest_of};

@@ -9,6 +9,12 @@ pub fn scaled(full: usize) -> usize {
     if is_soak() { full } else { full.div_ceil(10) }
 }
 
+/// `soak` in a soak, else `ci`, for a count of which CI takes more or less than a tenth.
+#[must_use]
+pub fn scale<T>(ci: T, soak: T) -> T {
+    if is_soak() { soak } else { ci }
+}
+
 /// Whether this run is a soak.
 #[must_use]
 pub fn is_soak() -> bool {
