@@ -262,7 +262,7 @@ pub fn read_tls(config: &Config) -> Result<ReadTls, StartError> {
     let mut read = ReadTls::new();
     for registry in &config.registries {
         let origins = registry.mirror.iter().flat_map(|mirror| &mirror.upstream);
-        if origins.into_iter().any(|origin| origin.secure) || registry.tls != config::Tls::default() {
+        if origins.into_iter().any(|origin| origin.secure) || registry.tls != config::TlsConfig::default() {
             let tls = Tls::new(tls_terms(&registry.tls));
             tls.check().map_err(|error| StartError::Tls { registry: registry.name.clone(), error })?;
             read.insert(registry.name.clone(), Arc::new(tls));

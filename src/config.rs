@@ -6,11 +6,16 @@
 //! loads it, and hands the parts of [`Config`] to those that need them.
 
 pub mod changes;
+mod claims;
+mod classes;
 mod fraction;
 mod http;
+mod listen;
+mod model;
 mod problem;
 mod rate;
 mod reader;
+mod registries;
 mod report;
 mod settings;
 mod share;
@@ -18,217 +23,20 @@ mod syntax;
 mod value;
 mod warnings;
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
-use ipnet::IpNet;
 use toml::de::DeTable;
 
+pub use model::{
+    ClassConfig, Config, DEFAULT_CLASS, ListenConfig, LogConfig, LogFormat, MirrorConfig, OtherHosts, QueueConfig,
+    ReclaimConfig, RegistryConfig, RepairConfig, TlsConfig,
+};
 pub use problem::{LoadError, Problem, Problems};
-pub use rate::Rate;
+pub use rate::ConnectRate;
 pub use share::{BadShare, Share};
 
-use crate::target::{Host, HostPattern, Origin};
 use reader::Section;
 use report::Report;
-
-/// A whole configuration that holds together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// How long running requests may go on after the order to stop. Default 30 s.
-    pub drain_timeout: Duration,
-    /// Where the sidecar listens, and to whom.
-    pub listen: Listen,
-    /// What is logged, and how.
-    pub log: Log,
-    /// The registries, at least one, in the order of the file.
-    pub registries: Vec<Registry>,
-    /// The classes of clients; the first is `default`, which always exists.
-    pub classes: Vec<Class>,
-    /// What happens to hosts that no registry lists.
-    pub other_hosts: OtherHosts,
-    /// What is allowed but likely not meant, in the order of the file.
-    pub warnings: Vec<Problem>,
-}
-
-/// The part `listen`: the addresses of the sidecar, and who may use them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// Address of the proxy itself. Default `127.0.0.1:4128`; port 0 takes any free port.
-    pub proxy: SocketAddr,
-    /// Address of health, metrics, status and control. Default `127.0.0.1:4129`.
-    pub admin: SocketAddr,
-    /// A further address with metrics and probes only; `None` (the default) for none.
-    pub metrics: Option<SocketAddr>,
-    /// The clients that may use the proxy. Empty (the default) only with a loopback proxy
-    /// address, where it means every local client.
-    pub allow_clients: Vec<IpNet>,
-    /// Client connections at one time, 1 to 1000000. Default 20000.
-    pub max_clients: usize,
-    /// How long a client may take to send the head of its first request. Default 10 s.
-    pub head_timeout: Duration,
-}
-
-/// The part `log`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// The shape of a log line. Default text.
-    pub format: LogFormat,
-    /// The least severe level that is logged: `error`, `warn`, `info` (the default), `debug` or
-    /// `trace`.
-    pub level: String,
-}
-
-/// The shape of a log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people: `text`.
-    Text,
-    /// For collectors, one object a line: `json`.
-    Json,
-}
-
-/// One registry: a named upstream with a cap, and how this node uses its share of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registry {
-    /// Its name in the file, in metrics and in messages: up to 63 of `a-z`, `0-9`, `_` and `-`.
-    pub name: String,
-    /// The hosts it answers under, at least one; no other registry claims the same.
-    pub hosts: Vec<HostPattern>,
-    /// Connections that the registry can serve, all sidecars together; 1 to 1000000.
-    pub cap: u32,
-    /// This node's part of the cap.
-    pub share: Share,
-    /// Connections that this node may have open at once: `floor(cap x share)`, at least 1; with
-    /// `mirror.cap_per_upstream` that many for each URL of the mirror.
-    pub slots: usize,
-    /// Limit on new connections in time; `None` (the default) for no limit.
-    pub rate: Option<Rate>,
-    /// Longest time for one dial. Default 5 s.
-    pub connect_timeout: Duration,
-    /// How long a closed connection may wait for the registry's end of it before it is reset.
-    /// Default 1 s.
-    pub linger: Duration,
-    /// How long a connection kept for reuse may lie idle. Default 60 s.
-    pub idle_timeout: Duration,
-    /// How old a connection may get and still be reused. Default 30 minutes.
-    pub max_lifetime: Duration,
-    /// Slots that may be dialling at once, 1 to 1000000. Default: all of them.
-    pub max_connecting: usize,
-    /// How requests wait for a slot.
-    pub queue: Queue,
-    /// When idle tunnels are given up for those who wait.
-    pub reclaim: Reclaim,
-    /// How TLS is spoken to it, where the sidecar itself does.
-    pub tls: Tls,
-    /// The address at which the sidecar stands in for it; `None` (the default) for none.
-    pub mirror: Option<Mirror>,
-    /// Which of its answers are asked for again.
-    pub repair: Repair,
-}
-
-/// The part `tls` of a registry: how TLS is spoken to it, for the mirror and for absolute `https` URLs. The system's
-/// roots are trusted in any case.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tls {
-    /// Certificates of further authorities, in PEM. Default none.
-    pub ca_file: Option<PathBuf>,
-    /// The certificate chain and the key that the sidecar shows of itself, in PEM. Default none.
-    pub client: Option<(PathBuf, PathBuf)>,
-    /// What every URL of the mirror must prove to be. Default the host of each.
-    pub server_name: Option<Host>,
-    /// Whether to talk to whoever answers. Default false.
-    pub insecure_skip_verify: bool,
-}
-
-/// The part `mirror` of a registry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mirror {
-    /// Address of the mirror listener.
-    pub listen: SocketAddr,
-    /// Where requests go, at least one URL; several are the nodes of one cluster.
-    pub upstream: Vec<Origin>,
-    /// Whether the realm of challenges, and Location, lead back to the mirror. Default true.
-    pub rewrite: bool,
-    /// The class of its clients. Default `default`.
-    pub class: String,
-    /// Whether the slots are those of each URL, and not of all together. Default false.
-    pub cap_per_upstream: bool,
-}
-
-/// The part `repair` of a registry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Repair {
-    /// Whether answers that show overload are asked for again, where it is safe. Default true.
-    pub enabled: bool,
-    /// How often an answer is asked for again that may be a real denial, 0 to 10. Default 0.
-    pub ambiguous_401: u32,
-}
-
-/// The part `queue` of a registry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Queue {
-    /// Requests that may wait, 0 to 1000000; with 0 none waits. Default 10000.
-    pub depth: usize,
-    /// Longest wait of a tunnel (a CONNECT). Default 50 s.
-    pub tunnel_timeout: Duration,
-    /// Longest wait of a request that the sidecar sees. Default 25 s.
-    pub request_timeout: Duration,
-    /// How long the place of one who left unserved is kept for it. Default 30 s.
-    pub keep_place: Duration,
-}
-
-/// The part `reclaim` of a registry: how long a tunnel must have been quiet before it is given up for one who waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reclaim {
-    /// One whose last request was answered. Default 1 s.
-    pub idle_after: Duration,
-    /// One that never carried a request. Default 3 s.
-    pub unused_after: Duration,
-    /// One in which an answer may still be under way. Default 10 s.
-    pub unsure_after: Duration,
-    /// One whose request is under way, but does not move. Default 5 minutes.
-    pub stall_timeout: Duration,
-    /// Without effect: the pauses are fixed. Default true.
-    pub learn: bool,
-}
-
-impl Default for Reclaim {
-    fn default() -> Reclaim {
-        Reclaim {
-            idle_after: Duration::from_secs(1),
-            unused_after: Duration::from_secs(3),
-            unsure_after: Duration::from_secs(10),
-            stall_timeout: Duration::from_secs(5 * 60),
-            learn: true,
-        }
-    }
-}
-
-/// One class of clients.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Class {
-    /// Its name in the file and in metrics, like a registry's.
-    pub name: String,
-    /// The users that belong to it.
-    pub users: Vec<String>,
-    /// Its part of the slots, against the weights of the other classes that wait; 1 to 1000. Default 1.
-    pub weight: u32,
-    /// Longest wait of its tunnels, if not the registry's.
-    pub tunnel_timeout: Option<Duration>,
-    /// Longest wait of its visible requests, if not the registry's.
-    pub request_timeout: Option<Duration>,
-}
-
-/// The part `other_hosts`: what happens to hosts that no registry lists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OtherHosts {
-    /// They are reached without queue or limit: `direct`, the default.
-    Direct,
-    /// They are refused: `deny`.
-    Deny,
-}
 
 impl Config {
     /// Reads a configuration from the text of its file.

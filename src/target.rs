@@ -229,23 +229,19 @@ impl HostPattern {
         Ok(Self::Exact { host, port })
     }
 
+    /// Does this pattern cover the host, at some port?
+    #[must_use]
+    pub fn covers_host(&self, host: &Host) -> bool {
+        match self {
+            Self::Exact { host: exact, .. } => exact == host,
+            Self::Below { suffix, .. } => is_below(host, suffix),
+        }
+    }
+
     /// Does this pattern cover the target?
     #[must_use]
     pub fn matches(&self, target: &Target) -> bool {
-        let covers_host = match self {
-            Self::Exact { host, .. } => *host == target.host,
-            Self::Below { suffix, .. } => is_below(&target.host, suffix),
-        };
-        covers_host && self.port().is_none_or(|port| port == target.port)
-    }
-
-    /// Could both patterns claim one target with equal right? Two registries must not hold such a pair.
-    ///
-    /// Patterns of different [`specificity`](Self::specificity) never do, since the more specific one wins; two of
-    /// the same specificity that cover a common target are the same pattern.
-    #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self == other
+        self.covers_host(&target.host) && self.port().is_none_or(|port| port == target.port)
     }
 
     /// Is there a target that both patterns cover?
@@ -288,6 +284,15 @@ impl HostPattern {
     pub fn port(&self) -> Option<u16> {
         match self {
             Self::Exact { port, .. } | Self::Below { port, .. } => *port,
+        }
+    }
+
+    /// The one target that the pattern covers; `None` for a wildcard, and where no port is named.
+    #[must_use]
+    pub fn exact_target(&self) -> Option<Target> {
+        match self {
+            Self::Exact { host, port: Some(port) } => Some(Target { host: host.clone(), port: *port }),
+            Self::Exact { .. } | Self::Below { .. } => None,
         }
     }
 
@@ -616,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn only_equal_claims_overlap() {
+    fn equal_patterns_are_one_claim() {
         for (one, other, expected) in [
             ("harbor", "harbor", true),
             ("Harbor.", "harbor", true),
@@ -630,8 +635,7 @@ mod tests {
             ("*.example.com:443", "*.example.com", false),
             ("example.com", "*.example.com", false),
         ] {
-            assert_eq!(pattern(one).overlaps(&pattern(other)), expected, "{one} {other}");
-            assert_eq!(pattern(other).overlaps(&pattern(one)), expected, "{other} {one}");
+            assert_eq!(pattern(one) == pattern(other), expected, "{one} {other}");
         }
     }
 

@@ -82,23 +82,45 @@ async fn ranges_heads_and_uploads_pass_unchanged() {
 async fn challenges_and_locations_lead_back_to_the_mirror() {
     let harbor = StubHarbor::start(&[], 1, 1).await;
     let (_sidecar, mirror) = start(&mirror_config(&format!("\"http://{}\"", harbor.address()), 2, "")).await;
-    let answer = get(mirror, "/v2/app/manifests/v1", &["Host: node-7:4130"]).await;
-    let expected =
-        "Bearer realm=\"http://node-7:4130/service/token\",service=\"harbor-registry\",scope=\"repository:app:pull\"";
-    assert_eq!((answer.status(), answer.header("Www-Authenticate")), (401, Some(expected)));
+    // In absolute-form the URL decides, as for dfdaemon 0.1.119 to 1.1.17 (RFC 9112, section 3.2.2). A name without a port
+    // stands for the port at which it was heard.
+    let here = mirror.port();
+    for (path, host, base) in [
+        ("", "node-7:4130", "node-7:4130".to_owned()),
+        ("", "Node-7", format!("node-7:{here}")),
+        ("", "localhost", format!("localhost:{here}")),
+        ("http://127.0.0.1:9", "127.0.0.1", "127.0.0.1:9".to_owned()),
+        ("http://registry.test", "else.test", format!("registry.test:{here}")),
+        ("http://localhost", "\u{e4}.test", format!("localhost:{here}")),
+    ] {
+        let answer = get(mirror, &format!("{path}/v2/app/manifests/v1"), &[&format!("Host: {host}")]).await;
+        let expected = format!(
+            "Bearer realm=\"http://{base}/service/token\",service=\"harbor-registry\",scope=\"repository:app:pull\""
+        );
+        assert_eq!(
+            (answer.status(), answer.header("Www-Authenticate")),
+            (401, Some(expected.as_str())),
+            "{path} {host}"
+        );
+    }
 
     let stub = StubRegistry::raw(|connection| async move {
         let mut wire = Wire::new(connection);
         while let Ok(Some(head)) = wire.read_head().await {
             let location = head.header("X-Location").unwrap_or_default();
             let answer =
-                format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+                format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\nLink: <{location}>; rel=next\r\nContent-Length: 0\r\n\r\n");
             wire.send(answer.as_bytes()).await.unwrap();
         }
     })
     .await;
-    let (_sidecar, mirror) = start(&mirror_config(&format!("\"http://{}\"", stub.address()), 2, "")).await;
-    let base = "http://localhost";
+    let upstream = format!(
+        "\"http://{}\"\npublic_urls = [\"https://registry.test\", \"http://{}\"]",
+        stub.address(),
+        stub.address()
+    );
+    let (_sidecar, mirror) = start(&mirror_config(&upstream, 2, "")).await;
+    let base = format!("http://localhost:{}", mirror.port());
     for (location, expected) in [
         (
             format!("http://{}/v2/a/blobs/uploads/1?_state=x", stub.address()),
@@ -111,6 +133,43 @@ async fn challenges_and_locations_lead_back_to_the_mirror() {
     ] {
         let answer = get(mirror, "/v2/", &[&format!("X-Location: {location}")]).await;
         assert_eq!(answer.header("Location"), Some(expected.as_str()));
+        assert_eq!(answer.header("Link"), Some(format!("<{expected}>; rel=next").as_str()));
+    }
+    // An http upstream that redirects to https of itself: led back, the client would get the same redirect for ever.
+    let itself = format!("http://{}/v2/a?b=c", stub.address());
+    let answer = get(mirror, "/v2/a?b=c", &[&format!("X-Location: {itself}")]).await;
+    assert_eq!(answer.header("Location"), Some(itself.as_str()));
+}
+
+/// The names of `hosts` may be those of other services: without a port they make no public URL.
+#[tokio::test]
+async fn only_the_public_urls_lead_back() {
+    let stub = StubRegistry::raw(|connection| async move {
+        let mut wire = Wire::new(connection);
+        while let Ok(Some(head)) = wire.read_head().await {
+            let realm = head.header("X-Realm").unwrap_or_default();
+            let answer = format!(
+                "HTTP/1.1 401 Unauthorized\r\nWww-Authenticate: Bearer realm=\"{realm}\",service=\"s\"\r\nContent-Length: 0\r\n\r\n"
+            );
+            wire.send(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let hosts = "\"registry.test\", \"auth.test\", \"outer.test:30003\", \"*.storage.test:443\"";
+    let text = mirror_config(&format!("\"http://{}\"", stub.address()), 2, "").replace("\"registry.test\"", hosts);
+    let (_sidecar, mirror) = start(&text).await;
+    for (realm, leads_back) in [
+        (format!("http://{}/token", stub.address()), true),
+        ("https://outer.test:30003/token".to_owned(), true),
+        ("https://outer.test/token".to_owned(), false),
+        ("https://registry.test/token".to_owned(), false),
+        ("https://auth.test/token".to_owned(), false),
+        ("https://a.storage.test/token".to_owned(), false),
+    ] {
+        let answer = get(mirror, "/v2/", &[&format!("X-Realm: {realm}")]).await;
+        let led = format!("http://localhost:{}/token", mirror.port());
+        let expected = format!("Bearer realm=\"{}\",service=\"s\"", if leads_back { &led } else { &realm });
+        assert_eq!(answer.header("Www-Authenticate"), Some(expected.as_str()));
     }
 }
 
@@ -214,9 +273,11 @@ async fn a_connect_at_the_mirror_is_told_where_the_proxy_is() {
     let answer = Wire::open(mirror).await.unwrap().connect("registry.test:443", &[]).await.unwrap();
     assert_eq!(answer.status(), 400);
     assert!(answer.text().contains("listen.proxy"), "{}", answer.text());
-    let answer = get(mirror, "http://registry.test/v2/", &["Host: localhost"]).await;
-    assert!(answer.status() == 400 && answer.text().contains("this is a registry mirror"), "{}", answer.text());
-    assert_eq!(sidecar.refused("stub", "bad_request").await + sidecar.refused("other_hosts", "bad_request").await, 2);
+    let answer = get(mirror, "http://elsewhere.test/v2/", &["Host: localhost"]).await;
+    assert!(answer.status() == 403 && answer.text().contains("point HTTP_PROXY at listen.proxy"), "{}", answer.text());
+    assert_eq!(sidecar.refused("stub", "bad_request").await + sidecar.refused("other_hosts", "bad_request").await, 1);
+    let denied = "destination_denied";
+    assert_eq!(sidecar.refused("stub", denied).await + sidecar.refused("other_hosts", denied).await, 1);
 }
 
 #[tokio::test]

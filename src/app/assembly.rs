@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::ReadTls;
 use super::listeners::Addresses;
 use crate::admission::{ClassId, Gate, Limits, Rate};
-use crate::config::{self, Config, OtherHosts, Reclaim};
+use crate::config::{self, Config, OtherHosts, ReclaimConfig};
 use crate::metrics::{Metrics, OTHER_HOSTS, RegistryMetrics};
 use crate::proxy::clients::Classes;
 use crate::proxy::mirror::Mirror;
@@ -47,7 +47,7 @@ pub(super) struct Assembly {
 
 /// A registry that stood before a reload.
 struct Standing<'a> {
-    config: &'a config::Registry,
+    config: &'a config::RegistryConfig,
     claim: &'a Claim,
 }
 
@@ -106,7 +106,7 @@ impl Assembly {
             hosts: Vec::new(),
             upstream: Arc::new(other_hosts(before.map(|(_, settings)| &**settings.routes.other_hosts()), &shared)),
             // Slots do not bind there, but draining takes quiet tunnels.
-            pauses: pauses_of(Reclaim::default()),
+            pauses: pauses_of(ReclaimConfig::default()),
             cluster: None,
         };
         Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, shared.resolver)
@@ -122,7 +122,8 @@ impl Assembly {
             let class = self.classes.iter().position(|class| *class == mirror.class).unwrap_or_default();
             claim.upstream.size(registry.slots, &cluster);
             let (upstream, hosts) = (claim.upstream.clone(), registry.hosts.clone());
-            let mirror = Mirror::new(upstream, ClassId(class), cluster, hosts, mirror.rewrite, *address);
+            let public = registry.public_targets();
+            let mirror = Mirror::new(upstream, ClassId(class), cluster, hosts, public, mirror.rewrite, *address);
             mirrors.insert(name.clone(), Arc::new(mirror));
         }
         mirrors
@@ -137,9 +138,9 @@ impl<'a> Standing<'a> {
 }
 
 /// The class of this name; one that is gone is like any that says nothing.
-fn class_of(config: &Config, name: &str) -> config::Class {
+fn class_of(config: &Config, name: &str) -> config::ClassConfig {
     let class = config.classes.iter().find(|class| class.name == name).cloned();
-    class.unwrap_or_else(|| config::Class { name: name.to_owned(), ..config::Class::default() })
+    class.unwrap_or_else(|| config::ClassConfig { name: name.to_owned(), ..config::ClassConfig::default() })
 }
 
 fn users_of<'a>(config: &'a Config, name: &str) -> &'a [String] {
@@ -149,7 +150,7 @@ fn users_of<'a>(config: &'a Config, name: &str) -> &'a [String] {
 /// What all upstreams share.
 struct Shared<'a> {
     metrics: &'a Metrics,
-    classes: Vec<config::Class>,
+    classes: Vec<config::ClassConfig>,
     names: Arc<[String]>,
     resolver: Arc<Resolver>,
     own: Arc<[SocketAddr]>,
@@ -162,19 +163,19 @@ impl Shared<'_> {
         self.classes.iter().map(|class| class.weight).collect()
     }
 
-    fn by_class(&self, timeout: impl Fn(&config::Class) -> Duration) -> Vec<Duration> {
+    fn by_class(&self, timeout: impl Fn(&config::ClassConfig) -> Duration) -> Vec<Duration> {
         self.classes.iter().map(timeout).collect()
     }
 }
 
 /// The hosts of a registry, with those that only its mirror names: what goes there takes its slots, whoever asks.
-fn claimed_hosts(registry: &config::Registry) -> Vec<HostPattern> {
+fn claimed_hosts(registry: &config::RegistryConfig) -> Vec<HostPattern> {
     let of_mirror = registry.mirror.iter().flat_map(|mirror| mirror.upstream.iter().map(Origin::pattern));
     registry.hosts.iter().cloned().chain(of_mirror).collect()
 }
 
 /// The nodes of its mirror: the same that stood, or others that know what those know.
-fn cluster_of(registry: &config::Registry, before: Option<&Standing<'_>>) -> Option<Arc<Cluster>> {
+fn cluster_of(registry: &config::RegistryConfig, before: Option<&Standing<'_>>) -> Option<Arc<Cluster>> {
     let origins = &registry.mirror.as_ref()?.upstream;
     Some(match before.and_then(|before| before.claim.cluster.as_ref()) {
         Some(same) if same.origins() == origins => same.clone(),
@@ -183,18 +184,18 @@ fn cluster_of(registry: &config::Registry, before: Option<&Standing<'_>>) -> Opt
     })
 }
 
-fn pauses_of(reclaim: Reclaim) -> Pauses {
-    let Reclaim { idle_after, unused_after, unsure_after, stall_timeout, learn: _ } = reclaim;
+fn pauses_of(reclaim: ReclaimConfig) -> Pauses {
+    let ReclaimConfig { idle_after, unused_after, unsure_after, stall_timeout, learn: _ } = reclaim;
     Pauses { idle: idle_after, unused: unused_after, unsure: unsure_after, stalled: stall_timeout }
 }
 
 /// The budget that was used stays so, unless the settings are others now.
-fn repair_of(registry: &config::Registry, before: Option<&Standing<'_>>) -> Option<Arc<Repair>> {
+fn repair_of(registry: &config::RegistryConfig, before: Option<&Standing<'_>>) -> Option<Arc<Repair>> {
     let repair = registry.repair;
     if let Some(before) = before.filter(|before| before.config.repair == repair) {
         return before.claim.upstream.repair.clone();
     }
-    repair.enabled.then(|| Arc::new(Repair::new(repair.ambiguous_401)))
+    repair.enabled.then(|| Arc::new(Repair::new(repair.ambiguous_401.unwrap_or_default())))
 }
 
 /// The gate that stands, with other limits; or a new one.
@@ -209,7 +210,7 @@ fn gate(
 }
 
 fn upstream_of(
-    registry: &config::Registry,
+    registry: &config::RegistryConfig,
     nodes: Option<&Arc<Cluster>>,
     before: Option<&Standing<'_>>,
     shared: &Shared<'_>,
@@ -258,13 +259,13 @@ fn upstream_of(
     }
 }
 
-pub(super) fn tls_terms(tls: &config::Tls) -> TlsTerms {
-    let config::Tls { ca_file, client, server_name, insecure_skip_verify } = tls.clone();
+pub(super) fn tls_terms(tls: &config::TlsConfig) -> TlsTerms {
+    let config::TlsConfig { ca_file, client, server_name, insecure_skip_verify } = tls.clone();
     TlsTerms { ca_file, client, server_name, insecure_skip_verify }
 }
 
 /// The slots of each node, where each has its own.
-fn slots_of_each(registry: &config::Registry) -> Option<usize> {
+fn slots_of_each(registry: &config::RegistryConfig) -> Option<usize> {
     let mirror = registry.mirror.as_ref().filter(|mirror| mirror.cap_per_upstream)?;
     Some(registry.slots / mirror.upstream.len())
 }
@@ -289,7 +290,7 @@ fn other_hosts(before: Option<&Upstream>, shared: &Shared<'_>) -> Upstream {
         terms: Terms {
             connect_timeout: OTHER_HOSTS_CONNECT_TIMEOUT,
             linger: LINGER,
-            stall_timeout: Reclaim::default().stall_timeout,
+            stall_timeout: ReclaimConfig::default().stall_timeout,
         },
         addresses: AddressPolicy { listed: Vec::new(), own: shared.own.clone() },
         retry_until_deadline: false,

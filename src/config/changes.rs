@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
-use super::{Class, Config, Listen, Mirror, Registry};
+use super::model::{ClassConfig, Config, ListenConfig, MirrorConfig, RegistryConfig};
 
 /// One setting that is different.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub fn between(old: &Config, new: &Config) -> Vec<Change> {
 /// Every setting that has a value, by its key.
 #[must_use]
 pub fn settings(config: &Config) -> BTreeMap<String, String> {
-    let mut all = Settings::default();
+    let mut all = Listing::default();
     all.span("drain_timeout", config.drain_timeout);
     all.under("listen", |all| listen(all, &config.listen));
     all.under("log", |all| {
@@ -75,7 +75,7 @@ pub fn settings(config: &Config) -> BTreeMap<String, String> {
     all.values
 }
 
-fn listen(all: &mut Settings, listen: &Listen) {
+fn listen(all: &mut Listing, listen: &ListenConfig) {
     all.put("proxy", listen.proxy);
     all.put("admin", listen.admin);
     all.maybe("metrics", listen.metrics);
@@ -84,7 +84,7 @@ fn listen(all: &mut Settings, listen: &Listen) {
     all.span("head_timeout", listen.head_timeout);
 }
 
-fn registry(all: &mut Settings, registry: &Registry) {
+fn registry(all: &mut Listing, registry: &RegistryConfig) {
     all.list("hosts", &registry.hosts);
     all.put("cap", registry.cap);
     all.put("share", registry.share);
@@ -99,6 +99,7 @@ fn registry(all: &mut Settings, registry: &Registry) {
     all.span("queue.tunnel_timeout", registry.queue.tunnel_timeout);
     all.span("queue.request_timeout", registry.queue.request_timeout);
     all.span("queue.keep_place", registry.queue.keep_place);
+    all.maybe("queue.least_rate", registry.queue.least_rate.map(|rate| format!("{rate} B/s")));
     all.span("reclaim.idle_after", registry.reclaim.idle_after);
     all.span("reclaim.unused_after", registry.reclaim.unused_after);
     all.span("reclaim.unsure_after", registry.reclaim.unsure_after);
@@ -114,19 +115,21 @@ fn registry(all: &mut Settings, registry: &Registry) {
         all.under("mirror", |all| mirror(all, each));
     }
     all.put("repair.enabled", registry.repair.enabled);
-    all.put("repair.ambiguous_401", registry.repair.ambiguous_401);
 }
 
-fn mirror(all: &mut Settings, mirror: &Mirror) {
+fn mirror(all: &mut Listing, mirror: &MirrorConfig) {
     all.put("listen", mirror.listen);
     all.list("upstream", &mirror.upstream);
+    all.list("public_urls", mirror.public_urls.as_deref().unwrap_or_default());
     all.put("rewrite", mirror.rewrite);
     all.put("class", &mirror.class);
     all.put("cap_per_upstream", mirror.cap_per_upstream);
 }
 
-fn class(all: &mut Settings, class: &Class) {
+fn class(all: &mut Listing, class: &ClassConfig) {
     all.list("users", &class.users);
+    all.list("uids", &class.uids);
+    all.list("addresses", &class.addresses);
     all.put("weight", class.weight);
     all.maybe("tunnel_timeout", class.tunnel_timeout.map(format_duration));
     all.maybe("request_timeout", class.request_timeout.map(format_duration));
@@ -134,13 +137,13 @@ fn class(all: &mut Settings, class: &Class) {
 
 /// Values under the path that leads to the table at hand.
 #[derive(Default)]
-struct Settings {
+struct Listing {
     path: String,
     values: BTreeMap<String, String>,
 }
 
-impl Settings {
-    fn under(&mut self, table: &str, fill: impl FnOnce(&mut Settings)) {
+impl Listing {
+    fn under(&mut self, table: &str, fill: impl FnOnce(&mut Listing)) {
         let length = self.path.len();
         self.path.push_str(table);
         self.path.push('.');

@@ -12,7 +12,7 @@ const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
 /// A limit on new connections, as a token bucket: each connection takes one token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Rate {
+pub struct ConnectRate {
     /// The time in which one token grows: `1 / rate_per_second`, from 1 µs to 1000 s, rounded up
     /// to the nanosecond so that the limit is kept.
     pub period: Duration,
@@ -20,7 +20,7 @@ pub struct Rate {
     pub burst: NonZeroU32,
 }
 
-impl Rate {
+impl ConnectRate {
     /// A bucket that grows `per_second` tokens each second; `None` when that is not from 0.001 to
     /// 1000000.
     pub(super) fn new(per_second: Fraction, burst: Option<NonZeroU32>) -> Option<Self> {
@@ -42,8 +42,8 @@ impl Rate {
 mod tests {
     use super::*;
 
-    fn rate(per_second: &str) -> Option<Rate> {
-        Rate::new(Fraction::decimal(per_second).unwrap(), None)
+    fn rate(per_second: &str) -> Option<ConnectRate> {
+        ConnectRate::new(Fraction::decimal(per_second).unwrap(), None)
     }
 
     #[test]

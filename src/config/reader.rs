@@ -59,6 +59,15 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Reads a setting that may be absent.
+    pub(super) fn maybe<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&DeValue<'_>) -> Result<T, String>,
+    ) -> Read<Option<T>> {
+        self.optional(key, None, |value| read(value).map(Some))
+    }
+
     /// Reads a setting that must be there; `example` shows how to write it.
     pub(super) fn required<T>(
         &mut self,

@@ -1,7 +1,9 @@
 //! Whole files in, configurations or lists of problems out. The shipped file is one of them.
 
+use std::time::Duration;
+
 use super::*;
-use crate::target::Host;
+use crate::target::{Host, HostPattern, Origin};
 
 const SHIPPED: &str = include_str!("../../sidecar.toml");
 
@@ -45,7 +47,7 @@ fn the_least_file_gives_the_defaults() {
     let seconds = Duration::from_secs;
     let expected = Config {
         drain_timeout: seconds(30),
-        listen: Listen {
+        listen: ListenConfig {
             proxy: "127.0.0.1:4128".parse().unwrap(),
             admin: "127.0.0.1:4129".parse().unwrap(),
             metrics: None,
@@ -53,9 +55,9 @@ fn the_least_file_gives_the_defaults() {
             max_clients: 20_000,
             head_timeout: seconds(10),
         },
-        log: Log { format: LogFormat::Text, level: "info".to_owned() },
-        classes: vec![Class::default()],
-        registries: vec![Registry {
+        log: LogConfig { format: LogFormat::Text, level: "info".to_owned() },
+        classes: vec![ClassConfig::default()],
+        registries: vec![RegistryConfig {
             name: "harbor".to_owned(),
             hosts: vec![HostPattern::parse("harbor.example.com").unwrap()],
             cap: 200,
@@ -67,22 +69,23 @@ fn the_least_file_gives_the_defaults() {
             idle_timeout: seconds(60),
             max_lifetime: seconds(1_800),
             max_connecting: 10,
-            queue: Queue {
+            queue: QueueConfig {
                 depth: 10_000,
                 tunnel_timeout: seconds(50),
                 request_timeout: seconds(25),
                 keep_place: seconds(30),
+                least_rate: None,
             },
-            reclaim: Reclaim {
+            reclaim: ReclaimConfig {
                 idle_after: seconds(1),
                 unused_after: seconds(3),
                 unsure_after: seconds(10),
                 stall_timeout: seconds(300),
                 learn: true,
             },
-            tls: Tls::default(),
+            tls: TlsConfig::default(),
             mirror: None,
-            repair: Repair { enabled: true, ambiguous_401: 0 },
+            repair: RepairConfig { enabled: true, ambiguous_401: None },
         }],
         other_hosts: OtherHosts::Direct,
         warnings: Vec::new(),
@@ -126,7 +129,7 @@ policy = "deny"
     )
     .unwrap();
     let seconds = Duration::from_secs;
-    let expected = Listen {
+    let expected = ListenConfig {
         proxy: "0.0.0.0:1".parse().unwrap(),
         admin: "[::1]:2".parse().unwrap(),
         metrics: Some("127.0.0.1:3".parse().unwrap()),
@@ -148,8 +151,13 @@ policy = "deny"
     assert_eq!((rate.period, rate.burst.get()), (Duration::from_millis(400), 7));
     let timeouts = [zebra.connect_timeout, zebra.linger, zebra.max_lifetime, zebra.idle_timeout];
     assert_eq!(timeouts, [8, 9, 10, 11].map(seconds));
-    let expected =
-        Queue { depth: 0, tunnel_timeout: seconds(12), request_timeout: seconds(13), keep_place: seconds(30) };
+    let expected = QueueConfig {
+        depth: 0,
+        tunnel_timeout: seconds(12),
+        request_timeout: seconds(13),
+        keep_place: seconds(30),
+        least_rate: None,
+    };
     assert_eq!(zebra.queue, expected);
 }
 
@@ -209,11 +217,12 @@ fn a_mirror_is_read_with_its_tls_and_repair() {
 ca_file = "/ca.pem"
 client_cert_file = "/cert.pem"
 client_key_file = "/key.pem"
-server_name = "Harbor.example.com"
+server_name = "Zot.example.com"
 insecure_skip_verify = true
 [registries.harbor.mirror]
 listen = "127.0.0.1:4130"
 upstream = ["https://a.example.com", "http://b.example.com:8080/"]
+public_urls = ["https://harbor.example.com/"]
 rewrite = false
 class = "bulk"
 cap_per_upstream = true
@@ -225,24 +234,26 @@ ambiguous_401 = 2
     ))
     .unwrap();
     let registry = &config.registries[0];
-    let tls = Tls {
+    let tls = TlsConfig {
         ca_file: Some("/ca.pem".into()),
         client: Some(("/cert.pem".into(), "/key.pem".into())),
-        server_name: Some(Host::Name("harbor.example.com".to_owned())),
+        server_name: Some(Host::Name("zot.example.com".to_owned())),
         insecure_skip_verify: true,
     };
-    let mirror = Mirror {
+    let mirror = MirrorConfig {
         listen: "127.0.0.1:4130".parse().unwrap(),
         upstream: ["https://a.example.com", "http://b.example.com:8080"].map(|url| Origin::parse(url).unwrap()).into(),
+        public_urls: Some(vec![Origin::parse("https://harbor.example.com").unwrap()]),
         rewrite: false,
         class: "bulk".to_owned(),
         cap_per_upstream: true,
     };
     assert_eq!((&registry.tls, &registry.mirror), (&tls, &Some(mirror)));
-    assert_eq!(registry.repair, Repair { enabled: false, ambiguous_401: 2 });
+    assert_eq!(registry.repair, RepairConfig { enabled: false, ambiguous_401: Some(2) });
     assert_eq!((registry.slots, registry.max_connecting), (20, 20), "ten for each URL");
     let warned: Vec<_> = config.warnings.iter().map(|warning| warning.key.as_str()).collect();
-    assert_eq!(warned, ["registries.harbor.tls.insecure_skip_verify"]);
+    let expected = ["tls.insecure_skip_verify", "mirror.upstream", "repair.ambiguous_401"];
+    assert_eq!(warned, expected.map(|key| format!("registries.harbor.{key}")));
 }
 
 #[test]
@@ -256,7 +267,10 @@ fn a_mirror_must_agree_with_the_rest_of_the_file() {
             "7 registries.harbor.mirror.listen: 127.0.0.1:4129 cannot be bound beside listen.admin",
         ),
         ("listen = '0.0.0.0:1'", &wide.replace("6 ", "7 ")),
-        ("listen = '127.0.0.1:1'\nclass = 'x'", "8 registries.harbor.mirror.class: there is no [classes.x]"),
+        (
+            "listen = '127.0.0.1:1'\nclass = 'x'",
+            "8 registries.harbor.mirror.class: there is no table [classes.x]: add it",
+        ),
         (
             "listen = '127.0.0.1:1'\nrewrit = true",
             "8 registries.harbor.mirror.rewrit: unknown key, did you mean `rewrite`?",
@@ -278,10 +292,10 @@ fn a_mirror_must_agree_with_the_rest_of_the_file() {
         assert_problems(&with(&format!("{mirror}{lines}\n")), &[expected]);
     }
     let twice = "[registries.harbor.mirror]\nlisten = '127.0.0.1:1'\nupstream = ['https://a', 'https://a:443/']\n";
-    assert_problems(&with(twice), &["7 registries.harbor.mirror.upstream: https://a is there twice"]);
+    assert_problems(&with(twice), &["7 registries.harbor.mirror.upstream: https://a is listed twice"]);
     let several = "[registries.harbor]\nhosts = ['*.example.com']\ncap = 1\nshare = 1\n\
                    [registries.harbor.mirror]\nlisten = '127.0.0.1:1'\nupstream = ['https://a', 'https://b']\n";
-    assert_problems(several, &["2 registries.harbor.hosts: mirror.upstream has several URLs, so the name that they"]);
+    assert_problems(several, &["2 registries.harbor.hosts: mirror.upstream has several URLs, and all of them are"]);
     assert!(Config::parse(&several.replace("['*.example.com']", "['*.example.com', 'a.b']")).is_ok());
     let url = "[registries.harbor.mirror]\nlisten = '127.0.0.1:1'\nupstream = ['https://a/v2/']\n";
     assert_problems(
@@ -374,7 +388,10 @@ fn registries_have_plain_names() {
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].contains("the name of a registry has 1 to 63 characters"), "{found:?}");
     }
-    assert_problems(&named("other_hosts"), &["1 registries.other_hosts: the name other_hosts is"]);
+    assert_problems(
+        &named("other_hosts"),
+        &["1 registries.other_hosts: other_hosts stands for hosts that no registry lists"],
+    );
 }
 
 #[test]
@@ -392,6 +409,82 @@ fn two_registries_cannot_claim_one_host() {
         assert!(Config::parse(&two(first, second)).is_ok(), "{first} {second}");
     }
     assert!(Config::parse(&LEAST.replace("['", "['harbor', 'harbor', '")).is_ok());
+}
+
+#[test]
+fn a_name_a_uid_and_a_range_belong_to_one_class() {
+    let two = |one: &str, other: &str| with(&format!("[classes.a]\n{one}\n[classes.b]\n{other}\n"));
+    for (one, other, expected) in [
+        ("users = ['x', 'ci']", "users = ['ci']", "8 classes.b.users: ci is claimed by classes.a and by classes.b"),
+        ("uids = [0, 7]", "uids = [7]", "8 classes.b.uids: uid 7 is claimed by classes.a and by classes.b"),
+        (
+            "addresses = ['10.0.0.0/8']",
+            "addresses = ['10.1.2.3/8']",
+            "8 classes.b.addresses: address range 10.0.0.0/8 is claimed by classes.a and by classes.b",
+        ),
+        ("uids = [-1]", "", "6 classes.a.uids: must be a whole number from 0 to 4294967294"),
+        ("addresses = ['a']", "", "6 classes.a.addresses: \"a\" is not an address range"),
+    ] {
+        assert_problems(&two(one, other), &[expected]);
+    }
+    // Beside user names they only say whose names count; ranges may lie in one another.
+    let config =
+        Config::parse(&two("users = ['x']\nuids = [7]", "uids = [7]\naddresses = ['10.0.0.0/8', '10.1.0.0/16']"));
+    let [default, a, b] = <[ClassConfig; 3]>::try_from(config.unwrap().classes).unwrap();
+    assert_eq!(default, ClassConfig::default());
+    assert_eq!((a.users, a.uids, b.uids, b.addresses.len()), (vec!["x".to_owned()], vec![7], vec![7], 2));
+}
+
+/// The public targets of a registry with these hosts and these lines in its mirror, and the keys of the warnings.
+fn public(hosts: &str, mirror: &str) -> (Vec<String>, Vec<String>) {
+    let head = format!("[registries.harbor]\nhosts = [{hosts}]\ncap = 1\nshare = 1\n[registries.harbor.mirror]\n");
+    let config = Config::parse(&format!("{head}listen = '127.0.0.1:1'\n{mirror}\n")).unwrap();
+    let warned = config.warnings.iter().map(|warning| warning.key.replace("registries.harbor.mirror.", "")).collect();
+    (config.registries[0].public_targets().iter().map(ToString::to_string).collect(), warned)
+}
+
+#[test]
+fn public_urls_are_those_of_upstream_and_hosts_with_a_port_unless_told() {
+    for (hosts, mirror, expected, warned) in [
+        ("'h.example.com'", "upstream = 'https://h.example.com'", &["h.example.com:443"][..], &[][..]),
+        // GitLab serves the registry on :5050 and its tokens on :443.
+        ("'h.example.com'", "upstream = 'https://h.example.com:5050'", &["h.example.com:5050"], &[]),
+        (
+            "'h.example.com:30003'",
+            "upstream = 'http://harbor.svc'",
+            &["harbor.svc:80", "h.example.com:30003"],
+            &["upstream"],
+        ),
+        ("'h.example.com', 'harbor.svc'", "upstream = 'http://harbor.svc'", &["harbor.svc:80"], &["public_urls"]),
+        ("'h.example.com', 'harbor.svc'", "upstream = 'http://harbor.svc'\nrewrite = false", &["harbor.svc:80"], &[]),
+        ("'*.example.com', '*.example.com:5000'", "upstream = 'https://h.example.com'", &["h.example.com:443"], &[]),
+        (
+            "'h.example.com:1', 'auth.example.com'",
+            "upstream = 'https://h.example.com:1'\npublic_urls = ['https://h.example.com:2']",
+            &["h.example.com:2"],
+            &[],
+        ),
+    ] {
+        let strings = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        assert_eq!(public(hosts, mirror), (strings(expected), strings(warned)), "{hosts} {mirror}");
+    }
+    let stolen = with(
+        "[registries.other]\nhosts = ['o']\ncap = 1\nshare = 1\n[registries.other.mirror]\n\
+                       listen = '127.0.0.1:1'\nupstream = 'https://o'\npublic_urls = ['https://harbor.example.com', 'https://o']\n",
+    );
+    assert!(Config::parse(&stolen).is_ok(), "a name at one port is another claim than the name at all ports");
+    let stolen = stolen.replace("['harbor.example.com']", "['harbor.example.com:443']");
+    assert_problems(&stolen, &["12 registries.other.mirror.public_urls: harbor.example.com:443 is claimed by"]);
+}
+
+#[test]
+fn an_upstream_that_hosts_does_not_name_is_warned_about() {
+    let nodes = "upstream = ['https://10.1.0.1', 'https://10.1.0.2']";
+    assert_eq!(public("'h.example.com'", &format!("{nodes}\npublic_urls = ['https://h.example.com']")).1, ["upstream"]);
+    let proven = format!(
+        "{nodes}\npublic_urls = ['https://h.example.com']\n[registries.harbor.tls]\nserver_name = 'h.example.com'"
+    );
+    assert_eq!(public("'h.example.com'", &proven).1, [""; 0], "the nodes prove a name that is listed");
 }
 
 #[test]
@@ -415,7 +508,7 @@ fn listeners_have_addresses_of_their_own() {
 #[test]
 fn a_wide_proxy_address_needs_a_list_of_clients() {
     let open = "6 listen.proxy: 0.0.0.0:1 is not a loopback address, so listen.allow_clients is \
-                required, and with other_hosts.policy = \"direct\" it would be an open door: write";
+                required, and with other_hosts.policy = \"direct\" it would be an open proxy: write";
     let wide = with("[listen]\nproxy = '0.0.0.0:1'\n");
     assert_problems(&wide, &[open]);
     let denied = "6 listen.proxy: 0.0.0.0:1 is not a loopback address, so listen.allow_clients is \
@@ -531,12 +624,12 @@ fn commented_settings_of_the_shipped_file_are_the_defaults() {
     let numbers = |list: Vec<(usize, bool)>| list.into_iter().map(|(n, _)| n).collect::<Vec<_>>();
     let (examples, defaults) = (numbers(examples), numbers(defaults));
 
-    assert_eq!(defaults.len(), 24);
+    assert_eq!(defaults.len(), 23);
     for number in defaults {
         let text = uncommented(&[number]);
         assert_eq!(Config::parse(&text).as_ref(), Ok(&shipped), "line {}", number + 1);
     }
-    assert_eq!(examples.len(), 20);
+    assert_eq!(examples.len(), 24);
     let with_examples = Config::parse(&uncommented(&examples)).unwrap();
     assert!(with_examples.listen.metrics.is_some());
     assert!(!with_examples.listen.allow_clients.is_empty());

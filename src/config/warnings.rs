@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
+use super::model::{Config, MirrorConfig, ReclaimConfig, RegistryConfig};
 use super::problem::Problem;
-use super::{Config, Reclaim, Registry};
+use crate::target::{Host, HostPattern};
 
 /// How long Go's HTTP client, and with it most pullers, waits for the answer to a CONNECT.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(60);
@@ -25,6 +26,11 @@ pub(super) fn about(config: &Config, line_of: impl Fn(&str) -> usize) -> Vec<Pro
         found.extend(long_idle(registry));
         found.extend(blind_trust(registry));
         found.extend(short_pauses(registry));
+        found.extend(leaving_setting(registry));
+        if let Some(mirror) = &registry.mirror {
+            found.extend(unlisted_upstream(registry, mirror));
+            found.extend(unknown_public_url(registry, mirror));
+        }
     }
     let mut warnings: Vec<_> =
         found.into_iter().map(|(key, reason)| Problem { line: line_of(&key), key, reason }).collect();
@@ -47,7 +53,7 @@ fn open_admin(config: &Config) -> Option<Remark> {
     })
 }
 
-fn late_refusals(registry: &Registry) -> Option<Remark> {
+fn late_refusals(registry: &RegistryConfig) -> Option<Remark> {
     let (tunnel, connect) = (registry.queue.tunnel_timeout, registry.connect_timeout);
     let sum = tunnel + connect;
     (sum >= CONNECT_PATIENCE).then(|| {
@@ -63,7 +69,7 @@ fn late_refusals(registry: &Registry) -> Option<Remark> {
     })
 }
 
-fn long_idle(registry: &Registry) -> Option<Remark> {
+fn long_idle(registry: &RegistryConfig) -> Option<Remark> {
     let idle = registry.idle_timeout;
     (idle >= SERVER_IDLE_TIMEOUT).then(|| {
         let reason = format!(
@@ -75,8 +81,8 @@ fn long_idle(registry: &Registry) -> Option<Remark> {
     })
 }
 
-fn short_pauses(registry: &Registry) -> Vec<Remark> {
-    let (reclaim, default) = (registry.reclaim, Reclaim::default());
+fn short_pauses(registry: &RegistryConfig) -> Vec<Remark> {
+    let (reclaim, default) = (registry.reclaim, ReclaimConfig::default());
     let pauses = [
         ("idle_after", reclaim.idle_after, default.idle_after),
         ("unused_after", reclaim.unused_after, default.unused_after),
@@ -95,10 +101,45 @@ fn short_pauses(registry: &Registry) -> Vec<Remark> {
     short.map(remark).collect()
 }
 
-fn blind_trust(registry: &Registry) -> Option<Remark> {
+fn blind_trust(registry: &RegistryConfig) -> Option<Remark> {
     registry.tls.insecure_skip_verify.then(|| {
         let reason = "the sidecar will talk to whoever answers in the registry's name, and hand over the pullers' \
                       credentials: set ca_file instead";
         (format!("registries.{}.tls.insecure_skip_verify", registry.name), reason.to_owned())
     })
+}
+
+fn leaving_setting(registry: &RegistryConfig) -> Option<Remark> {
+    registry.repair.ambiguous_401.map(|_| {
+        let reason = "this setting goes with the next release, where it is an unknown key: remove it";
+        (format!("registries.{}.repair.ambiguous_401", registry.name), reason.to_owned())
+    })
+}
+
+/// A node of a cluster may be called by its address, as long as it proves a name that is listed.
+fn unlisted_upstream(registry: &RegistryConfig, mirror: &MirrorConfig) -> Option<Remark> {
+    let is_listed = |host: &Host| registry.hosts.iter().any(|pattern| pattern.covers_host(host));
+    let proven = registry.tls.server_name.as_ref().is_some_and(is_listed);
+    let unlisted = mirror.upstream.iter().find(|origin| !proven && !is_listed(origin.target.host()))?;
+    let reason = format!(
+        "no entry of hosts names {unlisted}: if it is this registry, add \"{}\" to hosts, else correct the URL",
+        unlisted.target.host()
+    );
+    Some((format!("registries.{}.mirror.upstream", registry.name), reason))
+}
+
+/// A link to a name that `hosts` lists without a port is left alone, unless `upstream` has that name, too.
+fn unknown_public_url(registry: &RegistryConfig, mirror: &MirrorConfig) -> Option<Remark> {
+    if mirror.public_urls.is_some() || !mirror.rewrite {
+        return None;
+    }
+    let public = registry.public_targets();
+    let mut hosts = registry.hosts.iter().filter_map(HostPattern::exact_host);
+    let unknown = hosts.find(|host| !public.iter().any(|target| target.host() == *host))?;
+    let reason = format!(
+        "hosts lists {unknown} without a port, so a realm, Location or Link that names it is not led back to the mirror, \
+         and tokens may go around it: write public_urls = [\"https://{unknown}\"] with the URLs by which the registry \
+         calls itself (Harbor: external_url)"
+    );
+    Some((format!("registries.{}.mirror.public_urls", registry.name), reason))
 }

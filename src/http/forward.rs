@@ -75,7 +75,7 @@ async fn answer_request(
 ) -> Result<Response<Reply>, ClientLeft> {
     let principal = principal_of(proxy, &request, client);
     let mut record = proxy.record(&principal.client, Kind::Request);
-    record.toward(shown(request.uri()));
+    record.toward(shown(None, request.uri()));
     let (outbound, origin) = match Outbound::of_absolute(request, proxy, record.carried()) {
         Ok(outbound) => outbound,
         Err(answer) => return Ok(refuse(record, &answer, OTHER_HOSTS)),
@@ -102,8 +102,8 @@ async fn answer_at_mirror(
     };
     let principal = proxy.settings().classes.principal_of_class(mirror.class, client);
     let mut record = proxy.record(&principal.client, Kind::Request);
-    record.toward(mirror.shown(request.uri()));
-    let rewrite = mirror.rewrite(request.headers(), client.stream().local_addr().ok());
+    record.toward(shown(Some(mirror.host()), request.uri()));
+    let rewrite = mirror.rewrite(&request, client.stream().local_addr().ok());
     let outbound = match Outbound::of_origin_form(request, proxy, &mirror, record.carried()) {
         Ok(outbound) => outbound,
         Err(answer) => return Ok(refuse(record, &answer, &upstream.name)),
@@ -148,7 +148,7 @@ impl Exchange<'_> {
         let (mut head, body) = response.into_parts();
         strip_response(&mut head.headers);
         if let Some(rewrite) = &self.rewrite {
-            rewrite.apply(&mut head.headers);
+            rewrite.apply(head.status, &mut head.headers);
         }
         self.proxy.sign(&mut head.headers);
         // The version is this hop's own; hyper lowers it for a client that speaks 1.0.

@@ -58,16 +58,11 @@ impl Outbound {
         mirror: &Mirror,
         carried: Carried,
     ) -> Result<Outbound, Answer> {
-        let uri = request.uri();
-        let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
-        // RFC 9112, section 3.2.2: a server takes its own URL for what it is.
-        let elsewhere = uri.authority().is_some_and(|authority| Some(authority.as_str()) != host);
-        if elsewhere || !uri.path().starts_with('/') {
+        if !request.uri().path().starts_with('/') {
             return Err(bad("this is a registry mirror: ask it for /v2/..., and point HTTP_PROXY at listen.proxy"));
         }
-        if let Some(host) = host.filter(|host| !mirror.answers_to(host)) {
-            let message = format!("{host} is no name of this mirror: add it to the registry's hosts, if it is one");
-            return Err(Answer::plain(Reason::DestinationDenied, message));
+        if let Some(objection) = mirror.objection(&request) {
+            return Err(Answer::plain(Reason::DestinationDenied, objection));
         }
         Outbound::of(request, proxy, mirror.host().clone(), mirror.key().clone(), carried)
     }

@@ -6,10 +6,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hyper::Uri;
-use hyper::header::{HOST, HeaderMap, HeaderValue};
+use hyper::Request;
+use hyper::header::{HOST, HeaderValue};
 
-use super::record::shown;
 use super::rewrite::Rewrite;
 use crate::admission::{ClassId, ReuseKey};
 use crate::target::{HostPattern, Origin, Target};
@@ -25,6 +24,7 @@ pub struct Mirror {
     pub class: ClassId,
     cluster: Arc<Cluster>,
     hosts: Vec<HostPattern>,
+    public: Vec<Target>,
     rewrites: bool,
     address: SocketAddr,
     host: HeaderValue,
@@ -32,8 +32,8 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// The mirror at `address` of the registry at these nodes, which is known under `hosts`. With `rewrites`, what leads
-    /// to the registry leads back here.
+    /// The mirror at `address` of the registry at these nodes, which is known under `hosts`. With `rewrites`, links to the
+    /// `public` targets lead back here.
     ///
     /// # Panics
     /// Never: hosts and ports make a Host header.
@@ -43,12 +43,13 @@ impl Mirror {
         class: ClassId,
         cluster: Arc<Cluster>,
         hosts: Vec<HostPattern>,
+        public: Vec<Target>,
         rewrites: bool,
         address: SocketAddr,
     ) -> Mirror {
         let host = HeaderValue::try_from(own_name(&cluster, &hosts)).expect("hosts and ports are visible ASCII");
         let urls: Vec<String> = cluster.origins().iter().map(ToString::to_string).collect();
-        Mirror { upstream, class, cluster, hosts, rewrites, address, host, key: ReuseKey::from(urls.join(" ")) }
+        Mirror { upstream, class, cluster, hosts, public, rewrites, address, host, key: ReuseKey::from(urls.join(" ")) }
     }
 
     /// What Host says to the registry.
@@ -76,44 +77,47 @@ impl Mirror {
         Destination { target, secure, pinned: None, listed_host: true, cluster: Some(self.cluster.clone()), node: None }
     }
 
-    /// The target for the log.
+    /// How to rewrite the answer to this request, which came to the local address `here`: links lead to the name that the
+    /// client called, at the port where it was heard if it named none.
     #[must_use]
-    pub fn shown(&self, uri: &Uri) -> String {
-        format!("{}{}", self.host.to_str().unwrap_or_default(), shown(uri))
+    pub fn rewrite<B>(&self, request: &Request<B>, here: Option<SocketAddr>) -> Option<Rewrite<'_>> {
+        let here = here.unwrap_or(self.address);
+        let called = called_host(request).and_then(|host| Target::from_authority(host, here.port()).ok());
+        let base = match called {
+            Some(target) => Origin { secure: false, target }.to_string(),
+            None => format!("http://{here}"),
+        };
+        let asked = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+        self.rewrites.then(|| Rewrite { public: &self.public, base, asked })
     }
 
-    /// How to rewrite the answer to a request with these headers that came to `here`.
+    /// Why the mirror does not answer under the name that this request calls it by, if it does not. A page in a browser
+    /// on this node can let a name of its own lead to a loopback address, and would read whatever the mirror answers; so
+    /// on loopback a name of the world must be one of the registry's.
     #[must_use]
-    pub fn rewrite(&self, request: &HeaderMap, here: Option<SocketAddr>) -> Option<Rewrite<'_>> {
-        let host = request.get(HOST).and_then(|host| host.to_str().ok());
-        let authority = host.map_or_else(|| here.unwrap_or(self.address).to_string(), str::to_owned);
-        self.rewrites.then(|| Rewrite::new(format!("http://{authority}"), self))
+    pub fn objection<B>(&self, request: &Request<B>) -> Option<String> {
+        let is_absolute = request.uri().authority().is_some();
+        let host = called_host(request)?;
+        let known = Target::from_authority(host, 80).is_ok_and(|target| {
+            let host = target.host();
+            let is_registry = self.hosts.iter().any(|pattern| pattern.exact_host() == Some(host))
+                || self.cluster.origins().iter().any(|origin| origin.target.host() == host);
+            is_registry || host.is_local() || !self.address.ip().is_loopback()
+        });
+        let cure = if is_absolute {
+            "point HTTP_PROXY at listen.proxy, not at the mirror"
+        } else {
+            "add it to the registry's hosts, if it is one"
+        };
+        (!known).then(|| format!("{host} is no name of this mirror: {cure}"))
     }
+}
 
-    /// Whether a client may call the mirror so. A page in a browser on this node can let a name of its own lead to a
-    /// loopback address, and would read whatever the mirror answers; so on loopback a name of the world must be one of
-    /// the registry's.
-    #[must_use]
-    pub fn answers_to(&self, host: &str) -> bool {
-        let Ok(target) = Target::from_authority(host, 80) else { return false };
-        !self.address.ip().is_loopback()
-            || target.host().is_local()
-            || self.hosts.iter().any(|pattern| pattern.host() == target.host().to_string())
-            || self.cluster.origins().iter().any(|origin| origin.target.host() == target.host())
-    }
-
-    /// Whether a URL with this target leads to the registry: to one of its nodes, or to one of its names at a port where
-    /// it is reached.
-    #[must_use]
-    pub fn owns(&self, target: &Target) -> bool {
-        let origins = self.cluster.origins();
-        let usual = [80, 443].contains(&target.port());
-        // A pattern may cover the storage behind the registry as well.
-        let mut names = self.hosts.iter().filter(|host| host.exact_host().is_some());
-        origins.iter().any(|origin| origin.target == *target)
-            || names.any(|host| host.matches(target))
-                && (usual || origins.iter().any(|origin| origin.target.port() == target.port()))
-    }
+/// The host by which the client calls the mirror. In absolute-form the URL decides, whatever Host says (RFC 9112, section
+/// 3.2.2).
+fn called_host<B>(request: &Request<B>) -> Option<&str> {
+    let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
+    authority.or_else(|| request.headers().get(HOST).map(|host| host.to_str().unwrap_or("an unreadable Host")))
 }
 
 /// What the registry calls itself: the host of its URL; of a cluster, the first name that its nodes share, which the config

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::Uri;
+use hyper::header::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{OTHER_HOSTS, Outcome, Reason, RegistryMetrics};
@@ -194,13 +195,14 @@ impl Fields {
     }
 }
 
-/// The target for the log: without the query, which may hold a signature.
+/// The target for the log: without the query, which may hold a signature. At a mirror, `host` stands for the registry.
 #[must_use]
-pub fn shown(uri: &Uri) -> String {
-    const MOST_CHARS: usize = 512;
+pub fn shown(host: Option<&HeaderValue>, uri: &Uri) -> String {
+    const MAX_CHARS: usize = 512;
     let authority = uri.authority().map_or("", |authority| authority.as_str());
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    format!("{host}{}", uri.path()).chars().take(MOST_CHARS).collect()
+    let named = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let host = host.map_or(named, |host| host.to_str().unwrap_or_default());
+    format!("{host}{}", uri.path()).chars().take(MAX_CHARS).collect()
 }
 
 fn millis(span: Duration) -> f64 {
