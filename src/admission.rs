@@ -198,12 +198,6 @@ impl<P: Send + 'static> Gate<P> {
         SlotKeeper::tell(&*self.shared, slot, SlotEvent::Quiet(quiet), Some(on_reclaim));
     }
 
-    /// Lets a slot that lies idle and leads to this target give way to somebody at another gate.
-    pub fn make_way_toward(&self, target: &str) {
-        let now = self.now();
-        self.shared.settle(self.shared.handover.event(|core| core.make_way_toward(target, now)));
-    }
-
     /// Lets one of these slots that lies idle give way to this client, who needs one of them, though others may be free.
     pub fn make_way(&self, among: &[SlotId], client: &Client) {
         let now = self.now();

@@ -39,7 +39,8 @@
 //!    `restart::a_process_that_is_killed_does_not_make_the_next_one_exceed_the_slots`,
 //!    `restart::a_process_that_is_killed_while_it_hands_over_does_not_make_the_next_one_exceed_the_slots`,
 //!    `handing::a_slot_changes_hands_once`*, and across reloads:
-//!    *`reload::a_host_takes_along_what_stands_there_to_whatever_registry_it_goes`*
+//!    *`reload::shrinking_cuts_nobody_and_admits_nobody_until_below`,
+//!    `reload::a_host_that_moves_is_refused_aloud_and_with_it_all_the_rest`*
 //! 2. **A waiter holds nothing**: no slot, no token, no socket toward a registry.
 //!    *`core_tests::random_histories_keep_every_promise`*
 //! 3. **Slot and token are taken together** by one decision, or neither is.

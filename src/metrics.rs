@@ -436,19 +436,6 @@ impl Metrics {
         String::from_utf8(text).expect("metrics are text")
     }
 
-    /// A registry is gone: its gauges are, too. What was counted stays.
-    pub fn forget(&self, name: &str, classes: &[String]) {
-        let _ = self.slots.remove_label_values(&[name]);
-        let _ = self.reserved.remove_label_values(&[name]);
-        let _ = self.oldest_wait.remove_label_values(&[name]);
-        for state in ["connecting", "active", "idle", "closing"] {
-            let _ = self.open.remove_label_values(&[name, state]);
-        }
-        for class in classes {
-            let _ = self.waiting.remove_label_values(&[name, class]);
-        }
-    }
-
     /// A URL of `mirror.upstream` is gone, and its gauges with it.
     pub fn forget_member(&self, name: &str, url: &str) {
         for member in [&self.member_open, &self.member_up] {

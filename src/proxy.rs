@@ -122,22 +122,11 @@ impl Proxy {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
     }
 
-    /// Whether these settings hold. Whoever takes an upstream from settings asks again behind that: from the moment in
-    /// which others hold, nobody new is on the way by the old ones.
-    fn still_hold(&self, settings: &Arc<Settings>) -> bool {
-        Arc::ptr_eq(settings, &self.settings())
-    }
-
     /// The mirror of this registry, and the registry.
     pub(crate) fn mirror(&self, registry: &str) -> Option<(Arc<Mirror>, Arc<Upstream>)> {
-        loop {
-            let settings = self.settings();
-            let mirror = settings.mirrors.get(registry)?.clone();
-            let upstream = mirror.upstream.clone();
-            if self.still_hold(&settings) {
-                return Some((mirror, upstream));
-            }
-        }
+        let mirror = self.settings().mirrors.get(registry)?.clone();
+        let upstream = mirror.upstream.clone();
+        Some((mirror, upstream))
     }
 
     /// The tasks that serve clients.
@@ -173,7 +162,8 @@ impl Proxy {
         let found = loop {
             let settings = self.settings();
             let found = settings.routes.find(target, secure).await;
-            if self.still_hold(&settings) {
+            // While a name was looked up, a reload may have given its host to a registry, whose slots bind from then on.
+            if Arc::ptr_eq(&settings, &self.settings()) {
                 break found;
             }
         };

@@ -144,7 +144,8 @@ async fn tls_files_that_come_late_or_change_are_taken_without_a_signal() {
         let url = format!("https://{}/v2/", node.address());
         get_through(sidecar.proxy(), &url, &[]).await.status()
     };
-    let hosts = nodes.each_ref().map(|node| format!("\"{}\"", node.address())).join(", ");
+    let addresses = [stub.address(), nodes[0].address(), nodes[1].address()];
+    let hosts = addresses.map(|address| format!("\"{address}\"")).join(", ");
     let of_both = text(&stub, 3, &with_tls).replace(&format!("\"{}\"", stub.address()), &hosts);
     reload(&sidecar, &of_both).await;
     assert_eq!((asks(&nodes[0]).await, asks(&nodes[1]).await), (200, 502), "an authority each");
@@ -203,25 +204,55 @@ async fn shrinking_cuts_nobody_and_admits_nobody_until_below() {
     assert!(waiter.await.unwrap());
 }
 
-/// A registry that is not in the file any more: who holds a connection goes on, who comes is no client of it.
+/// Connections toward a host count at the registry that had it when they were opened. So a reload that removes, renames or
+/// moves a registry or a host is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn registries_come_and_go() {
+async fn a_host_that_moves_is_refused_aloud_and_with_it_all_the_rest() {
+    let (stub, other) = (StubRegistry::builder().start().await, StubRegistry::builder().start().await);
+    let both = |cap| registry("stub", &[&stub], cap) + &registry("other", &[&other], 2);
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&both(2))).await;
+    let (one, two) = (stub.address(), other.address());
+    for (registries, words) in [
+        (registry("stub", &[&stub], 5), format!("registries.other.hosts: {two} -> nothing: takes a restart")),
+        (
+            both(5).replace("registries.other", "registries.renamed"),
+            format!("registries.other.hosts: {two} -> nothing: takes a restart"),
+        ),
+        (
+            registry("stub", &[&other], 5) + &registry("other", &[&stub], 2),
+            format!("registries.other.hosts: {two} -> {one}; registries.stub.hosts: {one} -> {two}: takes a restart"),
+        ),
+    ] {
+        reload(&sidecar, &config(&registries)).await;
+        until_problem(&sidecar, &words).await;
+        assert_eq!(sidecar.count("stub", "slots").await, 2, "nothing of it holds");
+    }
+    reload(&sidecar, &config(&both(5))).await;
+    until_no_problem(&sidecar).await;
+    assert_eq!(sidecar.count("stub", "slots").await, 5);
+}
+
+/// What nobody has is free to be claimed: a new registry, and a further host of one that stands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registries_and_hosts_are_added() {
     let (stub, sidecar) = stage(1).await;
-    let other = StubRegistry::builder().start().await;
-    let mut tunnel = connect_through(sidecar.proxy(), &stub.address().to_string(), &[]).await.unwrap();
-    let renamed = text(&other, 4, "").replace("registries.stub", "registries.other");
-    reload(&sidecar, &renamed).await;
+    let (other, third) = (StubRegistry::builder().start().await, StubRegistry::builder().start().await);
+    let tunnel = connect_through(sidecar.proxy(), &stub.address().to_string(), &[]).await.unwrap();
+    reload(&sidecar, &config(&(registry("stub", &[&stub, &third], 1) + &registry("other", &[&other], 4)))).await;
     let status = sidecar.status().await;
     assert_eq!(
-        (&status["registries"]["stub"], &status["registries"]["other"]["slots"]),
+        (&status["config"]["problem"], &status["registries"]["other"]["slots"]),
         (&serde_json::Value::Null, &4.into())
     );
-    let metrics = sidecar.ask_admin("GET", "/metrics").await.text();
-    let has = |name: &str| metrics.contains(&format!("roadstead_slots{{registry=\"{name}\"}}"));
-    assert_eq!((has("stub"), has("other")), (false, true), "{metrics}");
-    assert_eq!(tunnel.get("/v2/", &[]).await.unwrap().status(), 200);
-    let url = format!("http://{}/v2/", other.address());
-    assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 200);
+    let ask = |stub: &StubRegistry| {
+        let (proxy, url) = (sidecar.proxy(), format!("http://{}/v2/", stub.address()));
+        tokio::spawn(async move { get_through(proxy, &url, &[]).await.status() })
+    };
+    assert_eq!(ask(&other).await.unwrap(), 200);
+    let waiter = ask(&third);
+    sidecar.until("stub", "waiting", 1).await;
+    drop(tunnel);
+    assert_eq!(waiter.await.unwrap(), 200, "the further host takes the same slot");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -246,124 +277,6 @@ fn registry(name: &str, hosts: &[&StubRegistry], cap: usize) -> String {
     let hosts: Vec<String> = hosts.iter().map(|stub| format!("\"{}\"", stub.address())).collect();
     let keep_tunnels = KEEP_TUNNELS.replace("registries.stub", &format!("registries.{name}"));
     format!("[registries.{name}]\nhosts = [{}]\ncap = {cap}\nshare = 1\n{keep_tunnels}", hosts.join(", "))
-}
-
-/// Two tunnels stand, and the host becomes this registry's: both take its slots until they end, whoever granted them.
-async fn assert_that_they_count(sidecar: &Sidecar, stub: &StubRegistry, tunnels: Vec<Wire>, name: &str) -> Vec<Wire> {
-    let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
-    let newcomer = |_| {
-        let authority = authority.clone();
-        tokio::spawn(async move { connect_through(proxy, &authority, &[]).await.unwrap() })
-    };
-    let mut newcomers = Vec::new();
-    for number in 1..=2 {
-        newcomers.push(newcomer(number));
-        sidecar.until(name, "waiting", number).await;
-    }
-    // A connection stands for the kernel before the stub has accepted it.
-    let both_stand = || eventually_is(name, SOON, (2, 2), async || (stub.open(), stub.peak()));
-    let mut served = Vec::new();
-    for (tunnel, newcomer) in tunnels.into_iter().zip(newcomers) {
-        both_stand().await;
-        drop(tunnel);
-        served.push(newcomer.await.unwrap());
-    }
-    both_stand().await;
-    assert_eq!(sidecar.count(name, "open").await, 2);
-    served
-}
-
-/// A registry that is taken out of the file by mistake and put back, or only renamed; a host that goes from one registry
-/// to another, whose name is new, or was the first one's: the connections that stand take slots where the host is now.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_host_takes_along_what_stands_there_to_whatever_registry_it_goes() {
-    let (stub, sidecar) = stage(2).await;
-    let (other, authority) = (StubRegistry::builder().start().await, stub.address().to_string());
-    let mut tunnels = Vec::new();
-    for _ in 0..2 {
-        tunnels.push(connect_through(sidecar.proxy(), &authority, &[]).await.unwrap());
-    }
-    reload(&sidecar, &config(&registry("other", &[&other], 2))).await;
-    for (name, registries) in [
-        ("stub", registry("stub", &[&stub], 2)),
-        ("renamed", registry("renamed", &[&stub], 2)),
-        ("wide", registry("wide", &[&stub, &other], 2)),
-        ("narrow", registry("wide", &[&other], 2) + &registry("narrow", &[&stub], 2)),
-        ("old", registry("narrow", &[&other], 2) + &registry("old", &[&stub], 2)),
-    ] {
-        reload(&sidecar, &config(&registries)).await;
-        tunnels = assert_that_they_count(&sidecar, &stub, tunnels, name).await;
-    }
-    // What goes elsewhere has its own slots all the same.
-    let url = format!("http://{}/v2/", other.address());
-    assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 200);
-}
-
-/// What lies idle where the host was does not keep those waiting who come where it is now.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn idle_tunnels_give_way_to_who_waits_at_the_registry_that_took_their_host() {
-    let (stub, other) = (StubRegistry::builder().start().await, StubRegistry::builder().start().await);
-    let pauses = "[registries.old.reclaim]\nunused_after = \"500ms\"\nidle_after = \"500ms\"\n";
-    let text = |registries: &[(&str, &StubRegistry)]| {
-        let of = |(name, stub): &(&str, &StubRegistry)| {
-            format!("[registries.{name}]\nhosts = [\"{}\"]\ncap = 2\nshare = 1\n", stub.address())
-        };
-        config(&(registries.iter().map(of).collect::<String>() + pauses))
-    };
-    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text(&[("old", &stub)])).await;
-    let authority = stub.address().to_string();
-    let mut parked = Vec::new();
-    for _ in 0..2 {
-        parked.push(connect_through(sidecar.proxy(), &authority, &[]).await.unwrap());
-    }
-    reload(&sidecar, &text(&[("old", &other), ("new", &stub)])).await;
-    for _ in 0..2 {
-        let coming = connect_through(sidecar.proxy(), &authority, &[]);
-        let mut tunnel = tokio::time::timeout(SOON, coming).await.expect("soon").unwrap();
-        assert_eq!(tunnel.get("/v2/", &["Host: stub"]).await.unwrap().status(), 200);
-        drop(tunnel);
-    }
-    assert_eq!(stub.peak(), 2);
-}
-
-/// Who waited for a registry that is renamed goes on waiting, is served in its turn, and takes no slot twice.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_at_a_registry_that_is_renamed_is_served() {
-    let (stub, sidecar) = stage(1).await;
-    let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
-    let tunnel = connect_through(proxy, &authority, &[]).await.unwrap();
-    let wait = || {
-        let authority = authority.clone();
-        tokio::spawn(async move { connect_through(proxy, &authority, &[]).await.unwrap() })
-    };
-    let before = wait();
-    sidecar.until("stub", "waiting", 1).await;
-    reload(&sidecar, &config(&registry("renamed", &[&stub], 1))).await;
-    let after = wait();
-    sidecar.until("renamed", "waiting", 1).await;
-    drop(tunnel);
-    let before = before.await.unwrap();
-    assert_eq!(sidecar.count("renamed", "waiting").await, 1, "first come, first served");
-    drop(before);
-    drop(after.await.unwrap());
-    assert_eq!(stub.peak(), 1);
-}
-
-/// At the end those are refused, too, who wait at a registry that is gone from the file.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_at_a_registry_that_is_gone_is_told_when_the_process_ends() {
-    let (stub, other) = (StubRegistry::builder().start().await, StubRegistry::builder().start().await);
-    let text = |registries: String| format!("drain_timeout = \"500ms\"\n{}", config(&registries));
-    let mut sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text(registry("stub", &[&stub], 1))).await;
-    let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
-    let _tunnel = connect_through(proxy, &authority, &[]).await.unwrap();
-    let waiter = tokio::spawn(async move { connect_through(proxy, &authority, &[]).await.unwrap_err() });
-    sidecar.until("stub", "waiting", 1).await;
-    reload(&sidecar, &text(registry("other", &[&other], 1))).await;
-    sidecar.terminate();
-    let refused = waiter.await.unwrap();
-    assert_eq!((refused.status(), &refused.json()["errors"][0]["detail"]["reason"]), (503, &"draining".into()));
-    assert_eq!(sidecar.wait().await.code(), Some(0));
 }
 
 /// A node that is out is replaced by another one: the slots of that are there at once, and nothing tells of the old one.

@@ -12,7 +12,7 @@ use super::activity::Activity;
 use super::decision::{CloseCause, Decision, LimitedBy, Limits, Refusal, RefusalReason};
 use super::fair_queue::Turn;
 use super::idle::IdleSlots;
-use super::ledger::{Ledger, LedgerEntry, Occupant};
+use super::ledger::{Ledger, Occupant};
 use super::moment::Moment;
 use super::outages::Outages;
 use super::queue::Queue;
@@ -218,14 +218,6 @@ impl Core {
         {
             bucket.give_back();
         }
-    }
-
-    /// Somebody needs a slot that leads to this target, and does not come to this gate any more: one that lies idle gives
-    /// way.
-    pub fn make_way_toward(&mut self, target: &str, now: Moment) {
-        let leads_there = |entry: &LedgerEntry| entry.target.as_deref() == Some(target);
-        let among = self.ledger.entries().filter(|(_, entry)| leads_there(entry)).map(|(slot, _)| slot);
-        self.make_way(&among.collect::<Vec<_>>(), &"".into(), now);
     }
 
     /// This client needs one of these very slots, though others may be free: one that lies idle gives way.

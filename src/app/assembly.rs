@@ -169,7 +169,7 @@ impl Shared<'_> {
 }
 
 /// The hosts of a registry, with those that only its mirror names: what goes there takes its slots, whoever asks.
-fn claimed_hosts(registry: &config::RegistryConfig) -> Vec<HostPattern> {
+pub(super) fn claimed_hosts(registry: &config::RegistryConfig) -> Vec<HostPattern> {
     let of_mirror = registry.mirror.iter().flat_map(|mirror| mirror.upstream.iter().map(Origin::pattern));
     registry.hosts.iter().cloned().chain(of_mirror).collect()
 }

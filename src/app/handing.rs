@@ -417,38 +417,16 @@ mod tests {
         again.abort();
     }
 
-    /// Connections that went to other hosts count when a registry claims the host.
+    /// A process that takes over is told of all connections to other hosts: one of them may be a registry's there.
     #[tokio::test]
-    async fn what_stands_toward_other_hosts_counts_for_the_registry_that_claims_one() {
+    async fn what_is_open_toward_other_hosts_is_told() {
         let (process, _) = process();
         let other_hosts = process.proxy().settings().routes.other_hosts().gate.clone();
-        let there =
+        let _there =
             [slot_toward(&other_hosts, "fresh.example.com:443").await, slot_toward(&other_hosts, "ghcr.io:443").await];
-        // A process that takes over is told all of them: one may be a registry's there.
         let beside: Vec<(String, usize)> =
             process.beside().into_iter().map(|holding| (holding.hosts[0].clone(), holding.slots)).collect();
         assert_eq!(beside, [("fresh.example.com:443".to_owned(), 1), ("ghcr.io:443".to_owned(), 1)]);
-        let config = "[registries.fresh]\nhosts = ['*.example.com']\ncap = 3\nshare = 1\n";
-        process.replace(settings(config));
-        let fresh = process.proxy().settings().routes.claim("fresh").unwrap().upstream.gate.clone();
-        eventually_is("the one to count", SOON, 1, async || fresh.snapshot().reserved).await;
-        drop(there);
-        eventually_is("nothing to be left", SOON, 0, async || fresh.snapshot().reserved).await;
-    }
-
-    /// A request that is on its way by the settings before takes a slot, too: it may ask for one at any moment.
-    #[tokio::test]
-    async fn who_is_on_the_way_by_the_settings_before_counts() {
-        let (process, _) = process();
-        let on_the_way = process.proxy().settings().routes.claim("stub").unwrap().upstream.clone();
-        process.replace(settings("[registries.renamed]\nhosts = ['127.0.0.1:1']\ncap = 10\nshare = 1\n"));
-        let renamed = process.proxy().settings().routes.claim("renamed").unwrap().upstream.gate.clone();
-        eventually_is("the one to count", SOON, 1, async || renamed.snapshot().reserved).await;
-        let open = slot(on_the_way.gate.clone()).await;
-        drop(on_the_way);
-        eventually_is("only its socket to count", SOON, 1, async || renamed.snapshot().reserved).await;
-        drop(open);
-        eventually_is("nothing to be left", SOON, 0, async || renamed.snapshot().reserved).await;
     }
 
     /// The same registries there and here: each counts for itself, though one has the hosts of the other in its pattern.

@@ -12,14 +12,15 @@ use std::time::{Duration, SystemTime};
 use ring::digest::{SHA256, digest};
 use tokio::time::sleep;
 
-use super::assembly::Assembly;
+use super::assembly::{Assembly, claimed_hosts};
 use super::elsewhere::Elsewhere;
 use super::read_tls;
 use crate::admin::config_state::ConfigState;
 use crate::config::changes::{Change, between};
 use crate::config::{Config, LoadError};
 use crate::metrics::Metrics;
-use crate::target::Origin;
+use crate::proxy::route::Routes;
+use crate::target::{HostPattern, Origin, Target};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -61,6 +62,8 @@ enum Refused {
     Tls(#[from] super::StartError),
     #[error("{}: takes a restart; nothing was changed", join(.0))]
     NeedsRestart(Vec<Change>),
+    #[error("{}; nothing was changed", .0.join("; "))]
+    Moved(Vec<String>),
 }
 
 fn join(changes: &[Change]) -> String {
@@ -143,6 +146,10 @@ impl Reloader {
         if !restart.is_empty() {
             return Err(Refused::NeedsRestart(restart));
         }
+        let moved = moved_hosts(&config, &self.elsewhere.proxy().settings().routes);
+        if !moved.is_empty() {
+            return Err(Refused::Moved(moved));
+        }
         let tls = read_tls(&config)?;
         for warning in &config.warnings {
             tracing::warn!(file = %self.path.display(), "{warning}");
@@ -150,11 +157,6 @@ impl Reloader {
         let before = self.elsewhere.proxy().settings();
         let settings = self.assembly.settings(&config, tls, Some((&self.config, &before)));
         self.elsewhere.replace(settings);
-        for upstream in before.routes.registries() {
-            if !config.registries.iter().any(|registry| registry.name == upstream.name) {
-                self.metrics.forget(&upstream.name, &upstream.classes);
-            }
-        }
         for (name, mirror) in &before.mirrors {
             let nodes = self.elsewhere.proxy().settings().mirrors.get(name).map(|mirror| mirror.cluster().clone());
             let is_gone = |origin: &&Origin| !nodes.as_ref().is_some_and(|nodes| nodes.origins().contains(origin));
@@ -164,6 +166,40 @@ impl Reloader {
         self.config = config;
         Ok(changes)
     }
+}
+
+/// The hosts to which connections may stand that count somewhere else: at the registry that has the host until now, or
+/// among other hosts. Each with what to do.
+fn moved_hosts(config: &Config, routes: &Routes) -> Vec<String> {
+    let open = routes.other_hosts().gate.targets();
+    let mut moved = Vec::new();
+    for registry in &config.registries {
+        let had = routes.claim(&registry.name).map_or(&[][..], |claim| &claim.hosts);
+        for host in claimed_hosts(registry).iter().filter(|host| !had.contains(host)) {
+            let key = format!("registries.{}.hosts: {host}", registry.name);
+            let owner = routes.claims().iter().find(|claim| {
+                claim.upstream.name != registry.name && claim.hosts.iter().any(|theirs| takes_from(host, theirs))
+            });
+            if let Some(owner) = owner {
+                moved.push(format!("{key} belongs to registry {}: moving it takes a restart", owner.upstream.name));
+            } else if let Some(target) = open.keys().find(|target| leads_to(host, target)) {
+                moved.push(format!(
+                    "{key} meets {target}, to which connections are open among other hosts: \
+                     reload when they have ended, or restart"
+                ));
+            }
+        }
+    }
+    moved
+}
+
+/// Whether a target that was reached by `theirs` is reached by `host` now. A wider pattern takes nothing.
+fn takes_from(host: &HostPattern, theirs: &HostPattern) -> bool {
+    host.meets(theirs) && host.specificity() >= theirs.specificity()
+}
+
+fn leads_to(host: &HostPattern, target: &str) -> bool {
+    Target::from_connect(target).is_ok_and(|target| host.matches(&target))
 }
 
 /// What the files hold: the digest of each, nothing for one that cannot be read. Keys are none of what is remembered.

@@ -4,9 +4,23 @@ use std::fs;
 use std::net::TcpStream;
 
 use super::*;
+use crate::admission::{Admission, AdmissionRequest, ClassId, Lane, Principal, Slot};
+use crate::upstream::http::PooledConnection;
 
 const LEAST: &str = "[listen]\nproxy = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n\
                      [registries.stub]\nhosts = ['127.0.0.1:1']\ncap = 1\nshare = 1\n";
+
+async fn slot_toward(gate: &Gate<PooledConnection>, target: &str) -> Slot {
+    let principal = Principal { class: ClassId(0), client: "client".into() };
+    let target: Arc<str> = target.into();
+    let (place, _) = gate.place(&principal.client, &target);
+    let deadline = gate.now() + Duration::from_secs(10);
+    let request = AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None, again: false };
+    match gate.admit(request).await.unwrap() {
+        Admission::New(slot) => slot,
+        Admission::Kept(_) => unreachable!("nothing is pooled"),
+    }
+}
 
 async fn started(file: &Path, text: &str) -> Running {
     let config = Config::parse(text).unwrap();
@@ -30,6 +44,32 @@ async fn the_files_of_tls_are_read_once() {
     running.reload("the test says so");
     fs::remove_file(&authority).unwrap();
     assert!(is_usable(&running));
+    running.drain().await;
+}
+
+/// Connections to a host may stand that count elsewhere: then a registry does not get the host before a restart.
+#[tokio::test]
+async fn a_registry_does_not_get_a_host_that_may_be_open_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sidecar.toml");
+    let old = format!("{LEAST}[registries.wide]\nhosts = ['*.example.com', 'one.test:443']\ncap = 1\nshare = 1\n");
+    let mut running = started(&file, &old).await;
+    let other_hosts = running.upstreams().last().unwrap().gate.clone();
+    let open = slot_toward(&other_hosts, "registry.test:443").await;
+    let mut taken = |hosts: &str| {
+        let new = format!("{old}[registries.new]\nhosts = [{hosts}]\ncap = 7\nshare = 1\n");
+        fs::write(&file, new).unwrap();
+        running.reload("the test says so");
+        running.reloader.config().registries.iter().any(|registry| registry.name == "new")
+    };
+    for moved in
+        ["'a.example.com'", "'*.b.example.com'", "'free.test', '*.example.com:443'", "'registry.test'", "'*.test:443'"]
+    {
+        assert!(!taken(moved), "{moved}");
+    }
+    drop(open);
+    // A wider pattern takes nothing from one that is narrower.
+    assert!(taken("'registry.test', '*.test', '*.com', 'one.test'"));
     running.drain().await;
 }
 

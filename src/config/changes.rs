@@ -3,7 +3,7 @@
 //! Every setting is listed once, with its key as in the file and its value in words, defaults included. A test holds the
 //! list against the shipped file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug, Display};
 use std::time::Duration;
 
@@ -23,12 +23,21 @@ pub struct Change {
 }
 
 impl Change {
-    /// Whether it takes a restart: listeners are bound once, and the shape of the log is chosen once.
+    /// Whether it takes a restart. Listeners are bound once, and the format of the log is chosen once. Connections to a
+    /// host of a registry may stand, and count there, so a registry keeps its name and its hosts.
     #[must_use]
     pub fn needs_restart(&self) -> bool {
         let key = self.key.as_str();
         ["listen.proxy", "listen.admin", "listen.metrics", "log.format"].contains(&key)
             || key.ends_with(".mirror.listen")
+            || key.rsplit_once('.').is_some_and(|(_, name)| name == "hosts") && self.loses_some()
+    }
+
+    /// Whether something of a list is not there any more.
+    fn loses_some(&self) -> bool {
+        let items = |list: &Option<String>| list.iter().flat_map(|list| list.split(", ")).map(str::to_owned).collect();
+        let (from, to): (BTreeSet<String>, BTreeSet<String>) = (items(&self.from), items(&self.to));
+        !from.is_subset(&to)
     }
 }
 
@@ -211,6 +220,29 @@ mod tests {
                 "registries.harbor.rate_per_second: nothing -> one in 20ms",
             ]
         );
+    }
+
+    /// A registry that is removed or renamed, and one that gives a host away. One that gains a host goes on.
+    #[test]
+    fn a_registry_keeps_its_name_and_its_hosts() {
+        let with = |registry: &str, hosts: &str| {
+            let text = format!("[registries.{registry}]\nhosts = [{hosts}]\ncap = 200\nshare = '1/20'\n");
+            Config::parse(&text).unwrap()
+        };
+        let old = with("harbor", "'a.example.com', 'b.example.com'");
+        let refused = |new: &Config| -> Vec<String> {
+            let changes = between(&old, new);
+            changes.iter().filter(|change| change.needs_restart()).map(ToString::to_string).collect()
+        };
+        assert_eq!(
+            refused(&with("renamed", "'a.example.com', 'b.example.com'")),
+            ["registries.harbor.hosts: a.example.com, b.example.com -> nothing"]
+        );
+        assert_eq!(
+            refused(&with("harbor", "'a.example.com'")),
+            ["registries.harbor.hosts: a.example.com, b.example.com -> a.example.com"]
+        );
+        assert!(refused(&with("harbor", "'c.example.com', 'b.example.com', 'a.example.com'")).is_empty());
     }
 
     #[test]
