@@ -77,8 +77,10 @@ fn check_pod(documents: &[Value], template: &Value, sidecar: &Value) {
     assert!(metrics.ip().is_unspecified(), "{metrics}: the pod's address is not known before");
     let ports = json!([{"name": "roadstead", "containerPort": metrics.port(), "protocol": "TCP"}]);
     assert_eq!(sidecar["ports"], ports);
-    // With the node's network the kubelet asks on loopback; without, loopback would be the node's, not the pod's.
+    // With the node's network the kubelet probes loopback; without it, loopback would be the node's, not the pod's.
     let place = if pod["hostNetwork"] == true {
+        // Without this policy, such a pod cannot resolve the names of services: a Harbor inside the cluster has such a name.
+        assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet");
         json!({"host": "127.0.0.1", "port": config.listen.admin.port()})
     } else {
         json!({"port": "roadstead"})
@@ -344,14 +346,37 @@ fn the_pod_monitor_selects_every_sidecar() {
     assert_eq!(sidecars, 3);
 }
 
-/// What ignores `HTTP_PROXY` is led to the mirror by the chart's own values.
+/// Every request of dfdaemon goes to the mirror: by `registryMirror`, and where containerd is in front by the header that
+/// dfinit writes, since dfdaemon prefers containerd's `?ns=` to `registryMirror`.
 #[test]
 fn the_charts_values_lead_to_the_mirror() {
     let values = &documents(&text_of("k8s/overlays/dragonfly/values.yaml"))[0];
     for (part, file) in
         [("client", "k8s/base/sidecar.toml"), ("seedClient", "k8s/components/dragonfly-sidecar/seed.toml")]
     {
-        let expected = format!("http://{}", mirror(&config(&text_of(file))));
+        let config = config(&text_of(file));
+        let expected = format!("http://{}", mirror(&config));
         assert_eq!(values[part]["config"]["proxy"]["registryMirror"]["addr"], expected, "{part}");
+        if part == "client" {
+            let dfinit = &values[part]["dfinit"];
+            assert_eq!(dfinit["enable"], true);
+            let registry = &dfinit["config"]["containerRuntime"]["containerd"]["registries"][0];
+            assert_eq!(registry["serverAddr"], expected);
+            let upstream = config.registries[0].mirror.as_ref().expect("a mirror").upstream[0].to_string();
+            assert_eq!(format!("https://{}", registry["hostNamespace"].as_str().unwrap()), upstream);
+        }
     }
+}
+
+/// The Prometheus of kube-prometheus-stack ignores monitors and rules without the label of its release.
+#[test]
+fn prometheus_of_the_common_chart_takes_the_monitor_and_the_rules() {
+    let monitoring = documents(&kustomize("k8s/monitoring"));
+    for kind in ["PodMonitor", "PrometheusRule"] {
+        let metadata = &find(&monitoring, kind, "roadstead")["metadata"];
+        assert_eq!(metadata["labels"]["release"], "kube-prometheus-stack", "{kind}");
+        assert_eq!(metadata["namespace"], "monitoring", "{kind}");
+    }
+    let monitor = &find(&monitoring, "PodMonitor", "roadstead")["spec"];
+    assert_eq!(monitor["selector"]["matchLabels"], json!({"roadstead": "sidecar"}), "pods do not have that label");
 }
