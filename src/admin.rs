@@ -9,11 +9,13 @@ pub mod history;
 mod connections;
 mod guard;
 mod page;
+mod picture;
+mod scrape;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -22,14 +24,15 @@ use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPT
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Map;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use self::config_state::{ConfigPicture, ConfigState};
 use self::history::{History, Reading};
-use crate::admission::{LimitedBy, Occupancy, Principal, Snapshot};
-use crate::metrics::{Gauges, MemberGauges, Metrics};
+use self::picture::{RegistryPicture, explanation};
+use self::scrape::{ProcessPicture, scrape};
+use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::upstream::Upstream;
 
@@ -51,12 +54,12 @@ pub struct Admin {
     draining: CancellationToken,
     /// Cancelled when another process answers here.
     handed_over: CancellationToken,
-    started: Instant,
+    started: SystemTime,
     history: Mutex<History>,
 }
 
-const HERE: &str =
-    "here are /, /healthz, /readyz, /metrics, /status, /queue, /history and POST /registries/NAME/pause and /resume\n";
+/// The answer to any other path.
+const PATHS: &str = "the paths are /, /healthz, /readyz, /metrics, /status, /queue, /history and POST /registries/NAME/pause and /resume\n";
 
 impl Admin {
     /// Shows what `proxy` does.
@@ -68,7 +71,7 @@ impl Admin {
         draining: CancellationToken,
     ) -> Arc<Admin> {
         let handed_over = CancellationToken::new();
-        let (started, history) = (Instant::now(), Mutex::default());
+        let (started, history) = (SystemTime::now(), Mutex::default());
         Arc::new(Admin { proxy, config, metrics, draining, handed_over, started, history })
     }
 
@@ -93,7 +96,7 @@ impl Admin {
     pub async fn accept(self: Arc<Self>, listener: TcpListener, scope: Scope) {
         let loopback = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
         let guarded = loopback && scope == Scope::Admin;
-        let mut open = connections::Open::default();
+        let mut open = connections::AdminConnections::default();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -146,8 +149,8 @@ impl Admin {
             ("/queue", Scope::Admin) => self.queue(),
             ("/history", Scope::Admin) => self.history(),
             ("/", Scope::Admin) => page::page(),
-            (_, Scope::Admin) => text(StatusCode::NOT_FOUND, HERE),
-            (_, Scope::Metrics) => text(StatusCode::NOT_FOUND, "here are /healthz, /readyz and /metrics\n"),
+            (_, Scope::Admin) => text(StatusCode::NOT_FOUND, PATHS),
+            (_, Scope::Metrics) => text(StatusCode::NOT_FOUND, "the paths are /healthz, /readyz and /metrics\n"),
         }
     }
 
@@ -167,7 +170,8 @@ impl Admin {
             _ => return text(StatusCode::NOT_FOUND, "a registry can pause and resume\n"),
         }
         tracing::info!(registry = name, action, "told by the operator");
-        response(StatusCode::OK, "application/json", self.picture(upstream).to_string() + "\n")
+        let picture = serde_json::json!(self.picture(upstream));
+        response(StatusCode::OK, "application/json", format!("{picture}\n"))
     }
 
     fn readiness(&self) -> Response<Full<Bytes>> {
@@ -180,27 +184,28 @@ impl Admin {
 
     fn scrape(&self) -> Response<Full<Bytes>> {
         let settings = self.proxy.settings();
-        let upstreams = settings.routes.upstreams();
-        let gauges: Vec<Gauges<'_>> =
-            upstreams.map(|upstream| self.gauges(upstream, &upstream.gate.snapshot())).collect();
-        let body = self.metrics.render(&gauges, self.proxy.clients());
+        let pictures = settings.routes.upstreams().map(|upstream| (upstream.name.as_str(), self.picture(upstream)));
+        let process = ProcessPicture {
+            started: self.started,
+            clients: self.proxy.clients(),
+            config_taken: self.config.taken_at(),
+            config_holds: self.config.holds(),
+        };
+        let body = self.metrics.render(&scrape(&process, pictures));
         response(StatusCode::OK, prometheus::TEXT_FORMAT, body)
     }
 
     fn status(&self) -> Response<Full<Bytes>> {
         let settings = self.proxy.settings();
         let routes = &settings.routes;
-        let mut registries = Map::new();
-        for upstream in routes.registries() {
-            registries.insert(upstream.name.clone(), self.picture(upstream));
-        }
+        let registries = routes.registries().map(|upstream| (upstream.name.clone(), self.picture(upstream)));
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
-            uptime_seconds: self.started.elapsed().as_secs(),
+            uptime_seconds: self.started.elapsed().unwrap_or_default().as_secs(),
             draining: self.draining.is_cancelled(),
             config: self.config.picture(),
             clients: self.proxy.clients(),
-            registries,
+            registries: registries.collect(),
             other_hosts: self.picture(routes.other_hosts()),
         };
         let body = serde_json::to_string_pretty(&status).expect("strings and numbers become JSON");
@@ -223,55 +228,10 @@ impl Admin {
         response(StatusCode::OK, "application/json", format!("{body}\n"))
     }
 
-    fn picture(&self, upstream: &Upstream) -> Value {
-        let now = upstream.gate.snapshot();
-        let gauges = self.gauges(upstream, &now);
-        let occupancy = upstream.gate.occupancy(MOST_CLIENTS);
-        let classes = gauges.waiting.iter().zip(&occupancy.holding_by_class).map(|((class, waiting), holding)| {
-            ((*class).to_owned(), ClassPicture { waiting: *waiting, holding: *holding })
-        });
-        let picture = Picture {
-            slots: gauges.slots,
-            reserved: gauges.slots.map(|_| gauges.reserved),
-            open: gauges.connecting + gauges.active + gauges.idle + gauges.closing,
-            connecting: gauges.connecting,
-            active: gauges.active,
-            idle: gauges.idle,
-            closing: gauges.closing,
-            waiting: now.waiting,
-            oldest_wait_seconds: seconds(gauges.oldest_wait),
-            paused: now.paused,
-            limited_by: now.limited_by.map(LimitedBy::as_str),
-            classes: classes.collect(),
-            clients_left_out: occupancy.left_out,
-            clients: clients(occupancy, upstream),
-            upstreams: gauges.members.iter().map(node).collect(),
-        };
-        serde_json::to_value(picture).expect("numbers become JSON")
-    }
-
-    /// The nodes of the registry's mirror.
-    fn nodes(&self, registry: &str) -> Vec<MemberGauges> {
+    fn picture(&self, upstream: &Upstream) -> RegistryPicture {
         let settings = self.proxy.settings();
-        settings.mirrors.get(registry).map(|mirror| mirror.cluster().gauges()).unwrap_or_default()
-    }
-
-    fn gauges<'a>(&self, upstream: &'a Upstream, now: &Snapshot) -> Gauges<'a> {
-        let classes = upstream.classes.iter().map(String::as_str);
-        Gauges {
-            registry: &upstream.name,
-            slots: (now.slots != usize::MAX).then_some(now.slots),
-            reserved: now.reserved,
-            connecting: now.open.connecting,
-            active: now.open.active,
-            idle: now.open.idle,
-            closing: now.open.closing,
-            waiting: classes.zip(now.waiting_by_class.iter().copied()).collect(),
-            oldest_wait: now.oldest_wait,
-            busy: now.used.busy,
-            held: now.used.held,
-            members: self.nodes(&upstream.name),
-        }
+        let nodes = settings.mirrors.get(&upstream.name).map(|mirror| mirror.cluster().nodes());
+        RegistryPicture::of(upstream, nodes.unwrap_or_default())
     }
 }
 
@@ -280,56 +240,7 @@ fn reading(upstream: &Upstream) -> Reading {
     Reading { open: now.open.open(), waiting: now.waiting, so_far: upstream.metrics.so_far() }
 }
 
-fn node(gauges: &MemberGauges) -> NodePicture {
-    NodePicture { url: gauges.url.clone(), open: gauges.open, up: gauges.up }
-}
-
-/// Those who wait and those who hold, in `/queue`.
-fn explanation(upstream: &Upstream) -> Value {
-    const MOST: usize = 1000;
-    let explanation = upstream.gate.explain(MOST);
-    let class = |principal: &Principal| upstream.classes[principal.class.0].clone();
-    let waiters = explanation.waiters.iter().map(|waiter| {
-        serde_json::json!({
-            "position": waiter.position,
-            "client": &*waiter.principal.client,
-            "class": class(&waiter.principal),
-            "kind": waiter.kind.as_str(),
-            "lane": waiter.lane.as_str(),
-            "target": &*waiter.target,
-            "waited_seconds": seconds(waiter.age),
-            "patience_left_seconds": seconds(waiter.patience_left),
-            "expected_wait_seconds": waiter.expected_wait.map(seconds),
-        })
-    });
-    let holders = explanation.holders.iter().map(|holder| {
-        let (principal, target) = holder.occupant.as_ref().map(|(principal, target)| (principal, target)).unzip();
-        serde_json::json!({
-            "client": principal.map(|principal| &*principal.client),
-            "class": principal.map(class),
-            "target": target.map(|target| &**target),
-            "kind": holder.kind.as_str(),
-            "state": holder.state.as_str(),
-            "age_seconds": seconds(holder.age),
-            "last_bytes_seconds": holder.last_bytes.map(seconds),
-            "bytes_up": holder.bytes_up,
-            "bytes_down": holder.bytes_down,
-            "doing": holder.quiet.map(|(evidence, _)| evidence.as_str()),
-            "quiet_seconds": holder.quiet.map(|(_, quiet)| seconds(quiet)),
-            "reclaimed": holder.reclaimed,
-        })
-    });
-    serde_json::json!({
-        "limited_by": explanation.limited_by.map(LimitedBy::as_str),
-        "waiting": waiters.collect::<Vec<_>>(),
-        "holders": holders.collect::<Vec<_>>(),
-    })
-}
-
-fn seconds(span: Duration) -> f64 {
-    (span.as_secs_f64() * 1000.0).round() / 1000.0
-}
-
+/// The whole answer of `/status`.
 #[derive(Serialize)]
 struct Status {
     version: &'static str,
@@ -337,74 +248,8 @@ struct Status {
     draining: bool,
     config: ConfigPicture,
     clients: usize,
-    registries: Map<String, Value>,
-    other_hosts: Value,
-}
-
-/// One registry in `/status`. The four states add up to `open`.
-#[derive(Serialize)]
-struct Picture {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    slots: Option<usize>,
-    /// Those of them that are held elsewhere.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reserved: Option<usize>,
-    open: usize,
-    connecting: usize,
-    active: usize,
-    idle: usize,
-    closing: usize,
-    waiting: usize,
-    oldest_wait_seconds: f64,
-    paused: bool,
-    /// What keeps the one whose turn it is from being admitted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    limited_by: Option<&'static str>,
-    classes: BTreeMap<String, ClassPicture>,
-    /// Those with the most requests first.
-    clients: Vec<ClientPicture>,
-    /// Clients beyond those.
-    clients_left_out: usize,
-    /// The nodes of the mirror.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    upstreams: Vec<NodePicture>,
-}
-
-/// One URL of `mirror.upstream` in `/status`.
-#[derive(Serialize)]
-struct NodePicture {
-    url: String,
-    open: usize,
-    up: bool,
-}
-
-/// One class of a registry in `/status`.
-#[derive(Serialize)]
-struct ClassPicture {
-    waiting: usize,
-    holding: usize,
-}
-
-/// One client of a registry in `/status`.
-#[derive(Serialize)]
-struct ClientPicture {
-    client: String,
-    class: String,
-    waiting: usize,
-    holding: usize,
-}
-
-/// Clients that `/status` names for each registry.
-const MOST_CLIENTS: usize = 100;
-
-fn clients(occupancy: Occupancy, upstream: &Upstream) -> Vec<ClientPicture> {
-    let named = occupancy.clients.into_iter().map(|count| ClientPicture {
-        client: count.principal.client.to_string(),
-        class: upstream.classes[count.principal.class.0].clone(),
-        waiting: count.waiting,
-        holding: count.holding,
-    });
-    named.collect()
+    registries: BTreeMap<String, RegistryPicture>,
+    other_hosts: RegistryPicture,
 }
 
 fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {

@@ -118,9 +118,9 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     let settings = assembly.settings(&config, tls, None);
     let proxy = Proxy::new(settings, pseudonym(), draining.clone(), cut_short.clone());
     let state = Arc::new(ConfigState::new(file));
-    let admin = Admin::new(proxy.clone(), state.clone(), metrics.clone(), draining.clone());
+    let admin = Admin::new(proxy.clone(), state.clone(), metrics, draining.clone());
     let elsewhere = Elsewhere::new(proxy.clone());
-    let reloader = Reloader::new(file, config, assembly, elsewhere.clone(), metrics, state, set_level);
+    let reloader = Reloader::new(file, config, assembly, elsewhere.clone(), state, set_level);
     // Not a slot is taken before it is known which are free.
     handing::meet(inherited.take_predecessor(), &elsewhere).await?;
     // Who accepts is one of the tasks: while one of them may still accept somebody, nothing is over.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::SystemTime;
 
 use serde::Serialize;
 
@@ -12,15 +12,15 @@ use crate::config::changes::Change;
 #[derive(Debug)]
 pub struct ConfigState {
     file: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<Readings>,
 }
 
 #[derive(Debug)]
-struct State {
-    taken: Instant,
+struct Readings {
+    taken: SystemTime,
     reloads: u64,
     changes: Vec<String>,
-    refused: Option<(Instant, String)>,
+    refused: Option<(SystemTime, String)>,
 }
 
 /// In `/status`.
@@ -44,14 +44,14 @@ impl ConfigState {
     /// The config of this file was taken now.
     #[must_use]
     pub fn new(file: &Path) -> ConfigState {
-        let state = State { taken: Instant::now(), reloads: 0, changes: Vec::new(), refused: None };
+        let state = Readings { taken: SystemTime::now(), reloads: 0, changes: Vec::new(), refused: None };
         ConfigState { file: file.to_owned(), state: Mutex::new(state) }
     }
 
     /// Another one was taken.
     pub fn taken(&self, changes: &[Change]) {
         let mut state = self.lock();
-        state.taken = Instant::now();
+        state.taken = SystemTime::now();
         state.reloads += 1;
         state.changes = changes.iter().map(ToString::to_string).collect();
         state.refused = None;
@@ -59,7 +59,19 @@ impl ConfigState {
 
     /// Another one was refused.
     pub fn refused(&self, problem: String) {
-        self.lock().refused = Some((Instant::now(), problem));
+        self.lock().refused = Some((SystemTime::now(), problem));
+    }
+
+    /// When the config that holds was taken.
+    #[must_use]
+    pub fn taken_at(&self) -> SystemTime {
+        self.lock().taken
+    }
+
+    /// Whether the file as it was read last is the config that holds.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.lock().refused.is_none()
     }
 
     /// As it is now.
@@ -68,15 +80,35 @@ impl ConfigState {
         let state = self.lock();
         ConfigPicture {
             file: self.file.display().to_string(),
-            age_seconds: state.taken.elapsed().as_secs(),
+            age_seconds: age(state.taken),
             reloads: state.reloads,
             changes: state.changes.clone(),
             problem: state.refused.as_ref().map(|(_, problem)| problem.clone()),
-            problem_age_seconds: state.refused.as_ref().map(|(at, _)| at.elapsed().as_secs()),
+            problem_age_seconds: state.refused.as_ref().map(|(at, _)| age(*at)),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Readings> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn age(since: SystemTime) -> u64 {
+    since.elapsed().unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_config_leaves_the_time_of_the_one_that_holds() {
+        let state = ConfigState::new(Path::new("sidecar.toml"));
+        let taken = state.taken_at();
+        assert!(state.holds());
+        state.refused("listen.proxy: is required".to_owned());
+        assert_eq!((state.holds(), state.taken_at()), (false, taken));
+        state.taken(&[]);
+        assert!(state.holds() && state.taken_at() >= taken);
     }
 }

@@ -19,26 +19,26 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Connections to one listener at one time.
-const MOST: usize = 64;
+const MAX_CONNECTIONS: usize = 64;
 /// A client that is slower than this with a request has lost interest.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How old a connection may get; the page and scrapers come back on another one.
-const LONGEST: Duration = Duration::from_secs(30);
+const MAX_AGE: Duration = Duration::from_secs(30);
 /// Time for an answer that is under way then.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The connections of one listener, the oldest first.
 #[derive(Debug, Default)]
-pub struct Open {
+pub struct AdminConnections {
     tasks: VecDeque<AbortHandle>,
 }
 
-impl Open {
+impl AdminConnections {
     /// One more, the youngest; the oldest gives way to it.
     pub fn add(&mut self, task: AbortHandle) {
         self.tasks.retain(|task| !task.is_finished());
         self.tasks.push_back(task);
-        if self.tasks.len() > MOST
+        if self.tasks.len() > MAX_CONNECTIONS
             && let Some(oldest) = self.tasks.pop_front()
         {
             oldest.abort();
@@ -65,10 +65,10 @@ where
         served = connection.as_mut() => return served,
         // Who comes back shall meet the process that is the service now.
         () = handed_over.cancelled() => {}
-        () = sleep(LONGEST) => {}
+        () = sleep(MAX_AGE) => {}
     }
     connection.as_mut().graceful_shutdown();
-    timeout(LAST_WORDS, connection).await.unwrap_or(Ok(()))
+    timeout(LAST_ANSWER_TIMEOUT, connection).await.unwrap_or(Ok(()))
 }
 
 #[cfg(test)]
@@ -103,7 +103,7 @@ mod tests {
         let (mut peer, task) = served();
         let asked = tokio::spawn(async move { while peer.write_all(REQUEST).await.is_ok() {} });
         let lasted = task.await.unwrap();
-        assert!((LONGEST..=LONGEST + LAST_WORDS).contains(&lasted), "{lasted:?}");
+        assert!((MAX_AGE..=MAX_AGE + LAST_ANSWER_TIMEOUT).contains(&lasted), "{lasted:?}");
         asked.await.unwrap();
     }
 
@@ -140,13 +140,13 @@ mod tests {
             sleep(Duration::from_secs(1)).await;
         }
         assert!((30..=31).contains(&answers), "{answers}");
-        assert!(task.await.unwrap() <= LONGEST + LAST_WORDS);
+        assert!(task.await.unwrap() <= MAX_AGE + LAST_ANSWER_TIMEOUT);
     }
 
     #[tokio::test]
     async fn beyond_the_bound_the_oldest_gives_way() {
-        let mut open = Open::default();
-        let tasks: Vec<_> = (0..MOST + 2).map(|_| tokio::spawn(std::future::pending::<()>())).collect();
+        let mut open = AdminConnections::default();
+        let tasks: Vec<_> = (0..MAX_CONNECTIONS + 2).map(|_| tokio::spawn(std::future::pending::<()>())).collect();
         for task in &tasks {
             open.add(task.abort_handle());
         }

@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
 use tokio::time::sleep;
@@ -18,9 +18,8 @@ use super::read_tls;
 use crate::admin::config_state::ConfigState;
 use crate::config::changes::{Change, between};
 use crate::config::{Config, LoadError};
-use crate::metrics::Metrics;
 use crate::proxy::route::Routes;
-use crate::target::{HostPattern, Origin, Target};
+use crate::target::{HostPattern, Target};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -42,7 +41,6 @@ pub(super) struct Reloader {
     config: Config,
     assembly: Assembly,
     elsewhere: Arc<Elsewhere>,
-    metrics: Arc<Metrics>,
     state: Arc<ConfigState>,
     set_level: SetLevel,
 }
@@ -76,7 +74,6 @@ impl Reloader {
         config: Config,
         assembly: Assembly,
         elsewhere: Arc<Elsewhere>,
-        metrics: Arc<Metrics>,
         state: Arc<ConfigState>,
         set_level: SetLevel,
     ) -> Reloader {
@@ -85,7 +82,7 @@ impl Reloader {
         // It may hold something else already than when this config was read.
         let same = fs::read_to_string(path).is_ok_and(|text| Config::parse(&text).as_ref() == Ok(&config));
         let (path, read) = (path.to_owned(), same.then_some(held));
-        Reloader { path, read, tls_files, config, assembly, elsewhere, metrics, state, set_level }
+        Reloader { path, read, tls_files, config, assembly, elsewhere, state, set_level }
     }
 
     /// The config that holds.
@@ -116,7 +113,6 @@ impl Reloader {
                 for change in &changes {
                     tracing::info!(key = change.key, from = change.from, to = change.to, "changed");
                 }
-                self.metrics.reloaded(true, SystemTime::now());
                 self.state.taken(&changes);
                 // Last, so that the old level says what has changed.
                 if changes.iter().any(|change| change.key == "log.level") {
@@ -125,7 +121,6 @@ impl Reloader {
             }
             Err(refused) => {
                 tracing::error!(file = %self.path.display(), why, "the config was not taken, the old one holds: {refused}");
-                self.metrics.reloaded(false, SystemTime::now());
                 self.state.refused(refused.to_string());
             }
         }
@@ -157,12 +152,6 @@ impl Reloader {
         let before = self.elsewhere.proxy().settings();
         let settings = self.assembly.settings(&config, tls, Some((&self.config, &before)));
         self.elsewhere.replace(settings);
-        for (name, mirror) in &before.mirrors {
-            let nodes = self.elsewhere.proxy().settings().mirrors.get(name).map(|mirror| mirror.cluster().clone());
-            let is_gone = |origin: &&Origin| !nodes.as_ref().is_some_and(|nodes| nodes.origins().contains(origin));
-            let gone = mirror.cluster().origins().iter().filter(is_gone);
-            gone.for_each(|origin| self.metrics.forget_member(name, &origin.to_string()));
-        }
         self.config = config;
         Ok(changes)
     }

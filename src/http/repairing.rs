@@ -14,7 +14,7 @@ use super::buffered_body::BufferedBody;
 use super::outbound::Outbound;
 use crate::admission::Moment;
 use crate::backoff::chance;
-use crate::metrics::Sign;
+use crate::metrics::{Label, Sign};
 use crate::repair::denials::Denial;
 use crate::repair::room::Taken;
 use crate::repair::signs::{self, Exchange};

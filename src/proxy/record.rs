@@ -11,7 +11,7 @@ use hyper::Uri;
 use hyper::header::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{OTHER_HOSTS, Outcome, Reason, RegistryMetrics};
+use crate::metrics::{Label, OTHER_HOSTS, Outcome, Reason, RegistryMetrics};
 
 /// What kind of request it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use crate::admission::{HolderInfo, LimitedBy, Refusal, RefusalReason};
-use crate::metrics::Reason;
+use crate::metrics::{Label, Reason};
 use crate::upstream::connect::DialError;
 use crate::upstream::{Attempt, Failure, Patience, Upstream};
 

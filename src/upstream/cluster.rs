@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use crate::admission::{Moment, SlotId};
 use crate::backoff::Backoff;
-use crate::metrics::MemberGauges;
 use crate::target::{Origin, Target};
 
 /// The pauses before a node that refused is tried again.
@@ -31,6 +30,17 @@ pub struct Cluster {
     book: Arc<Mutex<Vec<Node>>>,
     /// When the next connection may move.
     next_move: Mutex<Moment>,
+}
+
+/// One node, as the admin endpoints show it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct NodePicture {
+    /// Its URL, without a path.
+    pub url: String,
+    /// Sockets that are dialled or open.
+    pub open: usize,
+    /// Whether it takes connections.
+    pub up: bool,
 }
 
 /// What is known of a node.
@@ -175,10 +185,10 @@ impl Cluster {
 
     /// What each node is doing.
     #[must_use]
-    pub fn gauges(&self) -> Vec<MemberGauges> {
+    pub fn nodes(&self) -> Vec<NodePicture> {
         let book = self.lock();
-        let gauge = |node: &Node| MemberGauges { url: node.origin.to_string(), open: node.open, up: !node.is_out() };
-        self.pages.iter().map(|page| gauge(&book[*page])).collect()
+        let picture = |node: &Node| NodePicture { url: node.origin.to_string(), open: node.open, up: !node.is_out() };
+        self.pages.iter().map(|page| picture(&book[*page])).collect()
     }
 
     fn all(&self) -> Range<usize> {
@@ -313,7 +323,7 @@ mod tests {
     fn connections_go_where_the_fewest_are() {
         let cluster = cluster(3);
         let mut berths: Vec<NodePermit> = (0..9).map(|_| pick(&cluster, at(0))).collect();
-        assert_eq!(cluster.gauges().iter().map(|node| node.open).collect::<Vec<_>>(), [3, 3, 3]);
+        assert_eq!(cluster.nodes().iter().map(|node| node.open).collect::<Vec<_>>(), [3, 3, 3]);
         berths.retain(|node_permit| node_permit.index() != 1);
         assert_eq!(pick(&cluster, at(0)).index(), 1);
     }
@@ -324,7 +334,7 @@ mod tests {
         let first = pick(&cluster, at(0));
         assert!(first.failed(at(0)) && first.index() == 0);
         drop(first);
-        assert_eq!((cluster.living(), cluster.gauges()[0].up), (1, false));
+        assert_eq!((cluster.living(), cluster.nodes()[0].up), (1, false));
         let held: Vec<NodePermit> = (0..5).map(|_| pick(&cluster, at(99))).collect();
         assert!(held.iter().all(|node_permit| node_permit.index() == 1));
         let probe = pick(&cluster, at(100));
@@ -353,7 +363,7 @@ mod tests {
         let cluster = cluster(2);
         let berths: Vec<NodePermit> = (0..9).filter_map(|_| cluster.pick(&[0, 1], Some(3), at(0))).collect();
         assert_eq!(berths.len(), 6);
-        assert_eq!(cluster.gauges().iter().map(|node| node.open).collect::<Vec<_>>(), [3, 3]);
+        assert_eq!(cluster.nodes().iter().map(|node| node.open).collect::<Vec<_>>(), [3, 3]);
     }
 
     #[test]
@@ -429,7 +439,7 @@ mod tests {
             moves += 1;
         }
         assert_eq!(moves, 2);
-        assert_eq!(cluster.gauges().iter().map(|node| node.open).collect::<Vec<_>>(), [2, 2, 2]);
+        assert_eq!(cluster.nodes().iter().map(|node| node.open).collect::<Vec<_>>(), [2, 2, 2]);
     }
 
     /// One slot each: the only connection there is, is given up to try the node that is out, and as soon as that is due.
@@ -495,11 +505,11 @@ mod tests {
         assert!(berths[1].failed(at(0)));
         let origins = [&before.origins()[2..], &before.origins()[1..2], cluster(4).origins()[3..].as_ref()].concat();
         let after = before.followed_by(origins);
-        let gauges = |cluster: &Cluster| cluster.gauges().iter().map(|node| (node.open, node.up)).collect::<Vec<_>>();
-        assert_eq!(gauges(&after), [(1, true), (1, false), (0, true)]);
+        let nodes = |cluster: &Cluster| cluster.nodes().iter().map(|node| (node.open, node.up)).collect::<Vec<_>>();
+        assert_eq!(nodes(&after), [(1, true), (1, false), (0, true)]);
         assert_eq!(pick(&after, at(0)).index(), 2);
         drop(berths);
-        assert_eq!(gauges(&after), [(0, true), (0, false), (0, true)]);
+        assert_eq!(nodes(&after), [(0, true), (0, false), (0, true)]);
         assert!(pick(&after, at(100)).stands() && before.living() == 3);
     }
 

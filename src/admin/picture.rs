@@ -1,0 +1,151 @@
+//! One picture of a registry: what `/status` shows, the page reads from it, and `/metrics` turns into gauges.
+//!
+//! It is taken from the gate's own snapshots and decides nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::admission::{LimitedBy, Principal, Used};
+use crate::upstream::Upstream;
+use crate::upstream::cluster::NodePicture;
+
+/// Clients that are named for each registry.
+const MAX_CLIENTS: usize = 100;
+/// Waiters, and holders, that are named for each registry.
+const MAX_EXPLAINED: usize = 1000;
+
+/// One registry. The four states add up to `open`.
+#[derive(Debug, Serialize)]
+pub(super) struct RegistryPicture {
+    /// Not there where nothing bounds the sockets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots: Option<usize>,
+    /// Those of them that another process or an earlier config still holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<usize>,
+    pub open: usize,
+    pub connecting: usize,
+    pub active: usize,
+    pub idle: usize,
+    pub closing: usize,
+    pub waiting: usize,
+    pub oldest_wait_seconds: f64,
+    pub paused: bool,
+    /// What keeps the next waiter from being admitted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limited_by: Option<&'static str>,
+    pub classes: BTreeMap<String, ClassPicture>,
+    /// The clients with the most requests first.
+    pub clients: Vec<ClientPicture>,
+    /// Clients beyond those.
+    pub clients_left_out: usize,
+    /// The nodes of the mirror.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub upstreams: Vec<NodePicture>,
+    /// How long slots were held and busy so far.
+    #[serde(skip)]
+    pub used: Used,
+}
+
+/// One class of a registry.
+#[derive(Debug, Serialize)]
+pub(super) struct ClassPicture {
+    pub waiting: usize,
+    pub holding: usize,
+}
+
+/// One client of a registry.
+#[derive(Debug, Serialize)]
+pub(super) struct ClientPicture {
+    client: String,
+    class: String,
+    waiting: usize,
+    holding: usize,
+}
+
+impl RegistryPicture {
+    /// The registry as it is now; `upstreams` are the nodes of its mirror.
+    pub(super) fn of(upstream: &Upstream, upstreams: Vec<NodePicture>) -> RegistryPicture {
+        let now = upstream.gate.snapshot();
+        let occupancy = upstream.gate.occupancy(MAX_CLIENTS);
+        let counts = now.waiting_by_class.iter().zip(&occupancy.holding_by_class);
+        let counts = counts.map(|(waiting, holding)| ClassPicture { waiting: *waiting, holding: *holding });
+        let clients = occupancy.clients.iter().map(|count| ClientPicture {
+            client: count.principal.client.to_string(),
+            class: class_of(upstream, &count.principal).to_owned(),
+            waiting: count.waiting,
+            holding: count.holding,
+        });
+        let is_bounded = now.slots != usize::MAX;
+        RegistryPicture {
+            slots: is_bounded.then_some(now.slots),
+            reserved: is_bounded.then_some(now.reserved),
+            open: now.open.open(),
+            connecting: now.open.connecting,
+            active: now.open.active,
+            idle: now.open.idle,
+            closing: now.open.closing,
+            waiting: now.waiting,
+            oldest_wait_seconds: seconds(now.oldest_wait),
+            paused: now.paused,
+            limited_by: now.limited_by.map(LimitedBy::as_str),
+            classes: upstream.classes.iter().cloned().zip(counts).collect(),
+            clients: clients.collect(),
+            clients_left_out: occupancy.left_out,
+            upstreams,
+            used: now.used,
+        }
+    }
+}
+
+/// Who waits and who holds, in `/queue`.
+pub(super) fn explanation(upstream: &Upstream) -> Value {
+    let explanation = upstream.gate.explain(MAX_EXPLAINED);
+    let class = |principal: &Principal| class_of(upstream, principal);
+    let waiters = explanation.waiters.iter().map(|waiter| {
+        json!({
+            "position": waiter.position,
+            "client": &*waiter.principal.client,
+            "class": class(&waiter.principal),
+            "kind": waiter.kind.as_str(),
+            "lane": waiter.lane.as_str(),
+            "target": &*waiter.target,
+            "waited_seconds": seconds(waiter.age),
+            "patience_left_seconds": seconds(waiter.patience_left),
+            "expected_wait_seconds": waiter.expected_wait.map(seconds),
+        })
+    });
+    let holders = explanation.holders.iter().map(|holder| {
+        let (principal, target) = holder.occupant.as_ref().map(|(principal, target)| (principal, target)).unzip();
+        json!({
+            "client": principal.map(|principal| &*principal.client),
+            "class": principal.map(class),
+            "target": target.map(|target| &**target),
+            "kind": holder.kind.as_str(),
+            "state": holder.state.as_str(),
+            "age_seconds": seconds(holder.age),
+            "last_bytes_seconds": holder.last_bytes.map(seconds),
+            "bytes_up": holder.bytes_up,
+            "bytes_down": holder.bytes_down,
+            "doing": holder.quiet.map(|(evidence, _)| evidence.as_str()),
+            "quiet_seconds": holder.quiet.map(|(_, quiet)| seconds(quiet)),
+            "reclaimed": holder.reclaimed,
+        })
+    });
+    json!({
+        "limited_by": explanation.limited_by.map(LimitedBy::as_str),
+        "waiting": waiters.collect::<Vec<_>>(),
+        "holders": holders.collect::<Vec<_>>(),
+    })
+}
+
+fn seconds(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+fn class_of<'a>(upstream: &'a Upstream, principal: &Principal) -> &'a str {
+    &upstream.classes[principal.class.0]
+}

@@ -1,0 +1,90 @@
+//! The gauges of `/metrics`, from the same pictures as `/status`. A gauge is declared where its value is set.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::picture::RegistryPicture;
+use crate::metrics::Scrape;
+
+/// What is known of the process.
+pub(super) struct ProcessPicture {
+    pub started: SystemTime,
+    /// Connections of clients.
+    pub clients: usize,
+    /// When the config that holds was taken.
+    pub config_taken: SystemTime,
+    /// Whether the file as it was read last is the config that holds.
+    pub config_holds: bool,
+}
+
+/// The gauges of this moment.
+pub(super) fn scrape<'a>(
+    process: &ProcessPicture,
+    registries: impl Iterator<Item = (&'a str, RegistryPicture)>,
+) -> Scrape {
+    let scrape = Scrape::default();
+    add_process(&scrape, process);
+    for (name, picture) in registries {
+        add_registry(&scrape, name, &picture);
+        for node in &picture.upstreams {
+            let labels = [("registry", name), ("upstream", node.url.as_str())];
+            let open = "Sockets that are dialled or open, by URL of mirror.upstream.";
+            scrape.gauge(("roadstead_upstream_open_connections", open), &labels, number(node.open));
+            let up = "Whether the URL of mirror.upstream takes connections: 0 while it is left out.";
+            scrape.gauge(("roadstead_upstream_up", up), &labels, number(usize::from(node.up)));
+        }
+    }
+    scrape
+}
+
+fn add_process(scrape: &Scrape, process: &ProcessPicture) {
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    scrape.gauge(("roadstead_build_info", "Always 1; the version is in the label."), &version, 1.0);
+    let started = "Start of the process, in seconds since the epoch.";
+    scrape.gauge(("process_start_time_seconds", started), &[], since_epoch(process.started));
+    let clients = "Connections of clients.";
+    scrape.gauge(("roadstead_client_connections", clients), &[], number(process.clients));
+    let holds = "Whether the config was taken when it was read last: 0 after a reload that failed.";
+    scrape.gauge(("roadstead_config_last_reload_successful", holds), &[], number(usize::from(process.config_holds)));
+    let taken = "When the config that holds was taken, in seconds since the epoch.";
+    let metric = ("roadstead_config_last_reload_success_timestamp_seconds", taken);
+    scrape.gauge(metric, &[], since_epoch(process.config_taken));
+}
+
+fn add_registry(scrape: &Scrape, name: &str, picture: &RegistryPicture) {
+    let registry = ("registry", name);
+    if let Some((slots, reserved)) = picture.slots.zip(picture.reserved) {
+        scrape.gauge(("roadstead_slots", "Sockets that may be open at once."), &[registry], number(slots));
+        let held = "Slots that another process or an earlier config still holds.";
+        scrape.gauge(("roadstead_reserved_slots", held), &[registry], number(reserved));
+    }
+    let states = [
+        ("connecting", picture.connecting),
+        ("active", picture.active),
+        ("idle", picture.idle),
+        ("closing", picture.closing),
+    ];
+    for (state, sockets) in states {
+        let open = "Open sockets, by what they do: connecting, active, idle, closing.";
+        scrape.gauge(("roadstead_open_connections", open), &[registry, ("state", state)], number(sockets));
+    }
+    for (class, counts) in &picture.classes {
+        let metric = ("roadstead_waiting", "Requests in the queue.");
+        scrape.gauge(metric, &[registry, ("class", class)], number(counts.waiting));
+    }
+    let oldest = "Time since the arrival of the request that waits longest.";
+    scrape.gauge(("roadstead_oldest_wait_seconds", oldest), &[registry], picture.oldest_wait_seconds);
+    let busy = "Time in which slots were dialling or carried bytes or a request, all slots together.";
+    let metric = ("roadstead_slot_busy_seconds_total", busy);
+    scrape.counter(metric, &[registry], picture.used.busy.as_secs_f64());
+    let metric = ("roadstead_slot_held_seconds_total", "Time for which slots were held, all slots together.");
+    scrape.counter(metric, &[registry], picture.used.held.as_secs_f64());
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floats; counts stay far below 2^52")]
+fn number(things: usize) -> f64 {
+    things as f64
+}
+
+fn since_epoch(at: SystemTime) -> f64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
