@@ -16,6 +16,9 @@ const KUBERNETES: [&str; 3] = ["1.29", "1.33", "1.37"];
 /// Time that a pod needs beside `drain_timeout` until it is gone.
 const MARGIN: Duration = Duration::from_secs(10);
 
+/// The chart's own init containers in the pods of its clients.
+const INIT_OF_CLIENTS: [&str; 3] = ["wait-for-scheduler", "dfinit", "restart-container-runtime"];
+
 /// What kustomize makes of a stand-in for Dragonfly's chart, by the way that helm would take.
 fn render_dragonfly(chart: &str) -> Output {
     let folder = TempDir::new().unwrap();
@@ -138,7 +141,7 @@ fn check_dragonflys_pod(documents: &[Value], template: &Value, own: &str, init: 
 fn the_sidecar_goes_into_both_kinds_of_dragonflys_pods() {
     let rendered = documents(&dragonfly());
     let client = find(&rendered, "DaemonSet", "dragonfly-client");
-    check_dragonflys_pod(&rendered, &client["spec"]["template"], "client", &["wait-for-scheduler", "dfinit"]);
+    check_dragonflys_pod(&rendered, &client["spec"]["template"], "client", &INIT_OF_CLIENTS);
     let seed = find(&rendered, "StatefulSet", "dragonfly-seed-client");
     check_dragonflys_pod(&rendered, &seed["spec"]["template"], "seed-client", &["wait-for-manager"]);
 
