@@ -79,6 +79,7 @@ pub mod app;
 pub mod backoff;
 pub mod cli;
 pub mod config;
+pub mod distress;
 pub mod http;
 pub mod kernel;
 pub mod listener;

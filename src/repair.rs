@@ -1,93 +1,129 @@
-//! Repair: which answers of an overloaded registry are worth asking again for, how often, and when.
+//! Repair: which answers of a registry are worth asking again for, how often, and when.
 //!
-//! Harbor shows the overload of its database as answers that look final: a `401` whose body is a database error, a token
-//! without the actions that were asked for. Only a GET or a HEAD is ever asked again, and only before a byte of the
-//! answer went to the client. [`signs`] is the table of what is worth it, [`tokens`] reads tokens, [`budget`] keeps
-//! repair from becoming a storm of its own, [`denials`] remembers what was a real denial, [`room`] bounds the memory that
-//! spoiled answers take. No I/O here, and no clock.
+//! Harbor shows the overload of its database as answers that look final: a `401` whose challenge is empty, a token without
+//! the actions that were asked for. Only a GET or a HEAD is ever asked again, and only before a byte of the answer went to
+//! the client. [`signs`] is the table of what is worth it, [`tokens`] reads tokens, [`memory`] keeps what was learned of
+//! credentials, [`turns`] bounds how many are asked again at once, and [`Distress`] says whether anything is believed at
+//! all. No I/O here, and no clock.
 
-pub mod budget;
-pub mod denials;
-pub mod room;
+pub mod memory;
 pub mod signs;
 pub mod tokens;
+pub mod turns;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use self::budget::Budget;
-use self::denials::{Denial, Denials};
-use self::room::Room;
+use tokio::sync::Notify;
+
+use self::memory::{Key, Keys, Memory};
+use self::turns::Turns;
 use crate::admission::Moment;
 use crate::backoff::Backoff;
+use crate::distress::{Cause, Distress, DistressPicture};
 use crate::metrics::Sign;
 
 /// The pauses before asking again.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+/// How often a request is asked again where the registry is well.
+const MAX_TRIES_WHEN_WELL: u32 = 4;
+/// How long a poor token is held, unasked: the first sign of a storm often is one.
+pub const TOKEN_HOLD: Duration = Duration::from_millis(500);
 
 /// What is known of the repair of one registry's answers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Repair {
-    /// How often an answer is asked for again that may be a real denial.
-    pub ambiguous_401: u32,
-    /// Room for answers that are kept.
-    pub room: Room,
-    budget: Mutex<Budget>,
-    /// Held by the first of those who wait for the budget.
-    turn: tokio::sync::Mutex<()>,
-    denials: Mutex<Denials>,
+    /// Whether anything is asked again.
+    pub enabled: bool,
+    /// Who may be asked again now, while the registry is in distress.
+    pub turns: Turns,
+    keys: Keys,
+    distress: Mutex<Distress>,
+    /// Notified when distress begins.
+    begins: Notify,
+    /// Denials that proved real.
+    denials: Mutex<Memory>,
+    /// Credentials that were served well.
+    served: Mutex<Memory>,
 }
 
 impl Repair {
     /// Nothing was seen yet.
     #[must_use]
-    pub fn new(ambiguous_401: u32) -> Repair {
-        Repair {
-            ambiguous_401,
-            room: Room::default(),
-            budget: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
-            denials: Mutex::default(),
+    pub fn new(enabled: bool) -> Repair {
+        Repair { enabled, ..Repair::default() }
+    }
+
+    /// The key of these texts.
+    #[must_use]
+    pub fn key(&self, texts: &[&[u8]]) -> Key {
+        self.keys.of(texts)
+    }
+
+    /// The registry did something that shows distress, when `subject` was asked for.
+    pub fn note(&self, cause: Cause, subject: Key, now: Moment) {
+        let mut distress = lock(&self.distress);
+        let was_on = distress.is_on(now);
+        distress.note(cause, subject.number(), now);
+        if !was_on && distress.is_on(now) {
+            self.begins.notify_waiters();
         }
     }
 
-    /// A request came that could be repaired.
-    pub fn request(&self, now: Moment) {
-        lock(&self.budget).request(now);
+    /// The same for a sign that the holder of these credentials may have caused. It counts only where they were served well
+    /// within the last minute.
+    pub fn note_doubtful(&self, sign: Sign, subject: Key, credentials: Option<Key>, now: Moment) {
+        if credentials.is_some_and(|credentials| lock(&self.served).knows(credentials, now)) {
+            self.note(Cause::Answer(sign), subject, now);
+        }
     }
 
-    /// Takes the right to ask a request again.
-    ///
-    /// # Errors
-    /// When too many are asked again, with the moment at which it is worth trying once more.
-    pub fn take(&self, now: Moment) -> Result<(), Moment> {
-        lock(&self.budget).take(now)
+    /// An answer took so long.
+    pub fn answered(&self, took: Duration, subject: Key, now: Moment) {
+        lock(&self.distress).answered(took, subject.number(), now);
     }
 
-    /// Waits until all have taken theirs who began to wait for the budget before. May be given up at any point.
-    pub async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.turn.lock().await
+    /// These credentials were served well.
+    pub fn served_well(&self, credentials: Key, now: Moment) {
+        lock(&self.served).remember(credentials, now);
     }
 
-    /// The denial of `asked` to these credentials.
+    /// Whether the registry is in distress: no answer of it that could be a sign is believed.
     #[must_use]
-    pub fn denial_of(&self, credentials: &[u8], asked: &str) -> Denial {
-        lock(&self.denials).of(credentials, asked)
+    pub fn is_distressed(&self, now: Moment) -> bool {
+        lock(&self.distress).is_on(now)
+    }
+
+    /// What to show of it.
+    #[must_use]
+    pub fn distress(&self, now: Moment) -> DistressPicture {
+        lock(&self.distress).picture(now)
+    }
+
+    /// Completes when distress begins; at once where it is on.
+    pub async fn distress_begins(&self, now: impl Fn() -> Moment) {
+        loop {
+            let begins = self.begins.notified();
+            if self.is_distressed(now()) {
+                return;
+            }
+            begins.await;
+        }
     }
 
     /// Whether a denial proved real not long ago.
     #[must_use]
-    pub fn knows(&self, denial: Denial, now: Moment) -> bool {
+    pub fn knows_denial(&self, denial: Key, now: Moment) -> bool {
         lock(&self.denials).knows(denial, now)
     }
 
     /// A denial proved to be none.
-    pub fn forget(&self, denial: Denial) {
+    pub fn forget_denial(&self, denial: Key) {
         lock(&self.denials).forget(denial);
     }
 
     /// A denial proved real.
-    pub fn remember(&self, denial: Denial, now: Moment) {
+    pub fn remember_denial(&self, denial: Key, now: Moment) {
         lock(&self.denials).remember(denial, now);
     }
 }
@@ -96,68 +132,68 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How often a HEAD is asked again that stays denied, though a GET showed that it should not be, after the first time.
-const MOST_VOUCHED: u32 = 2;
-
 /// How often one request was asked again, and for what.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tries {
-    all: u32,
-    ambiguous: u32,
+    counted: u32,
     tokens: u32,
-    unseen: u32,
     /// How often a HEAD was denied since a GET showed that it is not denied.
     vouched: Option<u32>,
     first: Option<Sign>,
 }
 
 impl Tries {
-    /// Notes one more answer with this sign, and tells the pause before the request is asked again; `None` when it is
-    /// not. `ambiguous_401` bounds how often an ambiguous answer is asked again for; `asked` is what the registry itself
-    /// demands by Retry-After, at least; `chance` is uniform over all numbers.
+    /// Notes one more answer with this sign, and tells the pause before the request is asked again; `None` when the answer is
+    /// believed. `asked` is what the registry itself demands by Retry-After, at least; `chance` is uniform over all numbers.
     #[must_use]
     pub fn pause_after(
         &mut self,
         sign: Sign,
-        ambiguous_401: u32,
+        is_distressed: bool,
         asked: Option<Duration>,
         chance: u64,
     ) -> Option<Duration> {
-        if sign == Sign::Ambiguous401 && !within(&mut self.ambiguous, ambiguous_401) {
-            return None;
-        }
-        if sign == Sign::Unseen401 && self.vouched.as_mut().is_some_and(|denied| !within(denied, MOST_VOUCHED)) {
+        if !is_distressed && self.is_believed(sign) {
             return None;
         }
         self.first = self.first.or(Some(sign));
-        // What is looked at once more is looked at once more at once, the first time.
-        let at_once = match sign {
-            Sign::PoisonedToken => within(&mut self.tokens, 1),
-            Sign::Unseen401 => within(&mut self.unseen, 1),
-            _ => false,
-        };
-        if at_once {
+        // One doubt is looked into at once; nothing is to be gained by waiting.
+        if !is_distressed && matches!(sign, Sign::PoisonedToken | Sign::Unseen401) && self.vouched.is_none() {
             return Some(Duration::ZERO);
         }
-        self.all += 1;
-        Some(PAUSES.jittered(self.all, chance).max(asked.unwrap_or_default()))
+        self.counted += 1;
+        Some(PAUSES.jittered(self.counted, chance).max(asked.unwrap_or_default()))
+    }
+
+    /// Whether an answer with this sign is the registry's real answer, where the registry is well.
+    fn is_believed(&mut self, sign: Sign) -> bool {
+        let count = match sign {
+            Sign::Ambiguous401 => return true,
+            Sign::PoisonedToken => {
+                self.tokens += 1;
+                return self.tokens > 1;
+            }
+            Sign::Unseen401 => match &mut self.vouched {
+                None => return false,
+                Some(denied) => {
+                    *denied += 1;
+                    return *denied > 2;
+                }
+            },
+            _ => self.counted,
+        };
+        count >= MAX_TRIES_WHEN_WELL
     }
 
     /// A GET showed that the HEAD is not denied.
     pub fn vouch(&mut self) {
-        self.vouched = Some(0);
+        self.vouched = self.vouched.or(Some(0));
     }
 
     /// Whether a GET has to tell what this answer means.
     #[must_use]
     pub fn is_unexplained(&self, sign: Sign) -> bool {
         sign == Sign::Unseen401 && self.vouched.is_none()
-    }
-
-    /// Whether an answer with this sign is more likely a real denial than not.
-    #[must_use]
-    pub fn is_doubtful(&self, sign: Sign) -> bool {
-        matches!(sign, Sign::PoisonedToken | Sign::Ambiguous401) || self.is_unexplained(sign)
     }
 
     /// The first sign that was seen.
@@ -167,73 +203,67 @@ impl Tries {
     }
 }
 
-fn within(count: &mut u32, most: u32) -> bool {
-    *count += 1;
-    *count <= most
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LOW: u64 = 0;
     const HIGH: u64 = u64::MAX;
 
+    fn pauses(sign: Sign, is_distressed: bool) -> Vec<u128> {
+        let mut tries = Tries::default();
+        let pause = |_| tries.pause_after(sign, is_distressed, None, HIGH).map(|pause| pause.as_millis());
+        (0..8).map_while(pause).collect()
+    }
+
+    /// A permanent 5xx: a handful of times within a few seconds, and until the deadline in distress.
     #[test]
-    fn pauses_grow_up_to_a_bound_and_vary_by_half() {
-        let pauses = |chance| {
-            let mut tries = Tries::default();
-            (0..8)
-                .map(|_| tries.pause_after(Sign::BadGateway, 0, None, chance).unwrap().as_millis())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(pauses(HIGH), [200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
-        assert_eq!(pauses(LOW), [100, 200, 400, 800, 1600, 2500, 2500, 2500]);
+    fn a_registry_that_is_well_is_asked_again_a_handful_of_times() {
+        for sign in [Sign::InternalError, Sign::BadGateway, Sign::Broken, Sign::TooManyRequests] {
+            assert_eq!(pauses(sign, false), [200, 400, 800, 1600], "{sign:?}");
+            assert_eq!(pauses(sign, true), [200, 400, 800, 1600, 3200, 5000, 5000, 5000], "{sign:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_a_real_denial_is_doubted_in_distress_alone() {
+        assert_eq!(pauses(Sign::Ambiguous401, false), [0; 0]);
+        assert_eq!(pauses(Sign::Ambiguous401, true).len(), 8);
+        assert_eq!(pauses(Sign::PoisonedToken, false), [0]);
+        assert_eq!(pauses(Sign::PoisonedToken, true), [200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
     }
 
     #[test]
     fn what_the_registry_asks_for_is_obeyed_and_is_no_reason_to_hurry() {
         let mut tries = Tries::default();
-        let mut pause = |seconds| {
-            let asked = Some(Duration::from_secs(seconds));
-            tries.pause_after(Sign::TooManyRequests, 0, asked, HIGH).unwrap().as_millis()
-        };
-        assert_eq!([pause(7), pause(0), pause(0)], [7000, 400, 800]);
-    }
-
-    #[test]
-    fn an_ambiguous_denial_is_asked_again_for_as_often_as_the_operator_says() {
-        let pauses = |most| {
-            let mut tries = Tries::default();
-            (0..5).filter(|_| tries.pause_after(Sign::Ambiguous401, most, None, HIGH).is_some()).count()
-        };
-        assert_eq!([pauses(0), pauses(1), pauses(2)], [0, 1, 2]);
-    }
-
-    #[test]
-    fn a_denied_head_is_looked_at_once_at_once_and_then_with_pauses() {
-        let mut tries = Tries::default();
-        let mut pause = || tries.pause_after(Sign::Unseen401, 0, None, HIGH).map(|pause| pause.as_millis());
-        assert_eq!([pause(), pause(), pause(), pause()], [Some(0), Some(200), Some(400), Some(800)]);
-        assert!(tries.is_doubtful(Sign::Unseen401) && tries.is_unexplained(Sign::Unseen401));
+        let mut pause = |asked| tries.pause_after(Sign::TooManyRequests, false, asked, HIGH).unwrap().as_millis();
+        assert_eq!([pause(Some(Duration::from_secs(7))), pause(Some(Duration::ZERO)), pause(None)], [7000, 400, 800]);
     }
 
     #[test]
     fn a_head_that_a_get_vouched_for_is_denied_three_times_more_at_most() {
         let mut tries = Tries::default();
-        assert!(tries.pause_after(Sign::Unseen401, 0, None, HIGH).is_some());
+        assert!(tries.is_unexplained(Sign::Unseen401));
+        assert_eq!(tries.pause_after(Sign::Unseen401, false, None, HIGH), Some(Duration::ZERO));
         tries.vouch();
-        assert!(!tries.is_doubtful(Sign::Unseen401) && !tries.is_unexplained(Sign::Unseen401));
-        let mut pause = || tries.pause_after(Sign::Unseen401, 0, None, HIGH).map(|pause| pause.as_millis());
+        assert!(!tries.is_unexplained(Sign::Unseen401));
+        let mut pause = || tries.pause_after(Sign::Unseen401, false, None, HIGH).map(|pause| pause.as_millis());
         assert_eq!([pause(), pause(), pause()], [Some(200), Some(400), None]);
-        assert!(tries.pause_after(Sign::BadGateway, 0, None, HIGH).is_some(), "other signs are others");
     }
 
-    #[test]
-    fn a_reduced_token_is_asked_for_again_at_once_and_then_with_pauses() {
-        let mut tries = Tries::default();
-        let mut pause = || tries.pause_after(Sign::PoisonedToken, 0, None, HIGH).unwrap().as_millis();
-        assert_eq!([pause(), pause(), pause()], [0, 200, 400]);
-        assert_eq!(tries.first(), Some(Sign::PoisonedToken));
+    #[tokio::test(start_paused = true)]
+    async fn doubtful_signs_count_only_for_credentials_that_were_served_well() {
+        let repair = Repair::new(true);
+        let now = Moment::default();
+        let credentials = repair.key(&[b"Basic eDp5"]);
+        let note = || {
+            for subject in [&b"a"[..], b"b", b"c"] {
+                repair.note_doubtful(Sign::PoisonedToken, repair.key(&[subject]), Some(credentials), now);
+            }
+        };
+        note();
+        assert!(!repair.is_distressed(now), "a wrong password");
+        repair.served_well(credentials, now);
+        note();
+        assert!(repair.is_distressed(now));
     }
 }

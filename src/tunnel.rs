@@ -104,12 +104,13 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Pr
     let upstream = &route.upstream;
     record.belongs_to(&upstream.name, &upstream.metrics);
     let patience = Patience { limit: upstream.queue.tunnel_timeout[principal.class.0], setting: "tunnel_timeout" };
-    let mut attempt = upstream.attempt(route.destination, principal, (admission::Kind::Tunnel, Lane::Blob), patience);
+    let mut attempt =
+        upstream.attempt(route.destination, principal, (admission::Kind::Tunnel, Lane::Blob), None, patience);
     let queued = attempt.queued.clone();
     let reached = tokio::select! {
         biased;
         () = client.left(&queued) => None,
-        reached = upstream.reach(&mut attempt, None) => Some(reached),
+        reached = upstream.reach(&mut attempt) => Some(reached),
     };
     record.reached(attempt.waited, attempt.connect);
     match reached {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// The layers from the bottom to the top. Neighbours on one level may meet only where it says so.
 const LAYERS: [&[&str]; 8] = [
     &["config", "target", "address", "metrics", "kernel", "tcp", "backoff"],
-    &["admission", "repair", "reclaim"],
+    &["admission", "distress", "repair", "reclaim"],
     &["upstream"],
     &["proxy", "admin"],
     &["tunnel"],
@@ -17,8 +17,14 @@ const LAYERS: [&[&str]; 8] = [
 ];
 
 /// Uses on one level that are part of the plan: who uses whom.
-const NEIGHBOURS: [(&str, &str); 4] =
-    [("config", "target"), ("repair", "admission"), ("admin", "proxy"), ("cli", "app")];
+const NEIGHBOURS: [(&str, &str); 6] = [
+    ("config", "target"),
+    ("distress", "admission"),
+    ("repair", "admission"),
+    ("repair", "distress"),
+    ("admin", "proxy"),
+    ("cli", "app"),
+];
 
 #[test]
 fn modules_use_only_what_stands_below_them() {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::admission::{LimitedBy, Principal, Used};
+use crate::distress::Cause;
 use crate::upstream::Upstream;
 use crate::upstream::cluster::NodePicture;
 
@@ -45,9 +46,38 @@ pub(super) struct RegistryPicture {
     /// The nodes of the mirror.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub upstreams: Vec<NodePicture>,
+    /// Whether the registry is overloaded; not known of other hosts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distress: Option<DistressShown>,
     /// How long slots were held and busy so far.
     #[serde(skip)]
     pub used: Used,
+}
+
+/// Signs of overload of a registry.
+#[derive(Debug, Serialize)]
+pub(super) struct DistressShown {
+    /// From 0 to 1.
+    pub level: f64,
+    /// Whether answers are doubted now.
+    on: bool,
+    /// The last signs, the newest first.
+    signs: Vec<SignShown>,
+}
+
+#[derive(Debug, Serialize)]
+struct SignShown {
+    sign: &'static str,
+    seconds_ago: f64,
+}
+
+impl DistressShown {
+    fn of(upstream: &Upstream) -> DistressShown {
+        let distress = upstream.repair.distress(upstream.gate.now());
+        let shown = |(cause, ago): &(Cause, Duration)| SignShown { sign: cause.as_str(), seconds_ago: seconds(*ago) };
+        let level = (distress.level * 100.0).round() / 100.0;
+        DistressShown { level, on: distress.is_on, signs: distress.signs.iter().map(shown).collect() }
+    }
 }
 
 /// One class of a registry.
@@ -96,6 +126,7 @@ impl RegistryPicture {
             clients: clients.collect(),
             clients_left_out: occupancy.left_out,
             upstreams,
+            distress: is_bounded.then(|| DistressShown::of(upstream)),
             used: now.used,
         }
     }

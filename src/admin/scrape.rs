@@ -73,6 +73,10 @@ fn add_registry(scrape: &Scrape, name: &str, picture: &RegistryPicture) {
     }
     let oldest = "Time since the arrival of the request that waits longest.";
     scrape.gauge(("roadstead_oldest_wait_seconds", oldest), &[registry], picture.oldest_wait_seconds);
+    if let Some(distress) = &picture.distress {
+        let metric = ("roadstead_distress", "Signs of overload of the last ten seconds, from 0 to 1.");
+        scrape.gauge(metric, &[registry], distress.level);
+    }
     let busy = "Time in which slots were dialling or carried bytes or a request, all slots together.";
     let metric = ("roadstead_slot_busy_seconds_total", busy);
     scrape.counter(metric, &[registry], picture.used.busy.as_secs_f64());

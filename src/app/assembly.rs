@@ -23,7 +23,7 @@ use crate::reclaim::Pauses;
 use crate::repair::Repair;
 use crate::target::{Host, HostPattern, Origin};
 use crate::upstream::cluster::Cluster;
-use crate::upstream::connect::Terms;
+use crate::upstream::connect::ConnectionTerms;
 use crate::upstream::http::PooledConnection;
 use crate::upstream::resolve::Resolver;
 use crate::upstream::tls::{Tls, TlsTerms};
@@ -189,13 +189,13 @@ fn pauses_of(reclaim: ReclaimConfig) -> Pauses {
     Pauses { idle: idle_after, unused: unused_after, unsure: unsure_after, stalled: stall_timeout }
 }
 
-/// The budget that was used stays so, unless the settings are others now.
-fn repair_of(registry: &config::RegistryConfig, before: Option<&Standing<'_>>) -> Option<Arc<Repair>> {
+/// What is known of the registry's health stays so, unless the settings are others now.
+fn repair_of(registry: &config::RegistryConfig, before: Option<&Standing<'_>>) -> Arc<Repair> {
     let repair = registry.repair;
     if let Some(before) = before.filter(|before| before.config.repair == repair) {
         return before.claim.upstream.repair.clone();
     }
-    repair.enabled.then(|| Arc::new(Repair::new(repair.ambiguous_401.unwrap_or_default())))
+    Arc::new(Repair::new(repair.enabled))
 }
 
 /// The gate that stands, with other limits; or a new one.
@@ -234,7 +234,7 @@ fn upstream_of(
         name: registry.name.clone(),
         gate: gate(before.map(|before| &before.claim.upstream.gate), limits, &metrics),
         metrics,
-        terms: Terms {
+        terms: ConnectionTerms {
             connect_timeout: registry.connect_timeout,
             linger: registry.linger,
             stall_timeout: registry.reclaim.stall_timeout,
@@ -287,7 +287,7 @@ fn other_hosts(before: Option<&Upstream>, shared: &Shared<'_>) -> Upstream {
         name: OTHER_HOSTS.to_owned(),
         gate: gate(before.map(|before| &before.gate), limits, &metrics),
         metrics,
-        terms: Terms {
+        terms: ConnectionTerms {
             connect_timeout: OTHER_HOSTS_CONNECT_TIMEOUT,
             linger: LINGER,
             stall_timeout: ReclaimConfig::default().stall_timeout,
@@ -301,7 +301,7 @@ fn other_hosts(before: Option<&Upstream>, shared: &Shared<'_>) -> Upstream {
         },
         classes: shared.names.clone(),
         tls: Arc::new(Tls::new(TlsTerms::default())),
-        repair: None,
+        repair: Arc::default(),
         slots_of_each: None,
         sized: Arc::default(),
         resolver: shared.resolver.clone(),

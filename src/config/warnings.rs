@@ -111,7 +111,7 @@ fn blind_trust(registry: &RegistryConfig) -> Option<Remark> {
 
 fn leaving_setting(registry: &RegistryConfig) -> Option<Remark> {
     registry.repair.ambiguous_401.map(|_| {
-        let reason = "this setting goes with the next release, where it is an unknown key: remove it";
+        let reason = "this setting has no effect, and is an unknown key in the next release: remove it. A 401 that may be a real denial is asked for again while the registry is in distress";
         (format!("registries.{}.repair.ambiguous_401", registry.name), reason.to_owned())
     })
 }

@@ -28,6 +28,7 @@ use crate::proxy::respond::Answer;
 use crate::proxy::rewrite::Rewrite;
 use crate::proxy::{Entry, Proxy};
 use crate::tunnel::{self, NoTunnel, Tunnel};
+use crate::upstream::http::RequestBody;
 use crate::upstream::{Destination, Patience, Upstream};
 
 /// The client is gone; hyper closes its connection.
@@ -76,7 +77,7 @@ async fn answer_request(
     let principal = principal_of(proxy, &request, client);
     let mut record = proxy.record(&principal.client, Kind::Request);
     record.toward(shown(None, request.uri()));
-    let (outbound, origin) = match Outbound::of_absolute(request, proxy, record.carried()) {
+    let (outbound, body, origin) = match Outbound::of_absolute(request, proxy, record.carried()) {
         Ok(outbound) => outbound,
         Err(answer) => return Ok(refuse(record, &answer, OTHER_HOSTS)),
     };
@@ -85,7 +86,7 @@ async fn answer_request(
         Err(answer) => return Ok(refuse(record, &answer, OTHER_HOSTS)),
     };
     let exchange = Exchange { proxy, asked, record, rewrite: None };
-    Ok(exchange.run(&route.upstream, route.destination, principal, outbound).await)
+    Ok(exchange.run(&route.upstream, route.destination, principal, (outbound, body)).await)
 }
 
 /// A request that takes the mirror for the registry itself.
@@ -104,12 +105,12 @@ async fn answer_at_mirror(
     let mut record = proxy.record(&principal.client, Kind::Request);
     record.toward(shown(Some(mirror.host()), request.uri()));
     let rewrite = mirror.rewrite(&request, client.stream().local_addr().ok());
-    let outbound = match Outbound::of_origin_form(request, proxy, &mirror, record.carried()) {
+    let (outbound, body) = match Outbound::of_origin_form(request, proxy, &mirror, record.carried()) {
         Ok(outbound) => outbound,
         Err(answer) => return Ok(refuse(record, &answer, &upstream.name)),
     };
     let exchange = Exchange { proxy, asked, record, rewrite };
-    Ok(exchange.run(&upstream, mirror.destination(), principal, outbound).await)
+    Ok(exchange.run(&upstream, mirror.destination(), principal, (outbound, body)).await)
 }
 
 /// One request on its way through a registry's gate and back.
@@ -126,14 +127,19 @@ impl Exchange<'_> {
         upstream: &Upstream,
         destination: Destination,
         principal: Principal,
-        mut outbound: Outbound,
+        (outbound, body): (Outbound, RequestBody),
     ) -> Response<Reply> {
         self.record.belongs_to(&upstream.name, &upstream.metrics);
         let patience =
             Patience { limit: upstream.queue.request_timeout[principal.class.0], setting: "request_timeout" };
-        let mut attempt =
-            upstream.attempt(destination, principal, (admission::Kind::Request, outbound.lane()), patience);
-        let exchanged = repairing::exchange(&mut outbound, upstream, &mut attempt).await;
+        let mut attempt = upstream.attempt(
+            destination,
+            principal,
+            (admission::Kind::Request, outbound.lane()),
+            Some(outbound.key().clone()),
+            patience,
+        );
+        let exchanged = repairing::exchange((outbound, body), upstream, &mut attempt).await;
         self.record.reached(attempt.waited, attempt.connect);
         match exchanged {
             Ok((response, retries)) => {

@@ -4,7 +4,7 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderMap, HeaderValue, RANGE};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
-use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::{Method, Request, Uri, Version};
 
 use super::hop_by_hop::strip_request;
 use crate::admission::{Lane, ReuseKey};
@@ -14,15 +14,12 @@ use crate::proxy::mirror::Mirror;
 use crate::proxy::record::Carried;
 use crate::proxy::respond::Answer;
 use crate::target::Origin;
-use crate::upstream::http::{AnswerBody, PooledConnection, RequestBody, SendError};
-use crate::upstream::{Attempt, Connected, Failure, Upstream};
+use crate::upstream::http::RequestBody;
 
-/// A request on its way out.
-#[derive(Debug)]
+/// A request on its way out, without its body: it does not change from one try to the next.
+#[derive(Clone, Debug)]
 pub struct Outbound {
     head: Parts,
-    /// `None` once it was sent, where it cannot be sent again.
-    body: Option<RequestBody>,
     key: ReuseKey,
     lane: Lane,
     /// Whether it may be sent more than once: nothing changes by it, and nothing of it is lost.
@@ -38,14 +35,14 @@ impl Outbound {
         request: Request<Incoming>,
         proxy: &Proxy,
         carried: Carried,
-    ) -> Result<(Outbound, Origin), Answer> {
+    ) -> Result<(Outbound, RequestBody, Origin), Answer> {
         let origin = origin_of(request.uri()).map_err(bad)?;
         // RFC 9112, section 3.2.2: the Host that came with an absolute URL is ignored.
         let host = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
         let host = host.ok_or_else(|| bad("the URL names no host"))?;
         let key = ReuseKey::from(origin.to_string());
-        let outbound = Outbound::of(request, proxy, host, key, carried)?;
-        Ok((outbound, origin))
+        let (outbound, body) = Outbound::of(request, proxy, host, key, carried)?;
+        Ok((outbound, body, origin))
     }
 
     /// The request that came to a mirror.
@@ -57,7 +54,7 @@ impl Outbound {
         proxy: &Proxy,
         mirror: &Mirror,
         carried: Carried,
-    ) -> Result<Outbound, Answer> {
+    ) -> Result<(Outbound, RequestBody), Answer> {
         if !request.uri().path().starts_with('/') {
             return Err(bad("this is a registry mirror: ask it for /v2/..., and point HTTP_PROXY at listen.proxy"));
         }
@@ -73,7 +70,7 @@ impl Outbound {
         host: HeaderValue,
         key: ReuseKey,
         carried: Carried,
-    ) -> Result<Outbound, Answer> {
+    ) -> Result<(Outbound, RequestBody), Answer> {
         if request.headers().get_all(HOST).iter().nth(1).is_some() {
             return Err(bad("more than one Host header"));
         }
@@ -90,26 +87,27 @@ impl Outbound {
         let safe = head.method == Method::GET || head.method == Method::HEAD;
         let repeatable = safe && body.is_end_stream();
         let lane = lane_of(head.uri.path());
-        Ok(Outbound { head, body: Some(RequestBody::new(body, carried.up)), key, lane, repeatable })
+        Ok((Outbound { head, key, lane, repeatable }, RequestBody::new(body, carried.up)))
     }
 
-    /// The same as a GET, where it is a HEAD of a manifest or a blob. It asks for the first byte only, which registries
+    /// The same as a GET, where it is a HEAD of a manifest or a blob, to tell what a denial means. It asks for the first byte only, which registries
     /// heed for blobs, so that little comes and the connection can be kept.
     #[must_use]
-    pub fn as_probe(&self) -> Option<Outbound> {
+    pub fn as_look(&self) -> Option<Outbound> {
         let path = self.head.uri.path();
         let is_content = path.contains("/manifests/") || path.contains("/blobs/");
         let mut head = (self.head.method == Method::HEAD && is_content).then(|| self.head.clone())?;
         head.method = Method::GET;
         head.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
-        let mut probe = Outbound { head, body: None, key: self.key.clone(), lane: self.lane, repeatable: true };
-        probe.forgo_encodings();
-        Some(probe)
+        let look = Outbound { head, key: self.key.clone(), lane: self.lane, repeatable: true };
+        Some(look.unpacked())
     }
 
-    /// Asks for an answer that is not packed, so that it can be looked into.
-    pub fn forgo_encodings(&mut self) {
+    /// The same, asking for an answer that is not packed, so that it can be looked into.
+    #[must_use]
+    pub fn unpacked(mut self) -> Outbound {
         self.head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        self
     }
 
     /// What it asks for.
@@ -143,70 +141,16 @@ impl Outbound {
         headers.get(AUTHORIZATION)
     }
 
-    /// Gets the request to the registry and brings back the head of the answer. A kept connection that had ended is
-    /// replaced without anybody noticing.
-    ///
-    /// # Errors
-    /// When it does not come through.
-    pub async fn send(&mut self, upstream: &Upstream, attempt: &mut Attempt) -> Result<Response<AnswerBody>, Failure> {
-        let mut request = self.request();
-        let mut careful = !self.repeatable;
-        loop {
-            let kept = self.connection(upstream, attempt, careful).await?;
-            upstream.metrics.sent(kept.is_used());
-            let sent = tokio::select! {
-                sent = kept.send(request, upstream.gate.clone(), self.key.clone()) => sent,
-                () = upstream.ended.cancelled() => return Err(Failure::Draining),
-            };
-            request = match sent {
-                Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => return Err(Failure::Switched),
-                Ok(response) => return Ok(response),
-                Err(SendError::Unsent(request)) => *request,
-                // Once: what ends a second connection is no accident.
-                Err(SendError::Died { was_kept: true, cause }) if !careful && !cause.is_parse() => {
-                    careful = true;
-                    self.request()
-                }
-                Err(SendError::Died { cause, .. }) => return Err(Failure::of_death(cause)),
-            };
-            upstream.renew(attempt);
-        }
+    /// What its connections are pooled for: where it goes.
+    #[must_use]
+    pub fn key(&self) -> &ReuseKey {
+        &self.key
     }
 
-    /// What to send; with a body the first time.
-    fn request(&mut self) -> Request<RequestBody> {
-        let body = self.body.take().unwrap_or_else(RequestBody::empty);
+    /// The request as it is sent.
+    #[must_use]
+    pub fn request(&self, body: RequestBody) -> Request<RequestBody> {
         Request::from_parts(self.head.clone(), body)
-    }
-
-    /// A connection to send it on. What cannot be sent twice goes out on a new one, or on one that was just checked; that
-    /// is to be `careful`.
-    async fn connection(
-        &self,
-        upstream: &Upstream,
-        attempt: &mut Attempt,
-        careful: bool,
-    ) -> Result<PooledConnection, Failure> {
-        let (mut reuse, longest) = (Some(&self.key), upstream.terms.stall_timeout);
-        loop {
-            match upstream.reach(attempt, reuse).await? {
-                Connected::New(socket) => {
-                    return PooledConnection::start(socket, &upstream.gate, longest).await.map_err(Failure::Died);
-                }
-                Connected::Secured(stream) => {
-                    return PooledConnection::start_secured(*stream, &upstream.gate, longest)
-                        .await
-                        .map_err(Failure::Died);
-                }
-                Connected::Pooled(kept) if upstream.is_due_to_move(&kept, &attempt.destination) => {
-                    reuse = None;
-                    drop(kept);
-                }
-                Connected::Pooled(kept) if !careful || kept.is_fresh() => return Ok(kept),
-                Connected::Pooled(stale) => drop(stale),
-            }
-            upstream.renew(attempt);
-        }
     }
 }
 

@@ -1,357 +1,447 @@
-//! Asks again for answers that show the registry's overload, before a byte of them went to the client.
+//! One visible request from its first try to the answer that is handed on.
 //!
-//! Between two tries the request holds nothing: slot and connection went back with the answer, and it waits in its old
-//! place for the next. Its own deadline bounds all of it; then the client gets the registry's own last answer.
+//! There is one loop, and one deadline. Each turn of it takes one step toward the registry, and once it is connected it
+//! sends the request and judges the answer: handed on, or asked for again before a byte of it went to the client. Between
+//! two tries the request holds nothing: slot and connection went back with the answer, and it waits in its old place. When
+//! its deadline comes the client gets the registry's own last answer. [`forward`](super::forward) calls it.
 
-use std::collections::BTreeSet;
-use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::{Duration, SystemTime};
 
-use hyper::{Method, Response, StatusCode};
-use tokio::time::timeout_at;
+use hyper::header::HeaderValue;
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::time::{Instant, timeout_at};
 
 use super::buffered_body::BufferedBody;
 use super::outbound::Outbound;
-use crate::admission::Moment;
+use crate::admission::{Lane, Moment};
 use crate::backoff::chance;
+use crate::distress::Cause;
 use crate::metrics::{Label, Sign};
-use crate::repair::denials::Denial;
-use crate::repair::room::Taken;
-use crate::repair::signs::{self, Exchange};
-use crate::repair::tokens::{Access, Asked};
-use crate::repair::{Repair, Tries};
-use crate::upstream::http::AnswerBody;
-use crate::upstream::{Attempt, Failure, Upstream};
+use crate::repair::memory::Key;
+use crate::repair::signs::{self, ObservedAnswer};
+use crate::repair::tokens::{RequestedAccess, TokenFound};
+use crate::repair::{Repair, TOKEN_HOLD, Tries};
+use crate::upstream::http::{AnswerBody, PooledConnection, RequestBody, SendError};
+use crate::upstream::{Attempt, Connected, Failure, Upstream};
 
-/// How much of an answer is read to find out what it means. A longer one is none of those that can be repaired.
-const MOST: usize = 64 * 1024;
+/// How much is read of a token to find out what it allows, and of what is asked for only to be looked at.
+const MAX_LOOKED_AT: usize = 64 * 1024;
+/// How much of any other answer is kept while a better one is asked for. A longer one is handed on.
+const MAX_KEPT: usize = 4 * 1024;
+/// How much of a manifest is read before it is handed on: one that breaks off can be asked for again.
+const MAX_MANIFEST: usize = 1024 * 1024;
 
 /// Gets the request to the registry and brings back an answer that is worth handing on, and how often it was asked for
-/// again.
+/// again. Cancel-safe: a caller whose client has left drops the future.
 ///
 /// # Errors
 /// When there is none.
 pub async fn exchange(
-    outbound: &mut Outbound,
+    (mut outbound, body): (Outbound, RequestBody),
     upstream: &Upstream,
     attempt: &mut Attempt,
 ) -> Result<(Response<BufferedBody>, u32), Failure> {
-    let Some(repair) = upstream.repair.as_deref().filter(|_| outbound.is_repeatable()) else {
-        let response = outbound.send(upstream, attempt).await?;
-        return Ok((response.map(BufferedBody::unread), 0));
+    let repair = Some(&*upstream.repair).filter(|repair| repair.enabled && outbound.is_repeatable());
+    let token = repair.and_then(|_| requested_access(&outbound));
+    if token.is_some() {
+        outbound = outbound.unpacked();
+    }
+    let mut exchange = Exchange {
+        upstream,
+        outbound: &outbound,
+        // What cannot be sent twice goes out on a new connection, or on one that was just checked.
+        is_careful: !outbound.is_repeatable(),
+        body: Some(body),
+        unsent: None,
     };
-    repair.request(upstream.gate.now());
-    let deadline = attempt.deadline;
-    let mut mending = Mending { upstream, repair, deadline, tries: Tries::default(), again: 0, last: None, room: None };
-    let answer = mending.run(outbound, attempt).await?;
-    Ok((answer, mending.again))
+    let Some(repair) = repair else {
+        loop {
+            if let Some((response, _)) = exchange.turn(attempt).await? {
+                return Ok((response.map(BufferedBody::unread), 0));
+            }
+        }
+    };
+    let keys = SubjectKeys::of(&outbound, repair);
+    let (tries, deadline) = (Tries::default(), attempt.deadline);
+    let mut repairing = Repairing { exchange, repair, token, keys, look: None, tries, again: 0, deadline, last: None };
+    let answer = repairing.run(attempt).await?;
+    Ok((answer, repairing.again))
+}
+
+/// One request, and what is left to send of it.
+struct Exchange<'a> {
+    upstream: &'a Upstream,
+    outbound: &'a Outbound,
+    is_careful: bool,
+    /// `None` once it was sent.
+    body: Option<RequestBody>,
+    /// A request of which no byte was sent, though its connection was closed.
+    unsent: Option<Request<RequestBody>>,
+}
+
+impl Exchange<'_> {
+    /// One step toward the registry, and the request once it is connected; with the time that the head of the answer took.
+    /// `None`: another turn is due.
+    async fn turn(&mut self, attempt: &mut Attempt) -> Result<Option<(Response<AnswerBody>, Duration)>, Failure> {
+        let Some(connection) = self.connection(attempt).await? else { return Ok(None) };
+        let request = self.unsent.take().unwrap_or_else(|| {
+            let body = self.body.take().unwrap_or_else(RequestBody::empty);
+            self.outbound.request(body)
+        });
+        let upstream = self.upstream;
+        upstream.metrics.sent(connection.is_used());
+        let began = Instant::now();
+        let sent = tokio::select! {
+            sent = connection.send(request, upstream.gate.clone(), self.outbound.key().clone()) => sent,
+            () = upstream.ended.cancelled() => return Err(Failure::Draining),
+        };
+        match sent {
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Err(Failure::Switched),
+            Ok(response) => Ok(Some((response, began.elapsed()))),
+            Err(SendError::Unsent(request)) => {
+                self.unsent = Some(*request);
+                Ok(None)
+            }
+            // Once: what ends a second connection is no accident.
+            Err(SendError::Died { was_pooled: true, cause }) if !self.is_careful && !cause.is_parse() => {
+                self.is_careful = true;
+                Ok(None)
+            }
+            Err(SendError::Died { cause, .. }) => Err(Failure::of_death(cause)),
+        }
+    }
+
+    /// A connection to send it on; `None` when another step is due.
+    async fn connection(&self, attempt: &mut Attempt) -> Result<Option<PooledConnection>, Failure> {
+        let (gate, longest) = (&self.upstream.gate, self.upstream.terms.stall_timeout);
+        let started = match self.upstream.step(attempt).await? {
+            None => return Ok(None),
+            Some(Connected::New(socket)) => PooledConnection::start(socket, gate, longest).await,
+            Some(Connected::Secured(stream)) => PooledConnection::start_secured(*stream, gate, longest).await,
+            Some(Connected::Pooled(pooled)) if self.upstream.begin_move(&pooled, &attempt.destination) => {
+                attempt.reuse = None;
+                return Ok(None);
+            }
+            Some(Connected::Pooled(pooled)) => return Ok((!self.is_careful || pooled.is_fresh()).then_some(pooled)),
+        };
+        started.map(Some).map_err(Failure::Died)
+    }
 }
 
 /// What the client gets.
-type Outcome = Result<Response<BufferedBody>, Failure>;
+type Last = Result<Response<BufferedBody>, Failure>;
 
-/// One request and what came of it so far.
-struct Mending<'a> {
-    upstream: &'a Upstream,
+/// A request that is asked again where that helps, and what came of it so far.
+struct Repairing<'a> {
+    exchange: Exchange<'a>,
     repair: &'a Repair,
-    deadline: Moment,
+    /// What it asks for, if it is a request for a token.
+    token: Option<RequestedAccess>,
+    keys: SubjectKeys,
+    /// The GET that is to tell what the denial of a HEAD means, while that is asked.
+    look: Option<Outbound>,
     tries: Tries,
     /// How often it was asked again.
     again: u32,
+    /// When its patience ends.
+    deadline: Moment,
     /// What the client gets if nothing better comes: the registry's last answer, or why there is none.
-    last: Option<Outcome>,
-    /// The room that it takes.
-    room: Option<Taken<'a>>,
+    last: Option<Last>,
+}
+
+/// What a request is remembered by.
+struct SubjectKeys {
+    /// What it asks for, whoever asks.
+    subject: Key,
+    /// Who asks; `None` without credentials.
+    credentials: Option<Key>,
+    /// Who asks for what.
+    denial: Key,
+}
+
+impl SubjectKeys {
+    fn of(outbound: &Outbound, repair: &Repair) -> SubjectKeys {
+        let (origin, uri) = (outbound.key().as_bytes(), outbound.uri().to_string());
+        let credentials = outbound.credentials().map(HeaderValue::as_bytes);
+        SubjectKeys {
+            subject: repair.key(&[origin, uri.as_bytes()]),
+            credentials: credentials.map(|credentials| repair.key(&[origin, credentials])),
+            denial: repair.key(&[origin, credentials.unwrap_or_default(), uri.as_bytes()]),
+        }
+    }
 }
 
 /// What an answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Finding {
+enum Verdict {
     /// What was asked for, or any answer that says nothing of overload.
     Good,
     /// Worth asking again for.
-    Sick(Sign),
+    Retry(Sign),
+    /// A token without what was asked for.
+    PoorToken { has_subject: bool },
     /// Not good, but the registry's real answer.
     Real,
 }
 
-/// An answer, or why there is none.
-struct Seen {
-    answer: Outcome,
-    finding: Finding,
+impl Verdict {
+    /// Whether the client may be denied what it asked for, for good.
+    fn may_be_denial(self) -> bool {
+        match self {
+            Verdict::PoorToken { .. } => true,
+            Verdict::Retry(sign) => matches!(sign, Sign::Unseen401 | Sign::Ambiguous401),
+            Verdict::Good | Verdict::Real => false,
+        }
+    }
+}
+
+/// An answer, or why there is none, and what it is.
+struct Judged {
+    answer: Last,
+    verdict: Verdict,
     retry_after: Option<Duration>,
 }
 
-impl Mending<'_> {
-    async fn run(&mut self, outbound: &mut Outbound, attempt: &mut Attempt) -> Outcome {
-        let mut token = Token::asked_by(outbound, self.repair);
-        if token.is_some() {
-            outbound.forgo_encodings();
-        }
+impl Repairing<'_> {
+    async fn run(&mut self, attempt: &mut Attempt) -> Last {
         loop {
-            if let Break(outcome) = self.step(outbound, &mut token, attempt).await {
-                return outcome;
+            let judged = match self.ask(attempt).await {
+                Ok(Some(judged)) => judged,
+                Ok(None) => continue,
+                Err(over) => return over,
+            };
+            let is_denied = judged.answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::UNAUTHORIZED);
+            let verdict = judged.verdict;
+            let pause = match verdict {
+                Verdict::Good | Verdict::Real if self.look.take().is_some() => {
+                    // The GET's answer is not the HEAD's: only a denial proves a denial.
+                    if is_denied {
+                        return self.give_up_believing();
+                    }
+                    self.tries.vouch();
+                    Some((Duration::ZERO, Sign::Unseen401))
+                }
+                Verdict::Good => return self.good(judged.answer),
+                Verdict::Real => return judged.answer,
+                Verdict::Retry(sign) => {
+                    self.keep(judged.answer);
+                    self.pause_after(sign, judged.retry_after).map(|pause| (pause, sign))
+                }
+                Verdict::PoorToken { has_subject } => {
+                    self.keep(judged.answer);
+                    self.hold_token(has_subject).await.map(|pause| (pause, Sign::PoisonedToken))
+                }
+            };
+            match pause {
+                Some((pause, sign)) if self.wait(pause, sign).await? => {}
+                None if verdict.may_be_denial() => return self.give_up_believing(),
+                Some(_) | None => return self.give_up(),
             }
         }
     }
 
-    /// Asks, and does what the answer demands. It goes on where the same is to be asked again.
-    async fn step(
-        &mut self,
-        outbound: &mut Outbound,
-        token: &mut Option<Token>,
-        attempt: &mut Attempt,
-    ) -> ControlFlow<Outcome> {
-        let seen = self.ask(outbound, token, attempt).await?;
-        let sign = match seen.finding {
-            Finding::Sick(sign) => sign,
-            Finding::Good => {
-                if let Some(first) = self.tries.first() {
-                    self.upstream.metrics.repaired(first);
-                }
-                if outbound.method() == Method::HEAD {
-                    self.repair.forget(denial_of(self.repair, outbound));
-                }
-                return Break(seen.answer);
+    /// One turn toward an answer. What was kept is withheld from the client for no longer than its time lasts; a first answer
+    /// is the client's to wait for. An error is what the client gets.
+    async fn ask(&mut self, attempt: &mut Attempt) -> Result<Option<Judged>, Last> {
+        let deadline = self.exchange.upstream.instant(self.deadline);
+        let has_answer = matches!(self.last, Some(Ok(_)));
+        let asking = self.ask_without_end(attempt);
+        let asked = if has_answer { timeout_at(deadline, asking).await.ok() } else { Some(asking.await) };
+        match asked {
+            Some(Ok(judged)) => Ok(judged),
+            Some(Err(failure)) => {
+                self.keep(Err(failure));
+                Err(self.give_up())
             }
-            Finding::Real => return Break(seen.answer),
+            None => Err(self.give_up()),
+        }
+    }
+
+    async fn ask_without_end(&mut self, attempt: &mut Attempt) -> Result<Option<Judged>, Failure> {
+        let now = self.exchange.upstream.gate.now();
+        let mut _turn = None;
+        if self.again > 0 && self.repair.is_distressed(now) {
+            let half = self.exchange.upstream.gate.snapshot().slots / 2;
+            _turn = Some(self.repair.turns.take(attempt.place, half).await);
+        }
+        let turn = match &self.look {
+            None => self.exchange.turn(attempt).await,
+            Some(look) => {
+                let upstream = self.exchange.upstream;
+                let mut exchange = Exchange { upstream, outbound: look, is_careful: true, body: None, unsent: None };
+                exchange.turn(attempt).await
+            }
         };
-        if !self.keep(seen.answer) {
-            return self.give_up();
+        match turn {
+            Ok(None) => Ok(None),
+            Ok(Some((response, took))) => Ok(Some(self.judge(response, took).await)),
+            // What cannot be read now cannot be read later.
+            Err(Failure::Died(error)) if !error.is_parse() => Ok(Some(self.broken(error))),
+            Err(failure) => Err(failure),
         }
-        let is_unexplained = self.tries.is_unexplained(sign);
-        self.wait_after(sign, seen.retry_after).await?;
-        if is_unexplained {
-            self.look_closer(outbound, attempt).await?;
-        }
-        Continue(())
     }
 
-    /// Keeps an answer for the client. A failure of ours says less than any answer of the registry. Tells whether there is
-    /// room to keep it for long.
-    fn keep(&mut self, answer: Outcome) -> bool {
-        match answer {
-            Ok(answer) => {
-                self.room = self.repair.room.take(answer.body().so_far().len());
-                self.last = Some(Ok(answer));
-                self.room.is_some()
+    fn broken(&self, error: hyper::Error) -> Judged {
+        self.note(Verdict::Retry(Sign::Broken));
+        Judged { answer: Err(Failure::Died(error)), verdict: Verdict::Retry(Sign::Broken), retry_after: None }
+    }
+
+    /// Looks at an answer, and notes what it says of the registry.
+    async fn judge(&self, response: Response<AnswerBody>, took: Duration) -> Judged {
+        let status = response.status();
+        let outbound = self.look.as_ref().unwrap_or(self.exchange.outbound);
+        let authorized = outbound.credentials().is_some();
+        let mut response = response.map(BufferedBody::unread);
+        let is_token = self.token.is_some() && status == StatusCode::OK;
+        let is_manifest = is_manifest(outbound, status);
+        let is_suspicious = signs::is_suspicious(status, authorized);
+        let most = match () {
+            () if is_token || self.look.is_some() => MAX_LOOKED_AT,
+            () if is_manifest => MAX_MANIFEST,
+            () => MAX_KEPT,
+        };
+        if is_token || is_manifest || is_suspicious || self.look.is_some() {
+            let reading = response.body_mut().read(most);
+            let deadline = self.exchange.upstream.instant(self.deadline);
+            // A first answer that does not come whole in time is handed on as far as it came.
+            let read = if self.last.is_some() { Ok(reading.await) } else { timeout_at(deadline, reading).await };
+            if let Ok(Err(error)) = read {
+                return self.broken(error);
             }
-            Err(failure) => {
-                if !matches!(self.last, Some(Ok(_))) {
-                    self.last = Some(Err(failure));
-                }
-                true
+        }
+        let retry_after = signs::retry_after(response.headers(), SystemTime::now());
+        let (headers, body) = (response.headers(), response.body());
+        let verdict = match &self.token {
+            Some(access) if is_token && body.is_whole() => match access.look_at(body.so_far()) {
+                Some(TokenFound::Poor { has_subject }) => Verdict::PoorToken { has_subject },
+                Some(TokenFound::Whole) | None => Verdict::Good,
+            },
+            _ if !is_suspicious => Verdict::Good,
+            _ if !body.is_whole() => Verdict::Real,
+            _ => {
+                let method = outbound.method();
+                let sign = signs::of(&ObservedAnswer { method, authorized, status, headers, body: body.so_far() });
+                sign.map_or(Verdict::Real, Verdict::Retry)
             }
+        };
+        self.note(verdict);
+        if verdict == Verdict::Good && status.is_success() {
+            self.served_well(took);
+        }
+        Judged { answer: Ok(response), verdict, retry_after }
+    }
+
+    /// What the answer says of the registry.
+    fn note(&self, verdict: Verdict) {
+        let (keys, now) = (&self.keys, self.exchange.upstream.gate.now());
+        match verdict {
+            Verdict::Good | Verdict::Real => {}
+            Verdict::PoorToken { .. } => {
+                self.repair.note_doubtful(Sign::PoisonedToken, keys.subject, keys.credentials, now);
+            }
+            Verdict::Retry(sign @ (Sign::Ambiguous401 | Sign::Unseen401)) => {
+                self.repair.note_doubtful(sign, keys.subject, keys.credentials, now);
+            }
+            Verdict::Retry(sign) => self.repair.note(Cause::Answer(sign), keys.subject, now),
+        }
+    }
+
+    fn served_well(&self, took: Duration) {
+        let now = self.exchange.upstream.gate.now();
+        if let Some(credentials) = self.keys.credentials {
+            self.repair.served_well(credentials, now);
+        }
+        if self.exchange.outbound.lane() == Lane::Small {
+            self.repair.answered(took, self.keys.subject, now);
+        }
+    }
+
+    fn good(&self, answer: Last) -> Last {
+        if let Some(first) = self.tries.first() {
+            self.exchange.upstream.metrics.repaired(first);
+        }
+        if self.token.is_some() || self.exchange.outbound.method() == Method::HEAD {
+            self.repair.forget_denial(self.keys.denial);
+        }
+        answer
+    }
+
+    /// Keeps an answer for the client. A failure of ours says less than any answer of the registry, and what a GET said of a
+    /// HEAD is not its answer.
+    fn keep(&mut self, answer: Last) {
+        let is_worse = answer.is_err() && matches!(self.last, Some(Ok(_)));
+        if self.look.is_none() && !is_worse {
+            self.last = Some(answer);
         }
     }
 
     /// What was kept.
-    fn give_up<T>(&mut self) -> ControlFlow<Outcome, T> {
-        Break(self.last.take().expect("it is asked again only after an answer or a failure"))
+    fn give_up(&mut self) -> Last {
+        self.last.take().expect("the first answer is kept before it is given up")
     }
 
-    /// Asks once, and looks at the answer. What was kept is withheld from the client for no longer than its time lasts; a
-    /// first answer is the client's to wait for.
-    async fn ask(
-        &mut self,
-        outbound: &mut Outbound,
-        token: &mut Option<Token>,
-        attempt: &mut Attempt,
-    ) -> ControlFlow<Outcome, Seen> {
-        attempt.deadline = self.deadline;
-        attempt.renewable = self.again == 0;
-        let asking = self.ask_without_end(outbound, token, attempt);
-        let asked = match &self.last {
-            Some(Ok(_)) => timeout_at(self.upstream.instant(self.deadline), asking).await.ok(),
-            _ => Some(asking.await),
-        };
-        match asked {
-            Some(Ok(seen)) => Continue(seen),
-            Some(Err(failure)) => {
-                self.keep(Err(failure));
-                self.give_up()
-            }
-            None => self.give_up(),
-        }
+    /// What was kept, a denial that is believed for a while.
+    fn give_up_believing(&mut self) -> Last {
+        self.repair.remember_denial(self.keys.denial, self.exchange.upstream.gate.now());
+        self.give_up()
     }
 
-    async fn ask_without_end(
-        &self,
-        outbound: &mut Outbound,
-        token: &mut Option<Token>,
-        attempt: &mut Attempt,
-    ) -> Result<Seen, Failure> {
-        match outbound.send(self.upstream, attempt).await {
-            Ok(response) => Ok(self.look(response, outbound, token).await),
-            // What cannot be read now cannot be read later.
-            Err(Failure::Died(error)) if !error.is_parse() => {
-                let finding = Finding::Sick(Sign::Broken);
-                Ok(Seen { answer: Err(Failure::Died(error)), finding, retry_after: None })
-            }
-            Err(failure) => Err(failure),
-        }
-    }
-
-    /// The answer to a HEAD does not tell why it is a denial; the same as a GET does. A real one is handed on, and believed
-    /// for a while. Whatever else the GET says, the HEAD will say as well.
-    async fn look_closer(&mut self, outbound: &Outbound, attempt: &mut Attempt) -> ControlFlow<Outcome> {
-        let Some(mut probe) = outbound.as_probe() else { return self.give_up() };
-        let mut seen = self.ask(&mut probe, &mut None, attempt).await?;
-        if let Ok(answer) = &mut seen.answer {
-            // Where it is short: its connection is kept, then.
-            let _ = timeout_at(self.upstream.instant(self.deadline), answer.body_mut().read(MOST)).await;
-        }
-        let is_denied = seen.answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::UNAUTHORIZED);
-        drop(seen.answer);
-        match seen.finding {
-            Finding::Sick(sign) => self.wait_after(sign, seen.retry_after).await,
-            Finding::Good | Finding::Real if is_denied => {
-                self.repair.remember(denial_of(self.repair, outbound), self.upstream.gate.now());
-                self.give_up()
-            }
-            Finding::Good | Finding::Real => {
-                self.tries.vouch();
-                self.wait(Duration::ZERO, Sign::Unseen401).await
+    /// How long to wait before it is asked again; `None` when the answer is believed.
+    fn pause_after(&mut self, sign: Sign, retry_after: Option<Duration>) -> Option<Duration> {
+        let now = self.exchange.upstream.gate.now();
+        let is_distressed = self.repair.is_distressed(now);
+        if self.look.take().is_none() && self.tries.is_unexplained(sign) {
+            // The answer to a HEAD does not tell why it is a denial; the same as a GET does.
+            self.look = self.exchange.outbound.as_look();
+            if self.look.is_none() || !is_distressed && self.repair.knows_denial(self.keys.denial, now) {
+                return None;
             }
         }
+        self.tries.pause_after(sign, is_distressed, retry_after, chance())
     }
 
-    /// Waits as long as an answer with this sign demands. It breaks off where it is not worth asking again.
-    async fn wait_after(&mut self, sign: Sign, retry_after: Option<Duration>) -> ControlFlow<Outcome> {
-        match self.tries.pause_after(sign, self.repair.ambiguous_401, retry_after, chance()) {
-            Some(pause) => self.wait(pause, sign).await,
-            None => self.give_up(),
+    /// A poor token is held for a moment, unasked: where distress begins meanwhile it is asked for again. Without, one that
+    /// names a user is asked for once more; one that names none is that of a wrong password.
+    async fn hold_token(&mut self, has_subject: bool) -> Option<Duration> {
+        let now = || self.exchange.upstream.gate.now();
+        if !self.repair.is_distressed(now()) {
+            if self.repair.knows_denial(self.keys.denial, now()) {
+                return None;
+            }
+            let begins = self.repair.distress_begins(now);
+            let has_begun = self.again == 0 && tokio::time::timeout(TOKEN_HOLD, begins).await.is_ok();
+            if !has_begun && !has_subject {
+                return None;
+            }
         }
+        self.pause_after(Sign::PoisonedToken, None)
     }
 
-    /// Waits until the time has come to ask again, and notes that it is asked again. It breaks off where no time is left.
-    async fn wait(&mut self, pause: Duration, sign: Sign) -> ControlFlow<Outcome> {
-        match self.wait_for_budget(pause, sign).await {
-            Ok(true) => {}
-            Ok(false) => return self.give_up(),
-            Err(failure) => return Break(Err(failure)),
-        }
-        self.again += 1;
-        self.upstream.metrics.retried(sign);
-        tracing::debug!(registry = self.upstream.name, sign = sign.as_str(), times = self.again, "asks again");
-        Continue(())
-    }
-
-    /// Waits for the pause, and in turn for the budget. Tells whether there is time left to ask again.
-    async fn wait_for_budget(&self, pause: Duration, sign: Sign) -> Result<bool, Failure> {
-        let now = || self.upstream.gate.now();
-        if !self.pause_until(now() + pause).await? {
+    /// Waits until the time has come to ask again, and notes that it is asked again. Tells whether there is time left for it.
+    async fn wait(&mut self, pause: Duration, sign: Sign) -> Result<bool, Failure> {
+        let upstream = self.exchange.upstream;
+        let due = upstream.gate.now() + pause;
+        if due > self.deadline {
             return Ok(false);
         }
-        if self.tries.is_doubtful(sign) {
-            // Nobody is kept waiting to find out that it is a real denial.
-            return Ok(self.repair.take(now()).is_ok());
+        if !pause.is_zero() && upstream.pause_until(due).await.is_err() {
+            return Ok(false);
         }
-        let _turn = tokio::select! {
-            turn = self.repair.turn() => turn,
-            over = self.pause_until(self.deadline) => return over.map(|_| false),
-        };
-        while let Err(later) = self.repair.take(now()) {
-            if !self.pause_until(later).await? {
-                return Ok(false);
-            }
-        }
+        self.again += 1;
+        upstream.metrics.retried(sign);
+        tracing::debug!(registry = upstream.name, sign = sign.as_str(), times = self.again, "asks again");
         Ok(true)
     }
-
-    /// Waits, where there is time for it.
-    async fn pause_until(&self, due: Moment) -> Result<bool, Failure> {
-        if due <= self.upstream.gate.now() || due > self.deadline {
-            return Ok(due <= self.deadline);
-        }
-        match self.upstream.pause_until(due).await {
-            Ok(()) => Ok(true),
-            Err(Failure::Draining) => Ok(false),
-            Err(failure) => Err(failure),
-        }
-    }
-
-    async fn look(&self, response: Response<AnswerBody>, outbound: &Outbound, token: &mut Option<Token>) -> Seen {
-        let status = response.status();
-        let authorized = outbound.credentials().is_some();
-        let mut response = response.map(BufferedBody::unread);
-        let is_token = token.is_some() && status == StatusCode::OK;
-        if !is_token && !signs::is_suspicious(status, authorized) {
-            return Seen { answer: Ok(response), finding: Finding::Good, retry_after: None };
-        }
-        let reading = response.body_mut().read(MOST);
-        let read = match &self.last {
-            // One that does not come whole is no better than what is kept, which is handed out then.
-            Some(Ok(_)) => Ok(reading.await),
-            _ => timeout_at(self.upstream.instant(self.deadline), reading).await,
-        };
-        if let Ok(Err(error)) = read {
-            let finding = Finding::Sick(Sign::Broken);
-            return Seen { answer: Err(Failure::Died(error)), finding, retry_after: None };
-        }
-        let retry_after = signs::retry_after(response.headers(), SystemTime::now());
-        let body = response.body();
-        let finding = match token.as_mut().filter(|_| is_token) {
-            _ if !body.is_whole() => Finding::Real,
-            Some(token) => token.look(body.so_far(), self.repair, self.upstream.gate.now()),
-            None => {
-                let method = outbound.method();
-                let headers = response.headers();
-                let sign = signs::of(&Exchange { method, authorized, status, headers, body: body.so_far() });
-                match sign {
-                    Some(Sign::Unseen401) if !self.is_worth_a_look(outbound) => Finding::Real,
-                    Some(sign) => Finding::Sick(sign),
-                    None => Finding::Real,
-                }
-            }
-        };
-        Seen { answer: Ok(response), finding, retry_after }
-    }
-
-    /// Whether a denial without a reason is looked at with a GET: not one that was found real not long ago.
-    fn is_worth_a_look(&self, outbound: &Outbound) -> bool {
-        let known = self.repair.knows(denial_of(self.repair, outbound), self.upstream.gate.now());
-        outbound.as_probe().is_some() && !known
-    }
 }
 
-fn denial_of(repair: &Repair, outbound: &Outbound) -> Denial {
-    let credentials = outbound.credentials().map_or(&b""[..], |value| value.as_bytes());
-    repair.denial_of(credentials, &outbound.uri().to_string())
+/// A manifest by digest is small: it is read before it is handed on, so that one that breaks off can be asked for again.
+fn is_manifest(outbound: &Outbound, status: StatusCode) -> bool {
+    status == StatusCode::OK && outbound.method() == Method::GET && outbound.uri().path().contains("/manifests/sha256:")
 }
 
-/// What is asked for by a request for a token.
-struct Token {
-    asked: Asked,
-    denial: Denial,
-    /// What the token before lacked.
-    lacked: Option<BTreeSet<Access>>,
-}
-
-impl Token {
-    /// `None` for any other request.
-    fn asked_by(outbound: &Outbound, repair: &Repair) -> Option<Token> {
-        let uri = outbound.uri();
-        let query = uri.query().filter(|_| outbound.method() == Method::GET && uri.path().ends_with("/token"))?;
-        Some(Token { asked: Asked::of_query(query)?, denial: denial_of(repair, outbound), lacked: None })
-    }
-
-    /// Whether the token in this answer should be asked for once more. One that lacks the same as the one before is the
-    /// registry's real answer.
-    fn look(&mut self, body: &[u8], repair: &Repair, now: Moment) -> Finding {
-        let Some(lacks) = self.asked.missing_in(body) else { return Finding::Good };
-        if lacks.is_empty() {
-            repair.forget(self.denial);
-            return Finding::Good;
-        }
-        if repair.knows(self.denial, now) {
-            return Finding::Real;
-        }
-        if self.lacked.as_ref() == Some(&lacks) {
-            repair.remember(self.denial, now);
-            return Finding::Real;
-        }
-        self.lacked = Some(lacks);
-        Finding::Sick(Sign::PoisonedToken)
-    }
+/// What a request for a token asks for; `None` for any other request.
+fn requested_access(outbound: &Outbound) -> Option<RequestedAccess> {
+    let uri = outbound.uri();
+    let query = uri.query().filter(|_| outbound.method() == Method::GET && uri.path().ends_with("/token"))?;
+    RequestedAccess::of_query(query)
 }

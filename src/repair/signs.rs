@@ -1,8 +1,8 @@
 //! The table of answers that are worth asking again for.
 //!
 //! Rows are looked at in their order, and the first that fits decides; an answer that fits none is the registry's real
-//! answer. What is seen of a database error are the words of Go's `database/sql` and of the drivers of `PostgreSQL`, which
-//! Harbor's core puts into the body.
+//! answer. By Harbor's own middleware a `401` to credentials with an empty challenge has two real causes, and both name
+//! themselves in the body: everything else is an error, whatever its words.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use crate::metrics::Sign;
 
 /// An answer and what of its request matters.
 #[derive(Clone, Copy, Debug)]
-pub struct Exchange<'a> {
+pub struct ObservedAnswer<'a> {
     /// GET or HEAD.
     pub method: &'a Method,
     /// Whether the request had credentials.
@@ -27,22 +27,22 @@ pub struct Exchange<'a> {
 }
 
 /// One row: what an answer must be like, and what it means then.
-struct Row {
+struct SignRow {
     status: u16,
-    request: Request,
-    challenge: Challenge,
-    body: Body,
+    request: RequestRule,
+    challenge: ChallengeRule,
+    body: BodyRule,
     means: Option<Sign>,
 }
 
 #[derive(PartialEq)]
-enum Request {
+enum RequestRule {
     Any,
     Authorized,
     AuthorizedHead,
 }
 
-enum Challenge {
+enum ChallengeRule {
     Any,
     Absent,
     Holds(&'static str),
@@ -50,66 +50,51 @@ enum Challenge {
     RetryAfter,
 }
 
-enum Body {
+enum BodyRule {
     Any,
     /// Every word of one of these groups.
     Holds(&'static [&'static [&'static str]]),
 }
 
-const TABLE: &[Row] = &[
-    // Real answers of Harbor that have no challenge either.
-    Row {
+const TABLE: &[SignRow] = &[
+    // The two real answers of Harbor that have no challenge; whatever else has none is an error of its database.
+    SignRow {
         status: 401,
-        request: Request::Authorized,
-        challenge: Challenge::Absent,
-        body: Body::Holds(&[&["project", "not found"], &["un-recognized request"]]),
+        request: RequestRule::Authorized,
+        challenge: ChallengeRule::Absent,
+        body: BodyRule::Holds(&[&["project", "not found"], &["un-recognized request"]]),
         means: None,
     },
-    Row {
+    SignRow {
         status: 401,
-        request: Request::Authorized,
-        challenge: Challenge::Absent,
-        body: Body::Holds(&[
-            &["pq:"],
-            &["SQLSTATE"],
-            &["too many clients"],
-            &["connection reset"],
-            &["dial tcp"],
-            &["EOF"],
-            &["bad connection"],
-        ]),
-        means: Some(Sign::DatabaseError),
-    },
-    Row {
-        status: 401,
-        request: Request::AuthorizedHead,
-        challenge: Challenge::Absent,
-        body: Body::Any,
+        request: RequestRule::AuthorizedHead,
+        challenge: ChallengeRule::Absent,
+        body: BodyRule::Any,
         means: Some(Sign::Unseen401),
     },
-    Row {
+    SignRow {
         status: 401,
-        request: Request::AuthorizedHead,
-        challenge: Challenge::Holds("Basic realm=\"harbor\""),
-        body: Body::Any,
+        request: RequestRule::Authorized,
+        challenge: ChallengeRule::Absent,
+        body: BodyRule::Any,
+        means: Some(Sign::DatabaseError),
+    },
+    SignRow {
+        status: 401,
+        request: RequestRule::Authorized,
+        challenge: ChallengeRule::Holds("Basic realm=\"harbor\""),
+        body: BodyRule::Any,
         means: Some(Sign::Ambiguous401),
     },
-    Row {
-        status: 401,
-        request: Request::Authorized,
-        challenge: Challenge::Holds("Basic realm=\"harbor\""),
-        body: Body::Holds(&[&["unauthorized to access repository"]]),
-        means: Some(Sign::Ambiguous401),
-    },
-    row(500, Challenge::Any, Sign::InternalError),
-    row(502, Challenge::Any, Sign::BadGateway),
-    row(503, Challenge::Any, Sign::Unavailable),
-    row(504, Challenge::Any, Sign::GatewayTimeout),
-    row(429, Challenge::RetryAfter, Sign::TooManyRequests),
+    row(500, ChallengeRule::Any, Sign::InternalError),
+    row(502, ChallengeRule::Any, Sign::BadGateway),
+    row(503, ChallengeRule::Any, Sign::Unavailable),
+    row(504, ChallengeRule::Any, Sign::GatewayTimeout),
+    row(429, ChallengeRule::RetryAfter, Sign::TooManyRequests),
 ];
 
-const fn row(status: u16, challenge: Challenge, sign: Sign) -> Row {
-    Row { status, request: Request::Any, challenge, body: Body::Any, means: Some(sign) }
+const fn row(status: u16, challenge: ChallengeRule, sign: Sign) -> SignRow {
+    SignRow { status, request: RequestRule::Any, challenge, body: BodyRule::Any, means: Some(sign) }
 }
 
 /// Whether the body of an answer with this status has to be read before it is known what it means. The challenge to a
@@ -122,46 +107,46 @@ pub fn is_suspicious(status: StatusCode, authorized: bool) -> bool {
 
 /// What an answer is a sign of; `None` for the registry's real answer.
 #[must_use]
-pub fn of(exchange: &Exchange<'_>) -> Option<Sign> {
-    TABLE.iter().find(|row| row.fits(exchange)).and_then(|row| row.means)
+pub fn of(answer: &ObservedAnswer<'_>) -> Option<Sign> {
+    TABLE.iter().find(|row| row.fits(answer)).and_then(|row| row.means)
 }
 
-impl Row {
-    fn fits(&self, exchange: &Exchange<'_>) -> bool {
-        self.status == exchange.status.as_u16()
-            && self.request.fits(exchange)
-            && self.challenge.fits(exchange.headers)
-            && self.body.fits(exchange.body)
+impl SignRow {
+    fn fits(&self, answer: &ObservedAnswer<'_>) -> bool {
+        self.status == answer.status.as_u16()
+            && self.request.fits(answer)
+            && self.challenge.fits(answer.headers)
+            && self.body.fits(answer.body)
     }
 }
 
-impl Request {
-    fn fits(&self, exchange: &Exchange<'_>) -> bool {
+impl RequestRule {
+    fn fits(&self, answer: &ObservedAnswer<'_>) -> bool {
         match self {
-            Request::Any => true,
-            Request::Authorized => exchange.authorized,
-            Request::AuthorizedHead => exchange.authorized && exchange.method == Method::HEAD,
+            RequestRule::Any => true,
+            RequestRule::Authorized => answer.authorized,
+            RequestRule::AuthorizedHead => answer.authorized && answer.method == Method::HEAD,
         }
     }
 }
 
-impl Challenge {
+impl ChallengeRule {
     fn fits(&self, headers: &HeaderMap) -> bool {
         let values = || headers.get_all(WWW_AUTHENTICATE).iter().map(HeaderValue::as_bytes);
         match self {
-            Challenge::Any => true,
-            Challenge::Absent => values().all(|value| value.trim_ascii().is_empty()),
-            Challenge::Holds(text) => values().any(|value| holds(value, text)),
-            Challenge::RetryAfter => headers.contains_key(RETRY_AFTER),
+            ChallengeRule::Any => true,
+            ChallengeRule::Absent => values().all(|value| value.trim_ascii().is_empty()),
+            ChallengeRule::Holds(text) => values().any(|value| holds(value, text)),
+            ChallengeRule::RetryAfter => headers.contains_key(RETRY_AFTER),
         }
     }
 }
 
-impl Body {
+impl BodyRule {
     fn fits(&self, body: &[u8]) -> bool {
         match self {
-            Body::Any => true,
-            Body::Holds(groups) => groups.iter().any(|words| words.iter().all(|word| holds(body, word))),
+            BodyRule::Any => true,
+            BodyRule::Holds(groups) => groups.iter().any(|words| words.iter().all(|word| holds(body, word))),
         }
     }
 }
@@ -176,10 +161,10 @@ fn holds(haystack: &[u8], needle: &str) -> bool {
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let date = |name| text(name).and_then(|date| httpdate::parse_http_date(date).ok());
-    if let Ok(seconds) = text(RETRY_AFTER)?.parse() {
-        return Some(Duration::from_secs(seconds));
+    if let Ok(seconds) = text(RETRY_AFTER)?.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).ok();
     }
-    // What is over asks for no pause.
+    // A date that is over asks for no pause, and what is neither seconds nor a date asks for nothing: our own pause holds.
     Some(date(RETRY_AFTER)?.duration_since(date(DATE).unwrap_or(now)).unwrap_or_default())
 }
 
@@ -203,7 +188,7 @@ mod tests {
         if !header.0.is_empty() {
             headers.insert(header.0, HeaderValue::from_static(header.1));
         }
-        of(&Exchange {
+        of(&ObservedAnswer {
             method: if who == Head { &Method::HEAD } else { &Method::GET },
             authorized: who != Anonymous,
             status: StatusCode::from_u16(status).unwrap(),
@@ -227,14 +212,17 @@ mod tests {
             (Authorized, 401, NONE, "project library not found", None),
             (Authorized, 401, NONE, "project EOF not found", None),
             (Authorized, 401, NONE, "un-recognized request: GET /pq:", None),
-            (Authorized, 401, NONE, DENIED, None),
-            (Authorized, 401, NONE, "", None),
+            (Authorized, 401, NONE, DENIED, Some(Sign::DatabaseError)),
+            (Authorized, 401, NONE, "", Some(Sign::DatabaseError)),
+            (Authorized, 401, NONE, "driver: bad connection", Some(Sign::DatabaseError)),
+            (Authorized, 401, NONE, "i/o timeout", Some(Sign::DatabaseError)),
+            (Authorized, 401, NONE, "cannot assign requested address", Some(Sign::DatabaseError)),
             (Anonymous, 401, NONE, "pq: sorry, too many clients already", None),
             (Anonymous, 401, BEARER, DENIED, None),
             (Authorized, 401, BEARER, "pq: in the words of a client", None),
             (Authorized, 401, BASIC, DENIED, Some(Sign::Ambiguous401)),
             (Anonymous, 401, BASIC, DENIED, None),
-            (Authorized, 401, BASIC, "wrong password", None),
+            (Authorized, 401, BASIC, "unauthorized", Some(Sign::Ambiguous401)),
             (Head, 401, NONE, "", Some(Sign::Unseen401)),
             (Head, 401, BASIC, "", Some(Sign::Ambiguous401)),
             (Head, 401, BEARER, "", None),
@@ -267,6 +255,9 @@ mod tests {
             ("", "", None),
             (" 3 ", "", Some(3)),
             ("soon", "", None),
+            ("2.0", "", Some(2)),
+            ("NaN", "", None),
+            ("1e999", "", None),
             ("-1", "", None),
             ("Wed, 21 Oct 2026 07:28:05 GMT", "", Some(5)),
             ("Wednesday, 21-Oct-26 07:28:05 GMT", "", Some(5)),

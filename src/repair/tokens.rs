@@ -28,26 +28,42 @@ pub struct Access {
 
 /// What a request for a token asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked(BTreeSet<Access>);
+pub struct RequestedAccess(BTreeSet<Access>);
 
-impl Asked {
+impl RequestedAccess {
     /// What the query of a request for a token asks for; `None` when it asks for nothing, or is no such request.
     #[must_use]
-    pub fn of_query(query: &str) -> Option<Asked> {
+    pub fn of_query(query: &str) -> Option<RequestedAccess> {
         let pairs = form_urlencoded::parse(query.as_bytes());
         let scopes = pairs.filter(|(key, _)| key == "scope").map(|(_, value)| value.into_owned());
         let accesses: BTreeSet<Access> =
             scopes.flat_map(|value| value.split(' ').flat_map(accesses_of).collect::<Vec<_>>()).collect();
-        (!accesses.is_empty()).then_some(Asked(accesses))
+        (!accesses.is_empty()).then_some(RequestedAccess(accesses))
     }
 
-    /// What of it the token in this answer does not allow; `None` when that cannot be told.
+    /// What the token in this answer is; `None` when that cannot be told: it is opaque, or says nothing of access.
     #[must_use]
-    pub fn missing_in(&self, body: &[u8]) -> Option<BTreeSet<Access>> {
-        let granted = granted_in(body)?;
-        let lacks = |asked: &&Access| !granted.iter().any(|granted| granted.covers(asked));
-        Some(self.0.iter().filter(lacks).cloned().collect())
+    pub fn look_at(&self, body: &[u8]) -> Option<TokenFound> {
+        let payload = payload_in(body)?;
+        let granted = accesses_in(payload.access.0?);
+        let is_granted = |asked: &Access| granted.iter().any(|granted| granted.covers(asked));
+        if self.0.iter().all(is_granted) {
+            return Some(TokenFound::Whole);
+        }
+        Some(TokenFound::Poor { has_subject: payload.sub.is_some_and(|subject| !subject.is_empty()) })
     }
+}
+
+/// A token that says what it allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenFound {
+    /// It allows all that was asked for.
+    Whole,
+    /// It lacks an action that was asked for.
+    Poor {
+        /// Whether it names a user: without one, the log-in itself failed.
+        has_subject: bool,
+    },
 }
 
 impl Access {
@@ -68,7 +84,20 @@ fn accesses_of(scope: &str) -> Vec<Access> {
 
 #[derive(Deserialize)]
 struct Payload {
-    access: Option<Vec<Grant>>,
+    sub: Option<String>,
+    #[serde(default)]
+    access: Claim,
+}
+
+/// The claim that says what a token allows: it may be missing, and Go writes `null` for an empty list.
+#[derive(Default)]
+struct Claim(Option<Vec<Grant>>);
+
+impl<'de> Deserialize<'de> for Claim {
+    fn deserialize<D: serde::Deserializer<'de>>(value: D) -> Result<Claim, D::Error> {
+        let grants = Option::deserialize(value)?;
+        Ok(Claim(Some(grants.unwrap_or_default())))
+    }
 }
 
 #[derive(Deserialize)]
@@ -79,16 +108,17 @@ struct Grant {
     actions: Option<Vec<String>>,
 }
 
-fn granted_in(body: &[u8]) -> Option<Vec<Access>> {
-    let token = token_in(body)?;
-    let payload = BASE64.decode(token.split('.').nth(1)?).ok()?;
-    let payload: Payload = serde_json::from_slice(&payload).ok()?;
-    let grants = payload.access.unwrap_or_default().into_iter();
-    let accesses = grants.flat_map(|Grant { kind, name, actions }| {
+fn payload_in(body: &[u8]) -> Option<Payload> {
+    let payload = BASE64.decode(token_in(body)?.split('.').nth(1)?).ok()?;
+    serde_json::from_slice(&payload).ok()
+}
+
+fn accesses_in(grants: Vec<Grant>) -> Vec<Access> {
+    let accesses = grants.into_iter().flat_map(|Grant { kind, name, actions }| {
         let actions = actions.unwrap_or_default().into_iter();
-        actions.map(move |action| Access { kind: kind.clone(), name: name.clone(), action }).collect::<Vec<_>>()
+        actions.map(move |action| Access { kind: kind.clone(), name: name.clone(), action })
     });
-    Some(accesses.collect())
+    accesses.collect()
 }
 
 /// The token, under either of its names; some registries give both, which serde would take for one given twice.
@@ -102,60 +132,66 @@ fn token_in(body: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn access(kind: &str, name: &str, action: &str) -> Access {
-        Access { kind: kind.to_owned(), name: name.to_owned(), action: action.to_owned() }
-    }
-
     /// The answer of a token service, whose token has this payload.
     fn answer(payload: &str) -> Vec<u8> {
         let payload = base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(payload);
         format!(r#"{{"token":"e30.{payload}.c2ln","access_token":"e30.{payload}.c2ln","expires_in":1800}}"#).into()
     }
 
-    fn missing(query: &str, payload: &str) -> Option<Vec<Access>> {
-        Some(Asked::of_query(query)?.missing_in(&answer(payload))?.into_iter().collect())
+    fn found(query: &str, payload: &str) -> Option<TokenFound> {
+        RequestedAccess::of_query(query)?.look_at(&answer(payload))
     }
 
     const PULL: &str = "service=harbor-registry&scope=repository%3Alib%2Fapp%3Apull";
+    const POOR: Option<TokenFound> = Some(TokenFound::Poor { has_subject: false });
 
     #[test]
     fn a_whole_token_lacks_nothing() {
         let payload = r#"{"access":[{"type":"repository","name":"lib/app","actions":["pull","push"]}]}"#;
-        assert_eq!(missing(PULL, payload), Some(vec![]));
+        assert_eq!(found(PULL, payload), Some(TokenFound::Whole));
         let all = r#"{"access":[{"type":"repository","name":"lib/app","actions":["*"]}]}"#;
-        assert_eq!(missing("scope=repository:lib/app:pull,push", all), Some(vec![]));
+        assert_eq!(found("scope=repository:lib/app:pull,push", all), Some(TokenFound::Whole));
     }
 
     #[test]
-    fn a_poisoned_token_lacks_actions() {
-        for payload in [
-            r#"{"access":[{"type":"repository","name":"lib/app","actions":[]}]}"#,
-            r#"{"access":[{"type":"repository","name":"lib/app","actions":null}]}"#,
-            r#"{"access":[{"type":"repository","name":"lib/other","actions":["pull"]}]}"#,
-            r#"{"access":[]}"#,
-            r#"{"access":null}"#,
-            r#"{"sub":"robot"}"#,
+    fn a_poor_token_lacks_actions_and_may_lack_its_user() {
+        for access in [
+            r#"[{"type":"repository","name":"lib/app","actions":[]}]"#,
+            r#"[{"type":"repository","name":"lib/app","actions":null}]"#,
+            r#"[{"type":"repository","name":"lib/other","actions":["pull"]}]"#,
+            "[]",
+            "null",
         ] {
-            assert_eq!(missing(PULL, payload), Some(vec![access("repository", "lib/app", "pull")]), "{payload}");
+            for (sub, has_subject) in [("", false), (r#""sub":"","#, false), (r#""sub":"robot$a","#, true)] {
+                let payload = format!(r#"{{{sub}"access":{access}}}"#);
+                assert_eq!(found(PULL, &payload), Some(TokenFound::Poor { has_subject }), "{payload}");
+            }
         }
     }
 
     #[test]
     fn scopes_come_one_by_one_or_many_in_one() {
-        let payload = r#"{"access":[{"type":"repository","name":"a","actions":["pull"]}]}"#;
-        let lacking = Some(vec![access("repository", "b:5000/c", "pull"), access("repository", "b:5000/c", "push")]);
-        assert_eq!(missing("scope=repository:a:pull&scope=repository:b:5000/c:pull,push", payload), lacking);
-        assert_eq!(missing("scope=repository:a:pull%20repository(plugin):b:5000/c:push,pull", payload), lacking);
-        assert_eq!(missing("scope=repository:a:pull+repository:b:5000/c:push,pull", payload), lacking);
+        let all = r#"{"access":[{"type":"repository","name":"a","actions":["pull"]},
+                                {"type":"repository","name":"b:5000/c","actions":["pull","push"]}]}"#;
+        let one = r#"{"access":[{"type":"repository","name":"a","actions":["pull"]}]}"#;
+        for query in [
+            "scope=repository:a:pull&scope=repository:b:5000/c:pull,push",
+            "scope=repository:a:pull%20repository(plugin):b:5000/c:push,pull",
+            "scope=repository:a:pull+repository:b:5000/c:push,pull",
+        ] {
+            assert_eq!((found(query, all), found(query, one)), (Some(TokenFound::Whole), POOR), "{query}");
+        }
     }
 
+    /// An opaque token, or one without the claim, is no reason for another request.
     #[test]
     fn what_cannot_be_read_tells_nothing() {
-        assert_eq!(Asked::of_query("service=harbor-registry"), None);
-        assert_eq!(Asked::of_query("scope="), None);
-        let asked = Asked::of_query(PULL).unwrap();
+        assert_eq!(RequestedAccess::of_query("service=harbor-registry"), None);
+        assert_eq!(RequestedAccess::of_query("scope="), None);
+        assert_eq!(found(PULL, r#"{"sub":"robot"}"#), None);
+        let asked = RequestedAccess::of_query(PULL).unwrap();
         for body in ["", "{}", "<html>", r#"{"token":"opaque"}"#, r#"{"token":"a.!!.c"}"#, r#"{"token":"a.e30x.c"}"#] {
-            assert_eq!(asked.missing_in(body.as_bytes()), None, "{body}");
+            assert_eq!(asked.look_at(body.as_bytes()), None, "{body}");
         }
     }
 }

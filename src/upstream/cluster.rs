@@ -127,10 +127,10 @@ impl Cluster {
         Some(NodePermit { cluster: self.clone(), index, probe, slot: None })
     }
 
-    /// Whether a kept connection to this node should be given up for a new one, because another node has fewer even with
-    /// one more, or one is due to be tried and has fewer than `most`. `true` at most once in a while.
+    /// Takes the turn to give a pooled connection to this node up for a new one, if one is due: another node has fewer even
+    /// with one more, or one is due to be tried and has fewer than `most`. `true` at most once in a while.
     #[must_use]
-    pub fn is_due_to_move(&self, index: usize, most: Option<usize>, now: Moment) -> bool {
+    pub fn begin_move(&self, index: usize, most: Option<usize>, now: Moment) -> bool {
         let book = self.lock();
         let node = |index: usize| &book[self.pages[index]];
         let has_better = self.all().any(|other| !node(other).is_out() && node(other).open + 2 <= node(index).open);
@@ -150,7 +150,7 @@ impl Cluster {
 
     /// The name of this node cannot be resolved: it is left out. Tells whether it was in until now.
     #[must_use]
-    pub fn is_lost(&self, index: usize, now: Moment) -> bool {
+    pub fn leave_out(&self, index: usize, now: Moment) -> bool {
         let node = &mut self.lock()[self.pages[index]];
         node.may_be_dialled(now) && node.leave_out(now)
     }
@@ -271,7 +271,7 @@ impl NodePermit {
 
     /// It took the connection. Tells whether it was out until now.
     #[must_use]
-    pub fn stands(&self) -> bool {
+    pub fn dialled(&self) -> bool {
         self.on_page(|node| node.out.take().is_some())
     }
 
@@ -322,9 +322,9 @@ mod tests {
     #[test]
     fn connections_go_where_the_fewest_are() {
         let cluster = cluster(3);
-        let mut berths: Vec<NodePermit> = (0..9).map(|_| pick(&cluster, at(0))).collect();
+        let mut permits: Vec<NodePermit> = (0..9).map(|_| pick(&cluster, at(0))).collect();
         assert_eq!(cluster.nodes().iter().map(|node| node.open).collect::<Vec<_>>(), [3, 3, 3]);
-        berths.retain(|node_permit| node_permit.index() != 1);
+        permits.retain(|node_permit| node_permit.index() != 1);
         assert_eq!(pick(&cluster, at(0)).index(), 1);
     }
 
@@ -344,16 +344,17 @@ mod tests {
         drop(probe);
         assert_eq!(pick(&cluster, at(299)).index(), 1, "the next pause is twice as long");
         let probe = pick(&cluster, at(300));
-        assert!(probe.index() == 0 && probe.stands());
+        assert!(probe.index() == 0 && probe.dialled());
         assert_eq!(cluster.living(), 2);
     }
 
     #[test]
     fn an_outage_counts_once_however_many_dials_it_meets() {
         let cluster = cluster(2);
-        let mut berths: Vec<NodePermit> = (0..16).map(|_| pick(&cluster, at(0))).collect();
-        let changes = berths.iter().filter(|node_permit| node_permit.index() == 0 && node_permit.failed(at(0))).count();
-        berths.retain(|node_permit| node_permit.index() == 1);
+        let mut permits: Vec<NodePermit> = (0..16).map(|_| pick(&cluster, at(0))).collect();
+        let changes =
+            permits.iter().filter(|node_permit| node_permit.index() == 0 && node_permit.failed(at(0))).count();
+        permits.retain(|node_permit| node_permit.index() == 1);
         assert_eq!(changes, 1);
         assert_eq!(pick(&cluster, at(100)).index(), 0, "the first pause is still the first");
     }
@@ -361,8 +362,8 @@ mod tests {
     #[test]
     fn no_node_takes_more_than_its_own_slots() {
         let cluster = cluster(2);
-        let berths: Vec<NodePermit> = (0..9).filter_map(|_| cluster.pick(&[0, 1], Some(3), at(0))).collect();
-        assert_eq!(berths.len(), 6);
+        let permits: Vec<NodePermit> = (0..9).filter_map(|_| cluster.pick(&[0, 1], Some(3), at(0))).collect();
+        assert_eq!(permits.len(), 6);
         assert_eq!(cluster.nodes().iter().map(|node| node.open).collect::<Vec<_>>(), [3, 3]);
     }
 
@@ -396,7 +397,7 @@ mod tests {
         drop(held);
         assert!(probe.index() == 0 && pick(&cluster, at(300)).index() == 1, "one at a time");
         // One that succeeded carries requests until the node is gone again.
-        assert!(probe.stands());
+        assert!(probe.dialled());
         let _other = pick(&cluster, at(1000));
         assert!(pick(&cluster, at(1000)).failed(at(1000)));
         let late = pick(&cluster, at(1100));
@@ -404,7 +405,7 @@ mod tests {
         assert!(late.index() == 0 && pick(&cluster, at(1100)).index() == 1, "one at a time");
         // One that somebody else was faster than, who was lost again.
         let faster = cluster.pick(&[0], None, at(1100)).unwrap();
-        assert!(faster.stands() && faster.failed(at(1100)));
+        assert!(faster.dialled() && faster.failed(at(1100)));
         let probe = pick(&cluster, at(1200));
         assert!(!late.failed(at(1200)));
         drop(late);
@@ -419,23 +420,23 @@ mod tests {
         let first = pick(&cluster, at(0));
         assert!(first.failed(at(0)));
         drop(first);
-        let mut berths: Vec<NodePermit> = (0..6).map(|_| pick(&cluster, at(0))).collect();
-        assert!(!cluster.is_due_to_move(1, None, at(99)), "there is no better place");
+        let mut permits: Vec<NodePermit> = (0..6).map(|_| pick(&cluster, at(0))).collect();
+        assert!(!cluster.begin_move(1, None, at(99)), "there is no better place");
         let mut moves = 0;
         for step in 1..100 {
             let now = at(step * 100);
             let Some(leaves) =
-                berths.iter().position(|node_permit| cluster.is_due_to_move(node_permit.index(), None, now))
+                permits.iter().position(|node_permit| cluster.begin_move(node_permit.index(), None, now))
             else {
                 break;
             };
             assert!(
-                !berths.iter().any(|node_permit| cluster.is_due_to_move(node_permit.index(), None, now)),
+                !permits.iter().any(|node_permit| cluster.begin_move(node_permit.index(), None, now)),
                 "one at a time"
             );
-            drop(berths.remove(leaves));
-            berths.push(pick(&cluster, now));
-            let _ = berths.last().unwrap().stands();
+            drop(permits.remove(leaves));
+            permits.push(pick(&cluster, now));
+            let _ = permits.last().unwrap().dialled();
             moves += 1;
         }
         assert_eq!(moves, 2);
@@ -449,8 +450,8 @@ mod tests {
         let (held, lost) = (pick(&cluster, at(0)), pick(&cluster, at(0)));
         assert!(lost.index() == 1 && lost.failed(at(0)));
         drop(lost);
-        assert!(!cluster.is_due_to_move(0, Some(1), at(99)));
-        assert!(cluster.is_due_to_move(0, Some(1), at(100)));
+        assert!(!cluster.begin_move(0, Some(1), at(99)));
+        assert!(cluster.begin_move(0, Some(1), at(100)));
         drop(held);
         let probe = cluster.pick(&[0, 1], Some(1), at(100)).unwrap();
         assert_eq!(probe.index(), 1, "it is the one that is out, though the other one has none either");
@@ -458,10 +459,10 @@ mod tests {
         drop(probe);
         let held = cluster.pick(&[0, 1], Some(1), at(100)).unwrap();
         assert_eq!(held.index(), 0);
-        assert!(!cluster.is_due_to_move(0, Some(1), at(299)), "its pauses grow, and with them those between moves");
-        assert!(cluster.is_due_to_move(0, Some(1), at(300)));
+        assert!(!cluster.begin_move(0, Some(1), at(299)), "its pauses grow, and with them those between moves");
+        assert!(cluster.begin_move(0, Some(1), at(300)));
         drop(held);
-        assert!(cluster.pick(&[0, 1], Some(1), at(300)).unwrap().stands());
+        assert!(cluster.pick(&[0, 1], Some(1), at(300)).unwrap().dialled());
     }
 
     /// What still stands at a node that is out fills it: no other gives up a connection for it, but its own do.
@@ -470,8 +471,8 @@ mod tests {
         let cluster = cluster(2);
         let (_held, kept) = (pick(&cluster, at(0)), pick(&cluster, at(0)));
         assert!(kept.failed(at(0)));
-        assert!(!cluster.is_due_to_move(0, Some(1), at(100)));
-        assert!(cluster.is_due_to_move(1, Some(1), at(100)));
+        assert!(!cluster.begin_move(0, Some(1), at(100)));
+        assert!(cluster.begin_move(1, Some(1), at(100)));
     }
 
     /// One slot in all moves to each node that comes back, and then stays where it is.
@@ -482,35 +483,35 @@ mod tests {
         assert!(lost.failed(at(0)));
         drop(lost);
         drop(pick(&cluster, at(50)));
-        assert!(cluster.is_due_to_move(1, None, at(100)));
+        assert!(cluster.begin_move(1, None, at(100)));
         let moved = pick(&cluster, at(100));
-        assert!(moved.index() == 0 && moved.stands());
-        assert!((2..1000).all(|step| !cluster.is_due_to_move(0, None, at(step * 100))));
+        assert!(moved.index() == 0 && moved.dialled());
+        assert!((2..1000).all(|step| !cluster.begin_move(0, None, at(step * 100))));
     }
 
     #[test]
     fn nothing_moves_to_a_node_whose_name_is_lost() {
         let cluster = cluster(2);
-        assert!(cluster.is_lost(0, at(0)));
-        let _berths: Vec<NodePermit> = (0..4).map(|_| pick(&cluster, at(0))).collect();
-        assert!(!cluster.is_lost(0, at(50)), "its pause does not grow by each who asks");
-        assert!(!cluster.is_due_to_move(1, None, at(99)));
-        assert!(cluster.is_due_to_move(1, None, at(100)), "it is tried again");
+        assert!(cluster.leave_out(0, at(0)));
+        let _permits: Vec<NodePermit> = (0..4).map(|_| pick(&cluster, at(0))).collect();
+        assert!(!cluster.leave_out(0, at(50)), "its pause does not grow by each who asks");
+        assert!(!cluster.begin_move(1, None, at(99)));
+        assert!(cluster.begin_move(1, None, at(100)), "it is tried again");
     }
 
     #[test]
     fn another_list_goes_on_with_what_is_known_of_its_nodes() {
         let before = cluster(3);
-        let berths: Vec<NodePermit> = (0..3).map(|_| pick(&before, at(0))).collect();
-        assert!(berths[1].failed(at(0)));
+        let permits: Vec<NodePermit> = (0..3).map(|_| pick(&before, at(0))).collect();
+        assert!(permits[1].failed(at(0)));
         let origins = [&before.origins()[2..], &before.origins()[1..2], cluster(4).origins()[3..].as_ref()].concat();
         let after = before.followed_by(origins);
         let nodes = |cluster: &Cluster| cluster.nodes().iter().map(|node| (node.open, node.up)).collect::<Vec<_>>();
         assert_eq!(nodes(&after), [(1, true), (1, false), (0, true)]);
         assert_eq!(pick(&after, at(0)).index(), 2);
-        drop(berths);
+        drop(permits);
         assert_eq!(nodes(&after), [(0, true), (0, false), (0, true)]);
-        assert!(pick(&after, at(100)).stands() && before.living() == 3);
+        assert!(pick(&after, at(100)).dialled() && before.living() == 3);
     }
 
     #[test]

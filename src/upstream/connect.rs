@@ -21,7 +21,7 @@ use crate::tcp;
 
 /// What holds for every connection to one registry.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct ConnectionTerms {
     /// The longest time that `connect()` may take.
     pub connect_timeout: Duration,
     /// The longest wait for the registry's FIN after ours.
@@ -65,7 +65,7 @@ pub(super) struct Endpoint {
 
 /// A connection that stands.
 #[derive(Debug)]
-pub(super) enum Standing {
+pub(super) enum Established {
     /// As it is.
     Plain(Socket),
     /// Inside TLS.
@@ -74,41 +74,41 @@ pub(super) enum Standing {
 
 /// A dial that failed, with the slot that it had. Dropping it gives that back.
 #[derive(Debug)]
-pub(super) struct Undialled {
+pub(super) struct FailedDial {
     /// Why.
     pub error: DialError,
-    held: Held,
+    place: DialPlace,
 }
 
 #[derive(Debug)]
-enum Held {
+enum DialPlace {
     Slot(Slot, Option<NodePermit>),
     /// A socket whose `connect()` failed: there is nothing to close.
     NeverStood(Socket),
     Socket(Socket),
 }
 
-impl Undialled {
+impl FailedDial {
     /// Which node failed, where there was a choice.
     pub fn node_permit(&self) -> Option<&NodePermit> {
-        match &self.held {
-            Held::Slot(_, node_permit) => node_permit.as_ref(),
-            Held::NeverStood(socket) | Held::Socket(socket) => socket.node_permit(),
+        match &self.place {
+            DialPlace::Slot(_, node_permit) => node_permit.as_ref(),
+            DialPlace::NeverStood(socket) | DialPlace::Socket(socket) => socket.node_permit(),
         }
     }
 
     /// Tells the gate whether the target takes no connections, or there is one more address to dial.
     pub fn tell(&self, unreachable: bool) {
-        let slot = match &self.held {
-            Held::Slot(slot, _) => slot,
-            Held::NeverStood(socket) | Held::Socket(socket) => socket.held(),
+        let slot = match &self.place {
+            DialPlace::Slot(slot, _) => slot,
+            DialPlace::NeverStood(socket) | DialPlace::Socket(socket) => socket.held(),
         };
         slot.tell(if unreachable { SlotEvent::Unreachable } else { SlotEvent::DialRefused });
     }
 
     /// Gives the slot back.
     pub fn into_error(self) -> DialError {
-        if let Held::NeverStood(socket) = self.held {
+        if let DialPlace::NeverStood(socket) = self.place {
             socket.never_stood();
         }
         self.error
@@ -124,10 +124,10 @@ pub(super) async fn dial(
     slot: Slot,
     endpoint: Endpoint,
     once_connected: SlotState,
-    terms: Terms,
+    terms: ConnectionTerms,
     tls: &Tls,
     metrics: &Arc<RegistryMetrics>,
-) -> Result<(Standing, Duration), Undialled> {
+) -> Result<(Established, Duration), FailedDial> {
     let Endpoint { address, secure, node_permit } = endpoint;
     let started = Instant::now();
     let deadline = started + terms.connect_timeout;
@@ -135,18 +135,21 @@ pub(super) async fn dial(
     let stream = match begin(address) {
         Ok(stream) => stream,
         Err(error) => {
-            return Err(Undialled { error: DialError::Failed(address, error), held: Held::Slot(slot, node_permit) });
+            return Err(FailedDial {
+                error: DialError::Failed(address, error),
+                place: DialPlace::Slot(slot, node_permit),
+            });
         }
     };
     let mut socket = Socket::new(stream, slot, node_permit, terms.linger, metrics.clone());
     match timeout_at(deadline, finish(socket.stream())).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            return Err(Undialled { error: DialError::Failed(address, error), held: Held::NeverStood(socket) });
+            return Err(FailedDial { error: DialError::Failed(address, error), place: DialPlace::NeverStood(socket) });
         }
         Err(_) => {
             let error = DialError::TimedOut(address, terms.connect_timeout);
-            return Err(Undialled { error, held: Held::Socket(socket) });
+            return Err(FailedDial { error, place: DialPlace::Socket(socket) });
         }
     }
     let took = started.elapsed();
@@ -154,12 +157,12 @@ pub(super) async fn dial(
     socket.connected(took);
     let Some(host) = secure else {
         socket.tell(SlotEvent::Established(once_connected));
-        return Ok((Standing::Plain(socket), took));
+        return Ok((Established::Plain(socket), took));
     };
     match tls.handshake(&host, socket, deadline).await {
         Ok(stream) => {
             stream.get_ref().0.tell(SlotEvent::Established(SlotState::Active));
-            Ok((Standing::Secured(Box::new(stream)), took))
+            Ok((Established::Secured(Box::new(stream)), took))
         }
         Err((error, socket)) => {
             let error = match error.kind() {
@@ -167,7 +170,7 @@ pub(super) async fn dial(
                 _ if tls::is_final(&error) => DialError::Untrusted(address, error),
                 _ => DialError::Failed(address, error),
             };
-            Err(Undialled { error, held: Held::Socket(socket) })
+            Err(FailedDial { error, place: DialPlace::Socket(socket) })
         }
     }
 }

@@ -16,14 +16,14 @@ use crate::target::Host;
 #[derive(Debug)]
 pub(super) enum Endpoints {
     /// Of one host.
-    Host(Addresses),
+    Host(AddressesLeft),
     /// Of nodes, by their numbers; none for one that is not to be dialled.
-    Nodes(Arc<Cluster>, Vec<Addresses>),
+    Nodes(Arc<Cluster>, Vec<AddressesLeft>),
 }
 
 /// Those of one host.
 #[derive(Debug, Default)]
-pub(super) struct Addresses {
+pub(super) struct AddressesLeft {
     /// The ones that were not tried yet.
     pub left: VecDeque<SocketAddr>,
     /// The host that must prove itself, where TLS is spoken.

@@ -26,7 +26,7 @@ use crate::admission::{Gate, ReuseKey, SlotId};
 use crate::metrics::{Reclaimed, RegistryMetrics};
 
 /// How long the rest of a request may take after its answer was read to the end.
-const LAST_OF_REQUEST: Duration = Duration::from_secs(1);
+const LONGEST_REST_OF_REQUEST: Duration = Duration::from_secs(1);
 
 /// The most that is buffered of a body on each side of it, and the longest head. hyper would take six times as much for a
 /// body that flows, and memory would follow the number of downloads.
@@ -52,14 +52,14 @@ pub struct PooledConnection {
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum SendError {
-    /// The connection, which had been kept, was closed before a byte of the request was sent; here it is back.
+    /// The connection, which had been pooled, was closed before a byte of the request was sent; here it is back.
     Unsent(Box<Request<RequestBody>>),
     /// The connection ended before the head of the answer.
     Died {
         /// What hyper saw.
         cause: hyper::Error,
-        /// Whether the connection had been kept, so that the registry may have closed it before it saw the request.
-        was_kept: bool,
+        /// Whether the connection had been pooled, so that the registry may have closed it before it saw the request.
+        was_pooled: bool,
     },
 }
 
@@ -148,15 +148,15 @@ impl PooledConnection {
         gate: Gate<PooledConnection>,
         key: ReuseKey,
     ) -> Result<Response<AnswerBody>, SendError> {
-        let was_kept = std::mem::replace(&mut self.used, true);
+        let was_pooled = std::mem::replace(&mut self.used, true);
         self.pending.begin(gate.now());
-        let mut underway = Underway { kept: Some(self), gate, key };
+        let mut underway = Underway { connection: Some(self), gate, key };
         match underway.sender().try_send_request(request).await {
             Ok(answer) => Ok(answer.map(|body| AnswerBody::new(body, underway))),
             Err(mut failed) => Err(match failed.take_message() {
-                Some(request) if was_kept => SendError::Unsent(Box::new(request)),
+                Some(request) if was_pooled => SendError::Unsent(Box::new(request)),
                 // A registry that closes each new connection at once must not be dialled over and over.
-                Some(_) | None => SendError::Died { cause: failed.into_error(), was_kept },
+                Some(_) | None => SendError::Died { cause: failed.into_error(), was_pooled },
             }),
         }
     }
@@ -167,7 +167,7 @@ struct Handles {
     ending: Ending,
     glance: Glance,
     node: Option<usize>,
-    lookout: Lookout,
+    lookout: Lookout<PooledConnection>,
     metrics: Arc<RegistryMetrics>,
 }
 
@@ -186,28 +186,28 @@ impl Handles {
 
 /// A request is on its way: dropped before the end, it cuts the connection.
 struct Underway {
-    kept: Option<PooledConnection>,
+    connection: Option<PooledConnection>,
     gate: Gate<PooledConnection>,
     key: ReuseKey,
 }
 
 impl Underway {
     fn sender(&mut self) -> &mut SendRequest<RequestBody> {
-        &mut self.kept.as_mut().expect("there until completed").sender
+        &mut self.connection.as_mut().expect("there until completed").sender
     }
 
     /// The answer was read to its end: the connection is free again as soon as hyper says so. A request that is still
     /// being sent then, though it was answered, does not keep it for long.
     fn complete(mut self) {
-        let Some(mut kept) = self.kept.take() else { return };
-        kept.pending.end();
+        let Some(mut connection) = self.connection.take() else { return };
+        connection.pending.end();
         let gate = self.gate.clone();
         let key = self.key.clone();
         tokio::spawn(async move {
-            match timeout(LAST_OF_REQUEST, kept.sender.ready()).await {
-                Ok(Ok(())) => gate.park(kept.slot, key, kept),
+            match timeout(LONGEST_REST_OF_REQUEST, connection.sender.ready()).await {
+                Ok(Ok(())) => gate.park(connection.slot, key, connection),
                 Ok(Err(_)) => {}
-                Err(_) => kept.cut(),
+                Err(_) => connection.cut(),
             }
         });
     }
@@ -215,8 +215,8 @@ impl Underway {
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        if let Some(kept) = self.kept.take() {
-            kept.cut();
+        if let Some(connection) = self.connection.take() {
+            connection.cut();
         }
     }
 }
@@ -229,9 +229,7 @@ pub struct AnswerBody {
 
 impl AnswerBody {
     fn new(body: Incoming, underway: Underway) -> AnswerBody {
-        let mut answer = AnswerBody { body, underway: Some(underway) };
-        answer.check_end();
-        answer
+        AnswerBody { body, underway: Some(underway) }
     }
 
     fn check_end(&mut self) {
@@ -244,6 +242,13 @@ impl AnswerBody {
         if let Some(underway) = self.underway.take() {
             underway.complete();
         }
+    }
+}
+
+/// A body without bytes may never be read, and has ended all the same.
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        self.check_end();
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-use super::http::PooledConnection;
 use crate::admission::{Activity, Evidence, Gate, Moment, Quiet, SlotEvent, SlotId, SlotState};
 
 /// How often a request that does not move is looked at again.
@@ -37,7 +36,7 @@ impl Pending {
 }
 
 /// Looks for a request that does not move on one connection.
-pub(super) struct Lookout {
+pub(super) struct Lookout<P> {
     /// The request.
     pub pending: Pending,
     /// What the connection carries.
@@ -45,12 +44,12 @@ pub(super) struct Lookout {
     /// Its slot.
     pub slot: SlotId,
     /// Whom to tell.
-    pub gate: Gate<PooledConnection>,
+    pub gate: Gate<P>,
     /// How long a request may lie still.
     pub longest: Duration,
 }
 
-impl Lookout {
+impl<P: Send + 'static> Lookout<P> {
     /// Completes when the connection is to be cut for one who waits.
     pub async fn reclaimed(self) {
         loop {

@@ -2,11 +2,22 @@
 
 use tokio::net::TcpListener;
 
-use super::tls::TlsTerms;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::cluster::Cluster;
+use super::connect::ConnectionTerms;
+use super::lookup::NODE_LOOKUP;
+use super::resolve::Resolver;
+use super::tls::{Tls, TlsTerms};
 use super::*;
-use crate::admission::{ClassId, Limits};
+use crate::admission::{ClassId, Gate, Kind, Lane, Limits, Principal};
 use crate::metrics::Metrics;
-use crate::target::Origin;
+use crate::target::{Origin, Target};
 
 /// One slot, one class.
 pub(crate) fn upstream() -> Upstream {
@@ -25,7 +36,7 @@ pub(crate) fn upstream() -> Upstream {
         name: "test".to_owned(),
         gate: Gate::new(limits, metrics.clone()),
         metrics,
-        terms: Terms {
+        terms: ConnectionTerms {
             connect_timeout: Duration::from_secs(5),
             linger: Duration::from_secs(1),
             stall_timeout: Duration::from_secs(300),
@@ -35,7 +46,7 @@ pub(crate) fn upstream() -> Upstream {
         queue: QueueTerms { depth: 10, tunnel_timeout: Vec::new(), request_timeout: Vec::new() },
         classes: Arc::new(["default".to_owned()]),
         tls: Arc::new(Tls::new(TlsTerms::default())),
-        repair: None,
+        repair: Arc::default(),
         slots_of_each: None,
         sized: Arc::default(),
         resolver: Arc::new(Resolver::new(std::iter::empty())),
@@ -53,6 +64,7 @@ pub(crate) fn attempt(upstream: &Upstream, pinned: SocketAddr, patience: Duratio
         destination,
         principal,
         (Kind::Tunnel, Lane::Blob),
+        None,
         Patience { limit: patience, setting: "queue.tunnel_timeout" },
     )
 }
@@ -63,35 +75,21 @@ async fn a_kept_place_is_used_up_by_asking_and_not_by_an_address_that_is_denied(
     let (there, denied) = (registry.local_addr().unwrap(), SocketAddr::from(([169, 254, 1, 1], 5000)));
     let (upstream, long) = (upstream(), Duration::from_secs(50));
     let mut first = attempt(&upstream, there, long);
-    let held = upstream.reach(&mut first, None).await.unwrap();
+    let held = upstream.reach(&mut first).await.unwrap();
     let mut gave_up = attempt(&upstream, there, Duration::ZERO);
-    assert!(matches!(upstream.reach(&mut gave_up, None).await, Err(Failure::Refused(_))));
+    assert!(matches!(upstream.reach(&mut gave_up).await, Err(Failure::Refused(_))));
 
     let mut astray = attempt(&upstream, denied, long);
     assert_eq!(astray.place, gave_up.place);
-    assert!(matches!(upstream.reach(&mut astray, None).await, Err(Failure::Denied(..))));
+    assert!(matches!(upstream.reach(&mut astray).await, Err(Failure::Denied(..))));
     drop(astray);
 
     let mut back = attempt(&upstream, there, long);
     assert_eq!((back.place, back.again), (gave_up.place, true), "its place was kept, since it never asked");
     drop(held);
-    assert!(upstream.reach(&mut back, None).await.is_ok());
+    assert!(upstream.reach(&mut back).await.is_ok());
     drop(back);
     assert_ne!(attempt(&upstream, there, long).place, gave_up.place, "it was served");
-}
-
-#[tokio::test(start_paused = true)]
-async fn patience_begins_anew_for_who_was_admitted_in_vain_and_not_for_who_is_asked_again() {
-    let upstream = upstream();
-    let mut attempt = attempt(&upstream, SocketAddr::from(([127, 0, 0, 1], 1)), Duration::from_secs(50));
-    let first = attempt.deadline;
-    tokio::time::advance(Duration::from_secs(20)).await;
-    upstream.renew(&mut attempt);
-    assert_eq!(attempt.deadline, first + Duration::from_secs(20));
-    attempt.renewable = false;
-    tokio::time::advance(Duration::from_secs(20)).await;
-    upstream.renew(&mut attempt);
-    assert_eq!(attempt.deadline, first + Duration::from_secs(20));
 }
 
 /// A request that was under way before a reload finds that a node is out: what counts is what holds now.
@@ -112,7 +110,7 @@ async fn the_slots_of_nodes_follow_from_the_config_that_holds() {
     let (gate, sized) = (before.gate.clone(), before.sized.clone());
     let after = Upstream { slots_of_each: Some(2), gate, sized, ..upstream() };
     after.size(4, &cluster);
-    assert!(cluster.is_lost(0, before.gate.now()));
+    assert!(cluster.leave_out(0, before.gate.now()));
     before.nodes_changed(&destination(&cluster));
     assert_eq!(after.gate.snapshot().slots, 2);
     after.size(4, &others);
@@ -141,7 +139,7 @@ async fn silent_names_of_nodes_cost_their_patience_once() {
     };
     let principal = Principal { class: ClassId::default(), client: "client".into() };
     let patience = Patience { limit: Duration::from_secs(25), setting: "queue.request_timeout" };
-    let attempt = upstream.attempt(destination, principal, (Kind::Request, Lane::Small), patience);
+    let attempt = upstream.attempt(destination, principal, (Kind::Request, Lane::Small), None, patience);
     for expected in [NODE_LOOKUP, Duration::ZERO] {
         let began = Instant::now();
         assert!(upstream.endpoints(&attempt).await.unwrap().any_left());

@@ -31,9 +31,11 @@ const STALLED: &str = "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 4\r\n\r\n";
 pub enum Illness {
     /// A database error dressed as 401.
     DatabaseError,
-    /// A token without the actions that were asked for. Strikes token requests only, and never twice in a row: two alike
-    /// are a real denial.
+    /// A token of a user without the actions that were asked for. Strikes token requests only, and never twice in a row: two
+    /// alike are a real denial.
     PoisonedToken,
+    /// A real denial: there is no such project.
+    NoSuchProject,
     /// 500.
     InternalError,
     /// 502 from nginx, as HTML.
@@ -263,7 +265,8 @@ pub(crate) fn ill(illness: Illness, head: &Head) -> Vec<u8> {
                 r#"{"errors":[{"code":"UNAUTHORIZED","message":"unauthorized: pq: sorry, too many clients already"}]}"#;
             answer(head, "401 Unauthorized", &["Www-Authenticate: "], body)
         }
-        Illness::PoisonedToken => token(head, &[]),
+        Illness::PoisonedToken => token(head, USER, &[]),
+        Illness::NoSuchProject => no_such_project(head),
         Illness::InternalError => {
             let body = r#"{"errors":[{"code":"UNKNOWN","message":"internal server error"}]}"#;
             answer(head, "500 Internal Server Error", &[], body)
@@ -285,12 +288,9 @@ fn well(head: &Head) -> Vec<u8> {
     if target.starts_with("/service/token") {
         let expected = format!("Basic {}", BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}")));
         return match head.header("Authorization") {
-            Some(given) if given == expected => token(head, &["pull"]),
-            Some(_) => {
-                let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"unauthorized"}]}"#;
-                answer(head, "401 Unauthorized", &["Www-Authenticate: Basic realm=\"harbor\""], body)
-            }
-            None => token(head, &[]),
+            Some(given) if given == expected => token(head, USER, &["pull"]),
+            // As Harbor does: also a wrong password gets a token, which names nobody and allows nothing.
+            Some(_) | None => token(head, "", &[]),
         };
     }
     let Some((repository, _)) = target
@@ -308,8 +308,7 @@ fn well(head: &Head) -> Vec<u8> {
         return answer(head, "401 Unauthorized", &[&challenge], r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#);
     };
     if repository.starts_with("nosuch/") {
-        let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"unauthorized: project nosuch not found"}]}"#;
-        return answer(head, "401 Unauthorized", &[], body);
+        return no_such_project(head);
     }
     if !allows(credentials, repository) {
         return denied(head);
@@ -320,19 +319,25 @@ fn well(head: &Head) -> Vec<u8> {
     answer_bytes(head, "200 OK", &[], &blob_of(target, BLOB))
 }
 
+fn no_such_project(head: &Head) -> Vec<u8> {
+    let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"unauthorized: project nosuch not found"}]}"#;
+    answer(head, "401 Unauthorized", &["Www-Authenticate: "], body)
+}
+
 fn denied(head: &Head) -> Vec<u8> {
     let body =
         r#"{"errors":[{"code":"UNAUTHORIZED","message":"unauthorized to access repository: app, action: pull"}]}"#;
     answer(head, "401 Unauthorized", &["Www-Authenticate: Basic realm=\"harbor\""], body)
 }
 
-/// A token for the repository in the query, with these actions.
-fn token(head: &Head, actions: &[&str]) -> Vec<u8> {
+/// A token of this user for the repository in the query, with these actions.
+fn token(head: &Head, user: &str, actions: &[&str]) -> Vec<u8> {
     let query = head.target().split_once('?').map_or("", |(_, query)| query);
     let scope = query.split('&').find_map(|pair| pair.strip_prefix("scope=")).unwrap_or_default();
     let repository = scope.split(':').nth(1).unwrap_or_default();
     let payload = serde_json::json!({
         "iss": "harbor-token-issuer",
+        "sub": user,
         "aud": "harbor-registry",
         "access": [{"type": "repository", "name": repository, "actions": actions}],
     });

@@ -1,0 +1,200 @@
+//! Distress: whether a registry is overloaded or broken at this moment, told from its own signs.
+//!
+//! One state for each registry, pure: signs and the time go in, a level from 0 to 1 comes out. A sign that a client cannot
+//! cause weighs 1 by itself. A sign that one broken repository or one denied user can cause weighs less, and counts once
+//! for each thing that was asked for. Signs are forgotten after ten seconds. `repair` feeds it and acts on it; status and
+//! metrics show it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::admission::Moment;
+use crate::metrics::{Label, Sign};
+
+/// How long a sign counts.
+const MEMORY: Duration = Duration::from_secs(10);
+/// The weight from which on the registry is in distress.
+const FULL: u32 = 12;
+/// Signs that are remembered at most; the weight of fewer is full already.
+const MAX_SIGNS: usize = 32;
+
+/// An answer that takes longer than this many times the best is slow.
+const SLOW_TIMES: u32 = 8;
+/// No answer that is quicker than this is slow.
+const SLOW_LEAST: Duration = Duration::from_secs(2);
+/// After so long the best answer is forgotten for the best of a later time.
+const BEST_MEMORY: Duration = Duration::from_secs(600);
+
+/// What a registry did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// An answer that shows overload.
+    Answer(Sign),
+    /// None of its addresses took a connection.
+    FailedDial,
+    /// An answer that took several times as long as its best.
+    SlowAnswer,
+}
+
+impl Cause {
+    /// The word in status pages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Cause::Answer(sign) => sign.as_str(),
+            Cause::FailedDial => "failed_dial",
+            Cause::SlowAnswer => "slow_answer",
+        }
+    }
+
+    /// In twelfths of what makes distress.
+    fn weight(self) -> u32 {
+        match self {
+            Cause::FailedDial | Cause::Answer(Sign::DatabaseError) => FULL,
+            Cause::Answer(
+                Sign::InternalError | Sign::BadGateway | Sign::Unavailable | Sign::GatewayTimeout | Sign::Broken,
+            ) => 6,
+            Cause::Answer(Sign::PoisonedToken | Sign::Ambiguous401 | Sign::Unseen401) => 4,
+            Cause::SlowAnswer => 3,
+            Cause::Answer(Sign::TooManyRequests) => 0,
+        }
+    }
+}
+
+/// The signs of one registry.
+#[derive(Debug, Default)]
+pub struct Distress {
+    /// The oldest first.
+    signs: VecDeque<Seen>,
+    best: Option<(Duration, Moment)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    at: Moment,
+    cause: Cause,
+    /// What was asked for, as a hash.
+    subject: u64,
+}
+
+/// What a status page shows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DistressPicture {
+    /// From 0 to 1.
+    pub level: f64,
+    /// Whether answers are doubted now.
+    pub is_on: bool,
+    /// The last signs, the newest first, and how long ago each was seen.
+    pub signs: Vec<(Cause, Duration)>,
+}
+
+impl Distress {
+    /// A sign was seen in an answer to `subject`. The same sign of the same subject counts once.
+    pub fn note(&mut self, cause: Cause, subject: u64, now: Moment) {
+        if cause.weight() == 0 {
+            return;
+        }
+        self.signs.retain(|seen| (seen.cause, seen.subject) != (cause, subject));
+        if self.signs.len() == MAX_SIGNS {
+            self.signs.pop_front();
+        }
+        self.signs.push_back(Seen { at: now, cause, subject });
+    }
+
+    /// An answer to `subject` took so long.
+    pub fn answered(&mut self, took: Duration, subject: u64, now: Moment) {
+        let best = self.best.filter(|(best, at)| *best < took && now.since(*at) < BEST_MEMORY);
+        let Some((best, _)) = best else {
+            self.best = Some((took, now));
+            return;
+        };
+        if took > SLOW_LEAST.max(best * SLOW_TIMES) {
+            self.note(Cause::SlowAnswer, subject, now);
+        }
+    }
+
+    /// Whether the registry is in distress: the signs of the last ten seconds weigh enough.
+    #[must_use]
+    pub fn is_on(&self, now: Moment) -> bool {
+        self.recent(now).map(|seen| seen.cause.weight()).sum::<u32>() >= FULL
+    }
+
+    /// What to show.
+    #[must_use]
+    pub fn picture(&self, now: Moment) -> DistressPicture {
+        let left = |seen: &Seen| 1.0 - now.since(seen.at).as_secs_f64() / MEMORY.as_secs_f64();
+        let weight: f64 = self.recent(now).map(|seen| f64::from(seen.cause.weight()) * left(seen)).sum();
+        DistressPicture {
+            level: (weight / f64::from(FULL)).clamp(0.0, 1.0) + 0.0,
+            is_on: self.is_on(now),
+            signs: self.recent(now).rev().take(5).map(|seen| (seen.cause, now.since(seen.at))).collect(),
+        }
+    }
+
+    fn recent(&self, now: Moment) -> impl DoubleEndedIterator<Item = &Seen> {
+        self.signs.iter().filter(move |seen| now.since(seen.at) < MEMORY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Moment {
+        Moment(Duration::from_millis(millis))
+    }
+
+    fn after(causes: &[(Cause, u64)]) -> Distress {
+        let mut distress = Distress::default();
+        for (cause, subject) in causes {
+            distress.note(*cause, *subject, at(0));
+        }
+        distress
+    }
+
+    #[test]
+    fn what_a_client_cannot_cause_is_enough_by_itself_and_lasts_for_ten_seconds() {
+        for cause in [Cause::FailedDial, Cause::Answer(Sign::DatabaseError)] {
+            let distress = after(&[(cause, 1)]);
+            assert!(distress.is_on(at(0)) && distress.is_on(at(9_999)) && !distress.is_on(at(10_000)));
+            let percent = |now| (distress.picture(at(now)).level * 100.0).round();
+            assert_eq!([0, 2_500, 10_000].map(|now| percent(now).to_string()), ["100", "75", "0"]);
+        }
+    }
+
+    #[test]
+    fn what_one_repository_or_one_user_can_cause_counts_once_for_each_thing_asked_for() {
+        for (sign, needed) in [(Sign::InternalError, 2), (Sign::BadGateway, 2), (Sign::PoisonedToken, 3)] {
+            let cause = Cause::Answer(sign);
+            assert!(!after(&[(cause, 1); 100]).is_on(at(0)), "{sign:?}");
+            let many: Vec<(Cause, u64)> = (0..needed).map(|subject| (cause, subject)).collect();
+            assert!(after(&many).is_on(at(0)) && !after(&many[1..]).is_on(at(0)), "{sign:?}");
+        }
+        let many: Vec<(Cause, u64)> = (0..100).map(|subject| (Cause::Answer(Sign::TooManyRequests), subject)).collect();
+        assert!(!after(&many).is_on(at(0)), "a rate limit is no distress");
+    }
+
+    #[test]
+    fn answers_several_times_slower_than_the_best_are_signs() {
+        let mut distress = Distress::default();
+        distress.answered(Duration::from_millis(20), 0, at(0));
+        (1..9).for_each(|subject| distress.answered(Duration::from_millis(1_900), subject, at(0)));
+        assert!(distress.picture(at(0)).level < f64::EPSILON, "not that slow");
+        (1..5).for_each(|subject| distress.answered(Duration::from_millis(2_100), subject, at(0)));
+        assert!(distress.is_on(at(0)));
+        let mut slow_always = Distress::default();
+        (0..9).for_each(|subject| slow_always.answered(Duration::from_secs(3), subject, at(0)));
+        assert!(!slow_always.is_on(at(0)), "it is as quick as it ever was");
+    }
+
+    #[test]
+    fn the_memory_is_bounded_and_shows_the_newest_first() {
+        let many: Vec<(Cause, u64)> = (0..1000).map(|subject| (Cause::Answer(Sign::BadGateway), subject)).collect();
+        let mut distress = after(&many);
+        assert_eq!(distress.signs.len(), MAX_SIGNS);
+        distress.note(Cause::FailedDial, 0, at(1_000));
+        let picture = distress.picture(at(1_500));
+        assert_eq!(picture.signs[0], (Cause::FailedDial, Duration::from_millis(500)));
+        assert_eq!((picture.signs.len(), picture.is_on), (5, true));
+    }
+}

@@ -1,0 +1,90 @@
+//! Who may go next, the oldest first, while only so many may go at once: requests that are asked again in distress.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::admission::Place;
+
+/// So many go at once, and the others wait in the order of their arrival.
+#[derive(Debug, Default)]
+pub struct Turns(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    going: usize,
+    waiting: BTreeMap<Place, oneshot::Sender<()>>,
+}
+
+/// One that goes; dropping it lets the next one go.
+#[derive(Debug)]
+#[must_use = "a turn dropped at once is the next one's at once"]
+pub struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    /// Waits for a turn, where at most `most` go at once. May be given up at any point.
+    pub async fn take(&self, place: Place, most: usize) -> Turn<'_> {
+        let called = {
+            let mut state = self.lock();
+            if state.going < most.max(1) && state.waiting.is_empty() {
+                state.going += 1;
+                return Turn(self);
+            }
+            let (call, called) = oneshot::channel();
+            state.waiting.insert(place, call);
+            called
+        };
+        Waiting { turns: self, place, called: Some(called) }.turn().await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One has gone: its turn is the next one's.
+    fn pass_on(&self) {
+        let mut state = self.lock();
+        while let Some((_, call)) = state.waiting.pop_first() {
+            if call.send(()).is_ok() {
+                return;
+            }
+        }
+        state.going -= 1;
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.pass_on();
+    }
+}
+
+struct Waiting<'a> {
+    turns: &'a Turns,
+    place: Place,
+    /// `None` once the turn was taken.
+    called: Option<oneshot::Receiver<()>>,
+}
+
+impl<'a> Waiting<'a> {
+    async fn turn(mut self) -> Turn<'a> {
+        if let Some(called) = &mut self.called {
+            let _ = called.await;
+        }
+        self.called = None;
+        Turn(self.turns)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let Some(mut called) = self.called.take() else { return };
+        self.turns.lock().waiting.remove(&self.place);
+        // It was called, and left in that very moment.
+        called.close();
+        if called.try_recv().is_ok() {
+            self.turns.pass_on();
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Which addresses may be dialled: never this process itself, and nothing local that the operator did not list.
+//!
+//! Pure but for one question to the kernel: whether an address is one of this machine's. Asked for each address before a
+//! request waits for admission.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::failure::Failure;
+use crate::address::{AddressClass, classify};
+
+/// Which addresses may be dialled, beyond those that nothing speaks against.
+#[derive(Clone, Debug, Default)]
+pub struct AddressPolicy {
+    /// Addresses that are fine whatever they are: the operator listed them as such.
+    pub listed: Vec<IpAddr>,
+    /// Where this very process listens.
+    pub own: Arc<[SocketAddr]>,
+}
+
+impl AddressPolicy {
+    /// Whether this address may be dialled; a loopback address only where the operator listed the very host.
+    ///
+    /// # Errors
+    /// What speaks against it.
+    pub fn check(&self, address: SocketAddr, listed_host: bool) -> Result<(), Failure> {
+        if self.own.iter().any(|own| is_same(*own, address)) {
+            return Err(Failure::Loop(address));
+        }
+        let class = classify(address.ip());
+        let fine = match class {
+            AddressClass::Global => true,
+            AddressClass::Loopback => listed_host || self.listed.contains(&address.ip()),
+            AddressClass::LinkLocal | AddressClass::Metadata => self.listed.contains(&address.ip()),
+            AddressClass::Unusable => false,
+        };
+        if fine { Ok(()) } else { Err(Failure::Denied(address.ip(), class)) }
+    }
+
+    /// Those of these addresses that may be dialled; at least one.
+    ///
+    /// # Errors
+    /// What speaks against the first, when none may be.
+    pub fn allowed(
+        &self,
+        addresses: impl Iterator<Item = SocketAddr>,
+        listed_host: bool,
+    ) -> Result<Vec<SocketAddr>, Failure> {
+        let mut denied = None;
+        let mut allowed = Vec::new();
+        for address in addresses {
+            match self.check(address, listed_host) {
+                Ok(()) => allowed.push(address),
+                Err(failure) => denied = denied.or(Some(failure)),
+            }
+        }
+        match denied {
+            Some(failure) if allowed.is_empty() => Err(failure),
+            _ => Ok(allowed),
+        }
+    }
+}
+
+/// Whether `address` leads to where we listen. A wildcard listens at every address of this machine, and only those can
+/// be bound.
+fn is_same(own: SocketAddr, address: SocketAddr) -> bool {
+    own == address
+        || own.port() == address.port()
+            && own.ip().is_unspecified()
+            && std::net::UdpSocket::bind((address.ip(), 0)).is_ok()
+}

@@ -1,0 +1,132 @@
+//! A request on its way to a registry: what it asks for, which does not change, and how far it has come.
+//!
+//! It is made by [`Upstream::attempt`](super::Upstream::attempt) and moved on by [`Upstream::step`](super::Upstream::step)
+//! alone; everybody else only reads it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use super::cluster::Cluster;
+use super::connect::DialError;
+use super::endpoints::Endpoints;
+use super::failure::Failure;
+use super::http::PooledConnection;
+use crate::admission::{Claim, Kind, Lane, Moment, Place, Principal, ReuseKey, SlotState};
+use crate::target::Target;
+
+/// Where a request goes.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// The host and port that it names; of the first node, where there are several.
+    pub target: Target,
+    /// Whether we speak TLS with it.
+    pub secure: bool,
+    /// The only addresses that may be dialled for it, if they were found before.
+    pub pinned: Option<Vec<SocketAddr>>,
+    /// Whether the operator listed this very host, and not only a pattern that it matches.
+    pub listed_host: bool,
+    /// The nodes that can serve it, where the operator named them.
+    pub cluster: Option<Arc<Cluster>>,
+    /// The only one of them that it goes to, by its number.
+    pub node: Option<usize>,
+}
+
+impl Destination {
+    /// What places are kept for, and outages noted for: the target, or all nodes together.
+    pub(super) fn name(&self) -> Arc<str> {
+        match &self.cluster {
+            Some(cluster) if cluster.origins().len() > 1 && self.node.is_none() => {
+                let nodes: Vec<String> = cluster.origins().iter().map(ToString::to_string).collect();
+                nodes.join(" ").into()
+            }
+            _ => self.target.to_string().into(),
+        }
+    }
+}
+
+/// How long a request waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// The longest wait for admission.
+    pub limit: Duration,
+    /// The setting that says so.
+    pub setting: &'static str,
+}
+
+/// A request on its way to a registry.
+#[derive(Debug)]
+pub struct Attempt {
+    /// Where it wants to go.
+    pub destination: Destination,
+    /// Who asks.
+    pub principal: Principal,
+    /// Whether it is a tunnel or a request.
+    pub kind: Kind,
+    /// What it asks for.
+    pub lane: Lane,
+    /// The target as text: what a place is kept for, and what an outage is noted for.
+    pub name: Arc<str>,
+    /// Which pooled connections it can use; `None`: it needs a new one.
+    pub reuse: Option<ReuseKey>,
+    /// How long it waits.
+    pub patience: Patience,
+    /// When its patience ends.
+    pub deadline: Moment,
+    /// Where it stands in the order.
+    pub place: Place,
+    /// Whether it was admitted before, or came back to its place.
+    pub again: bool,
+    /// Whether it ever had to wait in the queue. From then on a client that has ended its side has left.
+    pub queued: Arc<AtomicBool>,
+    /// How long it waited for admission so far.
+    pub waited: Duration,
+    /// How long the `connect()` took that led to its connection.
+    pub connect: Option<Duration>,
+    /// Its claim to its place, if it came back to it and did not ask for admission yet.
+    pub(super) claim: Option<Claim<PooledConnection>>,
+    /// The addresses that are being tried.
+    pub(super) round: Option<Round>,
+    /// How often in a row its name could not be resolved.
+    pub(super) lookups_failed: u32,
+    /// Why it is not connected yet.
+    pub(super) failed: Option<Failure>,
+}
+
+impl Attempt {
+    /// What its socket is doing once it stands. In a tunnel, the handshake that burdens the registry is yet to come.
+    pub(super) fn once_connected(&self) -> SlotState {
+        match self.kind {
+            Kind::Tunnel => SlotState::Idle,
+            Kind::Request | Kind::Kept => SlotState::Active,
+        }
+    }
+}
+
+/// Addresses that are dialled one after another, each once.
+#[derive(Debug)]
+pub(super) struct Round {
+    /// Those that are left.
+    pub endpoints: Endpoints,
+    /// What came of the others: the last word counts, and of nodes one that may be back is worth more.
+    pub failed: Option<DialError>,
+    /// Whether one of them took the connection and could not prove itself.
+    pub untrusted: bool,
+}
+
+impl Round {
+    /// None was dialled yet.
+    pub fn new(endpoints: Endpoints) -> Round {
+        Round { endpoints, failed: None, untrusted: false }
+    }
+
+    /// One did not take the connection.
+    pub fn note(&mut self, error: DialError, is_node: bool) {
+        self.untrusted |= error.is_final();
+        let worth_more = |before: &DialError| is_node && error.is_final() && !before.is_final();
+        if !self.failed.as_ref().is_some_and(worth_more) {
+            self.failed = Some(error);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! From a destination to the addresses that may be dialled, before admission: a name is never resolved on a slot.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use super::attempt::{Attempt, Destination};
+use super::cluster::Cluster;
+use super::endpoints::{AddressesLeft, Endpoints};
+use super::failure::Failure;
+use super::registry::Upstream;
+use super::resolve::{ResolveError, Resolver};
+use crate::target::{Origin, Target};
+
+/// How long the name of one node of several may take to be resolved.
+pub(super) const NODE_LOOKUP: Duration = Duration::from_secs(1);
+
+impl Upstream {
+    /// The addresses that may be dialled; at least one.
+    pub(super) async fn endpoints(&self, attempt: &Attempt) -> Result<Endpoints, Failure> {
+        let Destination { target, secure, pinned, listed_host, cluster, node } = &attempt.destination;
+        if let (Some(cluster), None) = (cluster, node) {
+            return self.endpoints_of_nodes(cluster, attempt).await;
+        }
+        let addresses = match pinned {
+            Some(pinned) => self.addresses.allowed(pinned.iter().copied(), *listed_host)?,
+            None => self.resolve(attempt).await?,
+        };
+        let secure = secure.then(|| target.host());
+        Ok(match cluster.as_ref().zip(*node) {
+            Some((cluster, node)) => {
+                let mut nodes: Vec<AddressesLeft> =
+                    cluster.origins().iter().map(|_| AddressesLeft::default()).collect();
+                nodes[node] =
+                    AddressesLeft { left: addresses.into(), secure: secure.map(|host| self.tls.name_of(host)) };
+                Endpoints::Nodes(cluster.clone(), nodes)
+            }
+            None => Endpoints::Host(AddressesLeft { left: addresses.into(), secure: secure.cloned() }),
+        })
+    }
+
+    /// Those of every node whose name can be resolved. One that is left out keeps nobody waiting for its name.
+    async fn endpoints_of_nodes(&self, cluster: &Arc<Cluster>, attempt: &Attempt) -> Result<Endpoints, Failure> {
+        let wanted = cluster.wanted(self.gate.now());
+        // One name that nobody answers for must not keep the others waiting.
+        let patience = attempt.deadline.min(self.gate.now() + NODE_LOOKUP);
+        let mut lookups = JoinSet::new();
+        for index in wanted {
+            let (resolver, target) = (self.resolver.clone(), cluster.origins()[index].target.clone());
+            let until = self.instant(patience);
+            lookups.spawn(async move { (index, resolve(&resolver, &target, until).await) });
+        }
+        let found = lookups.join_all().await;
+        let mut nodes: Vec<AddressesLeft> = cluster.origins().iter().map(|_| AddressesLeft::default()).collect();
+        let mut lost = None;
+        for (index, addresses) in found {
+            let allowed = |addresses: Vec<SocketAddr>| self.addresses.allowed(addresses.into_iter(), true);
+            match addresses.map_err(Failure::from).and_then(allowed) {
+                Err(failure) => {
+                    if cluster.leave_out(index, self.gate.now()) {
+                        self.nodes_changed(&attempt.destination);
+                    }
+                    lost = Some(failure);
+                }
+                Ok(addresses) => {
+                    let Origin { secure, target } = &cluster.origins()[index];
+                    let secure = secure.then(|| self.tls.name_of(target.host()));
+                    nodes[index] = AddressesLeft { left: addresses.into(), secure };
+                }
+            }
+        }
+        let endpoints = Endpoints::Nodes(cluster.clone(), nodes);
+        match lost {
+            Some(failure) if !endpoints.any_left() => Err(failure),
+            _ => Ok(endpoints),
+        }
+    }
+
+    async fn resolve(&self, attempt: &Attempt) -> Result<Vec<SocketAddr>, Failure> {
+        let Destination { target, listed_host, .. } = &attempt.destination;
+        let addresses = resolve(&self.resolver, target, self.instant(attempt.deadline)).await?;
+        self.addresses.allowed(addresses.into_iter(), *listed_host)
+    }
+}
+
+async fn resolve(resolver: &Resolver, target: &Target, until: Instant) -> Result<Vec<SocketAddr>, ResolveError> {
+    let answer = timeout_at(until, resolver.resolve(target.host())).await;
+    let ips = answer.unwrap_or_else(|_| Err(ResolveError::silent(target.host())))?;
+    Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, target.port())).collect())
+}

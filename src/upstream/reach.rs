@@ -1,0 +1,223 @@
+//! The way to one registry, step by step: resolve, wait for admission, dial one address.
+//!
+//! Names are resolved before admission, never on a slot. Each `connect()` has an admission of its own; a dial that failed
+//! gives its slot back, and the request waits on in its old place, until its deadline. The caller owns the loop over the
+//! steps; there is no other.
+
+use std::future::ready;
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
+
+use super::attempt::{Attempt, Destination, Round};
+use super::cluster::NodePermit;
+use super::connect::{self, DialError, Established, FailedDial};
+use super::endpoints::Endpoints;
+use super::failure::Failure;
+use super::http::PooledConnection;
+use super::registry::Upstream;
+use super::socket::Socket;
+use crate::admission::{Admission, AdmissionRequest, Refusal, Slot};
+use crate::backoff::Backoff;
+use crate::distress::Cause;
+
+/// The pauses before a name that could not be resolved is looked up again.
+const LOOKUP_PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+/// The pause between two rounds in which a node took the connection and could not prove itself.
+const UNTRUSTED_PAUSE: Duration = Duration::from_millis(500);
+
+/// A way to the registry.
+#[derive(Debug)]
+pub enum Connected {
+    /// A new connection, which has carried nothing.
+    New(Socket),
+    /// The same, inside TLS.
+    Secured(Box<TlsStream<Socket>>),
+    /// A connection that was pooled.
+    Pooled(PooledConnection),
+}
+
+impl Upstream {
+    /// Gets a tunnel to the registry. Cancel-safe: a caller whose client has left drops the future.
+    ///
+    /// # Errors
+    /// When its patience ends, or nothing allowed answers.
+    pub async fn reach(&self, attempt: &mut Attempt) -> Result<Connected, Failure> {
+        loop {
+            if let Some(connected) = self.step(attempt).await? {
+                return Ok(connected);
+            }
+        }
+    }
+
+    /// One step: one admission, and one dial where it gives a slot. `None`: another step is due. Cancel-safe like
+    /// [`Upstream::reach`].
+    ///
+    /// # Errors
+    /// When its patience ends, or nothing allowed answers.
+    pub async fn step(&self, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
+        tokio::select! {
+            biased;
+            step = self.step_in_time(attempt) => step,
+            () = self.ended.cancelled() => Err(Failure::Draining),
+        }
+    }
+
+    async fn step_in_time(&self, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
+        let mut round = match attempt.round.take() {
+            Some(round) => round,
+            None => match self.endpoints(attempt).await {
+                Ok(endpoints) => Round::new(endpoints),
+                Err(failure) => return self.unresolved(failure, attempt).await,
+            },
+        };
+        let slot = match self.admit(attempt).await {
+            Ok(Admission::New(slot)) => slot,
+            Ok(Admission::Kept(pooled)) => return Ok(Some(Connected::Pooled(pooled))),
+            // Its patience ended in the queue, but what kept it from being served is the dials that failed.
+            Err(refusal) => {
+                let dial = round.failed.map(Failure::from).or(attempt.failed.take());
+                return Err(dial.unwrap_or(Failure::Refused(refusal)));
+            }
+        };
+        match self.dial(slot, &mut round, attempt).await {
+            Some(connected) => Ok(Some(connected)),
+            None if round.endpoints.any_left() => {
+                attempt.round = Some(round);
+                Ok(None)
+            }
+            None => self.round_failed(round, attempt).await,
+        }
+    }
+
+    /// Dials the next address. `None` when it does not take the connection, or when its node has no slot of its own left.
+    async fn dial(&self, slot: Slot, round: &mut Round, attempt: &mut Attempt) -> Option<Connected> {
+        let Some(endpoint) = round.endpoints.next(self.slots_of_each, self.gate.now()) else {
+            self.wait_for_full_node(slot, attempt).await;
+            return None;
+        };
+        let once_connected = attempt.once_connected();
+        match connect::dial(slot, endpoint, once_connected, self.terms, &self.tls, &self.metrics).await {
+            Ok((established, took)) => {
+                attempt.connect = Some(took);
+                Some(self.stands(established, &attempt.destination))
+            }
+            Err(failed) => {
+                let is_node = failed.node_permit().is_some();
+                let error = self.failed(failed, &round.endpoints, &attempt.destination);
+                round.note(error, is_node);
+                None
+            }
+        }
+    }
+
+    /// The node has no slot left, though there are others: slot and token go back until that has settled.
+    async fn wait_for_full_node(&self, slot: Slot, attempt: &Attempt) {
+        const FULL_NODE_PAUSE: Duration = Duration::from_millis(100);
+        drop(slot);
+        if let Some((cluster, node)) = attempt.destination.cluster.as_ref().zip(attempt.destination.node) {
+            self.gate.make_way(&cluster.slots_of(node), &attempt.principal.client);
+        }
+        tokio::time::sleep(FULL_NODE_PAUSE).await;
+    }
+
+    /// Every address was tried once. Another round follows where a moment later may be better.
+    async fn round_failed(&self, round: Round, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
+        let error = round.failed.expect("a round ends with a dial that failed");
+        if round.untrusted && self.retry_until_deadline && !error.is_final() {
+            // A node took the connection, so the gate knows of no outage.
+            self.pause_until(attempt.deadline.min(self.gate.now() + UNTRUSTED_PAUSE)).await?;
+        }
+        self.try_again_after(error.into(), attempt)
+    }
+
+    async fn unresolved(&self, failure: Failure, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
+        if !matches!(failure, Failure::Unknown(_)) || !self.retry_until_deadline {
+            return Err(failure);
+        }
+        attempt.lookups_failed += 1;
+        let due = self.gate.now() + LOOKUP_PAUSES.after(attempt.lookups_failed);
+        self.pause_until(due.min(attempt.deadline)).await?;
+        self.try_again_after(failure, attempt)
+    }
+
+    fn try_again_after(&self, failure: Failure, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
+        if !self.retry_until_deadline || !failure.may_pass() || self.gate.now() >= attempt.deadline {
+            return Err(failure);
+        }
+        let target = &attempt.destination.target;
+        tracing::debug!(registry = self.name, %target, error = %failure, "will try again");
+        attempt.failed = Some(failure);
+        Ok(None)
+    }
+
+    fn stands(&self, established: Established, destination: &Destination) -> Connected {
+        let socket = match &established {
+            Established::Plain(socket) => socket,
+            Established::Secured(stream) => stream.get_ref().0,
+        };
+        if socket.node_permit().is_some_and(NodePermit::dialled) {
+            self.nodes_changed(destination);
+        }
+        match established {
+            Established::Plain(socket) => Connected::New(socket),
+            Established::Secured(stream) => Connected::Secured(stream),
+        }
+    }
+
+    /// Notes a failed dial, and gives its slot back.
+    fn failed(&self, dial: FailedDial, endpoints: &Endpoints, destination: &Destination) -> DialError {
+        if let Some(node_permit) = dial.node_permit()
+            && endpoints.is_spent(node_permit)
+            && node_permit.failed(self.gate.now())
+        {
+            self.nodes_changed(destination);
+        }
+        // Of a registry, the last word counts; other hosts have nothing in common. Who cannot prove who he is takes
+        // connections all the same.
+        let nobody_left = match &destination.cluster {
+            Some(cluster) if destination.node.is_none() => cluster.living() == 0,
+            _ => !endpoints.any_left(),
+        };
+        let tells = self.retry_until_deadline && nobody_left;
+        if !dial.error.is_final() {
+            dial.tell(tells);
+            if tells {
+                let name = destination.name();
+                self.repair.note(Cause::FailedDial, self.repair.key(&[name.as_bytes()]), self.gate.now());
+            }
+        }
+        dial.into_error()
+    }
+
+    async fn admit(&self, attempt: &mut Attempt) -> Result<Admission<PooledConnection>, Refusal> {
+        let request = AdmissionRequest {
+            place: attempt.place,
+            deadline: attempt.deadline,
+            principal: attempt.principal.clone(),
+            lane: attempt.lane,
+            target: attempt.name.clone(),
+            reuse: attempt.reuse.clone(),
+            again: attempt.again,
+        };
+        attempt.again = true;
+        if let Some(claim) = attempt.claim.take() {
+            claim.used();
+        }
+        let since = Instant::now();
+        let mut admission = pin!(self.gate.admit(request));
+        let admitted = tokio::select! {
+            biased;
+            admitted = admission.as_mut() => admitted,
+            () = ready(()) => {
+                attempt.queued.store(true, Ordering::Relaxed);
+                admission.await
+            }
+        };
+        attempt.waited += since.elapsed();
+        admitted
+    }
+}

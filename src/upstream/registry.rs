@@ -1,0 +1,170 @@
+//! One registry, or all other hosts, as seen by those who want to reach it: its gate, its settings, its nodes.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::addresses::AddressPolicy;
+use super::attempt::{Attempt, Destination, Patience};
+use super::cluster::Cluster;
+use super::connect::ConnectionTerms;
+use super::failure::Failure;
+use super::http::PooledConnection;
+use super::resolve::Resolver;
+use super::tls::Tls;
+use crate::admission::{Gate, Kind, Lane, Moment, Principal, ReuseKey};
+use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
+use crate::repair::Repair;
+
+/// One registry, or all other hosts, as seen by those who want to reach it.
+#[derive(Debug)]
+pub struct Upstream {
+    /// The registry's name, as in the config.
+    pub name: String,
+    /// Decides who may open a socket.
+    pub gate: Gate<PooledConnection>,
+    /// What counts.
+    pub metrics: Arc<RegistryMetrics>,
+    /// What holds for each connection.
+    pub terms: ConnectionTerms,
+    /// Which addresses may be dialled.
+    pub addresses: AddressPolicy,
+    /// Whether a dial that failed is tried again until the request's patience ends; if not, it is answered at once.
+    pub retry_until_deadline: bool,
+    /// What its queue promises.
+    pub queue: QueueTerms,
+    /// The names of the classes, in their order.
+    pub classes: Arc<[String]>,
+    /// How TLS is spoken to it.
+    pub tls: Arc<Tls>,
+    /// Which of its answers are asked for again, and whether it is in distress.
+    pub repair: Arc<Repair>,
+    /// Slots for each node, where each has its own.
+    pub slots_of_each: Option<usize>,
+    /// What the number of slots follows from, where each node has its own. Locked while they are counted anew; shared with
+    /// the same registry before a reload, whose requests may still be under way.
+    pub sized: Arc<Mutex<Option<NodeSlots>>>,
+    /// Names to addresses; shared by all.
+    pub resolver: Arc<Resolver>,
+    /// Cancelled when those who are still on their way are refused as draining.
+    pub ended: CancellationToken,
+}
+
+/// Slots that each node has for itself.
+#[derive(Debug)]
+pub struct NodeSlots {
+    of_each: usize,
+    nodes: Arc<Cluster>,
+}
+
+impl NodeSlots {
+    /// Those of the nodes that take connections, or of one where none does.
+    fn all(&self) -> usize {
+        self.of_each * self.nodes.living().max(1)
+    }
+}
+
+/// What the queue of one registry promises.
+#[derive(Clone, Debug)]
+pub struct QueueTerms {
+    /// Waiters at once.
+    pub depth: usize,
+    /// The longest wait of a CONNECT, by class.
+    pub tunnel_timeout: Vec<Duration>,
+    /// The longest wait of a request that is visible as HTTP, by class.
+    pub request_timeout: Vec<Duration>,
+}
+
+impl Upstream {
+    /// What to call it in a sentence.
+    #[must_use]
+    pub fn title(&self) -> String {
+        if self.name == OTHER_HOSTS { "the other host".to_owned() } else { format!("registry {}", self.name) }
+    }
+
+    /// A place in the order for a request that arrives now, or the one that its client left not long ago. Its patience
+    /// counts from now in any case.
+    #[must_use]
+    pub fn attempt(
+        &self,
+        destination: Destination,
+        principal: Principal,
+        (kind, lane): (Kind, Lane),
+        reuse: Option<ReuseKey>,
+        patience: Patience,
+    ) -> Attempt {
+        let name = destination.name();
+        let (place, claim) = self.gate.place(&principal.client, &name);
+        Attempt {
+            destination,
+            principal,
+            kind,
+            lane,
+            name,
+            reuse,
+            patience,
+            deadline: self.gate.now() + patience.limit,
+            place,
+            again: claim.is_some(),
+            queued: Arc::default(),
+            waited: Duration::ZERO,
+            connect: None,
+            claim,
+            round: None,
+            lookups_failed: 0,
+            failed: None,
+        }
+    }
+
+    /// Where each node has slots of its own, those of a node that is out are not there.
+    pub(super) fn nodes_changed(&self, destination: &Destination) {
+        let Some(cluster) = &destination.cluster else { return };
+        tracing::info!(
+            registry = self.name,
+            up = cluster.living(),
+            of = cluster.origins().len(),
+            "nodes that take connections"
+        );
+        // In order: the last word counts. The nodes may be others now, but what is known of them is the same.
+        let sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sized) = &*sized {
+            self.gate.resize(sized.all());
+        }
+    }
+
+    /// It has so many slots, or as many as these nodes have together that take connections.
+    pub fn size(&self, slots: usize, cluster: &Arc<Cluster>) {
+        let mut sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
+        *sized = self.slots_of_each.map(|of_each| NodeSlots { of_each, nodes: cluster.clone() });
+        self.gate.resize(sized.as_ref().map_or(slots, NodeSlots::all));
+    }
+
+    /// Takes the turn to give this pooled connection up for a new one, if one is due: another node has fewer connections, or
+    /// is to be tried.
+    #[must_use]
+    pub fn begin_move(&self, pooled: &PooledConnection, destination: &Destination) -> bool {
+        let (Some(cluster), Some(node), None) = (&destination.cluster, pooled.node(), destination.node) else {
+            return false;
+        };
+        cluster.begin_move(node, self.slots_of_each, self.gate.now())
+    }
+
+    /// Waits, holding nothing.
+    ///
+    /// # Errors
+    /// When the process is going down.
+    pub async fn pause_until(&self, moment: Moment) -> Result<(), Failure> {
+        tokio::select! {
+            () = sleep_until(self.instant(moment)) => Ok(()),
+            () = self.ended.cancelled() => Err(Failure::Draining),
+        }
+    }
+
+    /// The gate's time as tokio's.
+    #[must_use]
+    pub fn instant(&self, moment: Moment) -> Instant {
+        Instant::now() + moment.since(self.gate.now())
+    }
+}
