@@ -10,7 +10,7 @@ use roadstead_test_support::{
 use serde_json::{Value, json};
 use tokio::net::TcpSocket;
 
-/// What every registry shows in `/status`.
+/// The fields of every registry in `/status`.
 const KEYS: [&str; 9] =
     ["slots", "open", "connecting", "active", "idle", "closing", "waiting", "oldest_wait_seconds", "paused"];
 
@@ -48,7 +48,7 @@ async fn a_running_sidecar_is_alive_and_ready() {
     }
 }
 
-/// What is not there is 404, what is only read is 405 for other methods.
+/// An unknown path is 404. A path that can only be read is 405 for other methods.
 #[tokio::test]
 async fn unknown_paths_and_methods_are_refused() {
     let (_stub, sidecar) = stage(1, "").await;
@@ -168,7 +168,7 @@ async fn who_never_reads_takes_few_descriptors_and_not_for_ever() {
             socket.set_recv_buffer_size(4096).unwrap();
             let mut peer = Wire::new(socket.connect(listener).await.unwrap());
             let asked = request("GET", "/metrics", &["Host: 127.0.0.1"]).repeat(1000);
-            // What does not fit is not needed.
+            // Bytes that do not fit are not needed.
             let _ = tokio::time::timeout(Duration::from_millis(10), peer.send(asked.as_bytes())).await;
             peers.push(peer);
         }
@@ -265,7 +265,7 @@ async fn a_name_of_the_world_pauses_nothing_on_a_wide_address() {
     }
 }
 
-/// Who misspells a registry is told which there are.
+/// The answer to a misspelt registry lists the known ones.
 #[tokio::test]
 async fn an_unknown_registry_is_answered_with_the_known_ones() {
     let (_stub, sidecar) = stage(1, "").await;

@@ -132,7 +132,7 @@ async fn status_shows_the_live_picture() {
     assert!(nowhere.stderr.contains("--admin URL"), "{}", nowhere.stderr);
 }
 
-/// What is named wrongly is told as what it is, before anybody is asked.
+/// A wrong name is reported before any sidecar is asked.
 #[tokio::test]
 async fn a_wrong_address_or_name_is_wrong_usage() {
     for (admin, told) in [
@@ -155,7 +155,7 @@ async fn a_wrong_address_or_name_is_wrong_usage() {
 #[tokio::test]
 async fn status_needs_no_config() {
     let run = roadstead(&["status"]).await;
-    // Whoever runs the tests may have a sidecar of their own there.
+    // The tester may have a sidecar of their own there.
     assert!(run.status == Some(0) || run.stderr.contains("127.0.0.1:4129: "), "{}", run.stderr);
 }
 
@@ -214,7 +214,7 @@ sys.stdout.buffer.write(seen)
 sys.exit(child.wait())
 "#;
 
-/// What `roadstead` with these arguments writes to a terminal of so many rows and columns.
+/// The output of `roadstead` with these arguments on a terminal of so many rows and columns.
 async fn on_a_terminal((rows, columns): (usize, usize), env: &[(&str, &str)], arguments: &[&str]) -> String {
     let run = Command::new("python3")
         .args(["-c", TERMINAL, &rows.to_string(), &columns.to_string(), env!("CARGO_BIN_EXE_roadstead")])
@@ -343,7 +343,7 @@ async fn check_prints_the_slots_of_each_registry() {
     }
 }
 
-/// What is allowed but hardly meant is a warning beside the slots, and no failure.
+/// A setting that is allowed but probably a mistake is a warning beside the slots, and no failure.
 #[tokio::test]
 async fn check_warns_of_a_wait_that_outlasts_the_clients() {
     let (_folder, path) = file(&format!("{GOOD}\n[registries.mirror.queue]\ntunnel_timeout = \"55s\"\n"));

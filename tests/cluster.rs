@@ -14,7 +14,7 @@ use roadstead_test_support::{
 use tokio::task::JoinHandle;
 
 const SOON: Duration = Duration::from_secs(10);
-/// What a node may be left out for at most, and more.
+/// Longer than the longest time for which a node is left out.
 const PROBED: Duration = Duration::from_secs(20);
 /// Long enough to see that nothing comes of what takes milliseconds.
 const NEVER: Duration = Duration::from_millis(500);
@@ -59,7 +59,7 @@ async fn all_served(asked: Vec<JoinHandle<u16>>) {
     }
 }
 
-/// What the sidecar says of a node.
+/// The sidecar's metric for a node.
 async fn is_up(sidecar: &Sidecar, node: &StubRegistry) -> u64 {
     let url = format!("http://{}", node.address());
     sidecar.metrics().await.count("roadstead_upstream_up", &[("registry", "stub"), ("upstream", &url)])
@@ -132,8 +132,8 @@ async fn whoever_goes_to_a_node_takes_its_slots() {
     assert!(one.peak() <= 2 && other.peak() <= 2, "{} and {}", one.peak(), other.peak());
 }
 
-/// What idles at a node gives way to a tunnel there, though other nodes have slots left: a connection that is kept, and a
-/// tunnel that carries nothing.
+/// Idle connections at a node, a pooled one and an unused tunnel, are reclaimed for a tunnel there, although other nodes have
+/// slots left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_idles_at_a_node_gives_way_to_who_goes_there() {
     let (one, other) = (node().await, node().await);

@@ -51,7 +51,7 @@ async fn a_mirror_challenges_as_its_registry_does() {
     assert!(answers.iter().skip(1).all(|(_, answer)| answer.contains(challenge)), "{answers:#?}");
 }
 
-/// What is answered without a token, and with one that is none.
+/// The answers without a token, and with an invalid one.
 async fn challenges(address: SocketAddr) -> Vec<(String, String)> {
     let mut client = Client::new(address).await;
     let manifest = format!("{REPOSITORY}/manifests/v1");

@@ -192,13 +192,13 @@ struct Blob {
     url: String,
 }
 
-/// What curl got and said.
+/// The answer that curl got, and its messages.
 struct Answer {
     status: u16,
     body: Vec<u8>,
     /// The last head, as it came.
     head: String,
-    /// What `-v` prints.
+    /// The output of `-v`.
     verbose: String,
 }
 
@@ -348,7 +348,7 @@ async fn digest_of(file: &Path) -> String {
     format!("sha256:{digest}")
 }
 
-/// What Prometheus' checker says about these metrics; nothing if they are fine.
+/// The complaints of the Prometheus checker about these metrics; empty if there are none.
 async fn promtool(metrics: &[u8]) -> String {
     let mut checker = Command::new(find_program("promtool"))
         .args(["check", "metrics"])

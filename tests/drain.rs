@@ -12,9 +12,9 @@ use roadstead_test_support::{
 
 /// Long enough for the slowest machine; nothing waits for it unless it fails.
 const SOON: Duration = Duration::from_secs(10);
-/// What "at once" may take.
+/// The longest time that counts as "at once".
 const AT_ONCE: Duration = Duration::from_secs(2);
-/// What the end may take beyond `drain_timeout`.
+/// The longest time of the end beyond `drain_timeout`.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// A registry, and a sidecar with `slots` for it that drains for `drain_timeout`.
@@ -83,7 +83,7 @@ async fn nobody_new_is_accepted_while_draining() {
     assert!(took < SOON, "ended {took:?} after the signal");
 }
 
-/// Who waits in the queue is still served, in either form, as the slot comes free; then the process ends.
+/// Waiting requests of either form are still served when the slot comes free; then the process ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_is_still_served_while_draining() {
     let (stub, mut sidecar) = stage(1, "20s").await;

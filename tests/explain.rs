@@ -101,7 +101,7 @@ async fn the_time_since_the_last_byte_grows_until_the_next() {
     assert!(age >= long, "its age goes on: {age}");
 }
 
-/// Who waits is told with kind and lane; while paused, nobody knows for how long.
+/// `/queue` shows waiting requests with kind and lane; while paused, the expected wait is unknown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_queue_tells_kind_and_lane_of_each_waiter() {
     let stub = StubRegistry::builder().start().await;

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 
 /// Long enough for the slowest machine; nothing waits for it unless it fails.
 const SOON: Duration = Duration::from_secs(10);
-/// What "at once" may take.
+/// The longest time that counts as "at once".
 const AT_ONCE: Duration = Duration::from_secs(2);
 /// How long nothing must come before it counts as silence.
 const A_WHILE: Duration = Duration::from_millis(50);
@@ -116,7 +116,7 @@ async fn each_method_of_a_pull_or_push_passes() {
     sidecar.until_outcomes("stub", Outcomes { served: 5, ..Outcomes::default() }).await;
 }
 
-/// What is said to this hop alone stays here; Host is the URL's; the proxy's credentials never go on.
+/// Hop-by-hop headers stay here; Host is the URL's; the proxy's credentials are never passed on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn headers_of_one_hop_stay_on_it() {
     let (stub, sidecar) = stage(1).await;
@@ -424,7 +424,7 @@ async fn a_kept_connection_that_the_registry_closed_is_replaced_unseen() {
     sidecar.until_outcomes("stub", Outcomes { served: 2, ..Outcomes::default() }).await;
 }
 
-/// What may change something is not sent twice: its client is told.
+/// A request that may change something is not sent twice: its client gets an error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_is_never_sent_twice() {
     let (stub, seen) = scripted(|number, index| match (number, index) {

@@ -54,7 +54,7 @@ const OLD_WORDS: &[&str] = &[
 const OLD_TYPES: &[&str] =
     &["Ask", "Asked", "Bound", "Way", "Trip", "Reached", "Turn", "Seen", "Held", "Word", "Meaning"];
 
-/// What does not hold yet, by the part of the finding before its colon. This list only shrinks, and ends empty.
+/// Known findings, by the part before the colon. This list only shrinks, and ends empty.
 const NOT_YET: &[&str] = &[
     "Claim",
     "Client",
@@ -257,7 +257,7 @@ impl Sources {
         Sources { text, code }
     }
 
-    /// Which modules each module names. A parent that re-exports a child uses it.
+    /// The modules that each module names. A parent that re-exports a child uses it.
     fn arrows(&self) -> BTreeMap<String, BTreeSet<String>> {
         let mut arrows: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (module, code) in &self.code {

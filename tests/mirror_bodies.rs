@@ -50,7 +50,7 @@ async fn saying(words: Vec<u8>, then_close: bool) -> (StubRegistry, mpsc::Unboun
             let mut wire = Wire::new(connection);
             while let Ok(Some(head)) = wire.read_head().await {
                 let Ok(body) = wire.body(Framing::of_request(&head)).collect().await else { return };
-                // Whoever does not look at them has no need to.
+                // A test that does not look at them drops the receiver.
                 let _ = seen.send((head, body));
                 if wire.send(&words).await.is_err() || then_close {
                     return;
@@ -62,7 +62,7 @@ async fn saying(words: Vec<u8>, then_close: bool) -> (StubRegistry, mpsc::Unboun
     (stub, shown)
 }
 
-/// What the mirror makes of this answer to this request.
+/// The answer of the mirror when the registry answers this request so.
 async fn relayed(words: &[u8], then_close: bool, method: &str, headers: &[&str]) -> Response {
     let (stub, _seen) = saying(words.to_vec(), then_close).await;
     let (_sidecar, mirror) = mirror_of(stub.address()).await;
@@ -184,7 +184,7 @@ async fn trailers_pass_both_ways() {
     assert!(upload.contains("\r\nbody\r\n") && upload.contains("transfer-encoding: chunked\r\n"), "{upload}");
 }
 
-/// What comes, in small letters, until it ends so.
+/// Reads until the text ends so, in small letters.
 async fn read_until<S>(wire: &mut Wire<S>, end: &str) -> String
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,

@@ -163,7 +163,7 @@ async fn demanding(version: &'static SupportedProtocolVersion) -> StubRegistry {
         let acceptor = acceptor.clone();
         async move {
             let Err((_, mut connection)) = acceptor.accept(connection).into_fallible().await else { return };
-            // What lies unread at the end would reset the connection, and the alert would be lost with it.
+            // Unread bytes at the end would reset the connection, and the alert would be lost.
             let mut rest = [0; 4096];
             while connection.read(&mut rest).await.is_ok_and(|read| read > 0) {}
         }

@@ -31,7 +31,7 @@ impl Stage {
         Stage { stub, sidecar, holder }
     }
 
-    /// Who waits, as soon as somebody does, and what the metrics say of the class.
+    /// The waiting request, as soon as there is one, and the metrics of its class.
     async fn waiting(&self) -> Value {
         self.sidecar.until("stub", "waiting", 1).await;
         let shown = self.sidecar.ask_admin("GET", "/queue").await.json()["registries"]["stub"]["waiting"][0].take();
@@ -143,7 +143,7 @@ async fn who_has_no_name_is_the_user_that_runs_it() {
     }
 }
 
-/// What reqwest is told of a proxy; `None` for one that it does not understand.
+/// A reqwest client that uses this proxy.
 fn reqwest_through(proxy: reqwest::Proxy) -> reqwest::Client {
     reqwest::Client::builder().proxy(proxy).timeout(Duration::from_secs(20)).build().expect("a client")
 }

@@ -72,8 +72,8 @@ async fn until_live(browser: &Browser, word: &str) {
     eventually_is("the page to be connected", SOON, json!([word]), async || texts(browser, "#live")).await;
 }
 
-/// What happens is seen within seconds, in the strip, the numbers, the tables and the plots; nothing is forbidden by the
-/// page's own policy, and no script fails.
+/// The page shows events within seconds, in the strip, the numbers, the tables and the plots. The page's own policy forbids
+/// nothing, and no script fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_page_follows_the_load() {
     let (stub, sidecar, browser) = stage(4).await;

@@ -73,7 +73,7 @@ impl Stage {
     }
 }
 
-/// What came of the pulls.
+/// The result of the pulls.
 struct Pulled {
     failed: Vec<String>,
     cut: u64,

@@ -46,7 +46,7 @@ async fn both_ways(sidecar: &Sidecar, authority: &str) -> [Response; 2] {
     [asked, tunnel]
 }
 
-/// What holds for every refusal; hands out the detail.
+/// Checks everything that every refusal has in common, and returns the detail.
 fn assert_refused(answer: &Response, status: u16, reason: &str, registry: &str) -> Value {
     let error = &answer.json()["errors"][0];
     let shown = answer.head.raw();
@@ -274,7 +274,7 @@ async fn a_registry_that_comes_back_serves_those_who_waited() {
     })
     .await;
     stub.accept_again().await;
-    // Whoever is first: a tunnel keeps the only slot until it ends.
+    // The first of the two keeps the only slot until its tunnel ends.
     let (first, second) = tokio::join!(asked.read_answer(), async {
         let answer = tunnel.read_answer().await;
         drop(tunnel);

@@ -83,7 +83,7 @@ async fn what_takes_a_restart_is_refused_aloud_and_with_it_all_the_rest() {
     assert!(problem.contains("listen.proxy: 127.0.0.1:0 -> 127.0.0.1:1: takes a restart"), "{problem}");
 }
 
-/// What is wrong with the file, as `/status` and the metric tell: told by both, or by neither.
+/// The problem of the file, from `/status` and from the metric: both report it, or neither.
 async fn problem(sidecar: &Sidecar) -> Option<String> {
     let told = sidecar.status().await["config"]["problem"].as_str().map(str::to_owned);
     let good = sidecar.metrics().await.count("roadstead_config_last_reload_successful", &[]);
@@ -232,7 +232,7 @@ async fn a_host_that_moves_is_refused_aloud_and_with_it_all_the_rest() {
     assert_eq!(sidecar.count("stub", "slots").await, 5);
 }
 
-/// What nobody has is free to be claimed: a new registry, and a further host of one that stands.
+/// Hosts that no registry has may be claimed: by a new registry, and as a further host of an existing one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn registries_and_hosts_are_added() {
     let (stub, sidecar) = stage(1).await;

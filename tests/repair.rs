@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use roadstead_test_support::{Illness, PASSWORD, Response, Sidecar, StubHarbor, USER, Wire, config, eventually_is};
 use tokio::time::timeout;
 
-/// What anything may take that needs no time of its own.
+/// The longest time of a step that needs no time of its own.
 const SOON: Duration = Duration::from_secs(2);
 
 /// Pulls of the great storm.
@@ -200,7 +200,7 @@ async fn a_permanent_error_is_asked_for_a_handful_of_times() {
     assert_eq!((harbor.requests().len(), retries(&sidecar).await), (1 + 5, 4));
 }
 
-/// What is counted is what Harbor saw, by what was wrong.
+/// The counters agree with the requests that Harbor saw, by sign.
 #[tokio::test]
 async fn each_sign_is_counted_as_harbor_saw_it() {
     const TOKEN: &str = "/service/token?scope=repository:team/app:pull";
@@ -514,7 +514,7 @@ async fn a_head_that_is_not_denied_gets_its_own_answer() {
     }
 }
 
-/// What was denied a moment ago, and is not now, is looked at again when it is denied again.
+/// A HEAD that was denied, then served, is examined again when it is denied again.
 #[tokio::test]
 async fn a_good_head_ends_the_belief_in_a_denial() {
     let harbor = StubHarbor::scripted(|head, before| match (head.method(), before) {
@@ -584,7 +584,7 @@ async fn a_head_that_meets_a_database_error_is_asked_again() {
     assert!(harbor.struck().len() > 5, "{:?}", harbor.struck());
 }
 
-/// What the registry asks for is waited for, by the registry's own clock.
+/// The sidecar waits as long as the registry asks, by the registry's own clock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_comes_back_before_the_registry_says_so() {
     const DATES: [&str; 2] = ["Date: Wed, 21 Oct 2026 07:28:00 GMT", "Retry-After: Wed, 21 Oct 2026 07:28:01 GMT"];
@@ -621,7 +621,7 @@ async fn an_answer_that_cannot_be_read_is_not_asked_for_again() {
     assert_eq!((harbor.requests().len(), retries(&sidecar).await), (1, 0));
 }
 
-/// What is packed cannot be looked into: tokens are asked for unpacked, and nothing else is.
+/// A compressed body cannot be read: tokens, and only tokens, are requested without compression.
 #[tokio::test]
 async fn tokens_are_asked_for_as_they_are() {
     let harbor = StubHarbor::scripted(|head, before| {

@@ -28,7 +28,7 @@ const PULLS: usize = 30;
 const BLOB: usize = 64 * 1024;
 const SOON: Duration = Duration::from_secs(30);
 
-/// What systemd is for the sidecar: it holds the socket, and starts processes on it.
+/// The part of systemd: it holds the socket, and starts processes on it.
 struct Manager {
     listener: TcpListener,
     /// For the mirror of the registry `stub`, where there is one.
@@ -36,11 +36,11 @@ struct Manager {
     /// `drain_timeout` of its processes.
     drain_timeout: &'static str,
     folder: TempDir,
-    /// What it starts.
+    /// The binary that it starts.
     binary: PathBuf,
     /// Those that it started itself and has not waited for.
     children: Vec<Child>,
-    /// What they said of themselves, line by line.
+    /// The messages of the processes to systemd, line by line.
     heard: Arc<Mutex<String>>,
 }
 
@@ -236,7 +236,7 @@ impl Storms {
             while running.len() < STORMS || !enough.load(Ordering::Relaxed) {
                 let storm = Storm { clients: PULLS, blob: BLOB, ..Storm::new(Destination::Connect(proxy)) };
                 running.push(tokio::spawn(storm.run(registry)));
-                // What the registry can serve meanwhile.
+                // Time for the registry to serve some pulls.
                 tokio::time::sleep(Duration::from_millis(700)).await;
             }
             running
@@ -244,7 +244,7 @@ impl Storms {
         Storms { is_enough, running }
     }
 
-    /// What was done was done in the storms: now they may end.
+    /// Lets the storms end.
     async fn end(self) -> Vec<Tally> {
         assert!(!self.running.is_finished(), "the last storms have begun before the last restart");
         self.is_enough.store(true, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! Who holds a slot and does nothing with it: a client that takes nothing, a registry that says nothing, a connection that
-//! has ended on one side. Each gives way when somebody waits, after its own time, and what moves is never cut.
+//! Holders that do nothing with their slot: a client that takes nothing, a registry that sends nothing, a connection that has
+//! ended on one side. Each is cut for a waiting request after its own time; a connection that moves is never cut.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ async fn a_client_that_takes_nothing_keeps_its_tunnel_no_longer_than_a_stall() {
     assert!(stub.peak() <= 1);
 }
 
-/// What a client has not taken yet is under way, however long ago the registry sent it.
+/// Bytes that a client has not taken yet are under way, however long ago the registry sent them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_takes_its_time_gets_all() {
     // Less than the sockets hold: the registry has said all.

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 /// Long enough for the slowest machine; nothing waits for it unless it fails.
 const SOON: Duration = Duration::from_secs(10);
-/// What "at once" may take.
+/// The longest time that counts as "at once".
 const AT_ONCE: Duration = Duration::from_secs(2);
 /// How long nothing must come before it counts as silence.
 const A_WHILE: Duration = Duration::from_millis(50);
@@ -80,7 +80,7 @@ async fn echo(mut connection: StubConnection) {
     }
 }
 
-/// What happened at a registry, in its order.
+/// The events at a registry, in order.
 #[derive(Clone, Debug, Default)]
 struct Diary {
     entries: Arc<Mutex<Vec<(String, Instant)>>>,
@@ -135,7 +135,7 @@ async fn there_is_no_200_before_the_connection_to_the_registry_stands() {
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let listener = socket.listen(1).unwrap();
     let address = listener.local_addr().unwrap();
-    // What the kernel accepts on behalf of a listener that does not; the next one waits for its handshake.
+    // The kernel completes these for a listener that does not accept; the next one waits for its handshake.
     let mut backlog = Vec::new();
     while let Ok(stream) =
         tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(address)).await
@@ -418,7 +418,7 @@ async fn a_registry_that_resets_cuts_the_client() {
     sidecar.until("stub", "open", 0).await;
 }
 
-/// Who asked first is admitted first.
+/// The first request is admitted first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queued_tunnels_are_admitted_in_the_order_of_their_arrival() {
     const CLIENTS: u8 = 12;

@@ -66,7 +66,7 @@ fn release_build(target: Option<&str>) -> PathBuf {
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--release", "--locked", "--bin", "roadstead", "--target-dir"]).arg(folder);
     build.current_dir(repository(""));
-    // What cargo told this test about its package would make crates build anew.
+    // Cargo's variables for this test would make crates build again.
     for (name, _) in
         std::env::vars().filter(|(name, _)| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
     {

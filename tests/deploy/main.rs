@@ -1,4 +1,4 @@
-//! What is shipped for deploying, judged by the programs that will read it: manifests by kustomize and the schemas of
+//! The files for deploying, judged by the programs that will read them: manifests by kustomize and the schemas of
 //! Kubernetes, alerts and dashboard by Prometheus' own checker and a live `/metrics`, units by systemd, the image by
 //! buildah. A program that is missing fails its test; only where the machine cannot build an image, `NOT RUN` is printed,
 //! with the cause.

@@ -19,7 +19,7 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// The chart's own init containers in the pods of its clients.
 const INIT_OF_CLIENTS: [&str; 3] = ["wait-for-scheduler", "dfinit", "restart-container-runtime"];
 
-/// What kustomize makes of a stand-in for Dragonfly's chart, by the way that helm would take.
+/// The output of kustomize for a stand-in of Dragonfly's chart, called as helm would call it.
 fn render_dragonfly(chart: &str) -> Output {
     let folder = TempDir::new().unwrap();
     copy_folder(&repository("k8s"), &folder.path().join("k8s"));

@@ -151,7 +151,7 @@ async fn alerts_and_dashboard_ask_only_for_what_a_sidecar_exports() {
     assert_eq!(hidden, NOT_SHOWN, "exported, but neither in the dashboard nor in an alert");
 }
 
-/// What `/metrics` holds, as text.
+/// The text of `/metrics`.
 struct Exported {
     families: Vec<String>,
     samples: Vec<String>,

@@ -8,7 +8,7 @@ const GROUPING: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "g
 /// Words between two expressions.
 const OPERATORS: [&str; 5] = ["and", "or", "unless", "bool", "offset"];
 
-/// What an expression asks for.
+/// The metrics and labels of an expression.
 #[derive(Debug, Default, PartialEq)]
 pub struct Asked {
     /// Each metric that is named, with its matchers.

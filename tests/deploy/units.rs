@@ -97,7 +97,7 @@ fn the_service_is_exposed_to_little() {
     assert!(level <= EXPOSURE, "{line}");
 }
 
-/// What the units say agrees with the config that the sidecar starts with.
+/// The units agree with the config that the sidecar starts with.
 #[test]
 fn the_units_agree_with_the_shipped_config() {
     let config = Config::parse(&text_of("sidecar.toml")).unwrap_or_else(|problems| panic!("{problems}"));

@@ -7,7 +7,7 @@ use roadstead::config::{Config, Problems};
 
 use crate::page::{Page, quoted, text_of};
 
-/// What the page says of one key.
+/// The row of one key on the page.
 #[derive(Debug)]
 struct Entry {
     kind: String,

@@ -1,5 +1,5 @@
 //! The examples on the pages, run: blocks of `toml test` (a whole config) and `toml part` (some tables of one) by `roadstead
-//! check`, blocks of `sh test` by a shell, beside a sidecar. What other programs read is parsed.
+//! check`, blocks of `sh test` by a shell, beside a sidecar. Files of other programs are parsed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,10 +12,10 @@ use tokio::process::Command;
 
 use crate::page::{pages, repository, text_of};
 
-/// What an example may call, so that none does harm.
+/// The commands that an example may call, so that none does harm.
 const COMMANDS: [&str; 3] = ["roadstead", "curl", "grep"];
 
-/// What a part of a config lacks.
+/// The rest of a config, for a block that is only a part.
 const LEAST: &str = "[registries.harbor]\nhosts = [\"harbor.example.com\"]\ncap = 10\nshare = 1\n";
 /// The file that configs on the pages name.
 const AUTHORITY: &str = "/etc/ssl/harbor-ca.pem";

@@ -12,7 +12,7 @@ use crate::page::{Page, first_words, quoted};
 
 const PAGE: &str = "docs/metrics.md";
 
-/// What `/metrics` of a sidecar with a mirror holds.
+/// The text of `/metrics` of a sidecar with a mirror.
 async fn exported() -> String {
     let text = config(
         "[registries.harbor]\nhosts = [\"harbor.example.com\"]\ncap = 10\nshare = 1\n\

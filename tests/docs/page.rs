@@ -22,7 +22,7 @@ pub struct Table {
 /// One fenced block.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Block {
-    /// What stands behind the fence: `sh test`.
+    /// The words behind the fence: `sh test`.
     pub kind: String,
     pub line: usize,
     pub text: String,

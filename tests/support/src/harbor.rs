@@ -1,7 +1,7 @@
 //! A Harbor that falls ill: tokens, manifests and blobs as Harbor's core answers them, and its failures on demand.
 //!
 //! Illness strikes token and manifest requests at random, and the same request at most twice in a row; or it strikes as a
-//! test has written it down. Who sent which request is told by the header `X-Pull`, which the tests' pullers send.
+//! test has written it down. The header `X-Pull` of the tests' pullers tells which of them sent a request.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -74,7 +74,7 @@ struct State {
     asked: Vec<(Instant, Head)>,
 }
 
-/// Which illness strikes a request with this head, of which so many came before.
+/// The illness that strikes a request with this head, of which so many came before.
 type Script = dyn FnMut(&Head, usize) -> Option<Illness> + Send;
 
 /// How illness comes.

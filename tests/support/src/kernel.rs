@@ -19,22 +19,22 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// A thread that watches the sockets whose far end is one address.
 ///
-/// Whoever connects to that address is counted, the test's own process too: tests that watch a registry do not speak
-/// to it themselves.
+/// Every connection to that address is counted, also those of the test's own process: tests that watch a registry do not
+/// connect to it themselves.
 #[derive(Debug)]
 pub struct SocketWatch {
     signs: Arc<Signs>,
     thread: JoinHandle<Peak>,
 }
 
-/// What the watch and its thread tell each other.
+/// The state that the watch shares with its thread.
 #[derive(Debug, Default)]
 struct Signs {
     over: AtomicBool,
     samples: AtomicUsize,
 }
 
-/// What a watch has seen.
+/// The largest counts of a watch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peak {
     /// The most sockets at one instant.
@@ -43,7 +43,7 @@ pub struct Peak {
     pub samples: usize,
 }
 
-/// Which sockets toward a registry are looked at.
+/// The kinds of sockets toward a registry that are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum States {
     /// In every state but `TIME_WAIT`.
@@ -52,7 +52,7 @@ enum States {
     Dialling,
 }
 
-/// What tells one socket from another in two readings of the same list.
+/// The identities of sockets, to compare two readings of the same list.
 type Sockets = HashSet<u64>;
 
 impl SocketWatch {

@@ -1,4 +1,4 @@
-//! What roadstead's tests, its example and its benches share. Which tool answers which question:
+//! The tools of roadstead's tests, its example and its benches. Each answers one question:
 //!
 //! * [`Sidecar`]: what does the real binary do? A child process with its ports, logs, status and metrics.
 //! * [`StubRegistry`]: what did the registry see? It counts its own open connections, accepts and heads, and

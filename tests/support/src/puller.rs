@@ -21,7 +21,7 @@ const CLIENTS: u64 = 32;
 /// Longer than any wait in the queue of a test.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What is pulled.
+/// The load of a pull.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// Blobs.
@@ -37,7 +37,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// What dfdaemon does: 8 blobs of 64 MiB, 4 at once, in ranges of 4 MiB, 8 at once.
+    /// The load of dfdaemon: 8 blobs of 64 MiB, 4 at once, in ranges of 4 MiB, 8 at once.
     pub const DFDAEMON: Load =
         Load { blobs: 8, blobs_at_once: 4, pieces: 16, pieces_at_once: 8, piece: 4 * 1024 * 1024 };
 
@@ -176,7 +176,7 @@ impl NoRange {
     }
 }
 
-/// What a sidecar says of the tunnels to the registry `stub` that it took back.
+/// The metrics of a sidecar about the tunnels to the registry `stub` that it reclaimed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reclaims {
     /// Without a request so far.
@@ -212,7 +212,7 @@ impl Reclaims {
         }
     }
 
-    /// What came since `before`.
+    /// The difference since `before`.
     #[must_use]
     pub fn since(self, before: Reclaims) -> Reclaims {
         Reclaims {

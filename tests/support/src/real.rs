@@ -35,6 +35,6 @@ pub use token_service::TokenService;
 /// keeps to itself: `tests/run` shows these lines again at its end.
 pub fn not_run(cause: &str) {
     let cause = cause.trim().replace('\n', " | ");
-    // Who has no standard error needs no word.
+    // Without a standard error there is nobody to tell.
     let _ = writeln!(std::io::stderr(), "\nNOT RUN: {cause}");
 }

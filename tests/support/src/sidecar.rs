@@ -72,7 +72,7 @@ impl Sidecar {
         let mut child = Command::new(binary)
             .arg("--config")
             .arg(&path)
-            // What the tester's shell exports must not decide.
+            // Exports of the tester's shell must not change the result.
             .env_remove("RUST_LOG")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -1,7 +1,7 @@
 //! The load: many pulls at once, each a manifest and a blob, every byte checked.
 //!
-//! Clients that cut their connection on purpose are counted apart: whatever happens to them is no failure. Who cuts,
-//! where and how follows from one seed.
+//! Clients that cut their connection on purpose are counted apart: their pulls are no failures. One seed decides which
+//! clients cut, where and how.
 
 mod cut;
 mod pull;
@@ -42,7 +42,7 @@ pub struct Storm {
     pub blob: usize,
     /// How they reach the registry.
     pub way: Destination,
-    /// Who cuts the connection; `None`: nobody.
+    /// The clients that cut their connection; `None`: no client does.
     pub cut: Option<Cuts>,
     /// How long a client waits for all of its pull before it counts as failed.
     pub patience: Duration,

@@ -34,9 +34,9 @@ const BACKLOG: u32 = 4096;
 pub struct StubRegistry {
     address: SocketAddr,
     seen: Arc<Seen>,
-    /// What it should do: the wish of the test.
+    /// The state that the test wants.
     wanted: watch::Sender<Endpoint>,
-    /// What it does.
+    /// The state that it has.
     door: watch::Receiver<Endpoint>,
     /// Its end, by being dropped.
     _end: oneshot::Sender<()>,
@@ -65,7 +65,7 @@ enum Endpoint {
     Shut,
 }
 
-/// What the stub has seen, shared by all its connections.
+/// The counts of the stub, shared by all its connections.
 #[derive(Debug)]
 struct Seen {
     count: Arc<Count>,
@@ -271,8 +271,8 @@ impl StubRegistry {
         self.set(Endpoint::Open).await;
     }
 
-    /// Listens, on the same port, but accepts nobody, as a server that is still busy with its start: the kernel lets two
-    /// connections stand, and does not answer the others. What stands is accepted by [`StubRegistry::accept_again`].
+    /// Listens on the same port but accepts no connection, like a server that still starts: the kernel completes two
+    /// connections and does not answer the others. [`StubRegistry::accept_again`] accepts those two.
     pub async fn listen_without_accepting(&self) {
         self.set(Endpoint::Stuck).await;
     }
@@ -325,7 +325,7 @@ async fn accept_when_wanted<Handling>(
             },
         }
         if let Some(open) = listener.as_ref().filter(|_| was_open) {
-            // Who stands in the kernel's row already is served: closing the listener would reset them.
+            // Connections that the kernel has completed are served: closing the listener would reset them.
             let _ = timeout(Duration::from_millis(1), accept_all(open, &seen, &handler)).await;
             accept_the_rest(open, &seen, &handler);
         }

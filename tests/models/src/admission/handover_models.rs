@@ -1,6 +1,6 @@
-//! What meets at the hand-over, in every order: a grant and a waiter who leaves, its deadline, a resize, another waker.
+//! Events that meet at the hand-over, in every order: a grant and a waiter that leaves, its deadline, a resize, another waker.
 //!
-//! A waiter who is called and not woken sleeps for ever, which loom reports as a deadlock. The other judges are the core's
+//! A waiter that is admitted and not woken sleeps for ever, which loom reports as a deadlock. The other judges are the core's
 //! own books, once all are gone, and a count of those who are inside.
 
 use std::future::poll_fn;
@@ -218,7 +218,7 @@ fn a_deadline_and_a_grant_end_in_one_call() {
     });
 }
 
-/// Whoever is refused has its place kept, but not for another one before it knows.
+/// A refused waiter leaves a ticket, which no other request may use before the waiter knows.
 #[test]
 fn a_refused_waiters_place_is_nobody_elses_before_it_looks() {
     in_every_order(|| {

@@ -45,7 +45,7 @@ impl Framing {
     }
 }
 
-/// What is left of a body.
+/// The rest of a body.
 #[derive(Clone, Copy, Debug)]
 enum Left {
     /// So many bytes, and then nothing.
@@ -166,7 +166,7 @@ impl<'wire, S: AsyncRead + AsyncWrite + Unpin> Body<'wire, S> {
 mod tests {
     use super::*;
 
-    /// What a reader makes of `bytes` followed by the end of the connection.
+    /// Reads `bytes`, followed by the end of the connection.
     async fn read(bytes: &[u8], framing: Framing) -> io::Result<Bytes> {
         let (ours, theirs) = tokio::io::duplex(1024);
         let mut sender = Wire::new(theirs);

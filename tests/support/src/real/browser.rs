@@ -70,7 +70,7 @@ impl Browser {
         self.tell("url", &json!({"url": url}));
     }
 
-    /// What a function body gives back in the page.
+    /// The result of a function body in the page.
     #[must_use]
     pub fn run(&self, script: &str) -> Value {
         self.tell("execute/sync", &json!({"script": script, "args": []}))
@@ -95,7 +95,7 @@ impl Browser {
         self.develop("Emulation.setEmulatedMedia", &json!({"features": [scheme]}));
     }
 
-    /// What is seen, as PNG.
+    /// The visible page, as PNG.
     ///
     /// # Panics
     /// When it is no picture.
@@ -105,7 +105,7 @@ impl Browser {
         BASE64_STANDARD.decode(picture.as_str().expect("a picture as text")).expect("base64")
     }
 
-    /// What the console has said since the last time: errors of scripts, and what the security policy forbade.
+    /// The messages of the console since the last time: errors of scripts, and loads that the security policy forbade.
     ///
     /// # Panics
     /// When the driver gives no list.

@@ -11,9 +11,9 @@ use super::program::{find_program, run};
 
 /// Paths of the files, all in one folder that outlives the tests' use of them.
 pub struct Certificates {
-    /// What a client must trust.
+    /// The certificate that a client must trust.
     pub authority: PathBuf,
-    /// What the server shows.
+    /// The certificate that the server presents.
     pub server: PathBuf,
     /// The server's private key.
     pub server_key: PathBuf,

@@ -41,7 +41,7 @@ impl Containerd {
     /// Pulls `reference` with these options, unpacked as far as a container would need it.
     ///
     /// # Errors
-    /// What `ctr` complains of.
+    /// The complaint of `ctr`.
     pub fn pull(&self, options: &[&str], reference: &str) -> Result<(), String> {
         let pull = ["images", "pull", "--snapshotter", "native"];
         ctr(&self.socket, &[&pull, options, &[reference]].concat()).map(drop)
@@ -50,7 +50,7 @@ impl Containerd {
     /// The bytes of a blob that was pulled.
     ///
     /// # Errors
-    /// What `ctr` complains of.
+    /// The complaint of `ctr`.
     pub fn blob(&self, digest: &str) -> Result<Vec<u8>, String> {
         ctr(&self.socket, &["content", "get", digest])
     }

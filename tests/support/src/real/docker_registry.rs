@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::program::{Program, find_program};
 use super::token_service::{ISSUER, SERVICE};
 
-/// What the registry's log says once it is ready, before the address.
+/// The registry logs this when it is ready, followed by its address.
 const LISTENING: &str = "listening on ";
 
 /// A running registry, empty at first. Dropping it ends the process and removes its data.
@@ -78,7 +78,7 @@ impl DockerRegistry {
         self.address
     }
 
-    /// What it has logged so far: one line for each request, with method, path and status.
+    /// Its log so far: one line for each request, with method, path and status.
     #[must_use]
     pub fn log(&self) -> String {
         self.program.log()

@@ -55,7 +55,7 @@ impl GuardedRegistry {
         self.front.trusted_folder()
     }
 
-    /// What the front has logged so far: `PORT REQUEST STATUS` for each request.
+    /// The log of the front so far: `PORT REQUEST STATUS` for each request.
     #[must_use]
     pub fn log(&self) -> String {
         self.front.log()

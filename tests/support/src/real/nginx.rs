@@ -79,7 +79,7 @@ impl NginxSettings {
         Self { names_address: false, ..self }
     }
 
-    /// What of it stands in the server's block; `authority` is the file of the authority.
+    /// Its lines in the server's block; `authority` is the file of the authority.
     fn directives(self, authority: &Path) -> String {
         let mut lines = vec![format!("ssl_protocols {};", self.version.directive())];
         match (self.tickets, self.version) {
@@ -109,7 +109,7 @@ pub struct Nginx {
     folder: TempDir,
 }
 
-/// What an nginx is in front of.
+/// The server behind an nginx.
 #[derive(Clone, Copy)]
 struct Front<'a> {
     /// Where the requests below each path go, by plain HTTP.
@@ -249,7 +249,7 @@ impl Nginx {
         self.folder.path().join("trusted")
     }
 
-    /// What it has logged so far: one line `PORT REQUEST STATUS REUSED NAME` for each request: the client's port, `r` where its
+    /// Its log so far: one line `PORT REQUEST STATUS REUSED NAME` for each request: the client's port, `r` where its
     /// connection resumed a TLS session and `.` where not, and the name by which it was asked for in TLS, or `-`.
     #[must_use]
     pub fn log(&self) -> String {

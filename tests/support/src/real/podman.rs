@@ -46,7 +46,7 @@ impl Podman {
     /// Pulls an image.
     ///
     /// # Errors
-    /// What podman complains of.
+    /// The complaint of podman.
     pub fn pull(&self, image: &str) -> Result<(), String> {
         self.run(&["pull", image])
     }
@@ -54,7 +54,7 @@ impl Podman {
     /// Pushes an image that was pulled under another name, to a registry that speaks plain HTTP.
     ///
     /// # Errors
-    /// What podman complains of.
+    /// The complaint of podman.
     pub fn push(&self, image: &str, to: &str) -> Result<(), String> {
         self.run(&["push", "--tls-verify=false", image, &format!("docker://{to}")])
     }
@@ -63,7 +63,7 @@ impl Podman {
     /// their digests.
     ///
     /// # Errors
-    /// What podman complains of.
+    /// The complaint of podman.
     pub fn save(&self, image: &str, folder: &Path) -> Result<(), String> {
         let folder = folder.display().to_string();
         self.run(&["save", "--format", "docker-dir", "--output", &folder, image])

@@ -86,7 +86,7 @@ impl Program {
         Self { child, log }
     }
 
-    /// What the program has printed so far.
+    /// The output of the program so far.
     pub(super) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }

@@ -22,7 +22,7 @@ use crate::harbor::{answer, ill};
 use crate::http::{Framing, Head, Wire};
 use crate::{Illness, PASSWORD, StubConnection, StubRegistry, USER};
 
-/// Who signs the tokens, as Harbor calls it.
+/// The issuer of the tokens, as Harbor calls it.
 pub(super) const ISSUER: &str = "harbor-token-issuer";
 /// For whom they are, as Harbor calls it.
 pub(super) const SERVICE: &str = "harbor-registry";
@@ -41,7 +41,7 @@ pub struct TokenService {
 #[derive(Default)]
 struct State {
     illness: Option<Illness>,
-    /// What was asked for since it fell ill.
+    /// The requests since it fell ill.
     failed: HashSet<String>,
     struck: usize,
 }
@@ -121,7 +121,7 @@ async fn serve(connection: StubConnection, state: Arc<Mutex<State>>, signer: Arc
     }
 }
 
-/// What a token allows.
+/// The rights of a token.
 #[derive(Clone, Copy, PartialEq)]
 enum Grant {
     AsAsked,

@@ -1,4 +1,4 @@
-//! Which clients cut their connection, at which point, and how: drawn from a seed.
+//! The clients that cut their connection, at which point, and how: drawn from a seed.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub struct Cuts {
     pub seed: u64,
 }
 
-/// What one client does.
+/// The way in which one client cuts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
     pub(super) point: Point,
@@ -34,7 +34,7 @@ pub(super) enum Point {
 }
 
 impl Cuts {
-    /// What client `number` does with a blob of so many bytes; `None`: it behaves.
+    /// The cut of client `number` with a blob of so many bytes; `None`: it does not cut.
     pub(super) fn of_client(self, number: usize, blob: usize) -> Option<Cut> {
         let mut random = Random::new(self.seed.wrapping_mul(1_000_003).wrapping_add(number as u64));
         let point = match random.below(9) {

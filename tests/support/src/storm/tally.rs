@@ -1,4 +1,4 @@
-//! What came of a storm: how many were served, how many not and why, and how long it took.
+//! The result of a storm: how many pulls were served, how many failed and why, and how long it took.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ pub(super) struct End {
     pub(super) result: Result<(), String>,
     /// A failure after this one was wanted.
     pub(super) cut_on_purpose: bool,
-    /// What the proxy must have counted as finished by now.
+    /// The number that the proxy must have counted as finished by now.
     pub(super) completed: usize,
     /// From the start of the storm.
     pub(super) time: Duration,

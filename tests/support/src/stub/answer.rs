@@ -1,4 +1,4 @@
-//! What the stub answers to a request: a pure function of the request, and the bytes of its answer.
+//! The stub's answer to a request: a pure function of the request, and the bytes of the answer.
 
 use bytes::Bytes;
 

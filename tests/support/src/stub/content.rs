@@ -1,4 +1,4 @@
-//! What the stub's repositories hold: a manifest and blobs that follow from their names alone.
+//! The content of the stub's repositories: a manifest and blobs that follow from their names alone.
 //!
 //! Each path has bytes of its own, so an answer that reached the wrong client does not pass for the right one.
 

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use super::locked;
 
-/// Who is open, in the order of arrival.
+/// The open connections, in the order of arrival.
 #[derive(Debug, Default)]
 pub(super) struct Count {
     state: Mutex<State>,
