@@ -1,4 +1,4 @@
-//! Which addresses may be dialled: sorts an IP address into the few classes that the rules of the sidecar speak of.
+//! Classes of IP addresses: the few that the rules of the sidecar distinguish.
 //!
 //! Pure. It never decides by itself what is refused (the caller knows what the operator listed), and it never trusts
 //! an IPv6 spelling: an IPv4 address wrapped in one is classified as what it reaches. The upstream asks it between
@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What kind of place an address is.
+/// The class of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AddressClass {
     /// Nothing special: the public internet and the private ranges, where registries live.
@@ -37,7 +37,7 @@ const METADATA_V6: [Ipv6Addr; 2] = [
 ];
 
 impl AddressClass {
-    /// What to call it in a sentence.
+    /// Its name in a sentence.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {

@@ -36,7 +36,7 @@ use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::upstream::Upstream;
 
-/// Which endpoints a listener offers.
+/// The endpoints of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// All of them.
@@ -45,7 +45,7 @@ pub enum Scope {
     Metrics,
 }
 
-/// What the endpoints show.
+/// The data behind the endpoints.
 #[derive(Debug)]
 pub struct Admin {
     proxy: Arc<Proxy>,

@@ -166,8 +166,8 @@ fn print(text: &[u8]) -> ExitCode {
     output::print(text).map_or_else(|error| fail(EXIT_FAILURE, &error), |_| ExitCode::SUCCESS)
 }
 
-/// Where the sidecar's admin listener is, as `host:port`: as it was named, or as a config says. Whoever asks names no file
-/// most of the time, and then the first of those that are `known` and can be read counts; it needs nothing but the address.
+/// The sidecar's admin address as `host:port`: as given, or from a config. Without a given file, the first of the `known`
+/// ones that can be read counts; only the address in it must be valid.
 fn admin_of(named: Option<&str>, file: Option<&Path>, known: &[&str]) -> Result<String, String> {
     if let Some(url) = named {
         return ask::authority(url).map(str::to_owned);
@@ -358,7 +358,7 @@ async fn hand_over(
     }
 }
 
-/// What the operator wants.
+/// The operator's order.
 enum Order {
     /// Read the config again; why.
     Reload(&'static str),
@@ -467,7 +467,7 @@ mod tests {
         assert_eq!(admin(&[&absent, &installed]).unwrap(), "127.0.0.1:2");
         assert_eq!(admin(&[&absent, &absent]).unwrap(), "127.0.0.1:4129");
         assert!(admin(&[&broken, &installed]).unwrap_err().contains("--admin URL"), "it may be this one that runs");
-        // What is named counts alone.
+        // A given file counts alone.
         assert!(admin_of(None, Some(Path::new(&absent)), &[&here]).unwrap_err().contains(&absent));
         assert_eq!(admin_of(Some("http://[::1]:7/"), Some(Path::new(&absent)), &[&here]).unwrap(), "[::1]:7");
     }

@@ -23,7 +23,7 @@ pub const OTHER_HOSTS: &str = "other_hosts";
 pub const WAIT_BUCKETS: [f64; 13] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0];
 const CONNECT_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
-/// What counts for the whole process.
+/// The counters of the whole process.
 #[derive(Debug, Default)]
 pub struct Metrics {
     counted: Families,
@@ -74,7 +74,7 @@ impl Scrape {
     }
 }
 
-/// What counts for one registry.
+/// The counters of one registry.
 #[derive(Debug)]
 pub struct RegistryMetrics {
     classes: Vec<ClassMetrics>,
@@ -90,7 +90,7 @@ pub struct RegistryMetrics {
     repaired: Counters<Sign>,
 }
 
-/// What counts for one class of one registry.
+/// The counters of one class of one registry.
 #[derive(Debug)]
 struct ClassMetrics {
     admitted: IntCounter,
@@ -98,7 +98,7 @@ struct ClassMetrics {
     waits: Vec<Histogram>,
 }
 
-/// What happened at one registry since the start.
+/// The events at one registry since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SoFar {
     /// Admissions.
@@ -238,7 +238,7 @@ impl RegistryMetrics {
         self.bytes.at(direction).inc_by(bytes as u64);
     }
 
-    /// What happened so far.
+    /// The events so far.
     #[must_use]
     pub fn so_far(&self) -> SoFar {
         let mut so_far = SoFar {

@@ -157,7 +157,7 @@ pub enum BadTarget {
     /// An IPv6 address without brackets, or too many colons.
     #[error("more than one colon: write an IPv6 address in brackets, such as [2001:db8::1]:443")]
     UnbracketedV6,
-    /// What stands in brackets is not an IPv6 address.
+    /// The text in brackets is not an IPv6 address.
     #[error("not an IPv6 address in brackets: write it as [2001:db8::1]:443")]
     BadV6,
     /// An IPv6 address with a zone, which means something on one machine only.

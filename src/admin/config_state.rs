@@ -1,4 +1,4 @@
-//! What the admin endpoints show of the config: when it was taken, and what was wrong with one that was not.
+//! The state of the config for the admin endpoints: when it was taken, and the problem of a refused one.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -31,7 +31,7 @@ pub struct ConfigPicture {
     age_seconds: u64,
     /// How often another one was taken since the start.
     reloads: u64,
-    /// What the last reload changed.
+    /// The changes of the last reload.
     changes: Vec<String>,
     /// Why the file as it is now does not hold; absent when it does.
     #[serde(skip_serializing_if = "Option::is_none")]

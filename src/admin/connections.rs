@@ -49,7 +49,7 @@ impl AdminConnections {
 /// Serves one connection, until it ends, is too old, or another process answers here.
 ///
 /// # Errors
-/// What went wrong with it.
+/// The error of the connection.
 pub async fn serve<S, Io>(io: Io, service: S, handed_over: &CancellationToken) -> Result<(), hyper::Error>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
@@ -63,7 +63,7 @@ where
     let mut connection = pin!(connection);
     tokio::select! {
         served = connection.as_mut() => return served,
-        // Who comes back shall meet the process that is the service now.
+        // The client's next connection goes to the process that serves now.
         () = handed_over.cancelled() => {}
         () = sleep(MAX_AGE) => {}
     }
@@ -117,7 +117,7 @@ mod tests {
         assert!(task.await.unwrap() <= HEAD_TIMEOUT);
     }
 
-    /// Who asks each second, as the page does, meets an end in order after a while: between two answers.
+    /// A client that asks each second, like the page, is closed in order after a while: between two answers.
     #[tokio::test(start_paused = true)]
     async fn an_old_connection_ends_between_two_answers() {
         let (mut peer, task) = served();

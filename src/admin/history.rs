@@ -23,7 +23,7 @@ pub struct History {
     registries: BTreeMap<String, Track>,
 }
 
-/// What is read of one registry, once a second.
+/// The figures of one registry, read once a second.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reading {
     /// Sockets that stand.
@@ -83,7 +83,7 @@ impl History {
 impl Track {
     fn record(&mut self, reading: &Reading) {
         let so_far = reading.so_far;
-        // What happened before the first look belongs to no second.
+        // Events before the first look belong to no second.
         let before = self.before.replace(so_far).unwrap_or(so_far);
         let mut waits = Waits::default();
         for (waits, (now, before)) in waits.iter_mut().zip(so_far.waits.iter().zip(before.waits)) {

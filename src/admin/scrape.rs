@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::picture::RegistryPicture;
 use crate::metrics::Scrape;
 
-/// What is known of the process.
+/// The state of the process.
 pub(super) struct ProcessPicture {
     pub started: SystemTime,
     /// Connections of clients.

@@ -25,10 +25,10 @@ pub fn post(admin: &str, path: &str) -> Result<(u16, String), String> {
     ask("POST", admin, path)
 }
 
-/// The `host:port` in what the operator named: a URL, or that alone.
+/// The `host:port` in an address that the operator gave: a URL, or `host:port` alone.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The problem of the address.
 pub fn authority(named: &str) -> Result<&str, String> {
     let wrong = |what: &str| Err(format!("--admin {named}: {what}"));
     let rest = match named.split_once("://") {

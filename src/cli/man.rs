@@ -45,7 +45,7 @@ fn section(page: &mut Vec<u8>, command: &Command) -> io::Result<()> {
     Ok(())
 }
 
-/// What stands for the value of an argument.
+/// The placeholder for the value of an argument.
 fn shown(argument: &clap::Arg) -> String {
     argument.get_value_names().unwrap_or_default().iter().map(ToString::to_string).collect()
 }

@@ -1,6 +1,6 @@
 //! `roadstead status`: the live picture of a running sidecar, as text that fits 80 columns.
 //!
-//! What `/status` says becomes text in one pure function; colours only mark what the words say, too.
+//! One pure function turns `/status` into text. Colours only repeat what the words say.
 
 use std::fmt::Write;
 
@@ -225,7 +225,7 @@ fn picture(text: &mut String, name: &str, registry: &Value, paint: Paint) {
     }
 }
 
-/// What keeps those who wait, in words.
+/// The reason why requests wait, in words.
 fn standing(registry: &Value, paint: Paint) -> String {
     if registry["paused"] == true {
         return paint.on(Colour::Yellow, "paused: nobody is admitted");
@@ -244,7 +244,7 @@ fn standing(registry: &Value, paint: Paint) -> String {
 fn bar(registry: &Value, paint: Paint) -> String {
     let all = number(&registry["slots"]).max(number(&registry["open"])).max(1);
     let cells = all.min(BAR);
-    // The cell in which so many slots end. What is taken at all is seen: rounded up.
+    // The cell in which so many slots end, rounded up: every state that is not empty is visible.
     let cell_of = |slots: usize| (slots * cells).div_ceil(all);
     let (mut bar, mut before, mut slots) = (String::from("["), 0, 0);
     for (key, letter, _, colour) in STATES {

@@ -35,7 +35,7 @@ impl Look {
     fn window(self) -> Option<Window> {
         let size = tcgetwinsize(io::stdout()).ok().filter(|_| self.terminal && !self.json)?;
         let (columns, rows) = (size.ws_col.into(), size.ws_row.into());
-        // Who does not know says 0.
+        // A terminal that does not know its size reports 0.
         (columns > 0 && rows > 0).then_some(Window { columns, rows })
     }
 }

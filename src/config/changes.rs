@@ -1,4 +1,4 @@
-//! What is different between two configurations, setting by setting.
+//! The differences between two configurations, setting by setting.
 //!
 //! Every setting is listed once, with its key as in the file and its value in words, defaults included. A test holds the
 //! list against the shipped file.
@@ -16,9 +16,9 @@ use super::model::{ClassConfig, Config, ListenConfig, MirrorConfig, RegistryConf
 pub struct Change {
     /// Its key, as in the file: `registries.harbor.cap`.
     pub key: String,
-    /// What it was; `None` if it was not there.
+    /// The old value; `None` if the setting is new.
     pub from: Option<String>,
-    /// What it is now; `None` if it is gone.
+    /// The new value; `None` if the setting is gone.
     pub to: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! What belongs to one table alone, and how tables may be called.
+//! Hosts, names and addresses that only one table may have, and the allowed names of tables.
 
 use std::fmt::Display;
 

@@ -24,15 +24,15 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Where the sidecar listens, and to whom.
     pub listen: ListenConfig,
-    /// What is logged, and how.
+    /// Level and format of the log.
     pub log: LogConfig,
     /// The registries, at least one, in the order of the file.
     pub registries: Vec<RegistryConfig>,
     /// The classes of clients; the first is `default`, which always exists.
     pub classes: Vec<ClassConfig>,
-    /// What happens to hosts that no registry lists.
+    /// The policy for hosts that no registry lists.
     pub other_hosts: OtherHosts,
-    /// What is allowed but likely not meant, in the order of the file.
+    /// Settings that are allowed but probably mistakes, in the order of the file.
     pub warnings: Vec<Problem>,
 }
 
@@ -108,7 +108,7 @@ pub struct RegistryConfig {
     pub tls: TlsConfig,
     /// The address at which the sidecar stands in for it; `None` (the default) for none.
     pub mirror: Option<MirrorConfig>,
-    /// Which of its answers are asked for again.
+    /// The answers that are asked for again.
     pub repair: RepairConfig,
 }
 
@@ -135,7 +135,7 @@ pub struct TlsConfig {
     pub ca_file: Option<PathBuf>,
     /// The certificate chain and the key that the sidecar shows of itself, in PEM. Default none.
     pub client: Option<(PathBuf, PathBuf)>,
-    /// What every URL of the mirror must prove to be. Default the host of each.
+    /// The name that every URL of the mirror must prove. Default: the host of each.
     pub server_name: Option<Host>,
     /// Whether to talk to whoever answers. Default false.
     pub insecure_skip_verify: bool,

@@ -1,4 +1,4 @@
-//! What is wrong in a configuration file, and how it is told to the operator.
+//! The problems of a configuration file, and their text for the operator.
 //!
 //! Plain values without any TOML in them. The reader makes them; the command line prints them.
 
@@ -15,7 +15,7 @@ pub struct Problem {
     /// The line in the file, counted from 1. For a setting that is missing, the line of the table
     /// that should hold it.
     pub line: usize,
-    /// What is wrong and how to mend it, as a sentence without a capital or a full stop.
+    /// The problem and its cure, as a sentence without a capital or a full stop.
     pub reason: String,
 }
 
@@ -101,7 +101,7 @@ pub enum LoadError {
     Unreadable {
         /// The file as it was named.
         path: PathBuf,
-        /// What the operating system said; part of the message, so not repeated as its source.
+        /// The error of the operating system; part of the message, so not repeated as its source.
         cause: io::Error,
     },
     /// The file was read, and is wrong.

@@ -570,10 +570,10 @@ cap = 5
         "9 registries.harbor.cap: duplicate key",
     ];
     assert_problems(text, &expected);
-    // What a broken line may have said is not called missing.
+    // A key that the broken line may contain is not reported as missing.
     let text = "[registries.harbor]\nhosts = ['harbor']\nshare = 1\ncap 200\n";
     assert_problems(text, &["4 registries.harbor.cap: key with no value"]);
-    // What the unclosed header would have held is lost, so its absence is not held against the file.
+    // The keys under the unclosed header are lost, so they are not reported as missing.
     assert_problems("[registries.harbor\ncap = 5\n", &["1 registries.harbor: unclosed table"]);
 }
 

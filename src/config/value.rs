@@ -17,7 +17,7 @@ use super::fraction::Fraction;
 use super::share::Share;
 use crate::target::{Host, HostPattern, Origin};
 
-/// What a function here gives: the meaning, or the reason why there is none.
+/// The meaning of a value, or the reason why it has none.
 pub(super) type Meaning<T> = Result<T, String>;
 
 /// The longest duration of any setting: a week. More is a slip of the unit.

@@ -1,4 +1,4 @@
-//! What a valid configuration says that its author likely did not mean.
+//! Warnings: settings of a valid configuration that are probably mistakes.
 //!
 //! It looks at a finished [`Config`] and never makes it fail. Called once, when all settings have
 //! been read.

@@ -12,13 +12,13 @@ use crate::upstream::http::AnswerBody;
 
 /// A body whose beginning was read; it comes first when it is read on.
 pub struct BufferedBody {
-    /// What came behind the data: trailers.
+    /// The frames behind the data: trailers.
     frames: VecDeque<Frame<Bytes>>,
     /// The data, in one piece.
     data: BytesMut,
     /// `None` once all was read.
     rest: Option<AnswerBody>,
-    /// What was known of its size at first: who is answered must not see that it was read.
+    /// The size hint before the body was read: the client must not see that it was read.
     hint: SizeHint,
 }
 
@@ -58,7 +58,7 @@ impl BufferedBody {
         self.rest.is_none()
     }
 
-    /// What was read of it.
+    /// The bytes that were read.
     #[must_use]
     pub fn so_far(&self) -> &[u8] {
         &self.data

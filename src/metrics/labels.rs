@@ -103,7 +103,7 @@ impl Label for Reason {
     }
 }
 
-/// What spoke for a connection being idle that was closed because somebody waited.
+/// The evidence that a connection was idle when it was reclaimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reclaimed {
     /// A kept HTTP connection: known to be idle.
@@ -170,7 +170,7 @@ impl Label for Sign {
     }
 }
 
-/// Which way bytes flow.
+/// The direction of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the client to the registry.

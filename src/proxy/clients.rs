@@ -1,4 +1,4 @@
-//! Who a client is, and which class it belongs to.
+//! The identity of a client, and its class.
 //!
 //! The client is the user name of the proxy URL; without one, its address. On loopback all addresses are alike, so there
 //! it is the user that runs the process, as the kernel knows it.
@@ -26,7 +26,7 @@ impl Classes {
         Classes { by_user }
     }
 
-    /// Who asks: told by the Proxy-Authorization of the request, else by the connection.
+    /// The client of a request: from its Proxy-Authorization, else from the connection.
     #[must_use]
     pub fn principal(&self, proxy_authorization: Option<&[u8]>, client: &Client) -> Principal {
         let name = proxy_authorization.and_then(user_name).unwrap_or_else(|| anonymous(client));
@@ -34,7 +34,7 @@ impl Classes {
         Principal { class, client: name.into() }
     }
 
-    /// Who asks, where all who come belong to one class.
+    /// The client of a request, where all clients have one class.
     #[must_use]
     pub fn principal_of_class(&self, class: ClassId, client: &Client) -> Principal {
         Principal { class, client: anonymous(client).into() }

@@ -1,4 +1,4 @@
-//! Who the client says it is: the user name of the proxy URL.
+//! The name that a client gives itself: the user name of the proxy URL.
 //!
 //! Credentials come in, a name goes out; the password is never kept, logged or compared.
 

@@ -32,7 +32,7 @@ pub struct Connect {
     pub authority: String,
     /// The value of Proxy-Authorization, if there is one. It is a secret.
     pub proxy_authorization: Option<Bytes>,
-    /// What came behind the head.
+    /// The bytes behind the head.
     pub early: Bytes,
 }
 
@@ -48,7 +48,7 @@ pub enum HeadError {
     /// A part of a head was sent, and the rest did not come.
     #[error("the head of the request was not complete within listen.head_timeout ({0:?})")]
     TimedOut(Duration),
-    /// What was sent is no HTTP/1 request.
+    /// The client sent no HTTP/1 request.
     #[error("{0}")]
     Malformed(String),
 }

@@ -52,13 +52,13 @@ impl Mirror {
         Mirror { upstream, class, cluster, hosts, public, rewrites, address, host, key: ReuseKey::from(urls.join(" ")) }
     }
 
-    /// What Host says to the registry.
+    /// The Host header for the registry.
     #[must_use]
     pub fn host(&self) -> &HeaderValue {
         &self.host
     }
 
-    /// What connections are kept for.
+    /// The key under which connections are pooled.
     #[must_use]
     pub fn key(&self) -> &ReuseKey {
         &self.key
@@ -120,8 +120,8 @@ fn called_host<B>(request: &Request<B>) -> Option<&str> {
     authority.or_else(|| request.headers().get(HOST).map(|host| host.to_str().unwrap_or("an unreadable Host")))
 }
 
-/// What the registry calls itself: the host of its URL; of a cluster, the first name that its nodes share, which the config
-/// sees to.
+/// The registry's own name: the host of its URL; for a cluster, the first name that its nodes share. The config ensures that
+/// there is one.
 fn own_name(cluster: &Cluster, hosts: &[HostPattern]) -> String {
     let origins = cluster.origins();
     let shared = hosts.iter().find(|pattern| pattern.exact_host().is_some()).filter(|_| origins.len() > 1);

@@ -1,7 +1,7 @@
 //! The record of one request: it ends in exactly one outcome, counted and logged once.
 //!
-//! Whoever follows the request to its end consumes the record with how it ended. A record that is dropped instead, with
-//! the task that was serving the client, tells that the client left; or that the process ended before the request did.
+//! The code that follows the request to its end consumes the record with the outcome. A record that is dropped instead, with
+//! the task that served the client, means that the client left, or that the process ended before the request did.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Label, OTHER_HOSTS, Outcome, Reason, RegistryMetrics};
 
-/// What kind of request it is.
+/// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A CONNECT.
@@ -107,7 +107,7 @@ impl Record {
         self.fields().retries = times;
     }
 
-    /// What counts for its registry.
+    /// The counters of its registry.
     #[must_use]
     pub fn metrics(&mut self) -> Arc<RegistryMetrics> {
         self.fields().metrics.clone()

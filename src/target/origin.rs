@@ -22,7 +22,7 @@ pub enum BadOrigin {
     /// A path, query or fragment follows.
     #[error("a path does not belong here: write the URL of the host alone, such as https://harbor.example.com")]
     Path,
-    /// What is left is not a host with or without a port.
+    /// The rest is not a host with or without a port.
     #[error(transparent)]
     Authority(#[from] BadTarget),
 }

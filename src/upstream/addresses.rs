@@ -1,4 +1,4 @@
-//! Which addresses may be dialled: never this process itself, and nothing local that the operator did not list.
+//! The check of an address before it is dialled: never this process itself, and no local address that the operator did not list.
 //!
 //! Pure but for one question to the kernel: whether an address is one of this machine's. Asked for each address before a
 //! request waits for admission.
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::failure::Failure;
 use crate::address::{AddressClass, classify};
 
-/// Which addresses may be dialled, beyond those that nothing speaks against.
+/// Addresses that may be dialled although their class is refused.
 #[derive(Clone, Debug, Default)]
 pub struct AddressPolicy {
     /// Addresses that are fine whatever they are: the operator listed them as such.
@@ -22,7 +22,7 @@ impl AddressPolicy {
     /// Whether this address may be dialled; a loopback address only where the operator listed the very host.
     ///
     /// # Errors
-    /// What speaks against it.
+    /// The reason against it.
     pub fn check(&self, address: SocketAddr, listed_host: bool) -> Result<(), Failure> {
         if self.own.iter().any(|own| is_same(*own, address)) {
             return Err(Failure::Loop(address));
@@ -40,7 +40,7 @@ impl AddressPolicy {
     /// Those of these addresses that may be dialled; at least one.
     ///
     /// # Errors
-    /// What speaks against the first, when none may be.
+    /// The reason against the first one, if none may be dialled.
     pub fn allowed(
         &self,
         addresses: impl Iterator<Item = SocketAddr>,

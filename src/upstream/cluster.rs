@@ -1,10 +1,10 @@
-//! The nodes of one registry: which of them the next connection goes to.
+//! The nodes of one registry, and the choice of the node for the next connection.
 //!
-//! The one with the fewest open connections is taken. One that takes no connections is left out, and tried again with
-//! growing pauses, one connection at a time. Kept connections move, few at a time, to a node that has fewer or is due to be
-//! tried: without that, one that comes back would get none as long as the others' are reused. Slots bound all of them
-//! together; that is the gate's work. What is known of a node, and what stands there, outlives the list that it is in: another
-//! list of the same registry goes on with it.
+//! The node with the fewest open connections is chosen. A node that accepts no connection is left out, and tried again with
+//! growing pauses, one connection at a time. Pooled connections move, few at a time, to a node that has fewer or is due for a
+//! try: otherwise a node that comes back would get none while the connections to the others are reused. The gate's slots bound
+//! all nodes together. The state of a node and its open connections outlive a list of nodes: a new list of the same registry
+//! continues with them.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -43,7 +43,7 @@ pub struct NodePicture {
     pub up: bool,
 }
 
-/// What is known of a node.
+/// The state of a node.
 #[derive(Debug)]
 struct Node {
     origin: Origin,
@@ -134,7 +134,7 @@ impl Cluster {
         let book = self.lock();
         let node = |index: usize| &book[self.pages[index]];
         let has_better = self.all().any(|other| !node(other).is_out() && node(other).open + 2 <= node(index).open);
-        // What is given up is no longer in the way of its own node.
+        // A connection that moves away makes room at its own node.
         let has_room = |other: usize| most.is_none_or(|most| node(other).open < most + usize::from(other == index));
         let tries = self.all().any(|other| node(other).is_due(now) && has_room(other));
         if !has_better && !tries {
@@ -183,7 +183,7 @@ impl Cluster {
         self.lock()[self.pages[index]].slots.iter().copied().collect()
     }
 
-    /// What each node is doing.
+    /// The state of each node.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodePicture> {
         let book = self.lock();
@@ -238,7 +238,7 @@ impl Node {
         out.probe
     }
 
-    /// What ends with this probe, while it is the one that tries.
+    /// The state that this probe ends, while it is the one that tries.
     fn tried_by(&mut self, probe: Option<u64>) -> Option<&mut Out> {
         self.out.as_mut().filter(|out| probe.is_some() && out.probe == probe)
     }
@@ -294,7 +294,7 @@ impl Drop for NodePermit {
             if let Some(slot) = self.slot {
                 node.slots.remove(&slot);
             }
-            // Whoever tried it may have given up; then somebody else tries.
+            // The attempt may have ended without a result; then another one tries.
             if let Some(out) = node.tried_by(self.probe) {
                 out.probe = None;
             }
@@ -465,7 +465,7 @@ mod tests {
         assert!(cluster.pick(&[0, 1], Some(1), at(300)).unwrap().dialled());
     }
 
-    /// What still stands at a node that is out fills it: no other gives up a connection for it, but its own do.
+    /// Open connections at a node that is out fill it: connections of other nodes are not closed for it, its own are.
     #[test]
     fn a_full_node_that_is_due_is_tried_in_place_of_its_own_connection() {
         let cluster = cluster(2);

@@ -205,7 +205,7 @@ impl Socket {
         self.inner().slot.activity()
     }
 
-    /// What counts for its registry.
+    /// The counters of its registry.
     pub(super) fn metrics(&self) -> Arc<RegistryMetrics> {
         self.metrics.clone()
     }
