@@ -1,7 +1,7 @@
-//! What the connection in a slot has carried, and when a byte last moved.
+//! The bytes that the connection in a slot has carried, and the time of the last one.
 //!
-//! Told by whoever moves the bytes, read by whoever explains the wait. Atomics alone: a byte on its way takes no lock,
-//! and nothing is decided by these numbers.
+//! The code that moves the bytes writes it; `/queue` and refusals read it. Atomics only: moving a byte takes no lock, and
+//! no decision depends on these numbers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

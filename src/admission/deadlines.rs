@@ -43,7 +43,7 @@ impl Deadlines {
         }
     }
 
-    /// Who waits with the nearest deadline.
+    /// The waiter with the nearest deadline.
     pub fn first(&self) -> Option<(Moment, Place)> {
         self.all.first().map(|(deadline, place)| (Moment(Duration::from_nanos(*deadline)), *place))
     }

@@ -1,7 +1,7 @@
 //! The core's notion of time: a point counted from an epoch that its driver chose.
 //!
-//! The core never reads a clock. Whoever drives it (the gate in real time, tests and plans in virtual time) says with
-//! each event what time it is.
+//! The core never reads a clock. Its driver (the gate in real time, tests and plans in virtual time) passes the time with
+//! each event.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;

@@ -16,7 +16,7 @@ use crate::metrics::Direction;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotId(pub(super) u64);
 
-/// What the socket in a slot is doing. All four count as open.
+/// The state of the socket in a slot. All four count as open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SlotState {
     /// Granted, dialling or handshaking; also a tunnel in which client and registry shake hands.
@@ -72,7 +72,7 @@ impl Counts {
     }
 }
 
-/// What speaks for a tunnel being idle; the surest first.
+/// The evidence that a tunnel is idle, surest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Evidence {
     /// It never carried a request.
@@ -121,7 +121,7 @@ impl Quiet {
 /// Asks a quiet tunnel to close, telling it what spoke for it being idle.
 pub type OnReclaim = Box<dyn FnOnce(Evidence) + Send>;
 
-/// What a holder tells the core about its slot. Everything that the proxy says about a slot is one of these.
+/// An event of a slot, from its holder to the core. The proxy reports everything about a slot as one of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SlotEvent {
     /// `connect()` is about to be called: from here on the token is spent.
@@ -146,7 +146,7 @@ pub enum SlotEvent {
 pub trait SlotKeeper: Send + Sync {
     /// This happened to the slot. `on_reclaim` comes with [`SlotEvent::Quiet`].
     fn tell(&self, id: SlotId, event: SlotEvent, on_reclaim: Option<OnReclaim>);
-    /// What time it is.
+    /// The current time.
     fn now(&self) -> Moment;
 }
 
@@ -170,7 +170,7 @@ impl Slot {
         self.id
     }
 
-    /// What the connection has carried.
+    /// The bytes that the connection has carried.
     #[must_use]
     pub fn activity(&self) -> Arc<Activity> {
         self.activity.clone()

@@ -1,4 +1,4 @@
-//! What was learned of credentials a moment ago: hashes, keyed anew in each process, each for a minute.
+//! Recent knowledge about credentials: hashes, keyed anew in each process, each for a minute.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -8,7 +8,7 @@ use crate::admission::Moment;
 
 /// How long something is remembered.
 const MEMORY: Duration = Duration::from_secs(60);
-/// What is remembered at most; beyond it, nothing is added until some is forgotten.
+/// The largest number of hashes. Beyond it, none is added until some expire.
 const MAX_REMEMBERED: usize = 10_000;
 
 /// The hash of what is remembered.

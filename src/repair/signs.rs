@@ -105,7 +105,7 @@ pub fn is_suspicious(status: StatusCode, authorized: bool) -> bool {
     !asks_for_credentials && TABLE.iter().any(|row| row.status == status.as_u16())
 }
 
-/// What an answer is a sign of; `None` for the registry's real answer.
+/// The sign of overload in an answer; `None` for the registry's real answer.
 #[must_use]
 pub fn of(answer: &ObservedAnswer<'_>) -> Option<Sign> {
     TABLE.iter().find(|row| row.fits(answer)).and_then(|row| row.means)
@@ -172,7 +172,7 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    /// Which requests a row of the test is about.
+    /// The requests of a row of the test.
     #[derive(Clone, Copy, PartialEq)]
     enum Who {
         Authorized,

@@ -26,12 +26,12 @@ pub struct Access {
     action: String,
 }
 
-/// What a request for a token asks for.
+/// The rights that a request for a token asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestedAccess(BTreeSet<Access>);
 
 impl RequestedAccess {
-    /// What the query of a request for a token asks for; `None` when it asks for nothing, or is no such request.
+    /// The rights in the query of a request for a token; `None` when it asks for none, or is no such request.
     #[must_use]
     pub fn of_query(query: &str) -> Option<RequestedAccess> {
         let pairs = form_urlencoded::parse(query.as_bytes());
@@ -41,7 +41,7 @@ impl RequestedAccess {
         (!accesses.is_empty()).then_some(RequestedAccess(accesses))
     }
 
-    /// What the token in this answer is; `None` when that cannot be told: it is opaque, or says nothing of access.
+    /// The verdict about the token in this answer; `None` for an opaque token, or one that says nothing about access.
     #[must_use]
     pub fn look_at(&self, body: &[u8]) -> Option<TokenFound> {
         let payload = payload_in(body)?;

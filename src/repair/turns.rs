@@ -1,4 +1,4 @@
-//! Who may go next, the oldest first, while only so many may go at once: requests that are asked again in distress.
+//! A bounded number of permits, granted oldest first: for requests that are asked again in distress.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -39,7 +39,7 @@ pub struct Socket {
     metrics: Arc<RegistryMetrics>,
 }
 
-/// Who listens to what a registry says after our FIN.
+/// Receives the bytes that a registry sends after our FIN.
 type LastWords = Box<dyn FnMut(&[u8]) + Send + Sync>;
 
 /// The fields drop in this order: the socket closes before the slot returns.
@@ -199,7 +199,7 @@ impl Socket {
         self.inner().slot.id()
     }
 
-    /// What it has carried.
+    /// The bytes that it has carried.
     #[must_use]
     pub(super) fn activity(&self) -> Arc<Activity> {
         self.inner().slot.activity()

@@ -39,7 +39,7 @@ impl Pending {
 pub(super) struct Lookout<P> {
     /// The request.
     pub pending: Pending,
-    /// What the connection carries.
+    /// The bytes of the connection.
     pub activity: Arc<Activity>,
     /// Its slot.
     pub slot: SlotId,
@@ -85,7 +85,7 @@ impl<P: Send + 'static> Lookout<P> {
         }
     }
 
-    /// Tells the gate that nothing moves. What comes back completes when the gate wants it closed.
+    /// Tells the gate that nothing moves. The receiver completes when the gate wants the connection closed.
     fn tell(&self) -> oneshot::Receiver<()> {
         let (reclaim, reclaimed) = oneshot::channel();
         let from = self.gate.now();
