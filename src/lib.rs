@@ -1,20 +1,21 @@
-//! An admission queue for container registries: an HTTP forward proxy that runs on every node, beside Dragonfly's
-//! dfdaemon or containerd, and lets no more connections out to a registry than this node's share of what the registry
-//! can serve. What comes on top waits its turn instead of failing.
+//! An admission queue for container registries: a registry mirror and forward proxy on every node, beside Dragonfly's dfdaemon or
+//! containerd. It opens no more connections to a registry than this node's share of what the registry can serve. Further
+//! requests wait instead of failing.
 //!
 //! # The way of a request
 //! ```text
 //! listener -> head -> target -> route -> gate.admit().await -> connect -> relay -> outcome recorded, slot freed by Drop
 //!                                 |            |
-//!                            other_hosts   queue (bounded, in turns, with deadlines)
+//!                            other_hosts   queue (bounded, fair, with deadlines)
 //! ```
-//! [`listener`] reads the first head of a connection; [`tunnel`] serves a CONNECT, [`http`] everything else; [`upstream`] resolves the name, asks the
-//! registry's [`admission::Gate`], and dials in the slot that it was given; the bytes are relayed, and the slot goes
-//! back when the socket is gone. [`app`] wires the parts, [`admin`] shows them, [`config`] is the only one that knows
-//! TOML. Where HTTP is visible, [`repair`] says which answers are worth asking for again.
+//! [`listener`] reads the first head of a connection. [`tunnel`] serves a CONNECT, [`http`] everything else. [`upstream`]
+//! resolves the name, asks the registry's [`admission::Gate`], and dials in the slot that it was given. The bytes are relayed,
+//! and the slot returns when the socket is gone. Where HTTP is visible, [`repair`] decides which answers are worth asking
+//! again, and [`distress`] whether a registry is believed. [`app`] wires the parts, [`admin`] shows them. `ARCHITECTURE.md` has
+//! the picture, the owner of the slot at each step, and the place of each kind of change.
 //!
 //! # Layers
-//! Modules use only what stands below them; `tests/layering.rs` checks it.
+//! Modules use only modules on lower levels; `tests/layering.rs` checks it.
 //! ```text
 //! 8 process     cli   app
 //! 7 listeners   listener
@@ -22,11 +23,11 @@
 //! 5 tunnels     tunnel
 //! 4 surfaces    proxy   admin
 //! 3 upstream    upstream
-//! 2 decision    admission   repair   reclaim
+//! 2 decision    admission   distress   repair   reclaim
 //! 1 vocabulary  config   target   address   metrics   kernel   tcp   backoff
 //! ```
 //!
-//! # Promises kept, and the tests that prove them
+//! # The promises, and the tests that prove them
 //! The judge of the cap is the registry's own count and the kernel's list of sockets, never a counter of ours.
 //!
 //! 1. **Slots are sockets.** At no instant are there more sockets toward a registry than its slots, from before
@@ -41,36 +42,39 @@
 //!    `handing::a_slot_changes_hands_once`*, and across reloads:
 //!    *`reload::shrinking_cuts_nobody_and_admits_nobody_until_below`,
 //!    `reload::a_host_that_moves_is_refused_aloud_and_with_it_all_the_rest`*
-//! 2. **A waiter holds nothing**: no slot, no token, no socket toward a registry.
+//! 2. **A waiter holds nothing**: no slot, no token, no socket to a registry.
 //!    *`core_tests::random_histories_keep_every_promise`*
 //! 3. **Slot and token are taken together** by one decision, or neither is.
-//!    *`core_tests::random_histories_keep_every_promise`, `rate::no_window_of_accepts_breaks_burst_and_rate`*
-//! 4. **Nothing is lost.** Every accepted request ends in exactly one recorded outcome, and one that can still be
-//!    served is never refused. *`storm::clients_that_cut_in_absolute_form_take_nothing_with_them`,
-//!    `storm::clients_that_cut_their_tunnels_take_nothing_with_them`*
-//! 5. **Nothing idles that could work.** No wake-up is lost, in whatever order cancel, timeout, resize and release meet.
+//!    *`core_tests::random_histories_keep_every_promise`, `rate::no_window_of_accepts_breaks_burst_and_rate`,
+//!    `core_tests::a_vanished_waiters_slot_and_token_go_to_the_next`*
+//! 4. **Nothing is lost.** Every accepted request ends in exactly one recorded outcome, and a request that can still be served
+//!    is never refused. *`storm::clients_that_cut_in_absolute_form_take_nothing_with_them`,
+//!    `storm::clients_that_cut_their_tunnels_take_nothing_with_them`, `storm::an_outage_of_20_s_costs_no_tunnel_of_a_storm`*
+//! 5. **Nothing idles that could work.** No wake-up is lost, in any order of cancel, timeout, resize and release.
 //!    *`core_tests::random_histories_keep_every_promise`,
 //!    `handover_models::a_slot_granted_to_one_who_leaves_goes_to_the_next`,
 //!    `handover_models::a_grant_and_fewer_slots_admit_no_more_than_fit`,
 //!    `handover_models::two_who_wait_have_the_slot_one_after_the_other`*
-//! 6. **Nobody starves.** Classes share by weight and clients take turns, both by slot-seconds held; one client's
-//!    requests are first in, first out in two lanes.
+//! 6. **Nobody starves.** Classes share by weight and clients share within a class, both by the time that they hold slots. The
+//!    requests of one client are first in, first out, in two lanes.
 //!    *`fairness_tests::nine_modest_clients_finish_beside_a_greedy_one_as_in_ideal_turns`,
 //!    `fairness_tests::clients_get_the_same_slot_seconds_though_one_holds_ten_times_longer`,
 //!    `fairness_tests::a_class_of_eight_times_the_weight_gets_eight_times_the_slot_seconds`,
 //!    `fair_queue::newcomers_without_end_starve_nobody`,
 //!    `fair_queue::small_requests_pass_a_blob_eight_times_and_no_more`, `core_tests::who_comes_back_goes_on_with_its_old_age`*
-//! 7. **One slot is enough to make progress.** Idle connections, kept ones and tunnels, are given up when somebody waits,
-//!    and no others. *`forward::one_slot_serves_two_authorities_in_turn`,
-//!    `reclaim::an_unused_tunnel_gives_way_after_its_pause`,
-//!    `reclaim::a_tunnel_with_a_request_in_flight_is_never_taken`*
-//! 8. **It is never an open door.** It listens on loopback unless told otherwise, refuses addresses that the operator
-//!    did not allow, and dials the address that it checked.
+//! 7. **One slot is enough to make progress, and nothing in flight is cut for it.** Idle connections, pooled ones and tunnels,
+//!    are reclaimed when a request waits, and no others. *`forward::one_slot_serves_two_authorities_in_turn`,
+//!    `reclaim::an_unused_tunnel_gives_way_after_its_pause`, `reclaim::a_tunnel_with_a_request_in_flight_is_never_taken`,
+//!    `pullers::a_daemons_pulls_end_whole_on_one_slot`,
+//!    `stalls::a_client_that_takes_nothing_keeps_its_tunnel_no_longer_than_a_stall`*
+//! 8. **It is never an open door.** It listens on loopback unless the operator says otherwise, refuses addresses that the
+//!    operator did not allow, and dials the address that it checked.
 //!    *`refusals::dangerous_addresses_are_denied_in_every_spelling`, `refusals::other_hosts_are_denied_by_policy`,
-//!    `refusals::another_spelling_takes_the_slot`*
+//!    `refusals::another_spelling_takes_the_slot`, `mirror::a_name_of_the_world_that_leads_here_is_not_answered`*
+//! 9. **Every byte arrives, or the client hears that it did not.** *`cut_answers::an_answer_that_is_cut_is_no_success`*
 //!
 //! # Not yet
-//! Shares leased from a store.
+//! Shares that are leased from a store.
 
 pub mod address;
 pub mod admin;

@@ -8,9 +8,9 @@ use crate::page::{Page, quoted, repository};
 
 const PAGE: &str = "ARCHITECTURE.md";
 
-/// Every test that the page names is there, and every promise names at least one.
+/// Every test that the page names is there.
 #[test]
-fn every_promise_names_a_test_that_exists() {
+fn every_test_on_the_page_exists() {
     let mut tests = BTreeSet::new();
     for file in [rust_files(&repository("src")), rust_files(&repository("tests"))].concat() {
         let text = fs::read_to_string(&file).unwrap();
@@ -19,15 +19,25 @@ fn every_promise_names_a_test_that_exists() {
             text.lines().filter_map(|line| line.trim_start().trim_start_matches("async ").strip_prefix("fn "));
         tests.extend(functions.filter_map(|rest| rest.split('(').next()).map(|name| format!("{file}::{name}")));
     }
-    let [promises] = &Page::read(PAGE).tables_of("promise")[..] else { panic!("one table of promises") };
-    assert!(promises.rows.len() >= 8);
-    for row in &promises.rows {
-        let named = quoted(&row[1]);
-        assert!(!named.is_empty(), "{}: no test", row[0]);
-        for name in named {
-            assert!(tests.contains(name), "{name} is not there");
-        }
+    let [changes] = &Page::read(PAGE).tables_of("change")[..] else { panic!("one table of changes") };
+    let named: Vec<&str> = changes.rows.iter().flat_map(|row| quoted(&row[2])).collect();
+    assert!(changes.rows.len() >= 10 && named.len() >= 10, "{named:?}");
+    for name in named {
+        assert!(tests.contains(name), "{name} is not there");
     }
+}
+
+/// The levels on the page are those that `tests/layering.rs` checks.
+#[test]
+fn the_levels_are_those_that_are_checked() {
+    let checked = fs::read_to_string(repository("tests/layering.rs")).unwrap();
+    let list = checked.split_once("const LAYERS").and_then(|(_, rest)| rest.split_once("\n];")).expect("the levels").0;
+    let names = |text: &str, quote| text.split(quote).skip(1).step_by(2).map(str::to_owned).collect::<BTreeSet<_>>();
+    let checked: Vec<BTreeSet<String>> = list.lines().skip(1).map(|line| names(line, '"')).collect();
+    let [levels] = &Page::read(PAGE).tables_of("level")[..] else { panic!("one table of levels") };
+    let mut shown: Vec<BTreeSet<String>> = levels.rows.iter().map(|row| names(&row[1], '`')).collect();
+    shown.reverse();
+    assert_eq!(shown, checked.into_iter().filter(|level| !level.is_empty()).collect::<Vec<_>>());
 }
 
 /// Every source file that the page names is there, and every module of the crate is named.
