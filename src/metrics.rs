@@ -68,7 +68,7 @@ impl Scrape {
         self.families.set(declaration, labels, value);
     }
 
-    /// Adds a counter that is counted elsewhere.
+    /// Adds a counter that another part counts.
     pub fn counter(&self, declaration: (&'static str, &'static str), labels: &[(&str, &str)], value: f64) {
         self.families.count(declaration, labels, value);
     }

@@ -102,7 +102,7 @@ impl Host {
         }
     }
 
-    /// Parses a host as it stands in an authority: IPv6 in brackets.
+    /// Parses a host in the form of an authority: IPv6 in brackets.
     fn parse(text: &str) -> Result<Self, BadTarget> {
         if let Some(bracketed) = text.strip_prefix('[') {
             let inner = bracketed.strip_suffix(']').ok_or(BadTarget::BadV6)?;
@@ -139,10 +139,10 @@ impl fmt::Display for Host {
 /// Why a text is not a target. The messages do not repeat the text, which may hold a password or control characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadTarget {
-    /// A scheme, path, query or fragment stands where only an authority belongs.
+    /// A scheme, path, query or fragment is in the place of an authority.
     #[error("a scheme, path or query does not belong here: write host:port, such as harbor.example.com:443")]
     NotAuthority,
-    /// A user name or password stands before the host.
+    /// A user name or password is before the host.
     #[error("a user name before the host is not accepted: write host:port, such as harbor.example.com:443")]
     Userinfo,
     /// There is no host.
@@ -324,7 +324,7 @@ pub struct BadPattern {
     reason: BadTarget,
 }
 
-/// Splits an authority into the host, brackets included, and what stands behind its colon.
+/// Splits an authority into the host, brackets included, and the text behind its colon.
 fn split(authority: &str) -> Result<(&str, Option<&str>), BadTarget> {
     if authority.contains(['/', '?', '#', '\\']) {
         return Err(BadTarget::NotAuthority);

@@ -2,7 +2,7 @@
 //! to the end, and keep-alive.
 //!
 //! The rules here hold for clients and registries alike. Nothing here knows what the bytes mean or whose slot a
-//! connection lives in. Called by whoever owns a stream: `upstream` for registries, the surfaces for clients.
+//! connection lives in. Called by the owner of a stream: `upstream` for registries, the surfaces for clients.
 
 use std::io;
 use std::os::fd::AsFd;

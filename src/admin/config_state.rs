@@ -33,7 +33,7 @@ pub struct ConfigPicture {
     reloads: u64,
     /// The changes of the last reload.
     changes: Vec<String>,
-    /// Why the file as it is now does not hold; absent when it does.
+    /// The problem of the current file; absent if it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,7 +74,7 @@ impl ConfigState {
         self.lock().refused.is_none()
     }
 
-    /// As it is now.
+    /// The current state.
     #[must_use]
     pub fn picture(&self) -> ConfigPicture {
         let state = self.lock();

@@ -1,7 +1,7 @@
 //! Connections to an admin or metrics listener: how many there may be, and how long one may last.
 //!
-//! Each costs a descriptor that the proxy may need, so nobody who only looks keeps one for ever, whether it reads or not.
-//! Beyond the bound the oldest gives way, and not the newcomer: it may be the kubelet, asking whether we are alive.
+//! Each costs a descriptor that the proxy may need, so no observer keeps one for ever, whether it reads or not.
+//! Beyond the bound the oldest is closed, not the newest: the newest may be a probe of the kubelet.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -34,7 +34,7 @@ pub struct AdminConnections {
 }
 
 impl AdminConnections {
-    /// One more, the youngest; the oldest gives way to it.
+    /// One more, the newest; beyond the bound the oldest is closed.
     pub fn add(&mut self, task: AbortHandle) {
         self.tasks.retain(|task| !task.is_finished());
         self.tasks.push_back(task);

@@ -1,15 +1,15 @@
 //! Keeps pages of other sites in a browser on this node away from the admin listener.
 //!
 //! Such a page can let a name of its own lead to a loopback address, and would read what it likes; and it can send a
-//! POST anywhere without asking. Both tell who they are: the one by `Host`, the other by `Origin`. On an address that is
-//! not loopback, whoever reaches it may read, under any name; what acts needs a name there, too, that no other site can own.
+//! POST anywhere without asking. Both show their origin: the first by `Host`, the second by `Origin`. On an address that is not
+//! loopback, every client may read, under any name. A POST needs a name there, too, that no other site can own.
 
 use hyper::header::{HOST, HeaderValue, ORIGIN};
 use hyper::{Method, Request};
 
 use crate::target::Target;
 
-/// Why this request is refused, if it is; `loopback` tells whether the listener is for this node alone.
+/// The reason to refuse this request, if there is one; with `loopback`, the listener is for this node alone.
 pub fn objection<B>(request: &Request<B>, loopback: bool) -> Option<&'static str> {
     let authority = request.uri().authority().map(|authority| authority.as_str().as_bytes());
     let hosts = request.headers().get_all(HOST).iter().map(HeaderValue::as_bytes);

@@ -1,6 +1,6 @@
 //! The last ten minutes of each registry, a sample a second, for the plots of the page.
 //!
-//! It is given counters and gauges, and keeps differences. It reads no clock: whoever calls once a second makes the
+//! It gets counters and gauges, and stores differences. It reads no clock: its caller, once a second, makes the
 //! seconds. A registry takes about 23 KiB, whatever happens.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::metrics::{SoFar, WAIT_BUCKETS};
 
-/// Samples that are kept of each registry: ten minutes.
+/// Samples of each registry: ten minutes.
 pub const LENGTH: usize = 600;
 /// Over how many seconds the quantiles of waits are taken.
 const WINDOW: usize = 60;
@@ -26,7 +26,7 @@ pub struct History {
 /// The figures of one registry, read once a second.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reading {
-    /// Sockets that stand.
+    /// Open sockets.
     pub open: usize,
     /// Requests in the queue.
     pub waiting: usize,

@@ -35,7 +35,7 @@ pub fn page() -> Response<Full<Bytes>> {
     page
 }
 
-/// How the policy names what stands in the one element of this kind.
+/// The source in the policy for the content of the one element of this kind.
 fn hash_of(element: &str) -> String {
     let (_, rest) = PAGE.split_once(&format!("<{element}>")).expect("the page has one");
     let (inner, _) = rest.split_once(&format!("</{element}>")).expect("it is closed");

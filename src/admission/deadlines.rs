@@ -1,7 +1,7 @@
-//! When the patience of those who wait ends.
+//! The deadlines of waiters.
 //!
-//! Those who have left stay listed until they would be first, or are half of the list: leaving from the middle of a long
-//! queue touches nothing here, and the first is always one who waits.
+//! A waiter that left stays listed until it would be first, or until such waiters are half of the list: leaving from the
+//! middle of a long queue touches nothing here, and the first in the list always waits.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::moment::Moment;
 use super::request::Place;
 
-/// So many who have left may stay listed in any case.
+/// So many waiters that left may stay listed in any case.
 const SPARE: usize = 64;
 
-/// The deadlines of those who wait.
+/// The deadlines of waiters.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
     /// In nanoseconds.
@@ -24,7 +24,7 @@ impl Deadlines {
         self.all.insert((deadline.nanos(), place));
     }
 
-    /// One of them, with this deadline, waits no more; `waiting` do, of whom `deadline_of` knows the deadline.
+    /// A waiter with this deadline left; `waiting` are left, whose deadlines `deadline_of` knows.
     pub fn gone(
         &mut self,
         deadline: Moment,

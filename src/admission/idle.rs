@@ -1,4 +1,4 @@
-//! Kept connections: idle slots that the next request for the same authority can use, or that give way to one for
+//! Pooled connections: idle slots that the next request for the same authority can use, or that are closed for one to
 //! another.
 
 use std::collections::{BTreeSet, HashMap};
@@ -54,7 +54,7 @@ impl IdleSlots {
         self.by_key.get(key)?.last().map(|(_, id)| *id)
     }
 
-    /// The keys for which connections are kept.
+    /// The keys for which connections are pooled.
     pub fn keys(&self) -> impl Iterator<Item = &ReuseKey> {
         self.by_key.keys()
     }

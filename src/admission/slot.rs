@@ -1,4 +1,4 @@
-//! One slot as its holder sees it: its name, its state, and the events that are told about it.
+//! One slot as its holder sees it: its name, its state, and its events.
 //!
 //! [`Slot`] lives in the same struct as the socket, is not `Clone`, and gives the slot back on drop. It decides nothing: the
 //! core does, from the [`SlotEvent`]s.
@@ -23,7 +23,7 @@ pub enum SlotState {
     Connecting,
     /// Carrying a request, or a tunnel in use.
     Active,
-    /// Standing without work: kept for reuse, or a tunnel that has carried nothing yet.
+    /// Without work: pooled for reuse, or a tunnel that has carried nothing yet.
     Idle,
     /// On its way out: our end was announced or the connection was cut, the registry's side may not know yet.
     Closing,
@@ -77,7 +77,7 @@ impl Counts {
 pub enum Evidence {
     /// It never carried a request.
     Unused,
-    /// The client asked, and the registry answered in full, as far as can be told.
+    /// The client sent a request, and the registry answered in full, as far as the records show.
     Idle,
     /// Nothing moves, but an answer may be under way.
     Unsure,
@@ -107,7 +107,7 @@ pub struct Quiet {
     pub since: Moment,
     /// From when on it may be recalled.
     pub from: Moment,
-    /// From when on it may be recalled for its own client, who waits for another connection.
+    /// The time from which it may be reclaimed for its own client, which waits for another connection.
     pub from_for_own: Moment,
 }
 
@@ -130,19 +130,19 @@ pub enum SlotEvent {
     DialRefused,
     /// Every address of the target refused, this one last. The slot is released next.
     Unreachable,
-    /// The connection stands: [`SlotState::Active`], or [`SlotState::Idle`] where a handshake of others is to come at once.
+    /// The connection is open: [`SlotState::Active`], or [`SlotState::Idle`] if a handshake of others comes at once.
     Established(SlotState),
     /// The socket does something else now.
     Entered(SlotState),
     /// Nothing moves on the connection, and it may be reclaimed. It answers by closing, or with another event.
     Quiet(Quiet),
-    /// The connection is free for the next request with this key. It is closed where it may not be kept.
+    /// The connection is free for the next request with this key. It is closed where it may not be pooled.
     Pooled(ReuseKey),
     /// The socket is gone, and the registry had the chance to see it go.
     Released,
 }
 
-/// Where a [`Slot`] tells its events.
+/// The receiver of the events of a [`Slot`].
 pub trait SlotKeeper: Send + Sync {
     /// This happened to the slot. `on_reclaim` comes with [`SlotEvent::Quiet`].
     fn tell(&self, id: SlotId, event: SlotEvent, on_reclaim: Option<OnReclaim>);
@@ -176,17 +176,17 @@ impl Slot {
         self.activity.clone()
     }
 
-    /// Tells what happened to the slot.
+    /// Reports an event of the slot.
     pub fn tell(&self, event: SlotEvent) {
         self.keeper.tell(self.id, event, None);
     }
 
-    /// Tells that nothing moves on the connection. From then on `on_reclaim` may be called, once, from any thread.
+    /// Reports that nothing moves on the connection. From then on `on_reclaim` may be called, once, from any thread.
     pub fn quiet(&self, quiet: Quiet, on_reclaim: OnReclaim) {
         self.keeper.tell(self.id, SlotEvent::Quiet(quiet), Some(on_reclaim));
     }
 
-    /// Tells that bytes moved on the connection. Cheap: no lock is taken.
+    /// Reports that bytes moved on the connection. Cheap: it takes no lock.
     pub fn carried(&self, direction: Direction, bytes: usize) {
         self.activity.carried(direction, bytes, self.keeper.now());
     }

@@ -1,4 +1,4 @@
-//! The lock of the hand-over. It stands alone because the models in `tests/models` put another in its place: one that
+//! The lock of the hand-over. It has its own file because the models in `tests/models` replace it by one that
 //! tries every order in which threads can meet.
 
 pub(super) use std::sync::{Mutex, MutexGuard};

@@ -1,4 +1,4 @@
-//! Standard output and error, which may be full, or closed by whoever read enough.
+//! Standard output and error, which may be full, or closed by their reader.
 
 use std::io::{self, Write};
 
@@ -16,7 +16,7 @@ pub fn print(text: &[u8]) -> Result<bool, String> {
     }
 }
 
-/// Says something on standard error; if that cannot be written, nobody can be told.
+/// Writes to standard error. If that fails, nobody can be told.
 pub fn say(line: &dyn std::fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }

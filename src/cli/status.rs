@@ -148,7 +148,7 @@ fn head(status: &Value, paint: Paint) -> String {
     text
 }
 
-/// Why the config file as it is now was not taken, if it was not.
+/// The problem of the current config file, if it was refused.
 fn problem(text: &mut String, config: &Value, paint: Paint) {
     let Some(problem) = config["problem"].as_str() else { return };
     let age = span(config["problem_age_seconds"].as_f64().unwrap_or(0.0));
@@ -257,7 +257,7 @@ fn bar(registry: &Value, paint: Paint) -> String {
     bar + "]"
 }
 
-/// A line of a table: names, then who waits and who holds.
+/// A line of a table: names, then the numbers of waiting requests and of holders.
 struct Row {
     names: Vec<String>,
     waiting: usize,

@@ -15,7 +15,7 @@ const REDRAW: &str = "\x1b[H\x1b[2J";
 /// How the picture is shown.
 #[derive(Clone, Copy, Debug)]
 pub struct Look {
-    /// `/status` as it is, instead of a table.
+    /// `/status` unchanged, instead of a table.
     pub json: bool,
     /// Whether standard output is a terminal that can put the cursor somewhere.
     terminal: bool,
@@ -59,7 +59,7 @@ pub fn until_interrupted(admin: &str, look: Look) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let shown = runtime.block_on(each_second(admin, look));
-    // An answer that does not come must not keep who has pressed Ctrl-C.
+    // A missing answer must not delay Ctrl-C.
     runtime.shutdown_background();
     shown
 }

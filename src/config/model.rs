@@ -22,7 +22,7 @@ pub const DEFAULT_CLASS: &str = "default";
 pub struct Config {
     /// How long running requests may go on after the order to stop. Default 30 s.
     pub drain_timeout: Duration,
-    /// Where the sidecar listens, and to whom.
+    /// The addresses of the sidecar, and the clients that may use them.
     pub listen: ListenConfig,
     /// Level and format of the log.
     pub log: LogConfig,
@@ -36,7 +36,7 @@ pub struct Config {
     pub warnings: Vec<Problem>,
 }
 
-/// The part `listen`: the addresses of the sidecar, and who may use them.
+/// The part `listen`: the addresses of the sidecar, and the clients that may use them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenConfig {
     /// Address of the proxy itself. Default `127.0.0.1:4128`; port 0 takes any free port.
@@ -94,7 +94,7 @@ pub struct RegistryConfig {
     /// How long a closed connection may wait for the registry's end of it before it is reset.
     /// Default 1 s.
     pub linger: Duration,
-    /// How long a connection kept for reuse may lie idle. Default 60 s.
+    /// How long a pooled connection may be idle. Default 60 s.
     pub idle_timeout: Duration,
     /// How old a connection may get and still be reused. Default 30 minutes.
     pub max_lifetime: Duration,
@@ -102,11 +102,11 @@ pub struct RegistryConfig {
     pub max_connecting: usize,
     /// How requests wait for a slot.
     pub queue: QueueConfig,
-    /// When idle tunnels are given up for those who wait.
+    /// When idle tunnels are reclaimed for waiters.
     pub reclaim: ReclaimConfig,
     /// How TLS is spoken to it, where the sidecar itself does.
     pub tls: TlsConfig,
-    /// The address at which the sidecar stands in for it; `None` (the default) for none.
+    /// The address at which the sidecar is a mirror of it; `None` (the default) for no mirror.
     pub mirror: Option<MirrorConfig>,
     /// The answers that are asked for again.
     pub repair: RepairConfig,
@@ -137,7 +137,7 @@ pub struct TlsConfig {
     pub client: Option<(PathBuf, PathBuf)>,
     /// The name that every URL of the mirror must prove. Default: the host of each.
     pub server_name: Option<Host>,
-    /// Whether to talk to whoever answers. Default false.
+    /// Whether to accept any certificate. Default false.
     pub insecure_skip_verify: bool,
 }
 
@@ -176,13 +176,13 @@ pub struct QueueConfig {
     pub tunnel_timeout: Duration,
     /// Longest wait of a request that the sidecar sees. Default 25 s.
     pub request_timeout: Duration,
-    /// How long the place of a client that left unserved is kept for it. Default 30 s.
+    /// How long the place of a client that left unserved is reserved for it. Default 30 s.
     pub keep_place: Duration,
     /// The bytes a second below which a transfer is stalled while others wait; `None` (the default) for no bound.
     pub least_rate: Option<NonZeroU64>,
 }
 
-/// The part `reclaim` of a registry: how long a tunnel must have been quiet before it is given up for one who waits.
+/// The part `reclaim` of a registry: how long a tunnel must have been quiet before it is reclaimed for a waiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReclaimConfig {
     /// One whose last request was answered. Default 1 s.

@@ -20,7 +20,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Writes what stands behind the place: the key, where there is one, and the reason.
+    /// Writes the text behind the place: the key, if there is one, and the reason.
     fn write_subject(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;

@@ -1,6 +1,6 @@
 //! How fast a node may open connections to a registry: the token bucket as the file describes it.
 //!
-//! Only its two numbers; the bucket itself is kept by the admission. The reader makes rates, and
+//! Only its two numbers; the bucket itself belongs to the admission. The reader makes rates, and
 //! the registries of a [`Config`](super::Config) carry them.
 
 use std::num::NonZeroU32;
@@ -14,7 +14,7 @@ const NANOS_PER_SECOND: u128 = 1_000_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectRate {
     /// The time in which one token grows: `1 / rate_per_second`, from 1 µs to 1000 s, rounded up
-    /// to the nanosecond so that the limit is kept.
+    /// to the nanosecond so that the limit holds.
     pub period: Duration,
     /// Tokens that an unused bucket holds, 1 to 1000000. Default: those of one second, rounded up.
     pub burst: NonZeroU32,

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::problem::Problem;
 use super::report::Report;
 
-/// Stands for a value that could not be had: the problem is in the report, and nobody needs to say
+/// Stands for a value that could not be read: the problem is in the report, and no caller needs to say
 /// more about it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Noted;
@@ -18,7 +18,7 @@ pub(super) struct Noted;
 /// A value, unless its problem has been noted.
 pub(super) type Read<T> = Result<T, Noted>;
 
-/// One table of the file (or the place where one could stand), while it is read.
+/// One table of the file (or the place for one), while it is read.
 pub(super) struct Section<'a> {
     report: &'a mut Report,
     /// `None` for a table that the file does not have: all its settings are absent.
@@ -29,7 +29,7 @@ pub(super) struct Section<'a> {
     line: usize,
     /// The keys that were asked for. All others are unknown.
     known: Vec<&'a str>,
-    /// May a setting that is absent be called missing? Not when something stands in its way.
+    /// Whether an absent setting is reported as missing. It is not where something else is in its place.
     whole: bool,
 }
 

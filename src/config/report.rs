@@ -1,6 +1,6 @@
 //! The problems found so far while one text is read, and the lines they are on.
 //!
-//! It turns byte offsets into line numbers, and keeps one mistake from being told twice: what a
+//! It turns byte offsets into line numbers, and prevents a second report of one mistake: what a
 //! broken line seems to say is no problem of its own. The reader and the syntax check write it.
 
 use std::ops::Range;
@@ -44,7 +44,7 @@ impl Report {
         }
     }
 
-    /// Did lines get lost? Then what seems to be missing may stand in them.
+    /// Whether lines were lost. Then settings that seem to be missing may be in them.
     pub(super) fn lost_lines(&self) -> bool {
         !self.broken.is_empty()
     }

@@ -41,7 +41,7 @@ impl Share {
         usize::try_from(slots).expect("a share is at most 1, so the slots are at most the cap")
     }
 
-    /// The same product as it is, in decimal digits: for a sum that is shown. It is cut off, never
+    /// The exact product in decimal digits, for display. It is cut off, never
     /// rounded up, so what is less than 1 looks like it.
     pub(super) fn of(self, cap: u32) -> String {
         let cap = u64::from(cap);

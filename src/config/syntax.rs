@@ -26,7 +26,7 @@ fn lines_lost(text: &str, line: usize) -> usize {
     }
 }
 
-/// The key that a line belongs to, as far as the text alone tells: the table whose header stands
+/// The key that a line belongs to, as far as the text alone shows: the table whose header is
 /// above, and the setting that begins last.
 fn key_near(text: &str, line: usize) -> String {
     let (mut table, mut key) = ("", "");

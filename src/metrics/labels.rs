@@ -37,7 +37,7 @@ impl Label for Outcome {
     }
 }
 
-/// How a wait ended. Waits of those who gave up are measured like any other.
+/// The end of a wait. Waits of clients that left are measured like any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitOutcome {
     /// With an admission.
@@ -106,7 +106,7 @@ impl Label for Reason {
 /// The evidence that a connection was idle when it was reclaimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reclaimed {
-    /// A kept HTTP connection: known to be idle.
+    /// A pooled HTTP connection: known to be idle.
     Pooled,
     /// A tunnel that never carried a request.
     Unused,
@@ -192,7 +192,7 @@ impl Label for Direction {
 pub enum Connection {
     /// On a new one.
     Dialled,
-    /// On a kept one.
+    /// On a pooled one.
     Reused,
 }
 

@@ -1,6 +1,6 @@
 //! The name that a client gives itself: the user name of the proxy URL.
 //!
-//! Credentials come in, a name goes out; the password is never kept, logged or compared.
+//! Credentials come in, a name goes out; the password is never stored, logged or compared.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;

@@ -95,7 +95,7 @@ impl Parsed {
     fn take_from(self, buffer: &mut BytesMut) -> FirstHead {
         match self {
             Parsed::Connect { length, authority, proxy_authorization } => {
-                // A copy, so that the one who waits does not hold on to the buffer of the head.
+                // A copy, so that a waiter does not hold the buffer of the head.
                 let early = Bytes::copy_from_slice(&buffer[length..]);
                 FirstHead::Connect(Connect { authority, proxy_authorization, early })
             }

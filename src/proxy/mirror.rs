@@ -1,4 +1,4 @@
-//! The mirror: an address at which the sidecar stands in for a registry.
+//! The mirror: an address at which the sidecar answers for a registry.
 //!
 //! Pullers ask it as they would ask the registry, in origin-form. It is the one way that sees all of a puller's traffic,
 //! also that which follows no proxy setting.
@@ -20,7 +20,7 @@ use crate::upstream::{Destination, Upstream};
 pub struct Mirror {
     /// Whose slots it takes.
     pub upstream: Arc<Upstream>,
-    /// The class of all who come.
+    /// The class of all requests at the mirror.
     pub class: ClassId,
     cluster: Arc<Cluster>,
     hosts: Vec<HostPattern>,

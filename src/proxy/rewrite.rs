@@ -1,7 +1,7 @@
 //! Links in a mirror's answers: the realm of a challenge, `Location` and `Link`.
 //!
 //! One rule: a link to one of the registry's public URLs leads back to the mirror, at the address by which the client
-//! reached it. Every other link, to the storage behind the registry mostly, stays as it is. Header values are bytes: a
+//! reached it. Every other link, mostly to the storage behind the registry, stays unchanged. Header values are bytes: a
 //! byte that is not ASCII changes nothing about the rule. The mirror makes a `Rewrite` for each request.
 
 use std::ops::Range;
@@ -78,7 +78,7 @@ impl Rewrite<'_> {
     }
 }
 
-/// The places of the URLs in a Link header: each stands in angle brackets, before its parameters (RFC 8288, section 3).
+/// The places of the URLs in a Link header: each is in angle brackets, before its parameters (RFC 8288, section 3).
 fn targets_of_links(value: &[u8]) -> Vec<Range<usize>> {
     let (mut found, mut at) = (Vec::new(), 0);
     while let Some(byte) = value.get(at) {

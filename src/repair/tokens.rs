@@ -1,7 +1,7 @@
 //! Tokens: does one allow what was asked for?
 //!
 //! Harbor's core swallows a database error while it looks up permissions, and signs a token without them: every request
-//! with it is denied until it expires. The payload of the JWT tells, and is read without checking its signature:
+//! with it is denied until it expires. The payload of the JWT shows it, and is read without checking its signature:
 //! nothing is granted here. <https://distribution.github.io/distribution/spec/auth/token/>, section "Requesting a Token";
 //! <https://distribution.github.io/distribution/spec/auth/jwt/>.
 
@@ -12,7 +12,7 @@ use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 
-/// Base64 as JWT uses it, also from those who pad.
+/// Base64 as JWT uses it, also with padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),

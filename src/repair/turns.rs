@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use crate::admission::Place;
 
-/// So many go at once, and the others wait in the order of their arrival.
+/// So many permits at once; the other requests wait in the order of their arrival.
 #[derive(Debug, Default)]
 pub struct Turns(Mutex<State>);
 
@@ -17,13 +17,13 @@ struct State {
     waiting: BTreeMap<Place, oneshot::Sender<()>>,
 }
 
-/// One that goes; dropping it lets the next one go.
+/// A permit. Dropping it grants the next one.
 #[derive(Debug)]
 #[must_use = "a turn dropped at once is the next one's at once"]
 pub struct Turn<'a>(&'a Turns);
 
 impl Turns {
-    /// Waits for a turn, where at most `most` go at once. May be given up at any point.
+    /// Waits for a permit, of which at most `most` exist at once. Safe to cancel at any point.
     pub async fn take(&self, place: Place, most: usize) -> Turn<'_> {
         let called = {
             let mut state = self.lock();
@@ -42,7 +42,7 @@ impl Turns {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One has gone: its turn is the next one's.
+    /// A permit was returned: the next waiter gets it.
     fn pass_on(&self) {
         let mut state = self.lock();
         while let Some((_, call)) = state.waiting.pop_first() {
@@ -63,7 +63,7 @@ impl Drop for Turn<'_> {
 struct Waiting<'a> {
     turns: &'a Turns,
     place: Place,
-    /// `None` once the turn was taken.
+    /// `None` once the permit was granted.
     called: Option<oneshot::Receiver<()>>,
 }
 
@@ -81,7 +81,7 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let Some(mut called) = self.called.take() else { return };
         self.turns.lock().waiting.remove(&self.place);
-        // It was called, and left in that very moment.
+        // It was granted a permit and left in that moment.
         called.close();
         if called.try_recv().is_ok() {
             self.turns.pass_on();

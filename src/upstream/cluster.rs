@@ -47,9 +47,9 @@ pub struct NodePicture {
 #[derive(Debug)]
 struct Node {
     origin: Origin,
-    /// Sockets that stand or are dialled.
+    /// Open and dialling sockets.
     open: usize,
-    /// The slots of those that stand.
+    /// The slots of the open ones.
     slots: BTreeSet<SlotId>,
     /// Set while it is left out.
     out: Option<Out>,
@@ -67,7 +67,7 @@ struct Out {
     probe: Option<u64>,
 }
 
-/// A connection to one node, counted while it stands.
+/// A connection to one node, counted while it is open.
 #[derive(Debug)]
 pub struct NodePermit {
     cluster: Arc<Cluster>,
@@ -148,7 +148,7 @@ impl Cluster {
         is_due
     }
 
-    /// The name of this node cannot be resolved: it is left out. Tells whether it was in until now.
+    /// The name of this node cannot be resolved: it is left out. Returns whether it was in until now.
     #[must_use]
     pub fn leave_out(&self, index: usize, now: Moment) -> bool {
         let node = &mut self.lock()[self.pages[index]];
@@ -177,7 +177,7 @@ impl Cluster {
         self.origins.iter().position(|origin| origin.target == *target)
     }
 
-    /// The slots of the sockets that stand at this node.
+    /// The slots of the open sockets at this node.
     #[must_use]
     pub fn slots_of(&self, index: usize) -> Vec<SlotId> {
         self.lock()[self.pages[index]].slots.iter().copied().collect()
@@ -243,7 +243,7 @@ impl Node {
         self.out.as_mut().filter(|out| probe.is_some() && out.probe == probe)
     }
 
-    /// Leaves it out, longer each time. Tells whether it was in until now.
+    /// Leaves it out, longer each time. Returns whether it was in until now.
     fn leave_out(&mut self, now: Moment) -> bool {
         let failures = self.out.map_or(1, |out| out.failures.saturating_add(1));
         self.out.replace(Out { due: now + PROBE_PAUSES.after(failures), failures, probe: None }).is_none()
@@ -269,13 +269,13 @@ impl NodePermit {
         self.on_page(|node| node.slots.insert(slot));
     }
 
-    /// It took the connection. Tells whether it was out until now.
+    /// It accepted the connection. Returns whether it was out until now.
     #[must_use]
     pub fn dialled(&self) -> bool {
         self.on_page(|node| node.out.take().is_some())
     }
 
-    /// It did not take the connection: it is left out. Tells whether it was in until now.
+    /// It did not accept the connection: it is left out. Returns whether it was in until now.
     #[must_use]
     pub fn failed(&self, now: Moment) -> bool {
         // One outage, however many meet it that were dialled before.
@@ -403,7 +403,7 @@ mod tests {
         let late = pick(&cluster, at(1100));
         drop(probe);
         assert!(late.index() == 0 && pick(&cluster, at(1100)).index() == 1, "one at a time");
-        // One that somebody else was faster than, who was lost again.
+        // A faster probe took its place and was lost again.
         let faster = cluster.pick(&[0], None, at(1100)).unwrap();
         assert!(faster.dialled() && faster.failed(at(1100)));
         let probe = pick(&cluster, at(1200));

@@ -57,7 +57,7 @@ struct Inner {
 pub struct Glance(Weak<TcpStream>);
 
 impl Glance {
-    /// Whether the socket still stands, with nothing to read and no end from the other side; asks the kernel.
+    /// Whether the socket is still open, with nothing to read and no end from the other side; asks the kernel.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.0.upgrade().is_some_and(|stream| !tcp::has_unread(&stream) && !tcp::has_ended(&stream))
@@ -72,7 +72,7 @@ impl Glance {
 }
 
 /// Says how a socket is to be closed when it is dropped, and can be held apart from it: hyper owns the socket, but only
-/// the one who follows the answer knows whether the work is done. Until told otherwise, a drop cuts.
+/// only the reader of the answer knows whether the work is done. By default, a drop cuts.
 #[derive(Clone, Debug, Default)]
 pub struct Ending {
     manner: Arc<AtomicU8>,
@@ -150,7 +150,7 @@ impl Socket {
         self.inner().node_permit.as_ref()
     }
 
-    /// A way to look at it for those who do not own it.
+    /// A handle to look at it without owning it.
     #[must_use]
     pub fn glance(&self) -> Glance {
         Glance(Arc::downgrade(&self.inner().stream))
@@ -161,7 +161,7 @@ impl Socket {
         &self.inner().slot
     }
 
-    /// Tells the gate that the tunnel on this socket lies quiet, and how to ask it to close.
+    /// Reports to the gate that the tunnel on this socket is quiet, and how to ask it to close.
     pub fn quiet(&self, quiet: Quiet, reclaim: OnReclaim) {
         self.inner().slot.quiet(quiet, reclaim);
     }
@@ -177,12 +177,12 @@ impl Socket {
         &self.inner().stream
     }
 
-    /// Tells the gate what happened to the socket.
+    /// Reports an event of the socket to the gate.
     pub fn tell(&self, event: SlotEvent) {
         self.inner().slot.tell(event);
     }
 
-    /// Tells that bytes moved.
+    /// Reports that bytes moved.
     pub fn carried(&self, direction: Direction, bytes: usize) {
         self.inner().slot.carried(direction, bytes);
     }

@@ -1,4 +1,4 @@
-//! A connection on which a visible request does not move: after very long it gives way to one who waits, as a tunnel does.
+//! A connection on which a visible request does not move: after a very long time it is reclaimed for a waiter, like a tunnel.
 //!
 //! Neither a registry that never answers nor a client that takes nothing may hold a slot for ever.
 
@@ -43,14 +43,14 @@ pub(super) struct Lookout<P> {
     pub activity: Arc<Activity>,
     /// Its slot.
     pub slot: SlotId,
-    /// Whom to tell.
+    /// The receiver of events.
     pub gate: Gate<P>,
     /// How long a request may lie still.
     pub longest: Duration,
 }
 
 impl<P: Send + 'static> Lookout<P> {
-    /// Completes when the connection is to be cut for one who waits.
+    /// Completes when the connection is to be cut for a waiter.
     pub async fn reclaimed(self) {
         loop {
             match self.silence().map(|silence| self.longest.saturating_sub(silence)) {
@@ -61,7 +61,7 @@ impl<P: Send + 'static> Lookout<P> {
                         Ok(()) = self.tell() => if self.is_stalled() { return },
                         () = self.moves() => {}
                     }
-                    // Also where it has ended meanwhile, and another began: word that it lies still must not outlive it.
+                    // Also if it ended meanwhile and another one began: the report of a stall must not outlive it.
                     self.gate.tell(self.slot, SlotEvent::Entered(SlotState::Active));
                 }
             }
@@ -85,7 +85,7 @@ impl<P: Send + 'static> Lookout<P> {
         }
     }
 
-    /// Tells the gate that nothing moves. The receiver completes when the gate wants the connection closed.
+    /// Reports to the gate that nothing moves. The receiver completes when the gate wants the connection closed.
     fn tell(&self) -> oneshot::Receiver<()> {
         let (reclaim, reclaimed) = oneshot::channel();
         let from = self.gate.now();
