@@ -5,6 +5,7 @@
 //! `upstream` and the gate do. Called by `listener`, once for each connection, with the bytes of its first head.
 
 pub mod buffered_body;
+mod checks;
 mod forward;
 mod hop_by_hop;
 mod outbound;
@@ -21,7 +22,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use self::request_phase::Asked;
+use self::request_phase::RequestPhase;
 use crate::metrics::Reason;
 use crate::proxy::client::{Client, ClientIo};
 use crate::proxy::record::Kind;
@@ -35,36 +36,38 @@ const IDLE_CLIENT: Duration = Duration::from_secs(75);
 /// told that the connection ends.
 const LAST_CHANCE: Duration = Duration::from_secs(1);
 
-/// Serves a client's connection with hyper, starting with the bytes that were read already.
-pub async fn serve(proxy: Arc<Proxy>, entry: Entry, client: Arc<Client>, replay: Bytes) {
+/// Serves a client's connection with hyper, starting with the bytes that were read already. Whether it is left to close
+/// lingeringly: an answer was the last, and the client may still be sending.
+pub async fn serve(proxy: &Arc<Proxy>, entry: Entry, client: &Arc<Client>, replay: Bytes) -> bool {
     let io = TokioIo::new(ClientIo::new(client.clone(), replay));
-    let asked = Asked::default();
+    let phase = RequestPhase::default();
     let service =
-        service_fn(|request| forward::answer(proxy.clone(), entry.clone(), client.clone(), asked.clone(), request));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_CLIENT)
-        .half_close(true)
-        .max_buf_size(BUFFER)
-        .preserve_header_case(true)
-        .serve_connection(io, service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    let drained = async {
+        service_fn(|request| forward::answer(proxy.clone(), entry.clone(), client.clone(), phase.clone(), request));
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(IDLE_CLIENT)
+            .half_close(true)
+            .max_buf_size(BUFFER)
+            .preserve_header_case(true)
+            .serve_connection(io, service)
+            .with_upgrades()
+    );
+    let mut told = false;
+    let served = loop {
         tokio::select! {
-            served = connection.as_mut() => return served,
-            // Its first head was read before hyper came, and is to be answered.
-            () = async { proxy.draining().await; asked.begun().await; asked.nothing_for(LAST_CHANCE).await } => {
+            served = connection.as_mut() => break served,
+            () = async { proxy.draining().await; phase.idle_for(LAST_CHANCE).await }, if !told => {
                 connection.as_mut().graceful_shutdown();
+                told = true;
+            }
+            // Dropping the connection drops the request under way, and records it.
+            () = client.gone() => return false,
+            () = proxy.cut_short() => {
+                client.cut();
+                return false;
             }
         }
-        connection.await
-    };
-    let served = tokio::select! {
-        served = drained => served,
-        // Dropping the connection drops the request under way, and records it.
-        () = asked.abandoned(&client) => return,
-        () = proxy.cut_short() => return client.cut(),
     };
     match served {
         // hyper has answered 400 by itself.
@@ -74,4 +77,5 @@ pub async fn serve(proxy: Arc<Proxy>, entry: Entry, client: Arc<Client>, replay:
         Err(error) => tracing::debug!(peer = %client.peer(), %error, "client connection ended"),
         Ok(()) => {}
     }
+    !told && client.is_finished()
 }

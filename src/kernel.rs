@@ -36,6 +36,18 @@ pub fn uid_behind(stream: &TcpStream) -> Option<u32> {
     word_of(&ask(theirs, ours)?, UID)
 }
 
+/// Whether no process has the other end of a connection any more: it is closed, not only half of it. Known for connections
+/// within this machine; any other is taken for open.
+#[must_use]
+pub fn is_other_end_closed(stream: &TcpStream) -> bool {
+    let (Ok(ours), Ok(theirs)) = (stream.local_addr(), stream.peer_addr()) else { return true };
+    match ask(theirs, ours) {
+        Some(answer) => word_of(&answer, INODE) == Some(0),
+        // Where the kernel knows our end, it answers, and the other one is gone.
+        None => theirs.ip().to_canonical().is_loopback() && ask(ours, theirs).is_some(),
+    }
+}
+
 /// Bytes that were written to this connection and that the other end has not acknowledged.
 #[must_use]
 pub fn unacknowledged(stream: &TcpStream) -> Option<u32> {

@@ -56,20 +56,28 @@ async fn serve(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, entry: En
         let message = format!("too many client connections (listen.max_clients = {})", terms.max_clients);
         return turn_away(&proxy, &client, Answer::plain(Reason::TooManyClients, message)).await;
     };
-    match (first_head(&proxy, &client, terms.head_timeout).await, &entry) {
-        (Ok(FirstHead::Connect(connect)), Entry::Proxy) => tunnel::serve(&proxy, client, connect, asking).await,
+    let answer = match (first_head(&proxy, &client, terms.head_timeout).await, &entry) {
+        (Ok(FirstHead::Connect(connect)), Entry::Proxy) => {
+            return tunnel::serve(&proxy, client, connect, asking).await;
+        }
         (Ok(FirstHead::Connect(_)), Entry::Mirror(_)) => {
-            let message = "this is a registry mirror: point HTTPS_PROXY at listen.proxy";
-            turn_away(&proxy, &client, Answer::plain(Reason::BadRequest, message)).await;
+            Answer::plain(Reason::BadRequest, "this is a registry mirror: point HTTPS_PROXY at listen.proxy")
         }
-        (Ok(FirstHead::Other(bytes)), _) => http::serve(proxy.clone(), entry, client, bytes).await,
-        (Err(HeadError::Closed | HeadError::Silent), _) => {}
-        (Err(error @ HeadError::TimedOut(_)), _) => {
-            turn_away(&proxy, &client, Answer::plain(Reason::HeadTimeout, error.to_string())).await;
+        (Ok(FirstHead::Other(bytes)), _) => {
+            let lingers = http::serve(&proxy, entry, &client, bytes).await;
+            drop(asking);
+            if lingers {
+                proxy.lingering_close(&client).await;
+            }
+            return;
         }
-        (Err(error @ HeadError::Malformed(_)), _) => {
-            turn_away(&proxy, &client, Answer::plain(Reason::BadRequest, error.to_string())).await;
-        }
+        (Err(HeadError::Closed | HeadError::Silent), _) => return,
+        (Err(error @ HeadError::TimedOut(_)), _) => Answer::plain(Reason::HeadTimeout, error.to_string()),
+        (Err(error @ HeadError::Malformed(_)), _) => Answer::plain(Reason::BadRequest, error.to_string()),
+    };
+    drop(asking);
+    if tell(&proxy, &client, answer).await {
+        proxy.lingering_close(&client).await;
     }
 }
 
@@ -80,12 +88,17 @@ async fn first_head(proxy: &Proxy, client: &Client, head_timeout: Duration) -> R
     }
 }
 
-/// Answers a connection on which no request is served.
+/// Answers a connection that does not count as a client.
 async fn turn_away(proxy: &Proxy, client: &Client, answer: Answer) {
-    proxy.record(&client.peer().ip().to_string(), Kind::Unknown).answered(answer.reason);
-    if client.write_all(&answer.to_bytes(OTHER_HOSTS)).await.is_ok() {
-        client.lingering_close().await;
+    if tell(proxy, client, answer).await {
+        client.brief_lingering_close(|_| ()).await;
     }
+}
+
+/// Answers a connection on which no request is served. Whether the answer was sent.
+async fn tell(proxy: &Proxy, client: &Client, answer: Answer) -> bool {
+    proxy.record(&client.peer().ip().to_string(), Kind::Unknown).answered(answer.reason);
+    client.write_all(&answer.to_bytes(OTHER_HOSTS)).await.is_ok()
 }
 
 fn welcome(terms: &ClientTerms, ip: IpAddr) -> Result<(), Answer> {

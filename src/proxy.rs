@@ -7,6 +7,7 @@ pub mod client;
 pub mod clients;
 pub mod credentials;
 pub mod head;
+pub mod lingering;
 pub mod mirror;
 pub mod record;
 pub mod respond;
@@ -23,7 +24,9 @@ use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::client::Client;
 use self::clients::Classes;
+use self::lingering::Lingering;
 use self::mirror::Mirror;
 use self::record::{Kind, Record};
 use self::respond::Answer;
@@ -70,6 +73,7 @@ pub struct Settings {
 pub struct Proxy {
     settings: RwLock<Arc<Settings>>,
     clients: AtomicUsize,
+    lingering: Lingering,
     /// Tasks that may ask a gate yet.
     asking: AtomicUsize,
     /// The name with which this process signs messages in Via; unlike that of any other.
@@ -88,15 +92,25 @@ impl Proxy {
         draining: CancellationToken,
         cut_short: CancellationToken,
     ) -> Arc<Proxy> {
-        let (clients, asking) = Default::default();
+        let (clients, asking, lingering) = Default::default();
         let settings = RwLock::new(Arc::new(settings));
-        Arc::new(Proxy { settings, clients, asking, pseudonym, draining, cut_short, tasks: TaskTracker::new() })
+        let tasks = TaskTracker::new();
+        Arc::new(Proxy { settings, clients, lingering, asking, pseudonym, draining, cut_short, tasks })
     }
 
-    /// Counts one more connection of a client; `None` when `max_clients` stand already.
+    /// Counts one more connection of a client; `None` when `max_clients` stand already, and none of them only lingers.
     pub(crate) fn count_client(self: &Arc<Self>, max_clients: usize) -> Option<CountedClient> {
         let counted = CountedClient(self.clone());
-        (self.clients.fetch_add(1, Ordering::Relaxed) < max_clients).then_some(counted)
+        let fits = self.clients.fetch_add(1, Ordering::Relaxed) < max_clients;
+        (fits || self.lingering.evict_oldest()).then_some(counted)
+    }
+
+    /// Closes a connection after its last answer so that the client can read it, whatever it still sends.
+    pub(crate) async fn lingering_close(&self, client: &Client) {
+        tokio::select! {
+            () = self.lingering.close(client) => {}
+            () = self.cut_short() => client.cut(),
+        }
     }
 
     /// Connections of clients that stand.

@@ -74,7 +74,7 @@ pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect, asking:
         }
         Err(NoTunnel(Some((answer, registry)))) => {
             if client.write_all(&answer.to_bytes(&registry)).await.is_ok() {
-                client.lingering_close().await;
+                proxy.lingering_close(&client).await;
             }
         }
         Err(NoTunnel(None)) => {}

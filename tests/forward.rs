@@ -478,7 +478,6 @@ async fn malformed_forms_are_refused_with_a_reason() {
     let address = stub.address();
     let forms: Vec<(Vec<u8>, &str)> = [
         ("GET /v2/ HTTP/1.1\r\nHost: {}\r\n\r\n", "forward proxy"),
-        ("OPTIONS * HTTP/1.1\r\nHost: {}\r\n\r\n", ""),
         ("GET http://user:secret@{}/v2/ HTTP/1.1\r\nHost: {}\r\n\r\n", "user name"),
         ("GET http://{}/v2/ HTTP/1.1\r\nHost: {}\r\nHost: other\r\n\r\n", "Host"),
         ("GET ftp://{}/v2/ HTTP/1.1\r\nHost: {}\r\n\r\n", "neither http nor https"),

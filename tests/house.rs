@@ -11,7 +11,7 @@ const MAX_FILE_LINES: usize = 500;
 /// A function is no longer than this.
 const MAX_FUNCTION_LINES: usize = 60;
 /// All files of `src` together, before their inline tests, are no longer than this.
-const MAX_LINES: usize = 19_600;
+const MAX_LINES: usize = 20_050;
 
 /// Private words that the terms of the field replaced. No type, field, function or file has one in its name.
 const OLD_WORDS: &[&str] = &[
@@ -101,7 +101,6 @@ const NOT_YET: &[&str] = &[
     "distress::Seen",
     "http::repairing::give_up",
     "http::repairing::give_up_believing",
-    "http::request_phase::Asked",
     "metrics::new",
     "repair::turns",
     "repair::turns::Turn",

@@ -7,28 +7,28 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, HeaderValue, PROXY_AUTHORIZATION};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
-use super::buffered_body::BufferedBody;
-use super::hop_by_hop::{keeps_connection, strip_response};
+use super::checks;
+use super::hop_by_hop::strip_response;
 use super::outbound::Outbound;
 use super::repairing;
 use super::reply::{Relayed, Reply};
-use super::request_phase::{Asked, state};
+use super::request_phase::RequestPhase;
 use crate::admission::{self, Principal};
-use crate::metrics::OTHER_HOSTS;
+use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::proxy::client::{Client, ClientIo};
 use crate::proxy::record::{Kind, Record, shown};
 use crate::proxy::respond::Answer;
 use crate::proxy::rewrite::Rewrite;
 use crate::proxy::{Entry, Proxy};
 use crate::tunnel::{self, NoTunnel, Tunnel};
-use crate::upstream::http::RequestBody;
+use crate::upstream::request_body::RequestBody;
 use crate::upstream::{Destination, Patience, Upstream};
 
 /// The client is gone; hyper closes its connection.
@@ -44,132 +44,140 @@ pub async fn answer(
     proxy: Arc<Proxy>,
     entry: Entry,
     client: Arc<Client>,
-    asked: Asked,
+    phase: RequestPhase,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, ClientLeft> {
-    asked.begin();
-    if request.method() == Method::CONNECT && matches!(entry, Entry::Proxy) {
-        return answer_connect(proxy, client, request).await;
-    }
-    let stays = keeps_connection(request.version(), request.headers());
-    asked.set(if stays { state::AND_STAYS } else { state::LAST });
-    let mut answered = match entry {
-        Entry::Proxy => answer_request(&proxy, &client, &asked, request).await,
-        Entry::Mirror(registry) => answer_at_mirror(&proxy, &registry, &client, &asked, request).await,
+    phase.begin();
+    let has_body = !request.body().is_end_stream();
+    let arrival = Arrival { proxy: &proxy, client: &client, phase: &phase };
+    let mut response = match entry {
+        Entry::Proxy if request.method() == Method::CONNECT => answer_connect(&proxy, &client, request).await?,
+        Entry::Proxy => arrival.at_proxy(request).await,
+        Entry::Mirror(registry) => arrival.at_mirror(&registry, request).await?,
     };
-    if !matches!(answered, Ok(ref response) if matches!(response.body(), Reply::Relayed(_))) {
-        asked.set(state::NOTHING);
-    }
-    if proxy.is_draining()
-        && let Ok(response) = &mut answered
-    {
+    let is_rest_unwanted = match response.body() {
+        Reply::Own(_) => {
+            phase.end();
+            has_body
+        }
+        Reply::Relayed(relayed) => relayed.ends_upload(response.status()),
+    };
+    if is_rest_unwanted || proxy.is_draining() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    answered
+    Ok(response)
 }
 
-async fn answer_request(
-    proxy: &Proxy,
-    client: &Client,
-    asked: &Asked,
-    request: Request<Incoming>,
-) -> Result<Response<Reply>, ClientLeft> {
-    let principal = principal_of(proxy, &request, client);
-    let mut record = proxy.record(&principal.client, Kind::Request);
-    record.toward(shown(None, request.uri()));
-    let (outbound, body, origin) = match Outbound::of_absolute(request, proxy, record.carried()) {
-        Ok(outbound) => outbound,
-        Err(answer) => return Ok(refuse(record, &answer, OTHER_HOSTS)),
-    };
-    let route = match proxy.route(&origin.target, origin.secure).await {
-        Ok(route) => route,
-        Err(answer) => return Ok(refuse(record, &answer, OTHER_HOSTS)),
-    };
-    let exchange = Exchange { proxy, asked, record, rewrite: None };
-    Ok(exchange.run(&route.upstream, route.destination, principal, (outbound, body)).await)
-}
-
-/// A request that takes the mirror for the registry itself.
-async fn answer_at_mirror(
-    proxy: &Proxy,
-    registry: &str,
-    client: &Client,
-    asked: &Asked,
-    request: Request<Incoming>,
-) -> Result<Response<Reply>, ClientLeft> {
-    // Mirrors come and go with their listeners only.
-    let Some((mirror, upstream)) = proxy.mirror(registry) else {
-        return Err(ClientLeft);
-    };
-    let principal = proxy.settings().classes.principal_of_class(mirror.class, client);
-    let mut record = proxy.record(&principal.client, Kind::Request);
-    record.toward(shown(Some(mirror.host()), request.uri()));
-    let rewrite = mirror.rewrite(&request, client.stream().local_addr().ok());
-    let (outbound, body) = match Outbound::of_origin_form(request, proxy, &mirror, record.carried()) {
-        Ok(outbound) => outbound,
-        Err(answer) => return Ok(refuse(record, &answer, &upstream.name)),
-    };
-    let exchange = Exchange { proxy, asked, record, rewrite };
-    Ok(exchange.run(&upstream, mirror.destination(), principal, (outbound, body)).await)
-}
-
-/// One request on its way through a registry's gate and back.
-struct Exchange<'a> {
+/// Where a request arrived.
+struct Arrival<'a> {
     proxy: &'a Proxy,
-    asked: &'a Asked,
-    record: Record,
-    rewrite: Option<Rewrite<'a>>,
+    client: &'a Arc<Client>,
+    phase: &'a RequestPhase,
 }
 
-impl Exchange<'_> {
-    async fn run(
-        mut self,
+impl Arrival<'_> {
+    async fn at_proxy(&self, mut request: Request<Incoming>) -> Response<Reply> {
+        let principal = principal_of(self.proxy, &request, self.client);
+        let mut record = self.proxy.record(&principal.client, Kind::Request);
+        record.toward(shown(None, request.uri()));
+        let mut record = match preflight(record, &mut request, OTHER_HOSTS) {
+            Ok(record) => record,
+            Err(response) => return *response,
+        };
+        let (outbound, body, origin) = match Outbound::of_absolute(request, self.proxy, record.carried()) {
+            Ok(outbound) => outbound,
+            Err(answer) => return refuse(record, &answer, OTHER_HOSTS),
+        };
+        match self.proxy.route(&origin.target, origin.secure).await {
+            Ok(route) => {
+                self.exchange(record, &route.upstream, route.destination, principal, (outbound, body), None).await
+            }
+            Err(answer) => refuse(record, &answer, OTHER_HOSTS),
+        }
+    }
+
+    /// A request that takes the mirror for the registry itself.
+    async fn at_mirror(&self, registry: &str, mut request: Request<Incoming>) -> Result<Response<Reply>, ClientLeft> {
+        // Mirrors come and go with their listeners only.
+        let (mirror, upstream) = self.proxy.mirror(registry).ok_or(ClientLeft)?;
+        let principal = self.proxy.settings().classes.principal_of_class(mirror.class, self.client);
+        let mut record = self.proxy.record(&principal.client, Kind::Request);
+        record.toward(shown(Some(mirror.host()), request.uri()));
+        let mut record = match preflight(record, &mut request, &upstream.name) {
+            Ok(record) => record,
+            Err(response) => return Ok(*response),
+        };
+        let rewrite = mirror.rewrite(&request, self.client.local_addr());
+        let (outbound, body) = match Outbound::of_origin_form(request, self.proxy, &mirror, record.carried()) {
+            Ok(outbound) => outbound,
+            Err(answer) => return Ok(refuse(record, &answer, &upstream.name)),
+        };
+        Ok(self.exchange(record, &upstream, mirror.destination(), principal, (outbound, body), rewrite).await)
+    }
+
+    /// One request on its way through a registry's gate and back.
+    async fn exchange(
+        &self,
+        mut record: Record,
         upstream: &Upstream,
         destination: Destination,
         principal: Principal,
         (outbound, body): (Outbound, RequestBody),
+        rewrite: Option<Rewrite<'_>>,
     ) -> Response<Reply> {
-        self.record.belongs_to(&upstream.name, &upstream.metrics);
+        record.belongs_to(&upstream.name, &upstream.metrics);
         let patience =
             Patience { limit: upstream.queue.request_timeout[principal.class.0], setting: "request_timeout" };
-        let mut attempt = upstream.attempt(
-            destination,
-            principal,
-            (admission::Kind::Request, outbound.lane()),
-            Some(outbound.key().clone()),
-            patience,
-        );
+        let kind = (admission::Kind::Request, outbound.lane());
+        let mut attempt = upstream.attempt(destination, principal, kind, Some(outbound.key().clone()), patience);
+        let upload = body.upload();
         let exchanged = repairing::exchange((outbound, body), upstream, &mut attempt).await;
-        self.record.reached(attempt.waited, attempt.connect);
-        match exchanged {
+        record.reached(attempt.waited, attempt.connect);
+        let response = match exchanged {
             Ok((response, retries)) => {
-                self.record.retried(retries);
-                self.relay(response)
+                record.retried(retries);
+                response
             }
-            Err(failure) => refuse(self.record, &Answer::of_failure(&failure, upstream, &attempt), &upstream.name),
-        }
-    }
-
-    fn relay(mut self, response: Response<BufferedBody>) -> Response<Reply> {
+            // It took the connection to the registry with it, whose fault that is not.
+            Err(_) if upload.is_broken() => {
+                record.client_left();
+                let answer = Answer::plain(Reason::BadRequest, "the body of the request broke off, or cannot be read");
+                return answer.to_response(&upstream.name).map(Reply::Own);
+            }
+            Err(failure) => {
+                return refuse(record, &Answer::of_failure(&failure, upstream, &attempt), &upstream.name);
+            }
+        };
         let (mut head, body) = response.into_parts();
         strip_response(&mut head.headers);
-        if let Some(rewrite) = &self.rewrite {
+        if let Some(rewrite) = &rewrite {
             rewrite.apply(head.status, &mut head.headers);
         }
         self.proxy.sign(&mut head.headers);
         // The version is this hop's own; hyper lowers it for a client that speaks 1.0.
         head.version = Version::HTTP_11;
-        let carried = self.record.carried();
-        Response::from_parts(
-            head,
-            Reply::Relayed(Box::new(Relayed::new(body, self.record, carried, self.asked.clone()))),
-        )
+        let relayed = Relayed::new(body, record, upload, self.phase.clone(), self.client.clone());
+        Response::from_parts(head, Reply::Relayed(Box::new(relayed)))
     }
 }
 
 fn principal_of(proxy: &Proxy, request: &Request<Incoming>, client: &Client) -> Principal {
     let credentials = request.headers().get(PROXY_AUTHORIZATION).map(HeaderValue::as_bytes);
     proxy.settings().classes.principal(credentials, client)
+}
+
+/// Goes on with a request that is to be relayed; otherwise tells what to answer.
+fn preflight(record: Record, request: &mut Request<Incoming>, registry: &str) -> Result<Record, Box<Response<Reply>>> {
+    if let Err(problem) = checks::check(request) {
+        return Err(Box::new(refuse(record, &Answer::plain(Reason::BadRequest, problem), registry)));
+    }
+    match checks::own_answer(request) {
+        None => Ok(record),
+        Some(response) => {
+            record.served();
+            Err(Box::new(response.map(Reply::Own)))
+        }
+    }
 }
 
 fn refuse(record: Record, answer: &Answer, registry: &str) -> Response<Reply> {
@@ -179,18 +187,18 @@ fn refuse(record: Record, answer: &Answer, registry: &str) -> Response<Reply> {
 
 /// A CONNECT on a connection that carried other requests before: hyper gives the connection back after the answer.
 async fn answer_connect(
-    proxy: Arc<Proxy>,
-    client: Arc<Client>,
+    proxy: &Arc<Proxy>,
+    client: &Arc<Client>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Reply>, ClientLeft> {
-    let principal = principal_of(&proxy, &request, &client);
+    let principal = principal_of(proxy, &request, client);
     let authority = request.uri().to_string();
-    match tunnel::open(&proxy, &client, &authority, principal).await {
+    match tunnel::open(proxy, client, &authority, principal).await {
         Ok(tunnel) => {
             let upgrade = hyper::upgrade::on(&mut request);
             // The answers before it are read first, which may take long: no handshake is to come at once.
             tunnel.lies_idle();
-            proxy.tasks().spawn(carry_upgraded(proxy.clone(), client, tunnel, upgrade));
+            proxy.tasks().spawn(carry_upgraded(proxy.clone(), client.clone(), tunnel, upgrade));
             Ok(Response::new(Reply::Own(Full::default())))
         }
         Err(NoTunnel(Some((answer, registry)))) => Ok(answer.to_response(&registry).map(Reply::Own)),

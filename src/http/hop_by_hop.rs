@@ -1,6 +1,5 @@
 //! Headers that concern one hop only (RFC 9110, section 7.6.1) and what they say about the connection.
 
-use hyper::Version;
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
     UPGRADE,
@@ -11,7 +10,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 
 /// Takes away what a request says to this hop alone.
 pub fn strip_request(headers: &mut HeaderMap) {
-    let takes_trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    let takes_trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case(b"trailers"));
     strip(headers);
     headers.remove(PROXY_AUTHORIZATION);
     headers.remove(TE);
@@ -33,7 +32,8 @@ pub fn strip_response(headers: &mut HeaderMap) {
 /// Transfer-Encoding is of one hop, too, but hyper frames the body by it and keeps it true: length stays length and
 /// chunked stays chunked.
 fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = tokens(headers, &CONNECTION).filter_map(|token| token.parse().ok()).collect();
+    let named: Vec<HeaderName> =
+        tokens(headers, &CONNECTION).filter_map(|token| HeaderName::from_bytes(token).ok()).collect();
     for name in named.iter().filter(|name| !must_stay(name)) {
         headers.remove(name);
     }
@@ -47,15 +47,11 @@ fn must_stay(name: &HeaderName) -> bool {
     [CONTENT_LENGTH, TRANSFER_ENCODING, HOST].contains(name)
 }
 
-/// Whether the client wants to keep its connection after this request (RFC 9112, section 9.3).
-#[must_use]
-pub fn keeps_connection(version: Version, headers: &HeaderMap) -> bool {
-    version >= Version::HTTP_11 && !tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("close"))
-}
-
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
-    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
+/// The elements of a list. By bytes: one element that is no ASCII leaves the others as they are.
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    let values = headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    let tokens = values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    tokens.filter(|token| !token.is_empty())
 }
 
 #[cfg(test)]
@@ -100,11 +96,10 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_kept_from_http_1_1_on_unless_closed() {
-        let none = HeaderMap::new();
-        let close = headers(&[("connection", "x, Close")]);
-        assert!(keeps_connection(Version::HTTP_11, &none));
-        assert!(!keeps_connection(Version::HTTP_11, &close));
-        assert!(!keeps_connection(Version::HTTP_10, &none));
+    fn a_name_that_is_no_ascii_leaves_the_others_of_one_hop() {
+        let mut all = headers(&[("x-mine", "1"), ("x-other", "2")]);
+        all.append(CONNECTION, HeaderValue::from_bytes(b"x-mine, \xe9t\xe9").unwrap());
+        strip_request(&mut all);
+        assert_eq!(all, headers(&[("x-other", "2")]));
     }
 }

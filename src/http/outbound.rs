@@ -14,7 +14,7 @@ use crate::proxy::mirror::Mirror;
 use crate::proxy::record::Carried;
 use crate::proxy::respond::Answer;
 use crate::target::Origin;
-use crate::upstream::http::RequestBody;
+use crate::upstream::request_body::RequestBody;
 
 /// A request on its way out, without its body: it does not change from one try to the next.
 #[derive(Clone, Debug)]
@@ -71,9 +71,6 @@ impl Outbound {
         key: ReuseKey,
         carried: Carried,
     ) -> Result<(Outbound, RequestBody), Answer> {
-        if request.headers().get_all(HOST).iter().nth(1).is_some() {
-            return Err(bad("more than one Host header"));
-        }
         if proxy.has_signed(request.headers()) {
             return Err(Answer::plain(Reason::LoopDetected, "this request came through this proxy before"));
         }
@@ -82,7 +79,14 @@ impl Outbound {
         proxy.sign(&mut head.headers);
         head.headers.insert(HOST, host);
         let path = head.uri.path_and_query().cloned();
-        head.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        let root = PathAndQuery::from_static("/");
+        head.uri = Uri::from(match path {
+            // RFC 9112, section 3.2.4: a URL that ends with its host asks about the server as a whole.
+            Some(path) if head.method == Method::OPTIONS && path.path() == "/" && path != root => {
+                PathAndQuery::from_static("*")
+            }
+            path => path.unwrap_or(root),
+        });
         head.version = Version::HTTP_11;
         let safe = head.method == Method::GET || head.method == Method::HEAD;
         let repeatable = safe && body.is_end_stream();

@@ -21,7 +21,8 @@ use crate::repair::memory::Key;
 use crate::repair::signs::{self, ObservedAnswer};
 use crate::repair::tokens::{RequestedAccess, TokenFound};
 use crate::repair::{Repair, TOKEN_HOLD, Tries};
-use crate::upstream::http::{AnswerBody, PooledConnection, RequestBody, SendError};
+use crate::upstream::http::{AnswerBody, PooledConnection, SendError};
+use crate::upstream::request_body::RequestBody;
 use crate::upstream::{Attempt, Connected, Failure, Upstream};
 
 /// How much is read of a token to find out what it allows, and of what is asked for only to be looked at.
@@ -107,6 +108,7 @@ impl Exchange<'_> {
                 self.is_careful = true;
                 Ok(None)
             }
+            Err(SendError::Malformed(what)) => Err(Failure::Malformed(what)),
             Err(SendError::Died { cause, .. }) => Err(Failure::of_death(cause)),
         }
     }

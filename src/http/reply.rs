@@ -1,16 +1,20 @@
 //! The body of an answer on its way to the client.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::StatusCode;
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::buffered_body::BufferedBody;
-use super::request_phase::{Asked, state};
+use super::request_phase::RequestPhase;
+use crate::proxy::client::Client;
 use crate::proxy::record::{Carried, Record};
+use crate::upstream::request_body::Upload;
 
 /// The body of what the client is answered.
 pub enum Reply {
@@ -25,16 +29,31 @@ pub struct Relayed {
     body: BufferedBody,
     record: Option<Record>,
     carried: Carried,
-    asked: Asked,
+    upload: Upload,
+    phase: RequestPhase,
+    client: Arc<Client>,
 }
 
 impl Relayed {
     /// The body of the answer whose record this is.
     #[must_use]
-    pub fn new(body: BufferedBody, record: Record, carried: Carried, asked: Asked) -> Relayed {
-        let mut relayed = Relayed { body, record: Some(record), carried, asked };
+    pub fn new(
+        body: BufferedBody,
+        mut record: Record,
+        upload: Upload,
+        phase: RequestPhase,
+        client: Arc<Client>,
+    ) -> Relayed {
+        let carried = record.carried();
+        let mut relayed = Relayed { body, record: Some(record), carried, upload, phase, client };
         relayed.check_end();
         relayed
+    }
+
+    /// Whether an answer with this status came before the request was whole, and wants no more of it.
+    #[must_use]
+    pub fn ends_upload(&self, status: StatusCode) -> bool {
+        status.as_u16() >= 300 && !self.upload.is_whole()
     }
 
     fn check_end(&mut self) {
@@ -45,24 +64,32 @@ impl Relayed {
 
     fn served(&mut self) {
         if let Some(record) = self.record.take() {
-            self.asked.set(state::NOTHING);
+            self.phase.end();
             record.served();
+        }
+    }
+
+    /// The body broke off. A client of HTTP/1.0 would take our FIN for its end: nothing but a reset says that it is not.
+    fn broke_off(&mut self) {
+        self.client.cut();
+        match self.record.take() {
+            Some(record) if self.upload.is_broken() => record.client_left(),
+            Some(record) => record.upstream_failed(),
+            None => {}
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
+            // Nobody polls again after trailers.
+            Some(Ok(frame)) if frame.is_trailers() => self.served(),
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
                 self.carried.down.fetch_add(bytes as u64, Ordering::Relaxed);
                 self.check_end();
             }
-            Some(Err(_)) => {
-                if let Some(record) = self.record.take() {
-                    record.upstream_failed();
-                }
-            }
+            Some(Err(_)) => self.broke_off(),
             None => self.served(),
         }
         Poll::Ready(frame)

@@ -6,8 +6,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,13 +15,30 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::kernel;
 use crate::tcp::{self, LOOK_AGAIN, Linger};
+
+/// A lingering close after an answer that a client may be too busy sending to read (RFC 9112, section 9.6).
+const LINGER: Linger =
+    Linger { most_bytes: usize::MAX, longest: Duration::from_secs(30), longest_silence: Duration::from_secs(5) };
+
+/// The same where the client counts nowhere, or has little to send.
+const BRIEF_LINGER: Linger =
+    Linger { most_bytes: 256 * 1024, longest: Duration::from_secs(1), longest_silence: Duration::from_secs(1) };
+
+/// The longest pause between two looks whether a client that has ended its side is still there.
+const LONGEST_LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// An accepted connection.
 #[derive(Debug)]
 pub struct Client {
     stream: TcpStream,
     peer: SocketAddr,
+    /// Where it was accepted, and the user on this machine behind it: asked of the kernel once.
+    local: OnceLock<Option<SocketAddr>>,
+    uid: OnceLock<Option<u32>>,
+    /// Whether our FIN was sent.
+    finished: AtomicBool,
 }
 
 impl Client {
@@ -31,7 +48,8 @@ impl Client {
         // Without it, answers of a few bytes wait for acknowledgements; it fails only on a connection that is gone.
         let _ = stream.set_nodelay(true);
         tcp::keep_client_alive(&stream);
-        Arc::new(Client { stream, peer })
+        let (local, uid, finished) = Default::default();
+        Arc::new(Client { stream, peer, local, uid, finished })
     }
 
     /// The stream, for reading and writing.
@@ -44,6 +62,24 @@ impl Client {
     #[must_use]
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// The address at which it was accepted.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        *self.local.get_or_init(|| self.stream.local_addr().ok())
+    }
+
+    /// The user that runs the client, where it is on this machine.
+    #[must_use]
+    pub fn uid(&self) -> Option<u32> {
+        *self.uid.get_or_init(|| kernel::uid_behind(&self.stream))
+    }
+
+    /// Whether our FIN was sent: the answer before it was the last.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.finished.load(Ordering::Relaxed)
     }
 
     /// Writes all of it.
@@ -59,22 +95,31 @@ impl Client {
         tcp::reset_on_close(&self.stream);
     }
 
-    /// Says that no more will come, and waits a moment for the client to read it and to end its own side: closing with
-    /// unread bytes would reset the connection, and take the last answer with it.
+    /// Sends our FIN, then reads and drops what the client still sends, until it ends or the bounds are reached: closing
+    /// with unread bytes would reset the connection, and take the last answer with it.
     pub async fn lingering_close(&self) {
-        self.lingering_close_showing(|_| ()).await;
+        tcp::lingering_close(&self.stream, LINGER, |_| ()).await;
     }
 
-    /// The same, and shows what the client says meanwhile.
-    pub async fn lingering_close_showing(&self, show: impl FnMut(&[u8])) {
-        const LONGEST: Duration = Duration::from_secs(1);
-        let linger = Linger { most_bytes: 256 * 1024, longest: LONGEST, longest_silence: LONGEST };
-        tcp::lingering_close(&self.stream, linger, show).await;
+    /// The same for a moment only, and shows what the client sends meanwhile.
+    pub async fn brief_lingering_close(&self, show: impl FnMut(&[u8])) {
+        tcp::lingering_close(&self.stream, BRIEF_LINGER, show).await;
     }
 
     /// Completes when the client has ended its side, or is gone, even with unread bytes before that.
     pub async fn ended(&self) {
         tcp::ended(&self.stream).await;
+    }
+
+    /// Completes when nobody is left to read an answer. The end of the client's side alone does not say so: a client that
+    /// has sent its request may half-close. On this machine the kernel knows who closed; of others, a reset tells.
+    pub async fn gone(&self) {
+        self.ended().await;
+        let mut pause = LOOK_AGAIN;
+        while !self.is_broken() && !kernel::is_other_end_closed(&self.stream) {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_LOOK_AGAIN);
+        }
     }
 
     /// Completes when the client has left: its connection is broken, or it has ended its side of it and the request is
@@ -147,6 +192,7 @@ impl AsyncWrite for ClientIo {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.client.finished.store(true, Ordering::Relaxed);
         Poll::Ready(tcp::finish(&self.client.stream))
     }
 }

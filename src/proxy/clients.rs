@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use super::client::Client;
 use super::credentials::user_name;
 use crate::admission::{ClassId, Principal};
-use crate::kernel;
 
 /// The classes, by the users that they list.
 #[derive(Debug, Default)]
@@ -44,7 +43,7 @@ impl Classes {
 fn anonymous(client: &Client) -> String {
     let ip = client.peer().ip().to_canonical();
     if ip.is_loopback()
-        && let Some(uid) = kernel::uid_behind(client.stream())
+        && let Some(uid) = client.uid()
     {
         return format!("uid:{uid}");
     }

@@ -140,6 +140,10 @@ impl Answer {
                 let message = format!("{title} sent an answer that cannot be read: {error}");
                 Answer::plain(Reason::UpstreamUnreachable, message)
             }
+            Failure::Malformed(what) => {
+                let message = format!("{title} sent an answer that cannot be trusted: it has {what}");
+                Answer::plain(Reason::UpstreamUnreachable, message)
+            }
             Failure::Died(_) => {
                 Answer::plain(Reason::UpstreamUnreachable, format!("{title} ended the connection before it answered"))
             }

@@ -61,7 +61,7 @@ impl CloseObserver {
             spoke = true;
             lock(&self.follower).client_sent(bytes, self.epoch.elapsed());
         };
-        client.lingering_close_showing(show).await;
+        client.brief_lingering_close(show).await;
         spoke && lock(&self.follower).doing() == Doing::InFlight
     }
 }

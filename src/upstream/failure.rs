@@ -23,6 +23,9 @@ pub enum Failure {
     /// The connection ended before the answer.
     #[error("the connection ended before the answer: {0}")]
     Died(#[source] hyper::Error),
+    /// The framing of the answer cannot be trusted.
+    #[error("the answer has {0}")]
+    Malformed(&'static str),
     /// The registry ended TLS for good, after the handshake was over for us.
     #[error("the registry ended TLS: {0}")]
     TurnedAway(String),

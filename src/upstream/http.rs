@@ -5,14 +5,16 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper::{Request, Response};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, PROXY_AUTHENTICATE, TRANSFER_ENCODING, WWW_AUTHENTICATE,
+};
+use hyper::{Request, Response, Version};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
@@ -20,13 +22,18 @@ use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use super::cluster::NodePermit;
+use super::early_answer::EarlyAnswer;
+use super::request_body::{RequestBody, Upload};
 use super::socket::{Ending, Glance, Socket};
 use super::stall::{Lookout, Pending};
 use crate::admission::{Gate, ReuseKey, SlotId};
 use crate::metrics::{Reclaimed, RegistryMetrics};
 
-/// How long the rest of a request may take after its answer was read to the end.
+/// How long the last bytes of a request may take to the registry after its answer was read to the end.
 const LONGEST_REST_OF_REQUEST: Duration = Duration::from_secs(1);
+
+/// The headers that an answer may have.
+const MAX_ANSWER_HEADERS: usize = 512;
 
 /// The most that is buffered of a body on each side of it, and the longest head. hyper would take six times as much for a
 /// body that flows, and memory would follow the number of downloads.
@@ -61,6 +68,8 @@ pub enum SendError {
         /// Whether the connection had been pooled, so that the registry may have closed it before it saw the request.
         was_pooled: bool,
     },
+    /// The framing of the answer cannot be trusted (RFC 9112, section 6.3).
+    Malformed(&'static str),
 }
 
 impl PooledConnection {
@@ -96,8 +105,12 @@ impl PooledConnection {
         Handles { ending, glance, node, lookout, metrics }: Handles,
     ) -> Result<PooledConnection, hyper::Error> {
         ending.in_order();
-        let (sender, connection) =
-            Builder::new().max_buf_size(BUFFER).preserve_header_case(true).handshake(TokioIo::new(io)).await?;
+        let (sender, connection) = Builder::new()
+            .max_buf_size(BUFFER)
+            .max_headers(MAX_ANSWER_HEADERS)
+            .preserve_header_case(true)
+            .handshake(TokioIo::new(EarlyAnswer::new(io)))
+            .await?;
         let (slot, pending, cut) = (lookout.slot, lookout.pending.clone(), ending.clone());
         let task = tokio::spawn(async move {
             tokio::select! {
@@ -150,9 +163,19 @@ impl PooledConnection {
     ) -> Result<Response<AnswerBody>, SendError> {
         let was_pooled = std::mem::replace(&mut self.used, true);
         self.pending.begin(gate.now());
-        let mut underway = Underway { connection: Some(self), gate, key };
+        let is_personal = binds_connection(request.headers());
+        let upload = request.body().upload();
+        let mut underway = Underway { connection: Some(self), gate, key, upload, is_final: false, is_reusable: false };
         match underway.sender().try_send_request(request).await {
-            Ok(answer) => Ok(answer.map(|body| AnswerBody::new(body, underway))),
+            Ok(answer) => {
+                check_framing(answer.headers()).map_err(SendError::Malformed)?;
+                underway.is_final = answer.status().as_u16() >= 300;
+                // RFC 9112, section 9.3: HTTP/1.0 has no persistent connections, whatever the registry says. hyper would
+                // send the next request in 1.0, and a body of unknown length not at all.
+                underway.is_reusable =
+                    answer.version() == Version::HTTP_11 && !is_personal && !binds_connection(answer.headers());
+                Ok(answer.map(|body| AnswerBody::new(body, underway)))
+            }
             Err(mut failed) => Err(match failed.take_message() {
                 Some(request) if was_pooled => SendError::Unsent(Box::new(request)),
                 // A registry that closes each new connection at once must not be dialled over and over.
@@ -184,11 +207,38 @@ impl Handles {
     }
 }
 
+/// Whether the body of an answer ends where these headers say (RFC 9112, section 6.3): a coding that we do not know, or two
+/// statements about the length, would let us and the client see different ends.
+fn check_framing(headers: &HeaderMap) -> Result<(), &'static str> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => {
+            if headers.contains_key(CONTENT_LENGTH) { Err("Transfer-Encoding and Content-Length") } else { Ok(()) }
+        }
+        _ => Err("a Transfer-Encoding other than chunked"),
+    }
+}
+
+/// Whether credentials or a challenge bind the connection to one user (NTLM, Negotiate): others must not be sent on it.
+fn binds_connection(headers: &HeaderMap) -> bool {
+    let binds = |value: &HeaderValue| {
+        let scheme = value.as_bytes().split(|byte| *byte == b' ').next().unwrap_or_default();
+        scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate")
+    };
+    [AUTHORIZATION, WWW_AUTHENTICATE, PROXY_AUTHENTICATE].iter().any(|name| headers.get_all(name).iter().any(binds))
+}
+
 /// A request is on its way: dropped before the end, it cuts the connection.
 struct Underway {
     connection: Option<PooledConnection>,
     gate: Gate<PooledConnection>,
     key: ReuseKey,
+    upload: Upload,
+    /// Whether the answer says that the registry wants no more of the request.
+    is_final: bool,
+    /// Whether others may be sent on the connection.
+    is_reusable: bool,
 }
 
 impl Underway {
@@ -196,17 +246,22 @@ impl Underway {
         &mut self.connection.as_mut().expect("there until completed").sender
     }
 
-    /// The answer was read to its end: the connection is free again as soon as hyper says so. A request that is still
-    /// being sent then, though it was answered, does not keep it for long.
+    /// The answer was read to its end: the connection is free again as soon as hyper says so. A registry that has refused
+    /// or redirected an upload is rid of it at once; one that has accepted it early still gets the rest.
     fn complete(mut self) {
         let Some(mut connection) = self.connection.take() else { return };
-        connection.pending.end();
-        let gate = self.gate.clone();
-        let key = self.key.clone();
+        let is_whole = self.upload.is_whole();
+        if self.is_final && !is_whole {
+            return connection.cut();
+        }
+        let (gate, key, is_reusable) = (self.gate.clone(), self.key.clone(), self.is_reusable);
         tokio::spawn(async move {
-            match timeout(LONGEST_REST_OF_REQUEST, connection.sender.ready()).await {
-                Ok(Ok(())) => gate.park(connection.slot, key, connection),
-                Ok(Err(_)) => {}
+            let ready = connection.sender.ready();
+            let ready = if is_whole { timeout(LONGEST_REST_OF_REQUEST, ready).await } else { Ok(ready.await) };
+            connection.pending.end();
+            match ready {
+                Ok(Ok(())) if is_reusable => gate.park(connection.slot, key, connection),
+                Ok(_) => {}
                 Err(_) => connection.cut(),
             }
         });
@@ -260,6 +315,8 @@ impl Body for AnswerBody {
         let this = self.get_mut();
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         match &frame {
+            // Nobody polls again after trailers.
+            Some(Ok(frame)) if frame.is_trailers() => this.complete(),
             Some(Ok(_)) => this.check_end(),
             Some(Err(_)) => {}
             None => this.complete(),
@@ -273,66 +330,5 @@ impl Body for AnswerBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-/// The body of a request, as it comes from the client, counted.
-#[derive(Debug)]
-pub struct RequestBody {
-    source: Source,
-    bytes: Arc<AtomicU64>,
-}
-
-#[derive(Debug)]
-enum Source {
-    Client(Incoming),
-    Empty,
-}
-
-impl RequestBody {
-    /// The client's body; `bytes` counts what was taken of it.
-    #[must_use]
-    pub fn new(body: Incoming, bytes: Arc<AtomicU64>) -> RequestBody {
-        RequestBody { source: Source::Client(body), bytes }
-    }
-
-    /// No body, for a request that is sent once more.
-    #[must_use]
-    pub fn empty() -> RequestBody {
-        RequestBody { source: Source::Empty, bytes: Arc::default() }
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = self.get_mut();
-        let body = match &mut this.source {
-            Source::Client(body) => body,
-            Source::Empty => return Poll::Ready(None),
-        };
-        let frame = ready!(Pin::new(body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            this.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Client(body) => body.is_end_stream(),
-            Source::Empty => true,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Client(body) => body.size_hint(),
-            Source::Empty => SizeHint::with_exact(0),
-        }
     }
 }

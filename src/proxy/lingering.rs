@@ -1,0 +1,49 @@
+//! Clients that were answered for the last time and may still be sending: their connections close lingeringly.
+//!
+//! They count as clients. The oldest gives way where `max_clients` is reached.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use super::client::Client;
+
+/// The lingering closes under way.
+#[derive(Debug, Default)]
+pub struct Lingering {
+    /// What ends each, the oldest first.
+    oldest_first: Mutex<VecDeque<CancellationToken>>,
+}
+
+impl Lingering {
+    /// Closes a connection in order; it is reset where it has to give way.
+    pub async fn close(&self, client: &Client) {
+        let evicted = CancellationToken::new();
+        self.with(|closes| closes.push_back(evicted.clone()));
+        let guard = evicted.drop_guard_ref();
+        tokio::select! {
+            () = client.lingering_close() => {}
+            () = evicted.cancelled() => client.cut(),
+        }
+        drop(guard);
+        self.with(|closes| closes.retain(|close| !close.is_cancelled()));
+    }
+
+    /// Resets the oldest. Whether there was one.
+    pub fn evict_oldest(&self) -> bool {
+        let oldest = self.with(|closes| {
+            loop {
+                match closes.pop_front() {
+                    Some(over) if over.is_cancelled() => {}
+                    oldest => break oldest,
+                }
+            }
+        });
+        oldest.inspect(CancellationToken::cancel).is_some()
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut VecDeque<CancellationToken>) -> T) -> T {
+        change(&mut self.oldest_first.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
