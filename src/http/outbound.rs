@@ -30,7 +30,7 @@ impl Outbound {
     /// The request for an absolute URL, and where it goes.
     ///
     /// # Errors
-    /// What to answer to a request that is malformed or went in a circle.
+    /// The answer to a request that is malformed or went in a circle.
     pub fn of_absolute(
         request: Request<Incoming>,
         proxy: &Proxy,
@@ -48,7 +48,7 @@ impl Outbound {
     /// The request that came to a mirror.
     ///
     /// # Errors
-    /// What to answer to a request that is malformed or went in a circle.
+    /// The answer to a request that is malformed or went in a circle.
     pub fn of_origin_form(
         request: Request<Incoming>,
         proxy: &Proxy,
@@ -114,7 +114,7 @@ impl Outbound {
         self
     }
 
-    /// What it asks for.
+    /// The lane of the request.
     #[must_use]
     pub fn lane(&self) -> Lane {
         self.lane
@@ -145,7 +145,7 @@ impl Outbound {
         headers.get(AUTHORIZATION)
     }
 
-    /// What its connections are pooled for: where it goes.
+    /// The key of its pooled connections: its target.
     #[must_use]
     pub fn key(&self) -> &ReuseKey {
         &self.key

@@ -63,7 +63,7 @@ pub enum SendError {
     Unsent(Box<Request<RequestBody>>),
     /// The connection ended before the head of the answer.
     Died {
-        /// What hyper saw.
+        /// The error of hyper.
         cause: hyper::Error,
         /// Whether the connection had been pooled, so that the registry may have closed it before it saw the request.
         was_pooled: bool,
@@ -185,7 +185,7 @@ impl PooledConnection {
     }
 }
 
-/// What is kept of a socket that hyper takes.
+/// The handles of a socket that hyper owns.
 struct Handles {
     ending: Ending,
     glance: Glance,
