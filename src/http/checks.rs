@@ -1,4 +1,4 @@
-//! What is checked of a request before it goes anywhere, and the requests that end at this hop.
+//! The checks of a request before it goes anywhere, and the requests that end at this hop.
 //!
 //! Pure: a request's head goes in; a refusal, an answer of our own, or nothing comes out. Called by `forward`.
 
@@ -25,7 +25,7 @@ pub fn check<B>(request: &Request<B>) -> Result<(), String> {
     check_framing(request.headers())
 }
 
-/// RFC 9112, section 3.2: one Host header, and from HTTP/1.1 on no less. What it says is ignored where the URL names a host.
+/// RFC 9112, section 3.2: one Host header, and from HTTP/1.1 on no less. Its value is ignored where the URL names a host.
 fn check_host<B>(request: &Request<B>) -> Result<(), String> {
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::tcp::LOOK_AGAIN;
 
-/// What the requests of one connection are doing.
+/// The phase of the requests of one connection.
 #[derive(Clone, Debug, Default)]
 pub struct RequestPhase(Arc<Counts>);
 

@@ -12,7 +12,7 @@ use super::client::Client;
 /// The lingering closes under way.
 #[derive(Debug, Default)]
 pub struct Lingering {
-    /// What ends each, the oldest first.
+    /// The tokens that end each, oldest first.
     oldest_first: Mutex<VecDeque<CancellationToken>>,
 }
 

@@ -23,7 +23,7 @@ enum Writing {
     /// Nothing was written. Reading waits until something is.
     NotBegun(Option<Waker>),
     Begun,
-    /// The registry takes no more. What is written is dropped; reading tells the rest.
+    /// The registry takes no more. Written bytes are dropped; a read returns the rest.
     Failed,
 }
 
