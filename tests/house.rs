@@ -376,7 +376,10 @@ fn comments(text: &str) -> Vec<String> {
         let words = line.strip_prefix("//").map_or("", |rest| rest.trim_start_matches(['/', '!'])).trim();
         match (words, comments.last_mut()) {
             ("", _) => comments.push(String::new()),
-            (words, Some(comment)) => *comment += &format!("{words} "),
+            (words, Some(comment)) => {
+                comment.push_str(words);
+                comment.push(' ');
+            }
             (_, None) => {}
         }
     }
