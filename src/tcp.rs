@@ -200,7 +200,7 @@ pub fn poll_write_vectored(
 }
 
 /// Lets keep-alive find out within about a minute that a client is gone without a word. Bytes that it does not acknowledge
-/// are left to the kernel's own patience: a client that is busy with its disk takes nothing for minutes and is not gone.
+/// are left to the kernel's own timeouts: a client that is busy with its disk takes nothing for minutes and is not gone.
 pub fn keep_client_alive(socket: impl AsFd) {
     // It fails only on a connection that is gone.
     let _ = keep_alive(&socket);

@@ -163,7 +163,7 @@ fn quantile(waits: &[u64; WAIT_BUCKETS.len() + 1], part: f64) -> Option<f32> {
 mod tests {
     use super::*;
 
-    /// A reading in which so many were admitted, of whom each waited so many milliseconds.
+    /// A reading with so many admissions, each after so many milliseconds.
     fn reading(admitted: u64, waits: &[(usize, u64)]) -> Reading {
         let mut so_far = SoFar { admitted, refused: admitted / 10, ..SoFar::default() };
         for (bucket, ended) in waits {

@@ -43,7 +43,7 @@ fn is_host(host: &[u8]) -> bool {
 }
 
 /// RFC 9112, section 6.1: the only coding that we know is chunked, once, and it excludes a length. Anything else might end
-/// elsewhere for the registry than for us.
+/// at another place for the registry than for us.
 fn check_framing(headers: &HeaderMap) -> Result<(), String> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let Some(coding) = codings.next() else { return Ok(()) };

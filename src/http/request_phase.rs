@@ -1,4 +1,4 @@
-//! Whether requests of a client's connection are under way: a connection that lies idle ends when draining begins.
+//! Whether requests of a client's connection are under way: an idle connection ends when draining begins.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

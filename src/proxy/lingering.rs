@@ -1,6 +1,6 @@
 //! Clients that were answered for the last time and may still be sending: their connections close lingeringly.
 //!
-//! They count as clients. The oldest gives way where `max_clients` is reached.
+//! They count as clients. The oldest is reset when `max_clients` is reached.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -17,7 +17,7 @@ pub struct Lingering {
 }
 
 impl Lingering {
-    /// Closes a connection in order; it is reset where it has to give way.
+    /// Closes a connection in order, or by a reset when the bound is reached.
     pub async fn close(&self, client: &Client) {
         let evicted = CancellationToken::new();
         self.with(|closes| closes.push_back(evicted.clone()));

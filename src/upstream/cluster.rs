@@ -127,7 +127,7 @@ impl Cluster {
         Some(NodePermit { cluster: self.clone(), index, probe, slot: None })
     }
 
-    /// Takes the turn to give a pooled connection to this node up for a new one, if one is due: another node has fewer even
+    /// Whether a pooled connection to this node is to be closed for a new one, and counts that one: another node has fewer even
     /// with one more, or one is due to be tried and has fewer than `most`. `true` at most once in a while.
     #[must_use]
     pub fn begin_move(&self, index: usize, most: Option<usize>, now: Moment) -> bool {
@@ -443,7 +443,7 @@ mod tests {
         assert_eq!(cluster.nodes().iter().map(|node| node.open).collect::<Vec<_>>(), [2, 2, 2]);
     }
 
-    /// One slot each: the only connection there is, is given up to try the node that is out, and as soon as that is due.
+    /// One slot each: the only connection is closed to try the node that is out, as soon as a try is due.
     #[test]
     fn a_node_that_is_due_is_tried_though_the_others_have_no_connection_to_spare() {
         let cluster = cluster(2);

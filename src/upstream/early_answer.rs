@@ -1,8 +1,8 @@
 //! A connection on which a registry may answer before it has read the request.
 //!
-//! hyper takes bytes that come before its own for a fault, and gives up reading when a write fails. A registry that refuses
+//! hyper treats bytes before its own request as an error, and stops reading when a write fails. A registry that refuses
 //! a connection answers before any request; one that refuses an upload answers, closes, and resets what still comes. In
-//! both cases the answer lies in the receive buffer, and the client is to see it (RFC 9112, section 9.5). Used by `http`
+//! both cases the answer is in the receive buffer, and the client must see it (RFC 9112, section 9.5). Used by `http`
 //! alone, between hyper and the socket; it changes no byte.
 
 use std::io;
@@ -99,7 +99,7 @@ mod tests {
 
     use super::*;
 
-    /// An answer that lies there already is read only once the request has begun.
+    /// An answer that is there already is read only once the request has begun.
     #[tokio::test(start_paused = true)]
     async fn an_answer_waits_for_the_request() {
         let (ours, mut registry) = duplex(100);

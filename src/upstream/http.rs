@@ -1,6 +1,6 @@
-//! HTTP/1.1 to the registry, on connections that are kept and reused.
+//! HTTP/1.1 to the registry, on connections that are pooled and reused.
 //!
-//! hyper speaks on each connection; which connection is used, kept or closed is the gate's decision. (hyper-util's
+//! hyper speaks on each connection; the gate decides which connection is used, pooled or closed. (hyper-util's
 //! client races a dial against its pool and keeps the loser, which would break the cap.)
 
 use std::pin::Pin;

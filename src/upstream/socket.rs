@@ -24,7 +24,7 @@ use crate::tcp::{self, Linger};
 
 /// How long at least the slot of a connection is held whose end the registry does not confirm.
 const LEAST_HOLD: Duration = Duration::from_millis(10);
-/// And at most: a `connect()` that had to be repeated says little about the round trip.
+/// The longest hold: a `connect()` that had to be repeated says little about the round trip.
 const LONGEST_HOLD: Duration = Duration::from_millis(500);
 
 /// A socket toward a registry. Dropping it closes the connection and then gives the slot back.
@@ -90,7 +90,7 @@ enum Manner {
 }
 
 impl Ending {
-    /// From now on a drop cuts: somebody gives up in the middle.
+    /// From now on a drop cuts: the transfer is abandoned in the middle.
     pub fn cut(&self) {
         self.set(Manner::Cut);
     }
