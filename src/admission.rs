@@ -33,25 +33,29 @@
 //!    `fairness_tests::a_class_of_eight_times_the_weight_gets_eight_times_the_slot_seconds`*
 
 mod activity;
+mod books;
 #[cfg(test)]
 mod change_tests;
+mod client_counts;
 pub mod core;
 #[cfg(test)]
 mod core_tests;
 mod deadlines;
 pub mod decision;
 mod fair_queue;
+mod fair_round;
 #[cfg(test)]
 mod fairness_tests;
 mod handover;
-mod idle;
 mod ledger;
 mod moment;
 mod occupancy;
 mod outages;
+mod pooled;
 mod queue;
 mod quiet;
 mod rate;
+mod reclaim;
 mod request;
 mod slot;
 mod sync;
@@ -75,9 +79,10 @@ pub use self::decision::{LimitedBy, Limits, Refusal, RefusalReason};
 use self::handover::{Aftermath, Call, Handover};
 pub use self::moment::Moment;
 pub use self::occupancy::{ClientCount, Occupancy};
-pub use self::rate::Rate;
-pub use self::request::{AdmissionRequest, ClassId, Client, Kind, Lane, Owner, Place, Principal, ReuseKey};
+pub use self::rate::RateLimit;
+pub use self::request::{AdmissionRequest, ClassId, ClientId, Lane, Place, Principal, ReuseKey, SlotUse};
 pub use self::slot::{Counts, Evidence, OnReclaim, Quiet, Slot, SlotEvent, SlotId, SlotKeeper, SlotState};
+use self::tickets::Owner;
 pub use self::usage::Used;
 pub use self::view::{Explanation, HolderInfo, Snapshot, WaiterInfo};
 use crate::metrics::{Reclaimed, RegistryMetrics, WaitOutcome};
@@ -95,35 +100,35 @@ struct Shared<P> {
     metrics: RwLock<Arc<RegistryMetrics>>,
 }
 
-/// The claim to a place that was kept. Dropped unused, it goes back: the request ended before it asked, say because the
-/// name could not be resolved.
-#[must_use = "a claim dropped unused gives its place back"]
-pub struct Claim<P> {
+/// A ticket that a request came back with. Dropped unused, its place is kept again: the request ended before it asked, say
+/// because the name could not be resolved.
+#[must_use = "a ticket dropped unused keeps its place again"]
+pub struct Ticket<P> {
     gate: Gate<P>,
     place: Place,
     owner: Owner,
     used: bool,
 }
 
-impl<P> Claim<P> {
-    /// The request asks now: whether its place is kept again will be seen when it leaves.
-    pub fn used(mut self) {
+impl<P> Ticket<P> {
+    /// The request asks now. Its place may be kept again when it leaves.
+    pub fn spend(mut self) {
         self.used = true;
     }
 }
 
-impl<P> Drop for Claim<P> {
+impl<P> Drop for Ticket<P> {
     fn drop(&mut self) {
         if !self.used {
             let shared = &self.gate.shared;
-            shared.handover.give_back(self.place, self.owner.clone(), shared.now());
+            shared.handover.give_back(self.place, self.owner, shared.now());
         }
     }
 }
 
-impl<P> std::fmt::Debug for Claim<P> {
+impl<P> std::fmt::Debug for Ticket<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Claim").field(&self.place).finish()
+        f.debug_tuple("Ticket").field(&self.place).finish()
     }
 }
 
@@ -153,13 +158,12 @@ impl<P: Send + 'static> Gate<P> {
         Gate { shared }
     }
 
-    /// A place for a request of this client for this target that arrives now. If it came back to a place that was kept
-    /// for it, it has a claim, to be used when it asks with [`Gate::admit`].
+    /// A place for a request of this client for this target that arrives now. With a ticket, it is the place of an earlier
+    /// request, and the ticket is to be spent when it asks with [`Gate::admit`].
     #[must_use]
-    pub fn place(&self, client: &Client, target: &Arc<str>) -> (Place, Option<Claim<P>>) {
-        let owner = (client.clone(), target.clone());
-        let (place, came_back) = self.shared.handover.place(&owner, self.shared.now());
-        (place, came_back.then(|| Claim { gate: self.clone(), place, owner, used: false }))
+    pub fn place(&self, client: &ClientId, target: &str) -> (Place, Option<Ticket<P>>) {
+        let (place, owner) = self.shared.handover.place(client, target, self.shared.now());
+        (place, owner.map(|owner| Ticket { gate: self.clone(), place, owner, used: false }))
     }
 
     /// What the time of this gate counts from.
@@ -198,10 +202,10 @@ impl<P: Send + 'static> Gate<P> {
         SlotKeeper::tell(&*self.shared, slot, SlotEvent::Quiet(quiet), Some(on_reclaim));
     }
 
-    /// Lets one of these slots that lies idle give way to this client, who needs one of them, though others may be free.
-    pub fn make_way(&self, among: &[SlotId], client: &Client) {
+    /// Reclaims one of these slots that lies idle for this client, which needs one of them, though others may be free.
+    pub fn reclaim_among(&self, among: &[SlotId], client: &ClientId) {
         let now = self.now();
-        self.shared.settle(self.shared.handover.event(|core| core.make_way(among, client, now)));
+        self.shared.settle(self.shared.handover.event(|core| core.reclaim_among(among, client, now)));
     }
 
     /// Changes the number of slots; holders keep theirs.

@@ -86,7 +86,7 @@ pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect, asking:
 /// # Errors
 /// What to answer instead of `200`. It is counted and logged already.
 pub async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Principal) -> Result<Tunnel, NoTunnel> {
-    let mut record = proxy.record(&principal.client, Kind::Tunnel);
+    let mut record = proxy.record(&principal.client.to_string(), Kind::Tunnel);
     let target = match Target::from_connect(authority) {
         Ok(target) => target,
         Err(error) => return Err(refuse(record, Answer::plain(Reason::BadRequest, format!("CONNECT: {error}")), None)),
@@ -105,7 +105,7 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Pr
     record.belongs_to(&upstream.name, &upstream.metrics);
     let patience = Patience { limit: upstream.queue.tunnel_timeout[principal.class.0], setting: "tunnel_timeout" };
     let mut attempt =
-        upstream.attempt(route.destination, principal, (admission::Kind::Tunnel, Lane::Blob), None, patience);
+        upstream.attempt(route.destination, principal, (admission::SlotUse::Tunnel, Lane::Blob), None, patience);
     let queued = attempt.queued.clone();
     let reached = tokio::select! {
         biased;

@@ -158,7 +158,7 @@ async fn a_refusal_says_who_holds_the_slots() {
 
     let _second = asking(&sidecar, "GET", &url(&stub), DFDAEMON).await;
     sidecar.until("stub", "waiting", 2).await;
-    let full = get_through(sidecar.proxy(), &url(&stub), &[]).await;
+    let full = get_through(sidecar.proxy(), &url(&stub), &[DFDAEMON]).await;
     let told = detail(&full);
     assert_eq!(
         (&told["reason"], &told["limited_by"], &told["position"]),

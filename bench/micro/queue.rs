@@ -15,7 +15,7 @@ use divan::Bencher;
 use roadstead::admission::core::Core;
 use roadstead::admission::decision::Decision;
 use roadstead::admission::{
-    AdmissionRequest, ClassId, Client, Lane, Limits, Moment, Place, Principal, SlotEvent, SlotId, SlotState,
+    AdmissionRequest, ClassId, ClientId, Lane, Limits, Moment, Place, Principal, SlotEvent, SlotId, SlotState,
 };
 
 const LENGTHS: [usize; 4] = [100, 1_000, 10_000, 100_000];
@@ -28,7 +28,7 @@ fn main() {
 /// A core with a queue that stays as long as it is.
 struct Harbor {
     core: Core,
-    clients: Vec<Client>,
+    clients: Vec<ClientId>,
     target: Arc<str>,
     now: Moment,
     arrived: usize,
@@ -50,7 +50,7 @@ impl Harbor {
             keep_place: Duration::from_secs(30),
             weights: vec![1],
         };
-        let clients: Vec<Client> = (0..clients).map(|number| format!("client-{number}").into()).collect();
+        let clients: Vec<ClientId> = (0..clients).map(|number| format!("client-{number}").into()).collect();
         let (core, target) = (Core::new(limits, Moment::default()), "harbor.example.com:443".into());
         let (now, held, places) = (Moment::default(), VecDeque::new(), Vec::new());
         let mut harbor = Harbor { core, clients, target, now, arrived: 0, held, waiting: places };
@@ -67,18 +67,10 @@ impl Harbor {
         self.now = self.now + Duration::from_micros(10);
         self.arrived += 1;
         let client = self.clients[self.arrived % self.clients.len()].clone();
-        let (place, _) = self.core.place(&(client.clone(), self.target.clone()), self.now);
+        let (place, _) = self.core.place(&client, &self.target, self.now);
         let principal = Principal { class: ClassId::default(), client };
         let deadline = self.now + Duration::from_secs(100_000);
-        AdmissionRequest {
-            place,
-            deadline,
-            principal,
-            lane: Lane::Blob,
-            target: self.target.clone(),
-            reuse: None,
-            again: false,
-        }
+        AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target: self.target.clone(), reuse: None }
     }
 
     fn arrive(&mut self, ask: AdmissionRequest) {

@@ -139,7 +139,7 @@ pub(super) fn explanation(upstream: &Upstream) -> Value {
     let waiters = explanation.waiters.iter().map(|waiter| {
         json!({
             "position": waiter.position,
-            "client": &*waiter.principal.client,
+            "client": waiter.principal.client.to_string(),
             "class": class(&waiter.principal),
             "kind": waiter.kind.as_str(),
             "lane": waiter.lane.as_str(),
@@ -152,7 +152,7 @@ pub(super) fn explanation(upstream: &Upstream) -> Value {
     let holders = explanation.holders.iter().map(|holder| {
         let (principal, target) = holder.occupant.as_ref().map(|(principal, target)| (principal, target)).unzip();
         json!({
-            "client": principal.map(|principal| &*principal.client),
+            "client": principal.map(|principal| principal.client.to_string()),
             "class": principal.map(class),
             "target": target.map(|target| &**target),
             "kind": holder.kind.as_str(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::core::Core;
 use super::decision::{Decision, Limits};
 use super::moment::Moment;
-use super::rate::Rate;
+use super::rate::RateLimit;
 use super::request::{AdmissionRequest, ClassId, Lane, Principal};
 use super::slot::{Evidence, Quiet, SlotEvent, SlotId, SlotState};
 
@@ -16,8 +16,10 @@ fn at(millis: u64) -> Moment {
 }
 
 fn limits(slots: usize, rate: Option<(u64, u32)>, weights: &[u32]) -> Limits {
-    let rate = rate
-        .map(|(millis, burst)| Rate { period: Duration::from_millis(millis), burst: NonZeroU32::new(burst).unwrap() });
+    let rate = rate.map(|(millis, burst)| RateLimit {
+        period: Duration::from_millis(millis),
+        burst: NonZeroU32::new(burst).unwrap(),
+    });
     Limits {
         slots,
         depth: 100,
@@ -34,12 +36,9 @@ fn limits(slots: usize, rate: Option<(u64, u32)>, weights: &[u32]) -> Limits {
 fn arrive(core: &mut Core, class: usize, now: Moment) -> Vec<SlotId> {
     let principal = Principal { class: ClassId(class), client: format!("client of {class}").as_str().into() };
     let target: Arc<str> = "registry:443".into();
-    let (place, _) = core.place(&(principal.client.clone(), target.clone()), now);
+    let (place, _) = core.place(&principal.client, &target, now);
     let deadline = now + Duration::from_secs(50);
-    core.arrive(
-        AdmissionRequest { place, deadline, principal, lane: Lane::Small, target, reuse: None, again: false },
-        now,
-    );
+    core.arrive(AdmissionRequest { place, deadline, principal, lane: Lane::Small, target, reuse: None }, now);
     given(core)
 }
 
@@ -172,5 +171,5 @@ fn draining_recalls_quiet_tunnels_though_nobody_waits() {
     core.drain(at(30));
     assert_eq!((core.next_decision(), core.wake_at()), (None, Some(at(60))), "not before its pause is over");
     core.tick(at(60));
-    assert_eq!(core.next_decision(), Some(Decision::OnReclaim { slot, evidence: Evidence::Idle }));
+    assert_eq!(core.next_decision(), Some(Decision::Reclaim { slot, evidence: Evidence::Idle }));
 }

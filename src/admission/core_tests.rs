@@ -14,9 +14,10 @@ use super::HISTORIES;
 use super::core::Core;
 use super::decision::{CloseCause, Decision, LimitedBy, Limits, RefusalReason};
 use super::moment::Moment;
-use super::rate::Rate;
-use super::request::{AdmissionRequest, ClassId, Client, Lane, Owner, Place, Principal, ReuseKey};
+use super::rate::RateLimit;
+use super::request::{AdmissionRequest, ClassId, ClientId, Lane, Place, Principal, ReuseKey};
 use super::slot::{Evidence, Quiet, SlotEvent, SlotId, SlotState};
+use super::tickets::Owner;
 
 /// Steps of each history.
 const STEPS: usize = 300;
@@ -32,7 +33,7 @@ fn ms(millis: u64) -> Duration {
 }
 
 fn limits(slots: usize, depth: usize, rate: Option<(u64, u32)>) -> Limits {
-    let rate = rate.map(|(period, burst)| Rate { period: ms(period), burst: NonZeroU32::new(burst).unwrap() });
+    let rate = rate.map(|(period, burst)| RateLimit { period: ms(period), burst: NonZeroU32::new(burst).unwrap() });
     Limits {
         slots,
         depth,
@@ -64,12 +65,15 @@ struct World {
     /// Targets that refused, and have not been reached since.
     out: HashSet<Arc<str>>,
     /// Refused, and not told yet.
-    untold: Vec<(Place, Owner)>,
+    untold: Vec<(Place, Owner, Whose)>,
     /// Places of those who left, and until when each is kept.
-    kept_places: Vec<(Owner, Place, Moment)>,
+    tickets: Vec<(Whose, Place, Moment)>,
     /// How often each client's oldest blob was passed over; unknown where somebody probes.
-    passes: HashMap<Client, Option<u8>>,
+    passes: HashMap<ClientId, Option<u8>>,
 }
+
+/// Whose a ticket is: the client, and its target.
+type Whose = (ClientId, Arc<str>);
 
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "a naive model: what is true of a slot, one by one")]
@@ -100,14 +104,14 @@ struct Idle {
 
 /// A token bucket as a child would build it: a level that rises.
 struct NaiveBucket {
-    rate: Rate,
+    rate: RateLimit,
     level: Duration,
     at: Moment,
     in_hand: usize,
 }
 
 impl NaiveBucket {
-    fn new(rate: Rate) -> NaiveBucket {
+    fn new(rate: RateLimit) -> NaiveBucket {
         NaiveBucket { rate, level: rate.period * rate.burst.get(), at: Moment::default(), in_hand: 0 }
     }
 
@@ -159,7 +163,7 @@ impl World {
             paused: false,
             out: HashSet::new(),
             untold: Vec::new(),
-            kept_places: Vec::new(),
+            tickets: Vec::new(),
             passes: HashMap::new(),
         }
     }
@@ -171,67 +175,67 @@ impl World {
         }
     }
 
-    fn arrive(&mut self, key: Option<&str>, patience: Duration, again: bool) -> Place {
-        self.arrive_blob("client", key, patience, again)
+    fn arrive(&mut self, key: Option<&str>, patience: Duration) -> Place {
+        self.arrive_blob("client", key, patience)
     }
 
-    fn arrive_blob(&mut self, client: &str, key: Option<&str>, patience: Duration, again: bool) -> Place {
-        self.arrive_as(&principal(client, 0), Lane::Blob, key, patience, again)
+    fn arrive_blob(&mut self, client: &str, key: Option<&str>, patience: Duration) -> Place {
+        self.arrive_as(&principal(client, 0), Lane::Blob, key, patience)
     }
 
-    fn arrive_as(
-        &mut self,
-        principal: &Principal,
-        lane: Lane,
-        key: Option<&str>,
-        patience: Duration,
-        again: bool,
-    ) -> Place {
+    fn arrive_as(&mut self, principal: &Principal, lane: Lane, key: Option<&str>, patience: Duration) -> Place {
         let is_known = |one: &Principal| one.client == principal.client;
         if !self.waiting.values().any(|ask| is_known(&ask.principal))
             && !self.held.iter().any(|held| is_known(&held.principal))
         {
             self.passes.insert(principal.client.clone(), None);
         }
-        let target: Arc<str> = key.unwrap_or("tunnel:443").into();
-        let (place, came_back) = self.place(&(principal.client.clone(), target.clone()));
-        let again = again || came_back;
-        let deadline = self.now + patience;
-        let reuse = key.map(ReuseKey::from);
-        let ask = AdmissionRequest { place, deadline, principal: principal.clone(), lane, target, reuse, again };
-        let before = self.waiting.len();
+        let ask = self.request(principal, lane, key, patience);
+        let place = ask.place;
         self.waiting.insert(place, ask.clone());
         self.core.arrive(ask, self.now);
-        let full = before >= self.limits.depth && !again;
-        self.settle(full.then_some(place));
+        self.settle(Some(&principal.client));
         place
     }
 
-    /// The oldest place that is kept for it, each once, or a new one.
-    fn place(&mut self, owner: &Owner) -> (Place, bool) {
-        let now = self.now;
-        self.kept_places.retain(|(_, _, until)| *until > now);
-        let kept = self.kept_places.iter().filter(|(whose, ..)| whose == owner).map(|(_, place, _)| *place).min();
-        self.kept_places.retain(|(_, place, _)| Some(*place) != kept);
-        let (place, came_back) = self.core.place(owner, now);
-        assert_eq!(came_back.then_some(place), kept, "another place than the one that was kept");
-        assert!(!self.waiting.contains_key(&place), "somebody waits there");
-        self.decided.remove(&place);
-        (place, came_back)
+    fn request(
+        &mut self,
+        principal: &Principal,
+        lane: Lane,
+        key: Option<&str>,
+        patience: Duration,
+    ) -> AdmissionRequest {
+        let target: Arc<str> = key.unwrap_or("tunnel:443").into();
+        let place = self.place(&(principal.client.clone(), target.clone()));
+        let (deadline, reuse) = (self.now + patience, key.map(ReuseKey::from));
+        AdmissionRequest { place, deadline, principal: principal.clone(), lane, target, reuse }
     }
 
-    fn keep_place(&mut self, place: Place, owner: Owner) {
+    /// The oldest place that is kept for it, each once, or a new one.
+    fn place(&mut self, owner: &Whose) -> Place {
+        let now = self.now;
+        self.tickets.retain(|(_, _, until)| *until > now);
+        let kept = self.tickets.iter().filter(|(whose, ..)| whose == owner).map(|(_, place, _)| *place).min();
+        self.tickets.retain(|(_, place, _)| Some(*place) != kept);
+        let (place, ticket) = self.core.place(&owner.0, &owner.1, now);
+        assert_eq!(ticket.map(|_| place), kept, "another place than the one that was kept");
+        assert!(!self.waiting.contains_key(&place), "somebody waits there");
+        self.decided.remove(&place);
+        place
+    }
+
+    fn keep_place(&mut self, place: Place, owner: Whose) {
         if !self.limits.keep_place.is_zero() {
-            self.kept_places.push((owner, place, self.now + self.limits.keep_place));
+            self.tickets.push((owner, place, self.now + self.limits.keep_place));
         }
     }
 
     /// One who was refused learns it.
     fn tell(&mut self, pick: usize) {
         if !self.untold.is_empty() {
-            let (place, owner) = self.untold.swap_remove(pick % self.untold.len());
-            self.core.keep_place(place, owner.clone(), self.now);
-            self.keep_place(place, owner);
+            let (place, owner, whose) = self.untold.swap_remove(pick % self.untold.len());
+            self.core.keep_place(place, owner, self.now);
+            self.keep_place(place, whose);
         }
     }
 
@@ -348,24 +352,25 @@ impl World {
     }
 
     /// Takes the decisions, each checked as it comes, then looks whether one is missing.
-    fn settle(&mut self, may_be_full: Option<Place>) {
+    fn settle(&mut self, newcomer: Option<&ClientId>) {
         while let Some(decision) = self.early.pop_front().or_else(|| self.core.next_decision()) {
             self.log.push(decision.clone());
             match decision {
                 Decision::Dial { place, slot, .. } => self.check_dial(place, slot),
                 Decision::Reuse { place, slot, .. } => self.check_reuse(place, slot),
                 Decision::Refuse { place, refusal, may_return } => {
+                    let surplus = newcomer.map(|client| self.surplus(client));
                     let ask = self.decide(place);
-                    self.untold.extend(may_return.map(|owner| (place, owner)));
+                    self.untold.extend(may_return.map(|owner| (place, owner, (ask.principal.client, ask.target))));
                     match refusal.reason {
-                        RefusalReason::QueueFull => assert_eq!(may_be_full, Some(place), "refused with room left"),
+                        RefusalReason::QueueFull => assert_eq!(surplus, Some(Some(place)), "another one was to go"),
                         RefusalReason::QueueTimeout | RefusalReason::Unreachable => {
                             assert!(ask.deadline <= self.now, "refused before its time");
                         }
                         RefusalReason::Draining => assert!(self.ended, "refused as draining without an end"),
                     }
                 }
-                Decision::OnReclaim { slot, .. } => {
+                Decision::Reclaim { slot, .. } => {
                     // Draining is like somebody who always waits.
                     assert!(self.draining || !self.waiting.is_empty() && !self.paused, "recalled for nobody");
                     assert!(self.draining || self.open() >= self.limits.slots, "recalled though a slot is free");
@@ -398,6 +403,19 @@ impl World {
         self.check_the_books();
         self.check_nothing_idles();
         self.check_wake();
+    }
+
+    /// Where more wait than may: the newest of the client with the most, which of equals is the newcomer.
+    fn surplus(&self, newcomer: &ClientId) -> Option<Place> {
+        if self.waiting.len() <= self.limits.depth {
+            return None;
+        }
+        let of = |client: &ClientId| self.waiting.values().filter(|ask| ask.principal.client == *client).count();
+        let rank = |place: &&Place| {
+            let client = &self.waiting[*place].principal.client;
+            (of(client), client == newcomer, client.clone(), **place)
+        };
+        self.waiting.keys().max_by_key(rank).copied()
     }
 
     fn decide(&mut self, place: Place) -> AdmissionRequest {
@@ -519,6 +537,7 @@ impl World {
         let snapshot = self.core.snapshot(self.now);
         assert_eq!(snapshot.open.open(), self.open());
         assert_eq!(snapshot.waiting, self.waiting.len());
+        assert!(snapshot.waiting <= self.limits.depth, "more wait than may");
         assert_eq!(snapshot.open.closing, self.held.iter().filter(|held| held.closing).count());
         assert!(self.waiting.values().all(|ask| ask.deadline > self.now), "kept waiting past its deadline");
         let oldest = self.waiting.keys().next().map_or(Duration::ZERO, |place| self.now.since(place.arrived()));
@@ -609,7 +628,7 @@ impl World {
 /// One step of a history. Numbers pick one of what is there at that time.
 #[derive(Clone, Debug)]
 enum Step {
-    Arrive { client: usize, small: bool, key: usize, patience: u64, again: bool },
+    Arrive { client: usize, small: bool, key: usize, patience: u64 },
     Leave(usize),
     Tell(usize),
     Dialled(usize),
@@ -632,9 +651,8 @@ fn step() -> impl Strategy<Value = Step> {
         prop_oneof![Just(Evidence::Unused), Just(Evidence::Idle), Just(Evidence::Unsure), Just(Evidence::Stalled)];
     let states = prop_oneof![Just(SlotState::Active), Just(SlotState::Idle), Just(SlotState::Closing)];
     prop_oneof![
-        8 => (0..3_usize, any::<bool>(), 0..3_usize, 1..300_u64, prop::bool::weighted(0.1)).prop_map(
-            |(client, small, key, patience, again)| Step::Arrive { client, small, key, patience, again }
-        ),
+        8 => (0..3_usize, any::<bool>(), 0..3_usize, 1..300_u64)
+            .prop_map(|(client, small, key, patience)| Step::Arrive { client, small, key, patience }),
         2 => any::<usize>().prop_map(Step::Tell),
         2 => any::<usize>().prop_map(Step::Leave),
         5 => any::<usize>().prop_map(Step::Dialled),
@@ -669,10 +687,10 @@ const KEYS: [Option<&str>; 3] = [Some("a:80"), Some("b:80"), None];
 impl World {
     fn take_step(&mut self, step: &Step) {
         match step {
-            Step::Arrive { client, small, key, patience, again } => {
+            Step::Arrive { client, small, key, patience } => {
                 let principal = [principal("x", 0), principal("y", 0), principal("z", 1)][*client].clone();
                 let lane = if *small { Lane::Small } else { Lane::Blob };
-                self.arrive_as(&principal, lane, KEYS[*key], ms(*patience), *again);
+                self.arrive_as(&principal, lane, KEYS[*key], ms(*patience));
             }
             Step::Tell(pick) => self.tell(*pick),
             Step::Quiet(pick, evidence, pause, for_own) => {
@@ -797,7 +815,7 @@ proptest! {
             }
             world.pass(until.since(world.now));
             world.tick();
-            world.arrive(None, ms(100_000), false);
+            world.arrive(None, ms(100_000));
         }
         let spent = &world.dials;
         prop_assert!(!spent.is_empty());
@@ -817,8 +835,8 @@ fn dialled_slots(world: &World) -> Vec<SlotId> {
 #[test]
 fn a_vanished_waiters_slot_and_token_go_to_the_next() {
     let mut world = World::new(limits(1, 10, Some((1000, 1))));
-    world.arrive(None, ms(500), false);
-    let next = world.arrive(None, ms(500), false);
+    world.arrive(None, ms(500));
+    let next = world.arrive(None, ms(500));
     let vanished = dialled_slots(&world)[0];
     world.release(vanished);
     assert!(world.decided.contains(&next));
@@ -827,8 +845,8 @@ fn a_vanished_waiters_slot_and_token_go_to_the_next() {
 #[test]
 fn a_token_that_was_spent_does_not_come_back_with_the_slot() {
     let mut world = World::new(limits(1, 10, Some((1000, 1))));
-    world.arrive(None, ms(5000), false);
-    let next = world.arrive(None, ms(5000), false);
+    world.arrive(None, ms(5000));
+    let next = world.arrive(None, ms(5000));
     let slot = dialled_slots(&world)[0];
     world.dialled(slot);
     world.release(slot);
@@ -844,11 +862,11 @@ fn a_token_that_was_spent_does_not_come_back_with_the_slot() {
 #[test]
 fn one_slot_serves_two_authorities_in_turn() {
     let mut world = World::new(limits(1, 10, None));
-    world.arrive(Some("a:80"), ms(500), false);
+    world.arrive(Some("a:80"), ms(500));
     let slot = dialled_slots(&world)[0];
     world.dialled(slot);
     world.park(slot, "a:80");
-    let other = world.arrive(Some("b:80"), ms(500), false);
+    let other = world.arrive(Some("b:80"), ms(500));
     assert_eq!(world.log.last(), Some(&Decision::Close { slot, cause: CloseCause::Reclaimed }));
     assert!(!world.decided.contains(&other), "the slot is free when the socket is gone, not before");
     world.release(slot);
@@ -859,13 +877,13 @@ fn one_slot_serves_two_authorities_in_turn() {
 fn each_waiter_gets_one_victim_or_the_connection_it_can_use() {
     let mut world = World::new(limits(3, 10, None));
     for _ in 0..3 {
-        world.arrive(None, ms(500), false);
+        world.arrive(None, ms(500));
     }
     let slots = dialled_slots(&world);
     for slot in &slots {
         world.dialled(*slot);
     }
-    let for_b = world.arrive(Some("b:80"), ms(500), false);
+    let for_b = world.arrive(Some("b:80"), ms(500));
     world.park(slots[0], "a:80");
     assert_eq!(world.log.last(), Some(&Decision::Close { slot: slots[0], cause: CloseCause::Reclaimed }));
     world.pass(ms(1));
@@ -873,7 +891,7 @@ fn each_waiter_gets_one_victim_or_the_connection_it_can_use() {
     assert_eq!(world.log.len(), 4, "one victim is enough for one waiter");
     world.park(slots[2], "b:80");
     assert!(world.decided.contains(&for_b), "what it can use came before the slot that was on its way");
-    let other = world.arrive(None, ms(500), false);
+    let other = world.arrive(None, ms(500));
     assert!(!world.decided.contains(&other));
     assert_eq!(world.log.len(), 5, "a slot is on its way already");
 }
@@ -882,7 +900,7 @@ fn each_waiter_gets_one_victim_or_the_connection_it_can_use() {
 fn a_full_queue_refuses_the_newcomer_and_says_when_to_come_back() {
     let mut world = World::new(limits(1, 2, None));
     for _ in 0..4 {
-        world.arrive(None, ms(500), false);
+        world.arrive(None, ms(500));
     }
     let Some(Decision::Refuse { refusal, .. }) = world.log.last() else { panic!("{:?}", world.log) };
     assert_eq!((refusal.reason, refusal.waiting, refusal.slots), (RefusalReason::QueueFull, 2, 1));
@@ -892,30 +910,70 @@ fn a_full_queue_refuses_the_newcomer_and_says_when_to_come_back() {
 #[test]
 fn nothing_is_closed_for_one_who_may_not_wait() {
     let mut world = World::new(limits(1, 0, None));
-    world.arrive(Some("a:80"), ms(500), false);
+    world.arrive(Some("a:80"), ms(500));
     let slot = dialled_slots(&world)[0];
     world.dialled(slot);
     world.park(slot, "a:80");
-    world.arrive(Some("b:80"), ms(500), false);
+    world.arrive(Some("b:80"), ms(500));
     assert!(world.log.iter().all(|decision| !matches!(decision, Decision::Close { .. })), "{:?}", world.log);
-    world.arrive(Some("a:80"), ms(500), false);
+    world.arrive(Some("a:80"), ms(500));
     assert!(matches!(world.log.last(), Some(Decision::Reuse { .. })));
 }
 
+/// A dial that failed, or a ticket, brings a request back on its old place: the newest of the same client goes, and never more
+/// than `depth` wait.
 #[test]
-fn who_was_admitted_before_is_not_refused_for_a_full_queue() {
-    let mut world = World::new(limits(1, 1, None));
-    world.arrive(None, ms(500), false);
-    world.arrive(None, ms(500), false);
-    let again = world.arrive(None, ms(500), true);
-    assert!(!world.decided.contains(&again));
+fn a_request_that_comes_back_is_counted_and_not_refused_for_a_newer_one() {
+    let mut world = World::new(Limits { keep_place: ms(500), ..limits(1, 2, None) });
+    world.arrive(None, ms(500));
+    let [old, newer] = [0, 1].map(|_| world.arrive(None, ms(500)));
+    world.leave(old);
+    let newest = world.arrive(None, ms(500));
+    assert_eq!(newest, old, "it has the ticket");
+    world.leave(old);
+    let other = world.arrive_as(&principal("other", 0), Lane::Blob, None, ms(500));
+    assert_eq!(world.arrive(None, ms(500)), old);
+    assert!(world.decided.contains(&newer) && !world.decided.contains(&old) && !world.decided.contains(&other));
+}
+
+/// A lone client may fill the queue, and is refused in favour of one who has nothing there.
+#[test]
+fn the_newest_of_the_greatest_client_is_refused_for_one_who_has_none() {
+    let mut world = World::new(limits(1, 4, None));
+    let greedy: Vec<Place> = (0..5).map(|_| world.arrive(None, ms(500))).collect();
+    assert!(!world.decided.contains(&greedy[4]), "a lone client may use all");
+    let modest = world.arrive_as(&principal("modest", 0), Lane::Blob, None, ms(500));
+    assert!(world.decided.contains(&greedy[4]) && !world.decided.contains(&modest));
+    let second = world.arrive_as(&principal("modest", 0), Lane::Blob, None, ms(500));
+    assert!(world.decided.contains(&greedy[3]) && !world.decided.contains(&second));
+    let third = world.arrive_as(&principal("modest", 0), Lane::Blob, None, ms(500));
+    assert!(world.decided.contains(&third), "it has as many as the other one");
+}
+
+/// Names are free: a client that invents one for each request is one peer all the same.
+#[test]
+fn invented_names_do_not_fill_the_queue_against_another_peer() {
+    let mut world = World::new(limits(1, 4, None));
+    world.arrive(None, ms(500));
+    let named = |number: usize| Principal { class: ClassId(0), client: ClientId::named("evil", number.to_string()) };
+    for number in 0..10 {
+        let ask = world.request(&named(number), Lane::Blob, None, ms(500));
+        world.core.arrive(ask, world.now);
+    }
+    while world.core.next_decision().is_some() {}
+    let ask = world.request(&principal("honest", 0), Lane::Blob, None, ms(500));
+    let place = ask.place;
+    world.core.arrive(ask, world.now);
+    let refused = world.core.next_decision();
+    assert!(matches!(refused, Some(Decision::Refuse { place: other, .. }) if other != place), "{refused:?}");
+    assert_eq!(world.core.next_decision(), None);
 }
 
 #[test]
 fn a_wait_ends_exactly_at_its_deadline() {
     let mut world = World::new(limits(1, 10, None));
-    world.arrive(None, ms(1000), false);
-    let waiter = world.arrive(None, ms(250), false);
+    world.arrive(None, ms(1000));
+    let waiter = world.arrive(None, ms(250));
     assert_eq!(world.core.wake_at(), Some(Moment(ms(250))));
     world.pass(ms(250).saturating_sub(Duration::from_nanos(1)));
     world.tick();
@@ -930,9 +988,9 @@ fn a_wait_ends_exactly_at_its_deadline() {
 fn fewer_slots_cut_nobody_and_admit_nobody_until_it_fits() {
     let mut world = World::new(limits(3, 10, None));
     for _ in 0..3 {
-        world.arrive(None, ms(500), false);
+        world.arrive(None, ms(500));
     }
-    let waiter = world.arrive(None, ms(500), false);
+    let waiter = world.arrive(None, ms(500));
     world.resize(1);
     let slots = dialled_slots(&world);
     world.release(slots[0]);
@@ -946,7 +1004,7 @@ fn fewer_slots_cut_nobody_and_admit_nobody_until_it_fits() {
 fn kept_connections_expire_by_idleness_and_by_age() {
     let mut world = World::new(limits(2, 10, None));
     for _ in 0..2 {
-        world.arrive(None, ms(500), false);
+        world.arrive(None, ms(500));
     }
     let slots = dialled_slots(&world);
     for slot in &slots {
@@ -968,7 +1026,7 @@ fn kept_connections_expire_by_idleness_and_by_age() {
 fn no_more_than_max_connecting_dial_at_once() {
     let mut world = World::new(Limits { max_connecting: 2, ..limits(10, 10, None) });
     for _ in 0..5 {
-        world.arrive(None, ms(500), false);
+        world.arrive(None, ms(500));
     }
     assert_eq!((world.open(), world.core.snapshot(world.now).limited_by), (2, Some(LimitedBy::Connecting)));
     let slot = dialled_slots(&world)[0];
@@ -980,17 +1038,17 @@ fn no_more_than_max_connecting_dial_at_once() {
 #[test]
 fn who_comes_back_goes_on_with_its_old_age() {
     let mut world = World::new(Limits { keep_place: ms(1000), ..limits(1, 10, None) });
-    world.arrive_blob("holder", None, ms(9000), false);
-    let gave_up = world.arrive_blob("one", None, ms(100), false);
+    world.arrive_blob("holder", None, ms(9000));
+    let gave_up = world.arrive_blob("one", None, ms(100));
     world.pass(ms(50));
-    let patient = world.arrive_blob("one", None, ms(9000), false);
+    let patient = world.arrive_blob("one", None, ms(9000));
     world.pass(ms(50));
     world.tick();
     assert!(world.decided.contains(&gave_up), "its wait timed out");
-    let (other, _) = world.place(&("one".into(), "tunnel:443".into()));
+    let other = world.place(&("one".into(), "tunnel:443".into()));
     assert_ne!(other, gave_up, "nobody can come back before it knows");
     world.tell(0);
-    assert_eq!(world.arrive_blob("one", None, ms(500), false), gave_up, "its place was kept");
+    assert_eq!(world.arrive_blob("one", None, ms(500)), gave_up, "its place was kept");
     let slot = dialled_slots(&world)[0];
     world.release(slot);
     assert!(world.decided.contains(&gave_up) && !world.decided.contains(&patient));
@@ -1002,8 +1060,8 @@ fn each_class_is_told_when_its_own_turn_will_come() {
     const LONG: Duration = Duration::from_secs(100_000);
     let mut world = World::new(Limits { weights: vec![1, 8], ..limits(1, 10_000, None) });
     for _ in 0..300 {
-        world.arrive_as(&principal("slow", 0), Lane::Blob, None, LONG, false);
-        world.arrive_as(&principal("quick", 1), Lane::Blob, None, LONG, false);
+        world.arrive_as(&principal("slow", 0), Lane::Blob, None, LONG);
+        world.arrive_as(&principal("quick", 1), Lane::Blob, None, LONG);
     }
     let serve = |world: &mut World| {
         let slot = dialled_slots(world)[0];
@@ -1020,7 +1078,7 @@ fn each_class_is_told_when_its_own_turn_will_come() {
         let expected = third.expected_wait.unwrap().as_secs();
         assert!((2 * turns..=4 * turns + 1).contains(&expected), "class {class}: {expected} s");
     }
-    let hasty = world.arrive_as(&principal("slow", 0), Lane::Blob, None, ms(1), false);
+    let hasty = world.arrive_as(&principal("slow", 0), Lane::Blob, None, ms(1));
     world.pass(ms(1));
     world.tick();
     let refused = world.log.iter().rev().find_map(|one| match one {
@@ -1035,13 +1093,13 @@ fn each_class_is_told_when_its_own_turn_will_come() {
 #[test]
 fn a_target_that_refuses_is_probed_by_one_and_holds_up_nobody_else() {
     let mut world = World::new(limits(4, 100, None));
-    world.arrive(Some("a:80"), ms(5000), false);
+    world.arrive(Some("a:80"), ms(5000));
     let refused = dialled_slots(&world)[0];
     world.dialled(refused);
     world.unreachable(refused);
     world.release(refused);
-    let waiting: Vec<Place> = (0..3).map(|_| world.arrive(Some("a:80"), ms(5000), false)).collect();
-    let elsewhere = world.arrive(Some("b:80"), ms(5000), false);
+    let waiting: Vec<Place> = (0..3).map(|_| world.arrive(Some("a:80"), ms(5000))).collect();
+    let elsewhere = world.arrive(Some("b:80"), ms(5000));
     assert!(world.decided.contains(&elsewhere));
     assert_eq!(world.core.snapshot(world.now).limited_by, Some(LimitedBy::Unreachable));
     world.pass(ms(100));
@@ -1057,20 +1115,20 @@ fn a_target_that_refuses_is_probed_by_one_and_holds_up_nobody_else() {
 #[test]
 fn a_recalled_tunnel_that_moves_after_all_is_left_alone_and_another_is_asked() {
     let mut world = World::new(limits(2, 10, None));
-    world.arrive_blob("x", None, ms(500), false);
-    world.arrive_blob("y", None, ms(500), false);
+    world.arrive_blob("x", None, ms(500));
+    world.arrive_blob("y", None, ms(500));
     let slots = dialled_slots(&world);
     for slot in &slots {
         world.dialled(*slot);
         world.established(*slot);
         world.quiet(*slot, ms(50));
     }
-    let waiter = world.arrive_blob("x", None, ms(500), false);
+    let waiter = world.arrive_blob("x", None, ms(500));
     world.pass(ms(50));
     world.tick();
     let recalls = |world: &World| -> Vec<SlotId> {
         let reclaimed = |decision: &Decision| match decision {
-            Decision::OnReclaim { slot, .. } => Some(*slot),
+            Decision::Reclaim { slot, .. } => Some(*slot),
             _ => None,
         };
         world.log.iter().filter_map(reclaimed).collect()
@@ -1088,7 +1146,7 @@ fn a_recalled_tunnel_that_moves_after_all_is_left_alone_and_another_is_asked() {
 fn the_next_recall_comes_with_the_next_token_and_not_with_the_next_slot() {
     let mut world = World::new(limits(4, 10, Some((100, 4))));
     for _ in 0..4 {
-        world.arrive(None, ms(9000), false);
+        world.arrive(None, ms(9000));
     }
     let slots = dialled_slots(&world);
     for slot in &slots {
@@ -1098,9 +1156,9 @@ fn the_next_recall_comes_with_the_next_token_and_not_with_the_next_slot() {
     }
     world.pass(ms(200));
     for _ in 0..4 {
-        world.arrive(None, ms(9000), false);
+        world.arrive(None, ms(9000));
     }
-    let recalls = |world: &World| world.log.iter().filter(|one| matches!(one, Decision::OnReclaim { .. })).count();
+    let recalls = |world: &World| world.log.iter().filter(|one| matches!(one, Decision::Reclaim { .. })).count();
     assert_eq!(recalls(&world), 2, "none without a token");
     assert_eq!(world.core.wake_at(), Some(Moment(ms(300))));
     world.pass(ms(100));
@@ -1115,11 +1173,11 @@ fn thousands_of_quiet_tunnels_give_way_to_thousands_in_no_time() {
     let mut core = Core::new(limits(5000, 5000, None), Moment::default());
     let (target, mut now): (Arc<str>, _) = ("tunnel:443".into(), Moment::default());
     let arrive = |core: &mut Core, number: u64, now| {
-        let client: Client = format!("client-{}", number % 50).into();
-        let (place, _) = core.place(&(client.clone(), target.clone()), now);
+        let client: ClientId = format!("client-{}", number % 50).into();
+        let (place, _) = core.place(&client, &target, now);
         let principal = Principal { class: ClassId::default(), client };
         let (lane, target, deadline) = (Lane::Blob, target.clone(), Moment(Duration::MAX));
-        core.arrive(AdmissionRequest { place, deadline, principal, lane, target, reuse: None, again: false }, now);
+        core.arrive(AdmissionRequest { place, deadline, principal, lane, target, reuse: None }, now);
     };
     for number in 0..MANY {
         arrive(&mut core, number, now);
@@ -1134,7 +1192,7 @@ fn thousands_of_quiet_tunnels_give_way_to_thousands_in_no_time() {
     let started = std::time::Instant::now();
     core.tick(now);
     let took = started.elapsed();
-    let recalls = std::iter::from_fn(|| core.next_decision()).filter(|one| matches!(one, Decision::OnReclaim { .. }));
+    let recalls = std::iter::from_fn(|| core.next_decision()).filter(|one| matches!(one, Decision::Reclaim { .. }));
     assert_eq!(recalls.count(), 5000);
     assert!(took < Duration::from_secs(2), "it took {took:?}");
 }
@@ -1144,7 +1202,7 @@ fn thousands_of_quiet_tunnels_give_way_to_thousands_in_no_time() {
 fn nothing_is_recalled_for_a_token_that_nobody_can_spend_now() {
     let mut world = World::new(limits(3, 10, Some((1000, 3))));
     for _ in 0..3 {
-        world.arrive(None, ms(9000), false);
+        world.arrive(None, ms(9000));
     }
     let slots = dialled_slots(&world);
     for slot in &slots[..2] {
@@ -1152,10 +1210,10 @@ fn nothing_is_recalled_for_a_token_that_nobody_can_spend_now() {
         world.established(*slot);
         world.quiet(*slot, ms(0));
     }
-    world.arrive(None, ms(9000), false);
+    world.arrive(None, ms(9000));
     world.resize(1);
     world.release(slots[2]);
-    assert!(world.log.iter().all(|one| !matches!(one, Decision::OnReclaim { .. })), "{:?}", world.log);
+    assert!(world.log.iter().all(|one| !matches!(one, Decision::Reclaim { .. })), "{:?}", world.log);
     assert_eq!(world.core.wake_at(), Some(Moment(ms(1000))), "the next token");
 }
 
@@ -1164,18 +1222,18 @@ fn nothing_is_recalled_for_a_token_that_nobody_can_spend_now() {
 fn who_passes_the_others_with_a_kept_connection_moves_no_clock() {
     const LONG: Duration = Duration::from_secs(3600);
     let mut world = World::new(Limits { max_lifetime: LONG, ..limits(10, 100, Some((100_000, 1))) });
-    world.arrive_blob("quick", Some("a:80"), LONG, false);
+    world.arrive_blob("quick", Some("a:80"), LONG);
     let slot = dialled_slots(&world)[0];
     world.dialled(slot);
     world.established(slot);
-    let patient: Vec<Place> = (0..5).map(|_| world.arrive_blob("patient", None, LONG, false)).collect();
+    let patient: Vec<Place> = (0..5).map(|_| world.arrive_blob("patient", None, LONG)).collect();
     for _ in 0..5 {
-        let passing = world.arrive_blob("quick", Some("a:80"), LONG, false);
+        let passing = world.arrive_blob("quick", Some("a:80"), LONG);
         world.park(slot, "a:80");
         assert!(world.decided.contains(&passing));
         world.pass(ms(10_000));
     }
-    let newcomer: Vec<Place> = (0..5).map(|_| world.arrive_blob("newcomer", None, LONG, false)).collect();
+    let newcomer: Vec<Place> = (0..5).map(|_| world.arrive_blob("newcomer", None, LONG)).collect();
     world.park(slot, "a:80");
     for _ in 0..4 {
         world.pass(ms(100_000));

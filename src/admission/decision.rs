@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::rate::Rate;
-use super::request::{Owner, Place};
+use super::rate::RateLimit;
+use super::request::Place;
 use super::slot::{Evidence, SlotId};
+use super::tickets::Owner;
 
 /// What holds for one registry on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +15,7 @@ pub struct Limits {
     /// Waiters at once; 0 refuses whoever would have to wait.
     pub depth: usize,
     /// Token bucket on `connect()`; `None`: no rate limit.
-    pub rate: Option<Rate>,
+    pub rate: Option<RateLimit>,
     /// How long a kept connection may lie idle.
     pub idle_timeout: Duration,
     /// How old a connection may get and still be kept.
@@ -66,7 +67,7 @@ pub enum Decision {
         cause: CloseCause,
     },
     /// Ask a quiet tunnel to close, because somebody waits. It answers by closing, or by going on.
-    OnReclaim {
+    Reclaim {
         /// The slot of the tunnel.
         slot: SlotId,
         /// What spoke for it being idle.

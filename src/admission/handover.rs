@@ -15,9 +15,10 @@ use super::core::Core;
 use super::decision::{CloseCause, Decision, Refusal};
 use super::moment::Moment;
 use super::occupancy::Occupancy;
-use super::request::{AdmissionRequest, Owner, Place, ReuseKey};
+use super::request::{AdmissionRequest, ClientId, Place, ReuseKey};
 use super::slot::{Evidence, OnReclaim, SlotEvent, SlotId};
 use super::sync::{Mutex, MutexGuard};
+use super::tickets::Owner;
 use super::view::{Explanation, HolderInfo, Snapshot};
 
 /// The shared state of one gate; `P` is a kept connection.
@@ -81,8 +82,8 @@ impl<P> Handover<P> {
     }
 
     /// A place for a request that arrives now, and whether it came back to it.
-    pub fn place(&self, owner: &Owner, now: Moment) -> (Place, bool) {
-        self.lock().core.place(owner, now)
+    pub fn place(&self, client: &ClientId, target: &str, now: Moment) -> (Place, Option<Owner>) {
+        self.lock().core.place(client, target, now)
     }
 
     /// Keeps the place again of one who came back to it, and never sat down.
@@ -233,7 +234,7 @@ impl<P> State<P> {
                 Decision::Close { slot, cause } => {
                     closed.extend(self.kept.remove(&slot).map(|connection| (connection, cause)));
                 }
-                Decision::OnReclaim { slot, evidence } => {
+                Decision::Reclaim { slot, evidence } => {
                     reclaimed.extend(self.quiet.remove(&slot).map(|reclaim| (reclaim, evidence)));
                 }
             }

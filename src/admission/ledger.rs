@@ -1,4 +1,4 @@
-//! Who holds which slot, and what the socket in it is doing.
+//! The slots that are taken: whom each serves, and what its socket is doing.
 //!
 //! [`Ledger`] is the core's book: one entry per slot that is taken, moved between states by one function.
 
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::activity::Activity;
 use super::fair_queue::Charge;
 use super::moment::Moment;
-use super::request::{Client, Kind, Place, Principal};
+use super::request::{ClientId, Place, Principal, SlotUse};
 use super::slot::{Counts, SlotId, SlotState};
 
 /// The book of taken slots.
@@ -20,7 +20,7 @@ pub(super) struct Ledger {
     /// Slots whose connection stands, with a handshake to come.
     fresh: usize,
     /// Slots that serve a client's requests, by client; none of them 0.
-    held: HashMap<Client, usize>,
+    held: HashMap<ClientId, usize>,
     next: u64,
 }
 
@@ -36,22 +36,21 @@ pub(super) struct LedgerEntry {
     fresh: bool,
     /// What its connection has carried.
     pub activity: Arc<Activity>,
-    /// Whose request it serves, from when on, and what was charged for it; nobody's while it is kept for reuse.
+    /// The request that it serves; `None` while it is pooled.
     pub occupant: Option<Occupant>,
-    /// Where its connection goes, also while it serves nobody.
+    /// Where its connection goes, also while it serves no request.
     pub target: Option<Arc<str>>,
 }
 
-/// Whose request a slot serves.
+/// The request that a slot serves.
 #[derive(Clone, Debug)]
 pub(super) struct Occupant {
     pub principal: Principal,
     pub target: Arc<str>,
-    pub kind: Kind,
+    pub slot_use: SlotUse,
     pub place: Place,
-    pub since: Moment,
     /// What was charged in advance.
-    pub charged: Charge,
+    pub charge: Charge,
 }
 
 impl Ledger {
@@ -80,11 +79,11 @@ impl Ledger {
     }
 
     /// Slots that serve this client's requests.
-    pub fn held_by(&self, client: &Client) -> usize {
+    pub fn held_by(&self, client: &ClientId) -> usize {
         self.held.get(client).copied().unwrap_or(0)
     }
 
-    /// Whose request a slot serves.
+    /// The request that a slot serves.
     pub fn occupant(&self, id: SlotId) -> Option<&Occupant> {
         self.entries.get(&id)?.occupant.as_ref()
     }
@@ -103,8 +102,8 @@ impl Ledger {
         self.entries.iter().map(|(id, entry)| (*id, entry))
     }
 
-    /// Lets a slot that serves nobody's request serve somebody's.
-    pub fn let_to(&mut self, id: SlotId, occupant: Occupant) {
+    /// A slot that serves no request serves this one now.
+    pub fn occupy(&mut self, id: SlotId, occupant: Occupant) {
         if let Some(entry) = self.entries.get_mut(&id) {
             *self.held.entry(occupant.principal.client.clone()).or_default() += 1;
             entry.target = Some(occupant.target.clone());
@@ -113,8 +112,8 @@ impl Ledger {
         }
     }
 
-    /// Whose request the slot served; it serves nobody's now.
-    pub fn vacate(&mut self, id: SlotId) -> Option<Occupant> {
+    /// The slot serves no request now. Tells which it served.
+    pub fn clear_occupant(&mut self, id: SlotId) -> Option<Occupant> {
         let occupant = self.entries.get_mut(&id)?.occupant.take()?;
         let client = &occupant.principal.client;
         let held = self.held.get_mut(client).expect("it held this slot");
@@ -159,9 +158,9 @@ impl Ledger {
         true
     }
 
-    /// Gives back a slot that was vacated; `None` if it was not taken.
+    /// Gives back a slot that serves no request; `None` if it was not taken.
     pub fn release(&mut self, id: SlotId) -> Option<LedgerEntry> {
-        self.vacate(id);
+        self.clear_occupant(id);
         let entry = self.entries.remove(&id)?;
         *self.counts.of(entry.state) -= 1;
         self.fresh -= usize::from(entry.fresh);
@@ -171,35 +170,34 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fair_queue::{FairQueue, Turn};
+    use super::super::fair_queue::{AdmittedAs, FairQueue};
     use super::super::request::{ClassId, Lane};
     use super::*;
 
     #[test]
-    fn a_client_holds_what_was_let_to_it_and_not_vacated() {
+    fn a_client_holds_the_slots_that_serve_its_requests() {
         let (mut ledger, now) = (Ledger::default(), Moment::default());
         let (principal, place) = (Principal { class: ClassId::default(), client: "one".into() }, Place::new(now, 1));
-        let mut turns = FairQueue::new(&[1]);
-        turns.push(&principal, Lane::Blob, place);
-        let charged = turns.take(&principal, Lane::Blob, place, Turn::Own);
+        let mut queue = FairQueue::new(&[1]);
+        queue.push(&principal, Lane::Blob, place, now);
+        let charge = queue.take(&principal, Lane::Blob, place, AdmittedAs::Next, now);
         let occupant = Occupant {
             principal: principal.clone(),
             target: "target:443".into(),
-            kind: Kind::Tunnel,
+            slot_use: SlotUse::Tunnel,
             place,
-            since: now,
-            charged,
+            charge,
         };
         let slots = [ledger.take(now), ledger.take(now), ledger.take(now)];
         for slot in slots {
-            ledger.let_to(slot, occupant.clone());
+            ledger.occupy(slot, occupant.clone());
         }
         assert_eq!((ledger.held_by(&principal.client), ledger.held_by(&"other".into())), (3, 0));
-        ledger.vacate(slots[0]);
+        ledger.clear_occupant(slots[0]);
         ledger.release(slots[0]);
         ledger.release(slots[1]);
         assert_eq!(ledger.held_by(&principal.client), 1);
-        ledger.vacate(slots[2]);
+        ledger.clear_occupant(slots[2]);
         assert!(ledger.held.is_empty());
     }
 }

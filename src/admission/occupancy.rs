@@ -1,13 +1,13 @@
-//! Who waits and who holds, counted by class and by client: for people who look, not for decisions.
+//! Waiting requests and held slots, counted by class and by client. It is shown, and decides nothing.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use super::ledger::Ledger;
-use super::queue::Queue;
-use super::request::Principal;
+use super::queue::WaitQueue;
+use super::request::{ClientId, Principal};
 
-/// All who wait or hold.
+/// All requests that wait or hold a slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Occupancy {
     /// Slots that serve a request, by class.
@@ -31,10 +31,10 @@ pub struct ClientCount {
 
 impl Occupancy {
     /// Counts all, and names at most `most` clients: the greatest, ties by name.
-    pub(super) fn take(queue: &Queue, ledger: &Ledger, classes: usize, most: usize) -> Occupancy {
+    pub(super) fn take(queue: &WaitQueue, ledger: &Ledger, classes: usize, most: usize) -> Occupancy {
         let mut counts: HashMap<&Principal, (usize, usize)> = HashMap::new();
         for waiter in queue.by_arrival() {
-            counts.entry(&waiter.ask.principal).or_default().0 += 1;
+            counts.entry(&waiter.request.principal).or_default().0 += 1;
         }
         for occupant in ledger.entries().filter_map(|(_, entry)| entry.occupant.as_ref()) {
             counts.entry(&occupant.principal).or_default().1 += 1;
@@ -55,7 +55,7 @@ impl Occupancy {
 }
 
 impl ClientCount {
-    fn rank(&self) -> (Reverse<usize>, &str, usize) {
+    fn rank(&self) -> (Reverse<usize>, &ClientId, usize) {
         (Reverse(self.waiting + self.holding), &self.principal.client, self.principal.class.0)
     }
 }

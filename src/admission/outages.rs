@@ -1,10 +1,10 @@
 //! Targets that take no connections.
 //!
-//! When every address of a target refused, nobody else is sent against the wall: those who wait for it are set aside, and
-//! one at a time probes, with pauses that grow. The first connection that stands lets all of them go on. Other targets of
-//! the same registry (another port, say) are not touched.
+//! When every address of a target refused, no other request is sent there: those that wait for it are held back, and one at a
+//! time probes, with pauses that grow. The first connection that stands lets all of them go. Other targets of the same
+//! registry (another port, say) are not touched. An outage for which no request waits is forgotten when its pause is over.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,22 +19,24 @@ const PROBES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_
 #[derive(Debug, Default)]
 pub(super) struct Outages {
     targets: HashMap<Arc<str>, Outage>,
+    /// Those that another request may probe, by when.
+    by_due: BTreeSet<(Moment, Arc<str>)>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Outage {
     /// How often all addresses refused.
     failures: u32,
     /// When the next probe may start.
     due: Moment,
-    /// The request that finds out whether it is over.
+    /// The request that probes.
     probe: Option<Place>,
     /// Whether the probe is between two addresses: it holds no slot, but will ask for one at once.
     between: bool,
 }
 
 impl Outage {
-    /// Whether another request may find out once it is due.
+    /// Whether another request may probe when it is due.
     fn is_open(&self) -> bool {
         self.probe.is_none() || self.between
     }
@@ -45,80 +47,98 @@ impl Outages {
         self.targets.contains_key(target)
     }
 
-    /// Whether this request, which asks now, gets no turn until the outage is over. The probe goes on to its next address.
-    pub fn sets_aside(&mut self, target: &str, place: Place) -> bool {
-        let Some(outage) = self.targets.get_mut(target) else {
+    /// A request asks. Tells whether it is held back until the outage is over. The probe goes on to its next address.
+    pub fn hold_back(&mut self, target: &Arc<str>, place: Place) -> bool {
+        let Some(outage) = self.targets.get(target) else {
             return false;
         };
         let is_probe = outage.between && outage.probe == Some(place);
         if is_probe {
-            outage.between = false;
+            self.change(target, |outage| outage.between = false);
         }
         !is_probe
     }
 
     /// Every address refused this request. Tells whether that is news.
-    pub fn failed(&mut self, target: &Arc<str>, place: Place, now: Moment) -> bool {
-        match self.targets.get_mut(target) {
-            None => {
-                let outage = Outage { failures: 1, due: now + PROBES.after(1), probe: None, between: false };
-                self.targets.insert(target.clone(), outage);
-                return true;
-            }
-            Some(outage) if outage.probe == Some(place) => {
+    pub fn fail(&mut self, target: &Arc<str>, place: Place, now: Moment) -> bool {
+        let Some(outage) = self.targets.get(target) else {
+            let due = now + PROBES.after(1);
+            self.targets.insert(target.clone(), Outage { failures: 1, due, probe: None, between: false });
+            self.by_due.insert((due, target.clone()));
+            return true;
+        };
+        // One that was dialled before the outage was known tells nothing new.
+        if outage.probe == Some(place) {
+            self.change(target, |outage| {
                 outage.failures = outage.failures.saturating_add(1);
                 outage.due = now + PROBES.after(outage.failures);
                 outage.probe = None;
-            }
-            // It was dialled before the outage was known, and tells nothing new.
-            Some(_) => {}
+            });
         }
         false
     }
 
-    /// An address refused this request, which will ask again for the next one. If it is the probe, it stays so: one probe
-    /// tries all addresses of its target. Should it not come back, another one may probe after the pause.
-    pub fn goes_on(&mut self, target: &str, place: Place, now: Moment) {
-        if let Some(outage) = self.targets.get_mut(target)
-            && outage.probe == Some(place)
-        {
-            outage.between = true;
-            outage.due = now + PROBES.after(outage.failures);
+    /// An address refused this request, which asks again for the next one. If it is the probe, it stays so: one probe tries all
+    /// addresses of its target. Should it not come back, another request may probe after the pause.
+    pub fn try_next_address(&mut self, target: &Arc<str>, place: Place, now: Moment) {
+        if self.is_probe(target, place) {
+            self.change(target, |outage| {
+                outage.between = true;
+                outage.due = now + PROBES.after(outage.failures);
+            });
         }
     }
 
-    /// A connection stands. Tells whether that ended an outage.
-    pub fn over(&mut self, target: &str) -> bool {
-        self.targets.remove(target).is_some()
+    /// The outage is over, or forgotten. Tells whether there was one.
+    pub fn end(&mut self, target: &Arc<str>) -> bool {
+        let ended = self.targets.remove(target);
+        if let Some(outage) = ended {
+            self.by_due.remove(&(outage.due, target.clone()));
+        }
+        ended.is_some()
     }
 
-    /// A request is gone. If it was the probe, and told nothing, another one may probe.
-    pub fn gone(&mut self, target: &str, place: Place, now: Moment) {
-        if let Some(outage) = self.targets.get_mut(target)
-            && outage.probe == Some(place)
-            && !outage.between
-        {
-            outage.probe = None;
-            outage.due = now;
+    /// A request is gone. If it was the probe, and told nothing, another request may probe.
+    pub fn leave(&mut self, target: &Arc<str>, place: Place, now: Moment) {
+        if self.is_probe(target, place) {
+            self.change(target, |outage| {
+                if !outage.between {
+                    outage.probe = None;
+                    outage.due = now;
+                }
+            });
         }
     }
 
-    /// The targets that may be probed now.
-    pub fn due(&self, now: Moment) -> Vec<Arc<str>> {
-        let due = self.targets.iter().filter(|(_, outage)| outage.is_open() && outage.due <= now);
-        due.map(|(target, _)| target.clone()).collect()
+    /// A target that may be probed now.
+    pub fn first_due(&self, now: Moment) -> Option<Arc<str>> {
+        self.by_due.first().filter(|(due, _)| *due <= now).map(|(_, target)| target.clone())
     }
 
     /// When the next one may be probed.
     pub fn next_due(&self) -> Option<Moment> {
-        self.targets.values().filter(|outage| outage.is_open()).map(|outage| outage.due).min()
+        self.by_due.first().map(|(due, _)| *due)
     }
 
-    /// This request finds out.
-    pub fn probe(&mut self, target: &str, place: Place) {
-        if let Some(outage) = self.targets.get_mut(target) {
+    /// This request probes.
+    pub fn probe(&mut self, target: &Arc<str>, place: Place) {
+        self.change(target, |outage| {
             outage.probe = Some(place);
             outage.between = false;
+        });
+    }
+
+    fn is_probe(&self, target: &str, place: Place) -> bool {
+        self.targets.get(target).is_some_and(|outage| outage.probe == Some(place))
+    }
+
+    /// The only way an outage changes: the index follows.
+    fn change(&mut self, target: &Arc<str>, change: impl FnOnce(&mut Outage)) {
+        let Some(outage) = self.targets.get_mut(target) else { return };
+        self.by_due.remove(&(outage.due, target.clone()));
+        change(outage);
+        if outage.is_open() {
+            self.by_due.insert((outage.due, target.clone()));
         }
     }
 }
@@ -138,32 +158,32 @@ mod tests {
         let mut outages = Outages::default();
         let (target, mut now): (Arc<str>, _) = ("t:443".into(), Moment::default());
         let place = |number| Place::new(Moment::default(), number);
-        outages.failed(&target, place(0), now);
-        outages.failed(&target, place(1), now);
+        outages.fail(&target, place(0), now);
+        outages.fail(&target, place(1), now);
         let mut pauses = Vec::new();
         for number in 2..9 {
             let due = outages.next_due().unwrap();
-            assert!(outages.due(now).is_empty());
+            assert!(outages.first_due(now).is_none());
             pauses.push(due.since(now).as_millis());
             now = due;
-            assert_eq!(outages.due(now), std::slice::from_ref(&target));
+            assert_eq!(outages.first_due(now).as_ref(), Some(&target));
             outages.probe(&target, place(number));
-            assert_eq!((outages.next_due(), outages.due(now).len()), (None, 0));
-            outages.failed(&target, place(number), now);
-            outages.gone(&target, place(number), now);
+            assert_eq!((outages.next_due(), outages.first_due(now)), (None, None));
+            outages.fail(&target, place(number), now);
+            outages.leave(&target, place(number), now);
         }
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 2000, 2000]);
-        assert!(outages.over(&target) && !outages.is_out(&target));
+        assert!(outages.end(&target) && !outages.is_out(&target));
     }
 
     #[test]
     fn a_probe_that_vanishes_makes_room_for_another() {
         let mut outages = Outages::default();
         let (target, now): (Arc<str>, _) = ("t:443".into(), Moment::default());
-        outages.failed(&target, Place::new(now, 0), now);
+        outages.fail(&target, Place::new(now, 0), now);
         outages.probe(&target, Place::new(now, 1));
-        outages.gone(&target, Place::new(now, 1), now);
-        assert_eq!(outages.due(now), [target]);
+        outages.leave(&target, Place::new(now, 1), now);
+        assert_eq!(outages.first_due(now), Some(target));
     }
 
     #[test]
@@ -171,15 +191,15 @@ mod tests {
         let mut outages = Outages::default();
         let (target, now): (Arc<str>, _) = ("t:443".into(), Moment::default());
         let [probe, other] = [1, 2].map(|number| Place::new(now, number));
-        outages.failed(&target, Place::new(now, 0), now);
+        outages.fail(&target, Place::new(now, 0), now);
         outages.probe(&target, probe);
-        outages.goes_on(&target, probe, now);
-        outages.gone(&target, probe, now);
-        assert!(outages.due(now).is_empty() && outages.sets_aside(&target, other));
+        outages.try_next_address(&target, probe, now);
+        outages.leave(&target, probe, now);
+        assert!(outages.first_due(now).is_none() && outages.hold_back(&target, other));
         let due = now + PROBES.after(1);
-        assert_eq!((outages.next_due(), outages.due(due)), (Some(due), vec![target.clone()]));
+        assert_eq!((outages.next_due(), outages.first_due(due)), (Some(due), Some(target.clone())));
         outages.probe(&target, other);
-        assert!(outages.sets_aside(&target, probe), "it came too late");
+        assert!(outages.hold_back(&target, probe), "it came too late");
     }
 
     /// Runs a core whose only target has so many addresses, all of which refuse at once; tells when it dialled, by
@@ -198,18 +218,17 @@ mod tests {
         let (mut core, mut now) = (Core::new(limits, Moment::default()), Moment::default());
         let target: Arc<str> = "t:443".into();
         let principal = Principal { class: ClassId::default(), client: "client".into() };
-        let ask = |place, again| AdmissionRequest {
+        let ask = |place| AdmissionRequest {
             place,
             deadline: Moment(Duration::from_secs(3600)),
             principal: principal.clone(),
             lane: Lane::Blob,
             target: target.clone(),
             reuse: None,
-            again,
         };
         for _ in 0..waiters {
-            let (place, _) = core.place(&(principal.client.clone(), target.clone()), now);
-            core.arrive(ask(place, false), now);
+            let (place, _) = core.place(&principal.client, &target, now);
+            core.arrive(ask(place), now);
         }
         let mut tried: HashMap<Place, usize> = HashMap::new();
         let mut dials = BTreeMap::new();
@@ -226,7 +245,7 @@ mod tests {
                     core.tell(slot, SlotEvent::DialRefused, now);
                 }
                 core.tell(slot, SlotEvent::Released, now);
-                core.arrive(ask(place, true), now);
+                core.arrive(ask(place), now);
             }
             now = core.wake_at().expect("an outage is probed");
             if now.0 > until {

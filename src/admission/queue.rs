@@ -1,22 +1,24 @@
-//! Those who wait: each with a place by arrival, a deadline, and a turn that [`FairQueue`] decides.
+//! The requests that wait: each with a place by arrival, a deadline, and a rank that [`FairQueue`] gives it.
+//!
+//! A request whose target is out is *held back*: it waits on, but is not next before its target is probed or back.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::client_counts::ClientCounts;
 use super::deadlines::Deadlines;
-use super::fair_queue::{Charge, FairQueue, Turn};
+use super::fair_queue::{AdmittedAs, Charge, FairQueue};
 use super::moment::Moment;
-use super::request::{AdmissionRequest, ClassId, Client, Place, Principal, ReuseKey};
+use super::request::{AdmissionRequest, ClassId, ClientId, Place, Principal, ReuseKey};
 
-/// One who waits.
+/// A request that waits.
 #[derive(Clone, Debug)]
 pub(super) struct Waiter {
-    pub ask: AdmissionRequest,
-    /// When this ask began to wait; later than the place's arrival for one who asks again.
+    pub request: AdmissionRequest,
+    /// When it began to wait; later than the place's arrival for one that asks again.
     pub since: Moment,
-    /// Whether it is set aside, because its target takes no connections.
-    aside: bool,
+    held_back: bool,
 }
 
 impl Waiter {
@@ -25,26 +27,29 @@ impl Waiter {
     }
 }
 
-/// The waiting.
+/// The waiting requests.
 #[derive(Debug)]
-pub(super) struct Queue {
-    /// Boxed: what is searched, and moved when somebody leaves, are the keys.
+pub(super) struct WaitQueue {
+    /// Boxed: what is searched, and moved when a request leaves, are the keys.
     waiters: BTreeMap<Place, Box<Waiter>>,
-    turns: FairQueue,
-    /// Those who get no turn for now, by target.
-    aside: HashMap<Arc<str>, BTreeSet<Place>>,
+    order: FairQueue,
+    counts: ClientCounts,
+    by_target: HashMap<Arc<str>, BTreeSet<Place>>,
+    held_back: usize,
     deadlines: Deadlines,
     by_key: HashMap<ReuseKey, BTreeSet<Place>>,
     by_class: Vec<usize>,
 }
 
-impl Queue {
-    /// Nobody waits; classes have these weights.
-    pub fn new(weights: &[u32]) -> Queue {
-        Queue {
+impl WaitQueue {
+    /// No request waits; classes have these weights.
+    pub fn new(weights: &[u32]) -> WaitQueue {
+        WaitQueue {
             waiters: BTreeMap::new(),
-            turns: FairQueue::new(weights),
-            aside: HashMap::new(),
+            order: FairQueue::new(weights),
+            counts: ClientCounts::default(),
+            by_target: HashMap::new(),
+            held_back: 0,
             deadlines: Deadlines::default(),
             by_key: HashMap::new(),
             by_class: vec![0; weights.len()],
@@ -59,137 +64,133 @@ impl Queue {
         self.waiters.is_empty()
     }
 
-    /// Those who are not set aside.
+    /// How many are not held back.
     pub fn in_line(&self) -> usize {
-        self.waiters.len() - self.aside.values().map(BTreeSet::len).sum::<usize>()
+        self.waiters.len() - self.held_back
     }
 
     pub fn waiting_in(&self, class: ClassId) -> usize {
         self.by_class.get(class.0).copied().unwrap_or(0)
     }
 
-    /// Whether this client waits for a turn.
-    pub fn waits(&self, client: &Client) -> bool {
-        self.turns.waits(client)
+    /// Whether this client waits and is not held back.
+    pub fn waits(&self, client: &ClientId) -> bool {
+        self.order.waits(client)
     }
 
-    /// Classes have these weights from now on; there may be more of them, never fewer.
+    /// Classes have these weights from now on. There may be more of them, never fewer.
     pub fn change_weights(&mut self, weights: &[u32]) {
-        self.turns.change_weights(weights);
+        self.order.change_weights(weights);
         self.by_class.resize(weights.len().max(self.by_class.len()), 0);
     }
 
-    /// Somebody begins to wait; `aside` for one who gets no turn for now.
-    pub fn push(&mut self, ask: AdmissionRequest, aside: bool, now: Moment) {
-        let place = ask.place;
+    /// A request begins to wait.
+    pub fn push(&mut self, request: AdmissionRequest, held_back: bool, now: Moment) {
+        let place = request.place;
         debug_assert!(!self.waiters.contains_key(&place), "a request waits once at a time");
-        if aside {
-            self.aside.entry(ask.target.clone()).or_default().insert(place);
-        } else {
-            self.turns.push(&ask.principal, ask.lane, place);
+        if !held_back {
+            self.order.push(&request.principal, request.lane, place, now);
         }
-        self.by_class[ask.principal.class.0] += 1;
-        self.deadlines.add(ask.deadline, place);
-        if let Some(key) = &ask.reuse {
-            self.by_key.entry(key.clone()).or_default().insert(place);
+        self.held_back += usize::from(held_back);
+        self.counts.add(&request.principal.client, place);
+        self.by_class[request.principal.class.0] += 1;
+        self.deadlines.add(request.deadline, place);
+        add(&mut self.by_target, &request.target, place);
+        if let Some(key) = &request.reuse {
+            add(&mut self.by_key, key, place);
         }
-        self.waiters.insert(place, Box::new(Waiter { ask, since: now, aside }));
+        self.waiters.insert(place, Box::new(Waiter { request, since: now, held_back }));
     }
 
-    /// Gives no turn to those who wait for this target, until they are brought back.
-    pub fn set_aside(&mut self, target: &Arc<str>) {
-        let places: Vec<Place> = self
-            .waiters
-            .values()
-            .filter(|waiter| waiter.ask.target == *target)
-            .map(|waiter| waiter.ask.place)
-            .collect();
-        for place in places {
-            let waiter = self.waiters.get_mut(&place).expect("it was just found");
-            if !std::mem::replace(&mut waiter.aside, true) {
-                self.turns.remove(&waiter.ask.principal, waiter.ask.lane, place);
-                self.aside.entry(target.clone()).or_default().insert(place);
+    /// Holds all requests for this target back.
+    pub fn hold_back(&mut self, target: &Arc<str>, now: Moment) {
+        for place in self.by_target.get(target).into_iter().flatten() {
+            let waiter = self.waiters.get_mut(place).expect("a target's requests wait");
+            if !std::mem::replace(&mut waiter.held_back, true) {
+                self.held_back += 1;
+                self.order.remove(&waiter.request.principal, waiter.request.lane, *place, now);
             }
         }
     }
 
-    /// Lets the longest waiting of those who were set aside take its turn; tells which.
-    pub fn bring_one_back(&mut self, target: &Arc<str>) -> Option<Place> {
-        let places = self.aside.get_mut(target)?;
-        let place = places.pop_first()?;
-        if places.is_empty() {
-            self.aside.remove(target);
-        }
-        let waiter = self.waiters.get_mut(&place).expect("who is set aside waits");
-        waiter.aside = false;
-        self.turns.push(&waiter.ask.principal, waiter.ask.lane, place);
+    /// Lets the first request for this target be next again. Until now all are held back.
+    pub fn let_one_go(&mut self, target: &Arc<str>, now: Moment) -> Option<Place> {
+        let place = *self.by_target.get(target)?.first()?;
+        self.let_go(place, now);
         Some(place)
     }
 
-    /// Lets all of them take their turns.
-    pub fn bring_all_back(&mut self, target: &Arc<str>) {
-        while self.bring_one_back(target).is_some() {}
+    /// Lets all requests for this target be next again.
+    pub fn let_all_go(&mut self, target: &Arc<str>, now: Moment) {
+        for place in self.by_target.get(target).cloned().unwrap_or_default() {
+            self.let_go(place, now);
+        }
     }
 
-    /// Takes out one who waits no more, without a turn.
-    pub fn remove(&mut self, place: Place) -> Option<Waiter> {
+    fn let_go(&mut self, place: Place, now: Moment) {
+        let waiter = self.waiters.get_mut(&place).expect("a target's requests wait");
+        if std::mem::take(&mut waiter.held_back) {
+            self.held_back -= 1;
+            self.order.push(&waiter.request.principal, waiter.request.lane, place, now);
+        }
+    }
+
+    /// Takes out a request that is not admitted.
+    pub fn remove(&mut self, place: Place, now: Moment) -> Option<Waiter> {
         let waiter = self.detach(place)?;
-        if !waiter.aside {
-            self.turns.remove(&waiter.ask.principal, waiter.ask.lane, place);
+        if waiter.held_back {
+            self.held_back -= 1;
+        } else {
+            self.order.remove(&waiter.request.principal, waiter.request.lane, place, now);
         }
         Some(waiter)
     }
 
-    /// Takes out one who is admitted, and tells what it is charged in advance.
-    pub fn take(&mut self, place: Place, turn: Turn) -> Option<(Waiter, Charge)> {
-        let mut waiter = self.detach(place)?;
-        if std::mem::take(&mut waiter.aside) {
-            self.turns.push(&waiter.ask.principal, waiter.ask.lane, place);
+    /// Takes out a request that is admitted, and tells what it is charged in advance.
+    pub fn take(&mut self, place: Place, how: AdmittedAs, now: Moment) -> Option<(Waiter, Charge)> {
+        if self.get(place)?.held_back {
+            self.let_go(place, now);
         }
-        let charged = self.turns.take(&waiter.ask.principal, waiter.ask.lane, place, turn);
-        Some((waiter, charged))
+        let waiter = self.detach(place)?;
+        let charge = self.order.take(&waiter.request.principal, waiter.request.lane, place, how, now);
+        Some((waiter, charge))
     }
 
-    /// A slot came back after `slot_nanos`.
-    pub fn settle(&mut self, principal: &Principal, charged: Charge, slot_nanos: u64) {
-        self.turns.settle(principal, charged, slot_nanos);
+    /// A slot came back.
+    pub fn settle(&mut self, principal: &Principal, charge: Charge, now: Moment) {
+        self.order.settle(principal, charge, now);
     }
 
     fn detach(&mut self, place: Place) -> Option<Waiter> {
         let waiter = *self.waiters.remove(&place)?;
-        self.by_class[waiter.ask.principal.class.0] -= 1;
-        if waiter.aside
-            && let Some(places) = self.aside.get_mut(&waiter.ask.target)
-        {
-            places.remove(&place);
-            if places.is_empty() {
-                self.aside.remove(&waiter.ask.target);
-            }
+        let request = &waiter.request;
+        self.by_class[request.principal.class.0] -= 1;
+        self.counts.remove(&request.principal.client, place);
+        remove(&mut self.by_target, &request.target, place);
+        if let Some(key) = &request.reuse {
+            remove(&mut self.by_key, key, place);
         }
         let waiters = &self.waiters;
-        let deadline_of = |place| waiters.get(&place).map(|waiter| waiter.ask.deadline);
-        self.deadlines.gone(waiter.ask.deadline, place, waiters.len(), deadline_of);
-        if let Some(key) = &waiter.ask.reuse
-            && let Some(places) = self.by_key.get_mut(key)
-        {
-            places.remove(&place);
-            if places.is_empty() {
-                self.by_key.remove(key);
-            }
-        }
+        let deadline_of = |place| waiters.get(&place).map(|waiter| waiter.request.deadline);
+        self.deadlines.gone(request.deadline, place, waiters.len(), deadline_of);
         Some(waiter)
     }
 
-    /// The one whose turn it is.
+    /// The request to refuse where too many wait and this one came last: the newest of the client that has the most.
+    pub fn surplus(&self, newcomer: &ClientId) -> Option<Place> {
+        self.counts.newest_of_greatest(newcomer)
+    }
+
+    /// The request that is next.
     pub fn head(&self) -> Option<&Waiter> {
-        self.get(self.turns.next()?)
+        self.get(self.order.next()?)
     }
 
     pub fn get(&self, place: Place) -> Option<&Waiter> {
         self.waiters.get(&place).map(Box::as_ref)
     }
 
-    /// The one who has waited longest.
+    /// The request that has waited longest.
     pub fn first(&self) -> Option<&Waiter> {
         self.by_arrival().next()
     }
@@ -204,23 +205,39 @@ impl Queue {
         self.waiters.range(..place).take(most).count()
     }
 
-    /// The first to arrive who could use a kept connection for `key`.
+    /// The first to arrive that could use a pooled connection for `key`.
     pub fn first_for(&self, key: &ReuseKey) -> Option<Place> {
         self.by_key.get(key)?.first().copied()
     }
 
-    /// One whose deadline has come.
+    /// A request whose deadline has come.
     pub fn overdue(&self, now: Moment) -> Option<Place> {
         self.deadlines.first().filter(|(deadline, _)| *deadline <= now).map(|(_, place)| place)
     }
 
-    /// The next moment at which somebody's patience ends.
+    /// The next deadline.
     pub fn next_deadline(&self) -> Option<Moment> {
         self.deadlines.first().map(|(deadline, _)| deadline)
     }
 
-    /// The time since the arrival of the one who waits longest.
+    /// The time since the arrival of the request that has waited longest.
     pub fn oldest_wait(&self, now: Moment) -> Duration {
         self.waiters.keys().next().map_or(Duration::ZERO, |place| now.since(place.arrived()))
+    }
+}
+
+fn add(places: &mut HashMap<Arc<str>, BTreeSet<Place>>, key: &Arc<str>, place: Place) {
+    match places.get_mut(key) {
+        Some(places) => places.insert(place),
+        None => places.insert(key.clone(), BTreeSet::from([place])).is_none(),
+    };
+}
+
+fn remove(places: &mut HashMap<Arc<str>, BTreeSet<Place>>, key: &Arc<str>, place: Place) {
+    if let Some(of_key) = places.get_mut(key) {
+        of_key.remove(&place);
+        if of_key.is_empty() {
+            places.remove(key);
+        }
     }
 }

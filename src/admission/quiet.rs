@@ -1,29 +1,29 @@
-//! Tunnels that lie quiet, and may be recalled when somebody waits.
+//! Tunnels on which nothing moves, and which may be reclaimed when a request waits.
 //!
-//! How sure it is that a quiet tunnel is idle is told by whoever follows its bytes; here it is only weighed. A recall is
-//! a question: the tunnel looks at its client once more, and closes or goes on.
+//! The holder tells how sure it is that its tunnel is idle; here it is only weighed. A reclaim is a question: the tunnel looks
+//! at its client once more, and closes or goes on.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::moment::Moment;
-use super::request::Client;
+use super::request::ClientId;
 use super::slot::{Evidence, Quiet, SlotId};
 
 /// All quiet tunnels.
 #[derive(Debug, Default)]
 pub(super) struct QuietTunnels {
-    tunnels: HashMap<SlotId, (Client, Quiet)>,
-    /// When each may be recalled for anybody.
+    tunnels: HashMap<SlotId, (ClientId, Quiet)>,
+    /// When each may be reclaimed for anybody.
     by_due: BTreeSet<(Moment, SlotId)>,
-    /// When each may be recalled for its own client.
-    by_due_for_own: HashMap<Client, BTreeSet<(Moment, SlotId)>>,
+    /// When each may be reclaimed for its own client.
+    by_due_for_own: HashMap<ClientId, BTreeSet<(Moment, SlotId)>>,
     reclaimed: HashSet<SlotId>,
 }
 
 impl QuietTunnels {
-    /// This tunnel lies quiet. One that says so after a recall has not followed it.
-    pub fn add(&mut self, slot: SlotId, client: Client, quiet: Quiet) {
+    /// Nothing moves in this tunnel. One that says so after a reclaim has not followed it.
+    pub fn add(&mut self, slot: SlotId, client: ClientId, quiet: Quiet) {
         self.remove(slot);
         self.by_due.insert((quiet.due(false), slot));
         self.by_due_for_own.entry(client.clone()).or_default().insert((quiet.due(true), slot));
@@ -60,7 +60,7 @@ impl QuietTunnels {
     }
 
     /// It was asked to close.
-    pub fn reclaim(&mut self, slot: SlotId) {
+    pub fn mark_reclaimed(&mut self, slot: SlotId) {
         self.take_out(slot);
         self.reclaimed.insert(slot);
     }
@@ -70,14 +70,14 @@ impl QuietTunnels {
         self.reclaimed.len()
     }
 
-    /// The tunnels to recall for `waiting`, at most `most`: the surest first; among those its own before others, then the
-    /// greatest holder's, then the longest quiet. `waits` tells who else waits for a connection: that makes it surer that it
-    /// does not need those that it has.
-    pub fn victims(
+    /// The tunnels to reclaim for `waiting`, at most `most`: the surest first; among those its own before others, then the
+    /// greatest holder's, then the longest quiet. `waits` tells whether another client waits for a connection: it hardly needs
+    /// those that it has.
+    pub fn choose(
         &self,
-        waiting: &Client,
-        waits: impl Fn(&Client) -> bool,
-        held: impl Fn(&Client) -> usize,
+        waiting: &ClientId,
+        waits: impl Fn(&ClientId) -> bool,
+        held: impl Fn(&ClientId) -> usize,
         most: usize,
         now: Moment,
     ) -> Vec<(SlotId, Evidence)> {
@@ -93,14 +93,14 @@ impl QuietTunnels {
         ranked.into_iter().take(most).map(|(evidence, .., slot)| (slot, evidence)).collect()
     }
 
-    /// When the next one becomes eligible, where `waits` tells who waits for a connection.
-    pub fn next_due(&self, waits: impl Fn(&Client) -> bool) -> Option<Moment> {
+    /// When the next one becomes eligible.
+    pub fn next_due(&self, waits: impl Fn(&ClientId) -> bool) -> Option<Moment> {
         let own = self.of_those(waits).filter_map(BTreeSet::first);
         self.by_due.first().into_iter().chain(own).map(|(due, _)| *due).min()
     }
 
     /// The tunnels of clients that wait.
-    fn of_those(&self, waits: impl Fn(&Client) -> bool) -> impl Iterator<Item = &BTreeSet<(Moment, SlotId)>> {
+    fn of_those(&self, waits: impl Fn(&ClientId) -> bool) -> impl Iterator<Item = &BTreeSet<(Moment, SlotId)>> {
         self.by_due_for_own.iter().filter(move |(client, _)| waits(client)).map(|(_, own)| own)
     }
 }
@@ -129,15 +129,15 @@ mod tests {
         tunnels
     }
 
-    /// The slots to recall for `waiting`, where `greedy` holds nine, `modest` two, and everybody else one.
-    fn victims(tunnels: &QuietTunnels, waiting: &str, most: usize, now: Moment) -> Vec<u64> {
-        let held = |client: &Client| match &**client {
+    /// The slots to reclaim for `waiting`, where `greedy` holds nine, `modest` two, and everybody else one.
+    fn chosen(tunnels: &QuietTunnels, waiting: &str, most: usize, now: Moment) -> Vec<u64> {
+        let held = |client: &ClientId| match client.to_string().as_str() {
             "greedy" => 9,
             "modest" => 2,
             _ => 1,
         };
-        let waits = |client: &Client| **client == *waiting;
-        tunnels.victims(&waiting.into(), waits, held, most, now).into_iter().map(|(slot, _)| slot.0).collect()
+        let waits = |client: &ClientId| *client == waiting.into();
+        tunnels.choose(&waiting.into(), waits, held, most, now).into_iter().map(|(slot, _)| slot.0).collect()
     }
 
     /// Everything else speaks for the other order.
@@ -149,15 +149,15 @@ mod tests {
             (3, "modest", Evidence::Idle, 2),
             (4, "other", Evidence::Unused, 3),
         ]);
-        assert_eq!(victims(&tunnels, "me", 4, at(10)), [4, 3, 2, 1]);
-        assert_eq!(victims(&tunnels, "me", 2, at(10)), [4, 3]);
+        assert_eq!(chosen(&tunnels, "me", 4, at(10)), [4, 3, 2, 1]);
+        assert_eq!(chosen(&tunnels, "me", 2, at(10)), [4, 3]);
     }
 
     #[test]
     fn of_the_equally_sure_the_own_go_first() {
         let tunnels = tunnels(&[(1, "greedy", Evidence::Idle, 0), (2, "me", Evidence::Idle, 1)]);
-        assert_eq!(victims(&tunnels, "me", 2, at(10)), [2, 1]);
-        assert_eq!(victims(&tunnels, "greedy", 2, at(10)), [1, 2]);
+        assert_eq!(chosen(&tunnels, "me", 2, at(10)), [2, 1]);
+        assert_eq!(chosen(&tunnels, "greedy", 2, at(10)), [1, 2]);
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
             (2, "modest", Evidence::Idle, 1),
             (3, "greedy", Evidence::Idle, 2),
         ]);
-        assert_eq!(victims(&tunnels, "me", 3, at(10)), [3, 2, 1]);
+        assert_eq!(chosen(&tunnels, "me", 3, at(10)), [3, 2, 1]);
     }
 
     #[test]
@@ -177,8 +177,8 @@ mod tests {
             (2, "greedy", Evidence::Idle, 2),
             (3, "greedy", Evidence::Idle, 1),
         ]);
-        assert_eq!(victims(&tunnels, "me", 3, at(10)), [3, 2, 1]);
-        assert_eq!(victims(&tunnels, "greedy", 3, at(10)), [3, 2, 1]);
+        assert_eq!(chosen(&tunnels, "me", 3, at(10)), [3, 2, 1]);
+        assert_eq!(chosen(&tunnels, "greedy", 3, at(10)), [3, 2, 1]);
     }
 
     /// Neither for others nor for its own client, whose time comes first; and whoever drives it wakes up in time.
@@ -186,23 +186,23 @@ mod tests {
     fn nothing_goes_before_its_time() {
         let tunnels = tunnels(&[(1, "me", Evidence::Unused, 0), (2, "greedy", Evidence::Unused, 0)]);
         let early = |at: Moment| at - Duration::from_nanos(1);
-        assert!(victims(&tunnels, "me", 2, early(at(5))).is_empty());
-        assert_eq!(victims(&tunnels, "me", 2, at(5)), [1]);
-        assert_eq!(victims(&tunnels, "me", 2, early(at(10))), [1]);
-        assert_eq!(victims(&tunnels, "me", 2, at(10)), [1, 2]);
-        assert!(victims(&tunnels, "other", 2, early(at(10))).is_empty());
-        assert_eq!(victims(&tunnels, "other", 2, at(10)), [2, 1]);
-        let next_due = |waiting: &str| tunnels.next_due(|client| **client == *waiting);
+        assert!(chosen(&tunnels, "me", 2, early(at(5))).is_empty());
+        assert_eq!(chosen(&tunnels, "me", 2, at(5)), [1]);
+        assert_eq!(chosen(&tunnels, "me", 2, early(at(10))), [1]);
+        assert_eq!(chosen(&tunnels, "me", 2, at(10)), [1, 2]);
+        assert!(chosen(&tunnels, "other", 2, early(at(10))).is_empty());
+        assert_eq!(chosen(&tunnels, "other", 2, at(10)), [2, 1]);
+        let next_due = |waiting: &str| tunnels.next_due(|client| *client == waiting.into());
         assert_eq!(["me", "other"].map(next_due), [Some(at(5)), Some(at(10))]);
     }
 
     /// A client that waits for a connection will hardly use the one that it parked, whoever's turn it is.
     #[test]
-    fn whoever_waits_is_believed_not_to_need_what_it_parked() {
+    fn a_client_that_waits_hardly_needs_what_it_parked() {
         let tunnels = tunnels(&[(1, "greedy", Evidence::Unused, 0), (2, "modest", Evidence::Unused, 0)]);
-        let waits = |client: &Client| matches!(&**client, "me" | "modest");
-        let victims = tunnels.victims(&"me".into(), waits, |_| 1, 2, at(5));
-        assert_eq!(victims, [(SlotId(2), Evidence::Unused)]);
+        let waits = |client: &ClientId| ["me", "modest"].map(ClientId::from).contains(client);
+        let chosen = tunnels.choose(&"me".into(), waits, |_| 1, 2, at(5));
+        assert_eq!(chosen, [(SlotId(2), Evidence::Unused)]);
         assert_eq!(tunnels.next_due(waits), Some(at(5)));
     }
 
@@ -211,11 +211,11 @@ mod tests {
     fn what_moves_or_was_asked_is_passed_over() {
         let mut tunnels = tunnels(&[(1, "me", Evidence::Idle, 0), (2, "me", Evidence::Idle, 0)]);
         tunnels.remove(SlotId(1));
-        tunnels.reclaim(SlotId(2));
-        assert!(victims(&tunnels, "me", 2, at(10)).is_empty() && tunnels.next_due(|_| true).is_none());
+        tunnels.mark_reclaimed(SlotId(2));
+        assert!(chosen(&tunnels, "me", 2, at(10)).is_empty() && tunnels.next_due(|_| true).is_none());
         assert_eq!((tunnels.is_reclaimed(SlotId(2)), tunnels.reclaimed()), (true, 1));
         tunnels.add(SlotId(2), "me".into(), quiet(Evidence::Idle, 0));
-        assert_eq!(victims(&tunnels, "me", 2, at(10)), [2]);
+        assert_eq!(chosen(&tunnels, "me", 2, at(10)), [2]);
         assert_eq!((tunnels.is_reclaimed(SlotId(2)), tunnels.reclaimed()), (false, 0));
     }
 }

@@ -20,7 +20,7 @@ use super::moment::Moment;
 
 /// A rate limit as the config gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
+pub struct RateLimit {
     /// Time after which one token is added; not zero.
     pub period: Duration,
     /// Tokens that the bucket holds when full; it starts full.
@@ -32,7 +32,7 @@ pub struct Rate {
 pub struct Bucket {
     limiter: RateLimiter<NotKeyed, InMemoryState, SetClock, NoOpMiddleware<Tick>>,
     clock: SetClock,
-    rate: Rate,
+    rate: RateLimit,
     in_hand: u32,
     /// When the bucket will be full, if nothing is taken: GCRA's theoretical arrival time.
     full_at: Moment,
@@ -44,7 +44,7 @@ impl Bucket {
     /// # Panics
     /// When the rate's period is zero, which the config refuses.
     #[must_use]
-    pub fn new(rate: Rate, now: Moment) -> Bucket {
+    pub fn new(rate: RateLimit, now: Moment) -> Bucket {
         let clock = SetClock::default();
         clock.set(now);
         let quota =
@@ -58,7 +58,7 @@ impl Bucket {
     /// # Panics
     /// As [`Bucket::new`].
     #[must_use]
-    pub fn changed(self, rate: Rate, now: Moment) -> Bucket {
+    pub fn changed(self, rate: RateLimit, now: Moment) -> Bucket {
         if rate == self.rate {
             return self;
         }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     fn bucket(period_ms: u64, burst: u32) -> Bucket {
-        let rate = Rate { period: Duration::from_millis(period_ms), burst: NonZeroU32::new(burst).unwrap() };
+        let rate = RateLimit { period: Duration::from_millis(period_ms), burst: NonZeroU32::new(burst).unwrap() };
         Bucket::new(rate, at(0))
     }
 

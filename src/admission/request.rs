@@ -1,12 +1,42 @@
 //! A request for admission: who asks, for what, and where it stands in the order.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::moment::Moment;
 
-/// A client: a user name, a uid or an address.
-pub type Client = Arc<str>;
+/// A client: a peer that the kernel vouches for, and the user name that it gives, if it gives one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId {
+    /// A user of this machine, or an address.
+    peer: Arc<str>,
+    name: Option<Arc<str>>,
+}
+
+impl ClientId {
+    /// The user `name` of this peer.
+    pub fn named(peer: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> ClientId {
+        ClientId { peer: peer.into(), name: Some(name.into()) }
+    }
+
+    pub(super) fn parts(&self) -> (&Arc<str>, &Option<Arc<str>>) {
+        (&self.peer, &self.name)
+    }
+}
+
+impl<T: Into<Arc<str>>> From<T> for ClientId {
+    fn from(peer: T) -> ClientId {
+        ClientId { peer: peer.into(), name: None }
+    }
+}
+
+impl fmt::Display for ClientId {
+    /// As people know it: by its name, else by its peer.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name.as_ref().unwrap_or(&self.peer))
+    }
+}
 
 /// Which class, by its number in the list that the gate was given; 0 is `default`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,7 +48,7 @@ pub struct Principal {
     /// The class that it shares with others.
     pub class: ClassId,
     /// The client itself.
-    pub client: Client,
+    pub client: ClientId,
 }
 
 /// What is asked for, as far as it matters for the order among one client's own requests.
@@ -51,6 +81,9 @@ pub struct Place {
 }
 
 impl Place {
+    pub(super) const FIRST: Place = Place { arrived: 0, sequence: 0 };
+    pub(super) const LAST: Place = Place { arrived: u64::MAX, sequence: u64::MAX };
+
     pub(super) fn new(arrived: Moment, sequence: u64) -> Place {
         Place { arrived: arrived.nanos(), sequence }
     }
@@ -76,51 +109,40 @@ pub struct AdmissionRequest {
     pub principal: Principal,
     /// What is asked for.
     pub lane: Lane,
-    /// Where the request wants to go; what a kept place is kept for.
+    /// Where the request wants to go; a ticket is for the same target.
     pub target: Arc<str>,
-    /// Kept connections that would do as well as a new one; `None`: only a new one will do.
+    /// Pooled connections that would do as well as a new one; `None`: only a new one will do.
     pub reuse: Option<ReuseKey>,
-    /// Whether this request was admitted before (its dial failed), or came back to a place that was kept for it. It is
-    /// not counted against `depth`.
-    pub again: bool,
 }
 
 impl AdmissionRequest {
-    /// Whom its place is kept for if it leaves.
-    pub(super) fn owner(&self) -> Owner {
-        (self.principal.client.clone(), self.target.clone())
-    }
-
     /// What kind of request asks: in a tunnel nothing is known of authorities, so no kept connection serves it, while
     /// every visible request names the one it could use.
     #[must_use]
-    pub fn kind(&self) -> Kind {
-        if self.reuse.is_some() { Kind::Request } else { Kind::Tunnel }
+    pub fn slot_use(&self) -> SlotUse {
+        if self.reuse.is_some() { SlotUse::Request } else { SlotUse::Tunnel }
     }
 }
 
 /// What a slot is used for, or asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum SlotUse {
     /// A CONNECT.
     Tunnel,
     /// A request that is visible as HTTP.
     Request,
-    /// Nobody's request: a connection that is kept for the next one.
-    Kept,
+    /// No request: a connection that is pooled for the next one.
+    Pooled,
 }
 
-impl Kind {
+impl SlotUse {
     /// The word in status pages.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Kind::Tunnel => "tunnel",
-            Kind::Request => "request",
-            Kind::Kept => "kept",
+            SlotUse::Tunnel => "tunnel",
+            SlotUse::Request => "request",
+            SlotUse::Pooled => "kept",
         }
     }
 }
-
-/// Whom a place is kept for, and which target.
-pub type Owner = (Client, Arc<str>);

@@ -20,7 +20,7 @@ impl Drop for Connection {
     }
 }
 
-fn gate(slots: usize, depth: usize, rate: Option<Rate>) -> Gate<Connection> {
+fn gate(slots: usize, depth: usize, rate: Option<RateLimit>) -> Gate<Connection> {
     let limits = Limits {
         slots,
         depth,
@@ -35,12 +35,14 @@ fn gate(slots: usize, depth: usize, rate: Option<Rate>) -> Gate<Connection> {
 }
 
 fn ask(gate: &Gate<Connection>, patience: Duration, reuse: Option<&str>) -> AdmissionRequest {
-    let (client, target): (Client, Arc<str>) = ("client".into(), "target:443".into());
-    let (place, claim) = gate.place(&client, &target);
-    let again = claim.map(Claim::used).is_some();
+    let (client, target): (ClientId, Arc<str>) = ("client".into(), "target:443".into());
+    let (place, ticket) = gate.place(&client, &target);
+    if let Some(ticket) = ticket {
+        ticket.spend();
+    }
     let principal = Principal { class: ClassId::default(), client };
     let deadline = gate.now() + patience;
-    AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: reuse.map(ReuseKey::from), again }
+    AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: reuse.map(ReuseKey::from) }
 }
 
 const LONG: Duration = Duration::from_secs(50);
@@ -107,7 +109,7 @@ async fn a_later_arrival_with_an_earlier_deadline_is_refused_in_time() {
 
 #[tokio::test(start_paused = true)]
 async fn tokens_admit_at_their_rate_and_nobody_polls_for_it() {
-    let rate = Rate { period: Duration::from_millis(20), burst: 3.try_into().unwrap() };
+    let rate = RateLimit { period: Duration::from_millis(20), burst: 3.try_into().unwrap() };
     let gate = gate(100, 100, Some(rate));
     let started = Instant::now();
     let mut held = Vec::new();
@@ -121,7 +123,7 @@ async fn tokens_admit_at_their_rate_and_nobody_polls_for_it() {
 
 #[tokio::test(start_paused = true)]
 async fn an_admission_dropped_at_any_point_leaves_no_trace() {
-    let rate = Rate { period: Duration::from_secs(3600), burst: 2.try_into().unwrap() };
+    let rate = RateLimit { period: Duration::from_secs(3600), burst: 2.try_into().unwrap() };
     let gate = gate(1, 10, Some(rate));
     let held = slot(&gate).await;
     held.tell(SlotEvent::Dialled);
@@ -207,13 +209,13 @@ async fn a_place_goes_back_when_its_request_ends_before_it_asked() {
     let refused = ask(&gate, Duration::from_secs(1), None);
     let (client, target, place) = (refused.principal.client.clone(), refused.target.clone(), refused.place);
     assert!(gate.admit(refused).await.is_err());
-    let (again, claim) = gate.place(&client, &target);
-    assert_eq!((again, claim.is_some()), (place, true));
+    let (again, ticket) = gate.place(&client, &target);
+    assert_eq!((again, ticket.is_some()), (place, true));
     assert_ne!(gate.place(&client, &target).0, place, "it is taken");
-    drop(claim);
-    let (again, claim) = gate.place(&client, &target);
+    drop(ticket);
+    let (again, ticket) = gate.place(&client, &target);
     assert_eq!(again, place, "its request never asked");
-    claim.unwrap().used();
+    ticket.unwrap().spend();
     assert_ne!(gate.place(&client, &target).0, place);
 }
 

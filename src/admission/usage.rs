@@ -47,7 +47,7 @@ impl Usage {
     }
 
     /// From `since` on the slot is busy, or is not. Late word of what is settled already changes nothing.
-    pub fn turns(&mut self, slot: SlotId, busy: bool, since: Moment) {
+    pub fn set_busy(&mut self, slot: SlotId, busy: bool, since: Moment) {
         if let Some(meter) = self.open.get_mut(&slot) {
             self.settled.add(meter.until(since));
             meter.settled = meter.settled.max(since);
@@ -105,10 +105,10 @@ mod tests {
     fn silences_count_from_their_beginning_however_late_they_are_told() {
         let mut usage = Usage::default();
         usage.granted(SLOT, at(1000));
-        usage.turns(SLOT, true, at(1010));
-        usage.turns(SLOT, false, at(1100));
-        usage.turns(SLOT, true, at(1400));
-        usage.turns(SLOT, false, at(1350));
+        usage.set_busy(SLOT, true, at(1010));
+        usage.set_busy(SLOT, false, at(1100));
+        usage.set_busy(SLOT, true, at(1400));
+        usage.set_busy(SLOT, false, at(1350));
         usage.released(SLOT, at(1500));
         assert_eq!(usage.used(at(9000)), used(500, 100));
     }
@@ -119,7 +119,7 @@ mod tests {
         usage.granted(SLOT, at(0));
         assert_eq!(usage.used(at(900)), used(0, 0));
         assert_eq!(usage.used(at(5000)), used(4000, 4000));
-        usage.turns(SLOT, false, at(4950));
+        usage.set_busy(SLOT, false, at(4950));
         assert_eq!(usage.used(at(6000)), used(6000, 4950));
     }
 
@@ -128,7 +128,7 @@ mod tests {
         let mut usage = Usage::default();
         usage.granted(SLOT, at(0));
         usage.granted(SlotId(2), at(0));
-        usage.turns(SLOT, false, at(0));
+        usage.set_busy(SLOT, false, at(0));
         usage.released(SLOT, at(100));
         usage.released(SlotId(2), at(100));
         assert_eq!(usage.used(at(100)), used(200, 100));

@@ -8,7 +8,7 @@ use super::core::Core;
 use super::decision::LimitedBy;
 use super::moment::Moment;
 use super::occupancy::Occupancy;
-use super::request::{ClassId, Kind, Lane, Principal};
+use super::request::{ClassId, Lane, Principal, SlotUse};
 use super::slot::{Counts, Evidence, SlotId, SlotState};
 use super::usage::Used;
 use crate::metrics::Direction;
@@ -55,7 +55,7 @@ pub struct WaiterInfo {
     /// Who asks.
     pub principal: Principal,
     /// What kind of request it is.
-    pub kind: Kind,
+    pub kind: SlotUse,
     /// Among its client's own requests.
     pub lane: Lane,
     /// Where it wants to go.
@@ -74,7 +74,7 @@ pub struct HolderInfo {
     /// The slot.
     pub slot: SlotId,
     /// What it is used for.
-    pub kind: Kind,
+    pub kind: SlotUse,
     /// What its socket is doing.
     pub state: SlotState,
     /// The time since it was granted.
@@ -98,54 +98,54 @@ impl Core {
     #[must_use]
     pub fn snapshot(&self, now: Moment) -> Snapshot {
         Snapshot {
-            slots: self.limits.slots,
-            reserved: self.reserved,
-            open: self.ledger.counts(),
-            waiting: self.queue.len(),
-            waiting_by_class: (0..self.limits.weights.len())
-                .map(|class| self.queue.waiting_in(ClassId(class)))
+            slots: self.books.limits.slots,
+            reserved: self.books.reserved,
+            open: self.books.ledger.counts(),
+            waiting: self.books.queue.len(),
+            waiting_by_class: (0..self.books.limits.weights.len())
+                .map(|class| self.books.queue.waiting_in(ClassId(class)))
                 .collect(),
-            oldest_wait: self.queue.oldest_wait(now),
+            oldest_wait: self.books.queue.oldest_wait(now),
             paused: self.paused,
-            limited_by: self.limited_by,
-            used: self.usage.used(now),
+            limited_by: self.books.limited_by,
+            used: self.books.usage.used(now),
         }
     }
 
     /// Who waits, by arrival, and who holds what, the oldest first; at most `most` of each.
     #[must_use]
     pub fn explain(&self, most: usize, now: Moment) -> Explanation {
-        let mut positions = vec![0; self.wait_estimates.len()];
-        let waiters = self.queue.by_arrival().take(most).enumerate().map(|(index, waiter)| {
-            let class = waiter.ask.principal.class;
+        let mut positions = vec![0; self.books.wait_estimates.len()];
+        let waiters = self.books.queue.by_arrival().take(most).enumerate().map(|(index, waiter)| {
+            let class = waiter.request.principal.class;
             positions[class.0] += 1;
             WaiterInfo {
                 position: index + 1,
-                principal: waiter.ask.principal.clone(),
-                kind: waiter.ask.kind(),
-                lane: waiter.ask.lane,
-                target: waiter.ask.target.clone(),
-                age: now.since(waiter.ask.place.arrived()),
-                patience_left: waiter.ask.deadline.since(now),
-                expected_wait: self.expected_wait(class, positions[class.0]),
+                principal: waiter.request.principal.clone(),
+                kind: waiter.request.slot_use(),
+                lane: waiter.request.lane,
+                target: waiter.request.target.clone(),
+                age: now.since(waiter.request.place.arrived()),
+                patience_left: waiter.request.deadline.since(now),
+                expected_wait: self.books.expected_wait(class, positions[class.0]),
             }
         });
-        Explanation { limited_by: self.limited_by, waiters: waiters.collect(), holders: self.holders(most, now) }
+        Explanation { limited_by: self.books.limited_by, waiters: waiters.collect(), holders: self.holders(most, now) }
     }
 
     /// Who holds a slot, the oldest first, at most `most`.
     #[must_use]
     pub fn holders(&self, most: usize, now: Moment) -> Vec<HolderInfo> {
-        let oldest = self.ledger.entries().take(most).map(|(slot, entry)| HolderInfo {
+        let oldest = self.books.ledger.entries().take(most).map(|(slot, entry)| HolderInfo {
             slot,
-            kind: entry.occupant.as_ref().map_or(Kind::Kept, |occupant| occupant.kind),
+            kind: entry.occupant.as_ref().map_or(SlotUse::Pooled, |occupant| occupant.slot_use),
             state: entry.state,
             age: now.since(entry.born),
             last_bytes: entry.activity.silence(now),
             bytes_up: entry.activity.bytes(Direction::Up),
             bytes_down: entry.activity.bytes(Direction::Down),
-            quiet: self.quiet.get(slot).map(|quiet| (quiet.evidence, now.since(quiet.since))),
-            reclaimed: self.quiet.is_reclaimed(slot),
+            quiet: self.books.quiet.get(slot).map(|quiet| (quiet.evidence, now.since(quiet.since))),
+            reclaimed: self.books.quiet.is_reclaimed(slot),
             occupant: entry.occupant.as_ref().map(|occupant| (occupant.principal.clone(), occupant.target.clone())),
         });
         oldest.collect()
@@ -154,12 +154,12 @@ impl Core {
     /// Who waits and who holds, by client, at most `most` of them.
     #[must_use]
     pub fn occupancy(&self, most: usize) -> Occupancy {
-        Occupancy::take(&self.queue, &self.ledger, self.limits.weights.len(), most)
+        Occupancy::take(&self.books.queue, &self.books.ledger, self.books.limits.weights.len(), most)
     }
 
     /// Taken slots by where their connections go.
     #[must_use]
     pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
-        self.ledger.targets()
+        self.books.ledger.targets()
     }
 }

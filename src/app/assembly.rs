@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ReadTls;
 use super::listeners::Addresses;
-use crate::admission::{ClassId, Gate, Limits, Rate};
+use crate::admission::{ClassId, Gate, Limits, RateLimit};
 use crate::config::{self, Config, OtherHosts, ReclaimConfig};
 use crate::metrics::{Metrics, OTHER_HOSTS, RegistryMetrics};
 use crate::proxy::clients::Classes;
@@ -65,14 +65,14 @@ impl Assembly {
         }
         let routes = self.routes(config, tls, before);
         let mirrors = self.mirrors(config, &routes);
-        let users: Vec<&[String]> = self.classes.iter().map(|name| users_of(config, name)).collect();
+        let classes = Classes::new(self.classes.iter().map(|name| class_of(config, name)));
         let listen = &config.listen;
         let terms = ClientTerms {
             max_clients: listen.max_clients,
             head_timeout: listen.head_timeout,
             allow_clients: listen.allow_clients.clone(),
         };
-        Settings { routes, terms, classes: Classes::new(users.into_iter()), mirrors }
+        Settings { routes, terms, classes, mirrors }
     }
 
     fn routes(&self, config: &Config, tls: ReadTls, before: Option<(&Config, &Settings)>) -> Routes {
@@ -141,10 +141,6 @@ impl<'a> Standing<'a> {
 fn class_of(config: &Config, name: &str) -> config::ClassConfig {
     let class = config.classes.iter().find(|class| class.name == name).cloned();
     class.unwrap_or_else(|| config::ClassConfig { name: name.to_owned(), ..config::ClassConfig::default() })
-}
-
-fn users_of<'a>(config: &'a Config, name: &str) -> &'a [String] {
-    config.classes.iter().find(|class| class.name == name).map_or(&[], |class| &class.users)
 }
 
 /// What all upstreams share.
@@ -223,7 +219,7 @@ fn upstream_of(
         // Those of a node that is out are not there.
         slots: slots_of_each.zip(living).map_or(registry.slots, |(slots, living)| (slots * living).min(registry.slots)),
         depth: registry.queue.depth,
-        rate: registry.rate.map(|rate| Rate { period: rate.period, burst: rate.burst }),
+        rate: registry.rate.map(|rate| RateLimit { period: rate.period, burst: rate.burst }),
         idle_timeout: registry.idle_timeout,
         max_lifetime: registry.max_lifetime,
         max_connecting: registry.max_connecting,

@@ -266,7 +266,7 @@ mod tests {
         let target: Arc<str> = target.into();
         let (place, _) = gate.place(&principal.client, &target);
         let deadline = gate.now() + SOON;
-        let ask = AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None, again: false };
+        let ask = AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None };
         match gate.admit(ask).await.unwrap() {
             Admission::New(slot) => slot,
             Admission::Kept(_) => unreachable!("nothing is kept"),

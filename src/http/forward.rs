@@ -78,7 +78,7 @@ struct Arrival<'a> {
 impl Arrival<'_> {
     async fn at_proxy(&self, mut request: Request<Incoming>) -> Response<Reply> {
         let principal = principal_of(self.proxy, &request, self.client);
-        let mut record = self.proxy.record(&principal.client, Kind::Request);
+        let mut record = self.proxy.record(&principal.client.to_string(), Kind::Request);
         record.toward(shown(None, request.uri()));
         let mut record = match preflight(record, &mut request, OTHER_HOSTS) {
             Ok(record) => record,
@@ -101,7 +101,7 @@ impl Arrival<'_> {
         // Mirrors come and go with their listeners only.
         let (mirror, upstream) = self.proxy.mirror(registry).ok_or(ClientLeft)?;
         let principal = self.proxy.settings().classes.principal_of_class(mirror.class, self.client);
-        let mut record = self.proxy.record(&principal.client, Kind::Request);
+        let mut record = self.proxy.record(&principal.client.to_string(), Kind::Request);
         record.toward(shown(Some(mirror.host()), request.uri()));
         let mut record = match preflight(record, &mut request, &upstream.name) {
             Ok(record) => record,
@@ -128,7 +128,7 @@ impl Arrival<'_> {
         record.belongs_to(&upstream.name, &upstream.metrics);
         let patience =
             Patience { limit: upstream.queue.request_timeout[principal.class.0], setting: "request_timeout" };
-        let kind = (admission::Kind::Request, outbound.lane());
+        let kind = (admission::SlotUse::Request, outbound.lane());
         let mut attempt = upstream.attempt(destination, principal, kind, Some(outbound.key().clone()), patience);
         let upload = body.upload();
         let exchanged = repairing::exchange((outbound, body), upstream, &mut attempt).await;

@@ -327,31 +327,31 @@ struct Detail<'a> {
     slots: Option<usize>,
     waiting: usize,
     #[serde(flatten)]
-    why: Option<Why<'a>>,
+    why: Option<Why>,
 }
 
 /// Why the request was not admitted.
 #[derive(Serialize)]
-struct Why<'a> {
+struct Why {
     limited_by: Option<&'static str>,
     position: Option<usize>,
     expected_wait_seconds: Option<f64>,
-    holders: Vec<Holder<'a>>,
+    holders: Vec<Holder>,
 }
 
 #[derive(Serialize)]
-struct Holder<'a> {
-    client: Option<&'a str>,
+struct Holder {
+    client: Option<String>,
     kind: &'static str,
     state: &'static str,
     age_seconds: f64,
     last_bytes_seconds: Option<f64>,
 }
 
-impl Why<'_> {
-    fn of(load: &Load) -> Why<'_> {
+impl Why {
+    fn of(load: &Load) -> Why {
         let holders = load.holders.iter().map(|holder| Holder {
-            client: holder.occupant.as_ref().map(|(principal, _)| &*principal.client),
+            client: holder.occupant.as_ref().map(|(principal, _)| principal.client.to_string()),
             kind: holder.kind.as_str(),
             state: holder.state.as_str(),
             age_seconds: seconds(holder.age),

@@ -13,7 +13,7 @@ use super::connect::DialError;
 use super::endpoints::Endpoints;
 use super::failure::Failure;
 use super::http::PooledConnection;
-use crate::admission::{Claim, Kind, Lane, Moment, Place, Principal, ReuseKey, SlotState};
+use crate::admission::{Lane, Moment, Place, Principal, ReuseKey, SlotState, SlotUse, Ticket};
 use crate::target::Target;
 
 /// Where a request goes.
@@ -63,7 +63,7 @@ pub struct Attempt {
     /// Who asks.
     pub principal: Principal,
     /// Whether it is a tunnel or a request.
-    pub kind: Kind,
+    pub kind: SlotUse,
     /// What it asks for.
     pub lane: Lane,
     /// The target as text: what a place is kept for, and what an outage is noted for.
@@ -76,16 +76,14 @@ pub struct Attempt {
     pub deadline: Moment,
     /// Where it stands in the order.
     pub place: Place,
-    /// Whether it was admitted before, or came back to its place.
-    pub again: bool,
     /// Whether it ever had to wait in the queue. From then on a client that has ended its side has left.
     pub queued: Arc<AtomicBool>,
     /// How long it waited for admission so far.
     pub waited: Duration,
     /// How long the `connect()` took that led to its connection.
     pub connect: Option<Duration>,
-    /// Its claim to its place, if it came back to it and did not ask for admission yet.
-    pub(super) claim: Option<Claim<PooledConnection>>,
+    /// The ticket of its place, if it came back to it and did not ask for admission yet.
+    pub(super) ticket: Option<Ticket<PooledConnection>>,
     /// The addresses that are being tried.
     pub(super) round: Option<Round>,
     /// How often in a row its name could not be resolved.
@@ -98,8 +96,8 @@ impl Attempt {
     /// What its socket is doing once it stands. In a tunnel, the handshake that burdens the registry is yet to come.
     pub(super) fn once_connected(&self) -> SlotState {
         match self.kind {
-            Kind::Tunnel => SlotState::Idle,
-            Kind::Request | Kind::Kept => SlotState::Active,
+            SlotUse::Tunnel => SlotState::Idle,
+            SlotUse::Request | SlotUse::Pooled => SlotState::Active,
         }
     }
 }

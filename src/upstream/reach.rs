@@ -119,7 +119,7 @@ impl Upstream {
         const FULL_NODE_PAUSE: Duration = Duration::from_millis(100);
         drop(slot);
         if let Some((cluster, node)) = attempt.destination.cluster.as_ref().zip(attempt.destination.node) {
-            self.gate.make_way(&cluster.slots_of(node), &attempt.principal.client);
+            self.gate.reclaim_among(&cluster.slots_of(node), &attempt.principal.client);
         }
         tokio::time::sleep(FULL_NODE_PAUSE).await;
     }
@@ -201,11 +201,9 @@ impl Upstream {
             lane: attempt.lane,
             target: attempt.name.clone(),
             reuse: attempt.reuse.clone(),
-            again: attempt.again,
         };
-        attempt.again = true;
-        if let Some(claim) = attempt.claim.take() {
-            claim.used();
+        if let Some(ticket) = attempt.ticket.take() {
+            ticket.spend();
         }
         let since = Instant::now();
         let mut admission = pin!(self.gate.admit(request));

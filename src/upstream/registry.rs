@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::http::PooledConnection;
 use super::resolve::Resolver;
 use super::tls::Tls;
-use crate::admission::{Gate, Kind, Lane, Moment, Principal, ReuseKey};
+use crate::admission::{Gate, Lane, Moment, Principal, ReuseKey, SlotUse};
 use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
 use crate::repair::Repair;
 
@@ -91,12 +91,12 @@ impl Upstream {
         &self,
         destination: Destination,
         principal: Principal,
-        (kind, lane): (Kind, Lane),
+        (kind, lane): (SlotUse, Lane),
         reuse: Option<ReuseKey>,
         patience: Patience,
     ) -> Attempt {
         let name = destination.name();
-        let (place, claim) = self.gate.place(&principal.client, &name);
+        let (place, ticket) = self.gate.place(&principal.client, &name);
         Attempt {
             destination,
             principal,
@@ -107,11 +107,10 @@ impl Upstream {
             patience,
             deadline: self.gate.now() + patience.limit,
             place,
-            again: claim.is_some(),
             queued: Arc::default(),
             waited: Duration::ZERO,
             connect: None,
-            claim,
+            ticket,
             round: None,
             lookups_failed: 0,
             failed: None,

@@ -15,7 +15,7 @@ use super::lookup::NODE_LOOKUP;
 use super::resolve::Resolver;
 use super::tls::{Tls, TlsTerms};
 use super::*;
-use crate::admission::{ClassId, Gate, Kind, Lane, Limits, Principal};
+use crate::admission::{ClassId, Gate, Lane, Limits, Principal, SlotUse};
 use crate::metrics::Metrics;
 use crate::target::{Origin, Target};
 
@@ -63,7 +63,7 @@ pub(crate) fn attempt(upstream: &Upstream, pinned: SocketAddr, patience: Duratio
     upstream.attempt(
         destination,
         principal,
-        (Kind::Tunnel, Lane::Blob),
+        (SlotUse::Tunnel, Lane::Blob),
         None,
         Patience { limit: patience, setting: "queue.tunnel_timeout" },
     )
@@ -85,7 +85,7 @@ async fn a_kept_place_is_used_up_by_asking_and_not_by_an_address_that_is_denied(
     drop(astray);
 
     let mut back = attempt(&upstream, there, long);
-    assert_eq!((back.place, back.again), (gave_up.place, true), "its place was kept, since it never asked");
+    assert_eq!((back.place, back.ticket.is_some()), (gave_up.place, true), "its place was kept, since it never asked");
     drop(held);
     assert!(upstream.reach(&mut back).await.is_ok());
     drop(back);
@@ -139,7 +139,7 @@ async fn silent_names_of_nodes_cost_their_patience_once() {
     };
     let principal = Principal { class: ClassId::default(), client: "client".into() };
     let patience = Patience { limit: Duration::from_secs(25), setting: "queue.request_timeout" };
-    let attempt = upstream.attempt(destination, principal, (Kind::Request, Lane::Small), None, patience);
+    let attempt = upstream.attempt(destination, principal, (SlotUse::Request, Lane::Small), None, patience);
     for expected in [NODE_LOOKUP, Duration::ZERO] {
         let began = Instant::now();
         assert!(upstream.endpoints(&attempt).await.unwrap().any_left());

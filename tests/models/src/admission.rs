@@ -3,8 +3,12 @@
 
 #[path = "../../../src/admission/activity.rs"]
 mod activity;
+#[path = "../../../src/admission/books.rs"]
+mod books;
 #[path = "../../../src/admission/change_tests.rs"]
 mod change_tests;
+#[path = "../../../src/admission/client_counts.rs"]
+mod client_counts;
 #[path = "../../../src/admission/core.rs"]
 mod core;
 #[path = "../../../src/admission/core_tests.rs"]
@@ -15,13 +19,13 @@ mod deadlines;
 mod decision;
 #[path = "../../../src/admission/fair_queue.rs"]
 mod fair_queue;
+#[path = "../../../src/admission/fair_round.rs"]
+mod fair_round;
 #[path = "../../../src/admission/fairness_tests.rs"]
 mod fairness_tests;
 #[path = "../../../src/admission/handover.rs"]
 mod handover;
 mod handover_models;
-#[path = "../../../src/admission/idle.rs"]
-mod idle;
 #[path = "../../../src/admission/ledger.rs"]
 mod ledger;
 #[path = "../../../src/admission/moment.rs"]
@@ -30,12 +34,16 @@ mod moment;
 mod occupancy;
 #[path = "../../../src/admission/outages.rs"]
 mod outages;
+#[path = "../../../src/admission/pooled.rs"]
+mod pooled;
 #[path = "../../../src/admission/queue.rs"]
 mod queue;
 #[path = "../../../src/admission/quiet.rs"]
 mod quiet;
 #[path = "../../../src/admission/rate.rs"]
 mod rate;
+#[path = "../../../src/admission/reclaim.rs"]
+mod reclaim;
 #[path = "../../../src/admission/request.rs"]
 mod request;
 #[path = "../../../src/admission/slot.rs"]

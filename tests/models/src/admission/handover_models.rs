@@ -17,8 +17,8 @@ use super::core::Core;
 use super::decision::{Limits, RefusalReason};
 use super::handover::{Call, Handover};
 use super::moment::Moment;
-use super::rate::Rate;
-use super::request::{AdmissionRequest, ClassId, Lane, Owner, Place, Principal, ReuseKey};
+use super::rate::RateLimit;
+use super::request::{AdmissionRequest, ClassId, Lane, Place, Principal, ReuseKey};
 use super::slot::{SlotEvent, SlotId};
 
 const START: Moment = Moment(Duration::ZERO);
@@ -54,7 +54,7 @@ struct Harbor {
 }
 
 impl Harbor {
-    fn new(slots: usize, rate: Option<Rate>) -> Arc<Harbor> {
+    fn new(slots: usize, rate: Option<RateLimit>) -> Arc<Harbor> {
         let limits = Limits {
             slots,
             depth: 10,
@@ -80,20 +80,11 @@ impl Harbor {
 
     /// Somebody sits down, and has not been called yet.
     fn seat(&self, deadline: Moment, reuse: Option<&str>) -> Waiter {
-        let owner: Owner = ("client".into(), "target:443".into());
-        let (place, _) = self.handover.place(&owner, START);
-        let (client, target) = owner;
-        let principal = Principal { class: ClassId::default(), client };
+        let (place, _) = self.handover.place(&"client".into(), "target:443", START);
+        let principal = Principal { class: ClassId::default(), client: "client".into() };
+        let target = "target:443".into();
         let reuse = reuse.map(ReuseKey::from);
-        let ask = AdmissionRequest {
-            place,
-            deadline,
-            principal,
-            lane: Lane::Blob,
-            target,
-            reuse: reuse.clone(),
-            again: false,
-        };
+        let ask = AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: reuse.clone() };
         self.handover.arrive(ask, Waker::noop(), START).settle();
         Waiter { place, reuse }
     }
@@ -164,7 +155,7 @@ fn a_slot_granted_to_one_who_leaves_goes_to_the_next() {
 #[test]
 fn a_token_granted_with_it_goes_along() {
     in_every_order(|| {
-        let rate = Rate { period: Duration::from_secs(3600), burst: NonZeroU32::MIN };
+        let rate = RateLimit { period: Duration::from_secs(3600), burst: NonZeroU32::MIN };
         let harbor = Harbor::new(1, Some(rate));
         let undialled = harbor.hold();
         let (leaving, staying) = (harbor.seat(NEVER, None), harbor.seat(NEVER, None));

@@ -1,5 +1,4 @@
-//! Pooled connections: idle slots that the next request for the same authority can use, or that are closed for one to
-//! another.
+//! Pooled connections: idle slots that the next request with the same key can use, or that are reclaimed for another one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -10,46 +9,43 @@ use super::slot::SlotId;
 
 /// The idle slots that can be reused, by key and by age.
 #[derive(Debug, Default)]
-pub(super) struct IdleSlots {
-    kept: HashMap<SlotId, Kept>,
+pub(super) struct PooledSlots {
+    slots: HashMap<SlotId, Pooled>,
     by_key: HashMap<ReuseKey, BTreeSet<(Moment, SlotId)>>,
     by_expiry: BTreeSet<(Moment, SlotId)>,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct Pooled {
     key: ReuseKey,
     since: Moment,
     expires: Moment,
 }
 
-impl IdleSlots {
+impl PooledSlots {
     pub fn add(&mut self, id: SlotId, key: ReuseKey, since: Moment, timeout: Duration) {
         let expires = since + timeout;
         self.by_key.entry(key.clone()).or_default().insert((since, id));
         self.by_expiry.insert((expires, id));
-        self.kept.insert(id, Kept { key, since, expires });
+        self.slots.insert(id, Pooled { key, since, expires });
     }
 
-    pub fn remove(&mut self, id: SlotId) -> bool {
-        let Some(kept) = self.kept.remove(&id) else {
-            return false;
-        };
-        self.by_expiry.remove(&(kept.expires, id));
-        if let Some(slots) = self.by_key.get_mut(&kept.key) {
-            slots.remove(&(kept.since, id));
+    pub fn remove(&mut self, id: SlotId) {
+        let Some(pooled) = self.slots.remove(&id) else { return };
+        self.by_expiry.remove(&(pooled.expires, id));
+        if let Some(slots) = self.by_key.get_mut(&pooled.key) {
+            slots.remove(&(pooled.since, id));
             if slots.is_empty() {
-                self.by_key.remove(&kept.key);
+                self.by_key.remove(&pooled.key);
             }
         }
-        true
     }
 
-    pub fn holds(&self, id: SlotId) -> bool {
-        self.kept.contains_key(&id)
+    pub fn contains(&self, id: SlotId) -> bool {
+        self.slots.contains_key(&id)
     }
 
-    /// The most recently used connection for `key`: the one least likely to have been closed by the registry.
+    /// The most recently used connection for `key`: the registry has least likely closed it.
     pub fn freshest(&self, key: &ReuseKey) -> Option<SlotId> {
         self.by_key.get(key)?.last().map(|(_, id)| *id)
     }
@@ -70,7 +66,7 @@ impl IdleSlots {
         self.by_expiry.first().map(|(expires, _)| *expires)
     }
 
-    /// The one to give up first: the nearest to its end, which is the longest idle or the oldest.
+    /// The one to close first: the nearest to its end, which is the longest idle or the oldest.
     pub fn nearest_to_its_end(&self) -> Option<SlotId> {
         self.by_expiry.first().map(|(_, id)| *id)
     }

@@ -1,0 +1,277 @@
+//! The books of one registry: which slots are taken, which requests wait, and what was decided about them.
+//!
+//! Each method is one step that keeps the books consistent. When a step is due is not known here: [`super::core`] and
+//! [`super::reclaim`] say so.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::decision::{CloseCause, Decision, LimitedBy, Limits, Refusal, RefusalReason};
+use super::fair_queue::AdmittedAs;
+use super::ledger::{Ledger, Occupant};
+use super::moment::Moment;
+use super::outages::Outages;
+use super::pooled::PooledSlots;
+use super::queue::WaitQueue;
+use super::quiet::QuietTunnels;
+use super::rate::Bucket;
+use super::request::{AdmissionRequest, ClassId, Place, ReuseKey};
+use super::slot::{Evidence, SlotId, SlotState};
+use super::tickets::Tickets;
+use super::usage::Usage;
+use super::wait_estimate::WaitEstimate;
+
+/// Positions are counted so far. A refusal costs the same in the longest queue.
+const MAX_POSITION: usize = 1000;
+
+#[derive(Debug)]
+pub(super) struct Books {
+    pub limits: Limits,
+    pub ledger: Ledger,
+    pub pooled: PooledSlots,
+    pub quiet: QuietTunnels,
+    pub queue: WaitQueue,
+    pub bucket: Option<Bucket>,
+    pub tickets: Tickets,
+    pub outages: Outages,
+    /// How fast each class moves.
+    pub wait_estimates: Vec<WaitEstimate>,
+    pub usage: Usage,
+    pub limited_by: Option<LimitedBy>,
+    /// When the limit may end by time alone.
+    pub limited_until: Option<Moment>,
+    /// Slots that are still held elsewhere.
+    pub reserved: usize,
+    /// Slots that this process keeps while it hands over to another one; `usize::MAX`: all.
+    pub keeps: usize,
+    pub decisions: VecDeque<Decision>,
+    /// Keys for which a connection was pooled, or a request came, in this event.
+    touched: Vec<ReuseKey>,
+}
+
+impl Books {
+    pub fn new(limits: Limits, now: Moment) -> Books {
+        Books {
+            bucket: limits.rate.map(|rate| Bucket::new(rate, now)),
+            ledger: Ledger::default(),
+            pooled: PooledSlots::default(),
+            quiet: QuietTunnels::default(),
+            queue: WaitQueue::new(&limits.weights),
+            tickets: Tickets::new(limits.keep_place),
+            outages: Outages::default(),
+            wait_estimates: vec![WaitEstimate::default(); limits.weights.len()],
+            usage: Usage::default(),
+            limited_by: None,
+            limited_until: None,
+            reserved: 0,
+            keeps: usize::MAX,
+            decisions: VecDeque::new(),
+            touched: Vec::new(),
+            limits,
+        }
+    }
+
+    /// Slots that this process may take.
+    pub fn slots(&self) -> usize {
+        self.limits.slots.saturating_sub(self.reserved).min(self.keeps)
+    }
+
+    /// A rate that changes keeps the tokens that are left: no change makes a burst.
+    pub fn change(&mut self, limits: Limits, now: Moment) {
+        self.bucket = match (self.bucket.take(), limits.rate) {
+            (Some(bucket), Some(rate)) => Some(bucket.changed(rate, now)),
+            (None, Some(rate)) => Some(Bucket::new(rate, now)),
+            (_, None) => None,
+        };
+        self.queue.change_weights(&limits.weights);
+        self.wait_estimates.resize(limits.weights.len().max(self.wait_estimates.len()), WaitEstimate::default());
+        self.tickets.change(limits.keep_place);
+        self.limits = limits;
+    }
+
+    pub fn wake_no_later(&mut self, at: Option<Moment>) {
+        self.limited_until = [self.limited_until, at].into_iter().flatten().min();
+    }
+
+    /// A request begins to wait.
+    pub fn enqueue(&mut self, request: AdmissionRequest, now: Moment) {
+        let held_back = self.outages.hold_back(&request.target, request.place);
+        self.touched.extend(request.reuse.clone());
+        self.queue.push(request, held_back, now);
+    }
+
+    /// A waiting request leaves by itself. Its place is kept.
+    pub fn leave(&mut self, place: Place, now: Moment) -> bool {
+        let Some(waiter) = self.queue.remove(place, now) else { return false };
+        let request = waiter.request;
+        self.outages.leave(&request.target, place, now);
+        let owner = self.tickets.owner(&request.principal.client, &request.target);
+        self.tickets.keep(owner, place, now);
+        true
+    }
+
+    /// Slot and token together, or neither.
+    pub fn take_slot_and_token(&mut self, now: Moment) -> Result<SlotId, LimitedBy> {
+        if self.ledger.open() >= self.slots() {
+            return Err(LimitedBy::Slots);
+        }
+        if self.ledger.connecting() >= self.limits.max_connecting {
+            return Err(LimitedBy::Connecting);
+        }
+        if let Some(bucket) = &mut self.bucket
+            && let Err(due) = bucket.take(now)
+        {
+            self.wake_no_later(Some(due));
+            return Err(LimitedBy::Rate);
+        }
+        let slot = self.ledger.take(now);
+        self.usage.granted(slot, now);
+        Ok(slot)
+    }
+
+    pub fn admit_to_new(&mut self, place: Place, slot: SlotId, now: Moment) {
+        let waited = self.admit(place, slot, AdmittedAs::Next, now);
+        self.decisions.push_back(Decision::Dial { place, slot, waited });
+    }
+
+    pub fn admit_to_pooled(&mut self, place: Place, slot: SlotId, how: AdmittedAs, now: Moment) {
+        self.enter(slot, SlotState::Active, now);
+        // It does not tell whether its target takes connections: another request may probe.
+        if let Some(waiter) = self.queue.get(place) {
+            self.outages.leave(&waiter.request.target.clone(), place, now);
+        }
+        let waited = self.admit(place, slot, how, now);
+        self.decisions.push_back(Decision::Reuse { place, slot, waited });
+    }
+
+    fn admit(&mut self, place: Place, slot: SlotId, how: AdmittedAs, now: Moment) -> Duration {
+        let (waiter, charge) = self.queue.take(place, how, now).expect("only requests that wait are admitted");
+        let class = waiter.request.principal.class;
+        self.wait_estimates[class.0].admitted(now, self.queue.waiting_in(class) > 0);
+        let (had_to_wait, slot_use) = (waiter.waited(now), waiter.request.slot_use());
+        let AdmissionRequest { principal, target, .. } = waiter.request;
+        self.ledger.occupy(slot, Occupant { principal, target, slot_use, place, charge });
+        had_to_wait
+    }
+
+    /// Hands each pooled connection that a request can use to the first such request, whichever request is next: that takes
+    /// neither slot nor token nor dial from the others.
+    pub fn match_pooled(&mut self, now: Moment) {
+        while let Some(key) = self.touched.pop() {
+            while let Some(slot) = self.pooled.freshest(&key)
+                && let Some(place) = self.queue.first_for(&key)
+            {
+                self.admit_to_pooled(place, slot, AdmittedAs::Passing, now);
+            }
+        }
+    }
+
+    /// After each dispatch no request waits for a pooled connection that it could use, unless admissions are held.
+    pub fn forget_touched(&mut self) {
+        self.touched.clear();
+    }
+
+    pub fn touch_all(&mut self) {
+        self.touched.extend(self.pooled.keys().cloned());
+    }
+
+    /// The socket in this slot does something else now.
+    pub fn enter(&mut self, slot: SlotId, state: SlotState, now: Moment) {
+        self.pooled.remove(slot);
+        self.quiet.remove(slot);
+        self.ledger.enter(slot, state);
+        self.usage.set_busy(slot, matches!(state, SlotState::Connecting | SlotState::Active), now);
+    }
+
+    /// Keeps the connection in this slot for reuse, or closes it where it may not be kept.
+    pub fn pool(&mut self, slot: SlotId, key: ReuseKey, may_keep: bool, now: Moment) {
+        match self.may_lie_idle(slot, now) {
+            Some(expires_in) if may_keep && self.ledger.enter(slot, SlotState::Idle) => {
+                self.quiet.remove(slot);
+                self.usage.set_busy(slot, false, now);
+                self.settle(slot, now);
+                self.touched.push(key.clone());
+                self.pooled.add(slot, key, now, expires_in);
+            }
+            _ => self.close(slot, CloseCause::Expired),
+        }
+    }
+
+    /// How long the connection in this slot may be kept from now on.
+    fn may_lie_idle(&self, slot: SlotId, now: Moment) -> Option<Duration> {
+        let life_left = self.limits.max_lifetime.checked_sub(now.since(self.ledger.get(slot)?.born))?;
+        Some(self.limits.idle_timeout.min(life_left)).filter(|keep| !keep.is_zero())
+    }
+
+    /// Closes a pooled connection.
+    pub fn close(&mut self, slot: SlotId, cause: CloseCause) {
+        self.pooled.remove(slot);
+        self.quiet.remove(slot);
+        self.ledger.enter(slot, SlotState::Closing);
+        self.decisions.push_back(Decision::Close { slot, cause });
+    }
+
+    /// Asks a quiet tunnel to close.
+    pub fn ask_to_close(&mut self, slot: SlotId, evidence: Evidence) {
+        self.quiet.mark_reclaimed(slot);
+        self.decisions.push_back(Decision::Reclaim { slot, evidence });
+    }
+
+    /// The socket is gone. A token that was not spent goes to a request that waits now.
+    pub fn release(&mut self, slot: SlotId, now: Moment) {
+        self.pooled.remove(slot);
+        self.quiet.remove(slot);
+        self.usage.released(slot, now);
+        self.settle(slot, now);
+        if let Some(entry) = self.ledger.release(slot)
+            && !entry.dialled
+            && let Some(bucket) = &mut self.bucket
+        {
+            bucket.give_back();
+        }
+    }
+
+    /// The slot serves its request no longer: what was charged in advance is corrected.
+    fn settle(&mut self, slot: SlotId, now: Moment) {
+        if let Some(occupant) = self.ledger.clear_occupant(slot) {
+            self.outages.leave(&occupant.target, occupant.place, now);
+            self.queue.settle(&occupant.principal, occupant.charge, now);
+        }
+    }
+
+    pub fn refuse(&mut self, place: Place, reason: RefusalReason, now: Moment) {
+        let Some(waiter) = self.queue.remove(place, now) else { return };
+        let request = &waiter.request;
+        self.outages.leave(&request.target, place, now);
+        let limited_by = match reason {
+            RefusalReason::QueueFull | RefusalReason::QueueTimeout => self.limited_by,
+            RefusalReason::Unreachable => Some(LimitedBy::Unreachable),
+            RefusalReason::Draining => None,
+        };
+        let ahead = self.queue.ahead_of(place, MAX_POSITION);
+        // Of its own class, if those ahead are as mixed as all are: looking at each would take too long here.
+        let (class, waiting) = (request.principal.class, self.queue.len());
+        let of_class = self.queue.waiting_in(class);
+        let ahead_in_class = (ahead * of_class).div_ceil(waiting.max(1));
+        let refusal = Refusal {
+            limited_by,
+            position: (ahead < MAX_POSITION).then_some(ahead + 1),
+            expected_wait: limited_by.and_then(|_| self.expected_wait(class, ahead_in_class + 1)),
+            reason,
+            waited: waiter.waited(now),
+            waiting,
+            slots: self.limits.slots,
+            retry_after: self.wait_estimates[class.0].expected_wait(of_class),
+        };
+        let is_over = matches!(reason, RefusalReason::QueueTimeout | RefusalReason::Unreachable);
+        let may_return = is_over.then(|| self.tickets.owner(&request.principal.client, &request.target));
+        self.decisions.push_back(Decision::Refuse { place, refusal, may_return });
+    }
+
+    /// When the request at this position of its class will be admitted, as far as the past tells. It does not tell when a pause
+    /// or an outage ends.
+    pub fn expected_wait(&self, class: ClassId, position: usize) -> Option<Duration> {
+        let moves = !matches!(self.limited_by, Some(LimitedBy::Paused | LimitedBy::Unreachable));
+        moves.then(|| self.wait_estimates[class.0].expected_wait(position))
+    }
+}

@@ -1,0 +1,98 @@
+//! Which idle connections are reclaimed when slots are what limits: as many as requests wait for, and no more.
+
+use super::books::Books;
+use super::decision::CloseCause;
+use super::moment::Moment;
+use super::request::ClientId;
+use super::slot::{SlotId, SlotState};
+
+/// Reclaims one connection for each request that waits beyond the slots that are on their way back, and none for which no token
+/// is there. The first goes for the request that is next. Pooled connections that are left go to those that can use them,
+/// before more are closed.
+pub(super) fn make_room(books: &mut Books, now: Moment) {
+    let tokens = books.bucket.as_ref().map_or(usize::MAX, |bucket| bucket.available(now));
+    while wanted(books, tokens) > 0
+        && let Some(slot) = books.pooled.nearest_to_its_end()
+    {
+        books.close(slot, CloseCause::Reclaimed);
+        books.match_pooled(now);
+    }
+    reclaim_quiet(books, tokens, now);
+    if books.queue.in_line() > tokens {
+        let next_token = books.bucket.as_ref().and_then(|bucket| bucket.next_due(now));
+        books.wake_no_later(next_token);
+    }
+}
+
+fn reclaim_quiet(books: &mut Books, tokens: usize, now: Moment) {
+    let Some(client) = books.queue.head().map(|head| head.request.principal.client.clone()) else { return };
+    let most = wanted(books, tokens);
+    if most == 0 {
+        return;
+    }
+    let waits = |client: &ClientId| books.queue.waits(client);
+    let holds = |client: &ClientId| books.ledger.held_by(client);
+    for (slot, evidence) in books.quiet.choose(&client, waits, holds, most, now) {
+        books.ask_to_close(slot, evidence);
+    }
+    // All that were due are among them.
+    if wanted(books, tokens) > 0 {
+        let next_due = books.quiet.next_due(|client| books.queue.waits(client));
+        books.wake_no_later(next_due);
+    }
+}
+
+/// Connections that have to go yet: one for each request that waits and may dial then, and before that those that exceed the
+/// slots after a reduction.
+fn wanted(books: &Books, tokens: usize) -> usize {
+    let may_dial = books.limits.max_connecting.saturating_sub(books.ledger.connecting());
+    let awaited = books.queue.in_line().min(tokens).min(may_dial);
+    if awaited == 0 {
+        return 0;
+    }
+    let excess = books.ledger.open().saturating_sub(books.slots());
+    (awaited + excess).saturating_sub(books.ledger.counts().closing + books.quiet.reclaimed())
+}
+
+/// Reclaims one of these very slots for this client, though others may be free.
+pub(super) fn make_room_among(books: &mut Books, among: &[SlotId], client: &ClientId, now: Moment) {
+    let is_on_its_way = |slot: &SlotId| {
+        let is_closing = books.ledger.get(*slot).is_some_and(|entry| entry.state == SlotState::Closing);
+        is_closing || books.quiet.is_reclaimed(*slot)
+    };
+    if among.iter().any(is_on_its_way) {
+        return;
+    }
+    if let Some(slot) = among.iter().find(|slot| books.pooled.contains(**slot)) {
+        return books.close(*slot, CloseCause::Reclaimed);
+    }
+    let holds = |client: &ClientId| books.ledger.held_by(client);
+    let eligible = books.quiet.choose(client, |waiting| waiting == client, holds, usize::MAX, now);
+    if let Some((slot, evidence)) = eligible.into_iter().find(|(slot, _)| among.contains(slot)) {
+        books.ask_to_close(slot, evidence);
+    }
+}
+
+/// Closes pooled connections that expired or exceed the slots.
+pub(super) fn close_surplus(books: &mut Books, now: Moment) {
+    while let Some(slot) = books.pooled.expired(now) {
+        books.close(slot, CloseCause::Expired);
+    }
+    while books.ledger.open() - books.ledger.counts().closing > books.slots()
+        && let Some(slot) = books.pooled.nearest_to_its_end()
+    {
+        books.close(slot, CloseCause::Shrunk);
+    }
+}
+
+/// Closes what lies idle, though no request waits: quiet tunnels as soon as they may be reclaimed.
+pub(super) fn drain(books: &mut Books, now: Moment) {
+    while let Some(slot) = books.pooled.nearest_to_its_end() {
+        books.close(slot, CloseCause::Draining);
+    }
+    for (slot, evidence) in books.quiet.choose(&"".into(), |_| false, |_| 0, usize::MAX, now) {
+        books.ask_to_close(slot, evidence);
+    }
+    let next_due = books.quiet.next_due(|_| false);
+    books.wake_no_later(next_due);
+}
