@@ -72,6 +72,7 @@ async fn serve(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, entry: En
             return;
         }
         (Err(HeadError::Closed | HeadError::Silent), _) => return,
+        (Err(error @ HeadError::Crowded), _) => Answer::plain(Reason::TooManyClients, error.to_string()),
         (Err(error @ HeadError::TimedOut(_)), _) => Answer::plain(Reason::HeadTimeout, error.to_string()),
         (Err(error @ HeadError::Malformed(_)), _) => Answer::plain(Reason::BadRequest, error.to_string()),
     };

@@ -5,14 +5,19 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Largest head in bytes. Registry clients send some hundred; a token in a header may take a few thousand.
 const MOST_BYTES: usize = 64 * 1024;
+/// A head of this size counts for nothing in the sum of the unfinished ones.
+const SMALL_BYTES: usize = 4 * 1024;
+/// The bytes that all unfinished heads may hold together beyond that.
+const MAX_UNFINISHED_BYTES: usize = 32 * 1024 * 1024;
 /// Most headers in a head.
 const MOST_HEADERS: usize = 100;
 
@@ -48,6 +53,9 @@ pub enum HeadError {
     /// A part of a head was sent, and the rest did not come.
     #[error("the head of the request was not complete within listen.head_timeout ({0:?})")]
     TimedOut(Duration),
+    /// Too many large heads are unfinished.
+    #[error("too many large heads of requests are unfinished")]
+    Crowded,
     /// The client sent no HTTP/1 request.
     #[error("{0}")]
     Malformed(String),
@@ -67,6 +75,8 @@ pub async fn read(stream: &TcpStream, within: Duration) -> Result<FirstHead, Hea
 }
 
 async fn read_into(stream: &TcpStream, buffer: &mut BytesMut) -> Result<FirstHead, HeadError> {
+    let mut search = HeadEnd::default();
+    let mut share = Share(0);
     loop {
         stream.readable().await.map_err(|_| HeadError::Closed)?;
         match stream.try_read_buf(buffer) {
@@ -75,13 +85,65 @@ async fn read_into(stream: &TcpStream, buffer: &mut BytesMut) -> Result<FirstHea
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(_) => return Err(HeadError::Closed),
         }
-        if let Some(parsed) = parse(buffer)? {
+        if search.is_parse_due(buffer)
+            && let Some(parsed) = parse(buffer)?
+        {
             return Ok(parsed.take_from(buffer));
         }
         if buffer.len() >= MOST_BYTES {
             return Err(HeadError::Malformed(format!("the head of the request is larger than {MOST_BYTES} bytes")));
         }
         buffer.reserve(1024);
+        if !share.grow(buffer.capacity()) {
+            return Err(HeadError::Crowded);
+        }
+    }
+}
+
+/// Looks for the end of a head, each byte once: a parser that begins anew with every read takes quadratic time.
+#[derive(Default)]
+struct HeadEnd {
+    searched: usize,
+    has_line: bool,
+}
+
+impl HeadEnd {
+    /// Notes what has come. Whether the parser may find something new: at the first bytes, at the end of the first line,
+    /// and at the end of the head.
+    fn is_parse_due(&mut self, buffer: &mut BytesMut) -> bool {
+        let is_first = self.searched == 0;
+        if is_first {
+            let blank = buffer.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+            buffer.advance(blank);
+        }
+        let from = self.searched.saturating_sub(2);
+        self.searched = buffer.len();
+        let ends: Vec<usize> = (from..buffer.len()).filter(|at| buffer[*at] == b'\n').collect();
+        let is_first_line = !self.has_line && !ends.is_empty();
+        self.has_line |= is_first_line;
+        let is_empty_line = |at: &usize| buffer[at + 1..].starts_with(b"\n") || buffer[at + 1..].starts_with(b"\r\n");
+        is_first || is_first_line || ends.iter().any(is_empty_line)
+    }
+}
+
+/// Bytes that all unfinished heads of the process hold beyond the small size that counts for nothing.
+static UNFINISHED: AtomicUsize = AtomicUsize::new(0);
+
+/// The bytes that one unfinished head holds of that.
+struct Share(usize);
+
+impl Share {
+    /// Takes what is missing for a buffer of this size. `false` where there is no room.
+    fn grow(&mut self, capacity: usize) -> bool {
+        let more = capacity.saturating_sub(SMALL_BYTES).saturating_sub(self.0);
+        self.0 += more;
+        UNFINISHED.fetch_add(more, Ordering::Relaxed) + more <= MAX_UNFINISHED_BYTES || more == 0
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        UNFINISHED.fetch_sub(self.0, Ordering::Relaxed);
     }
 }
 
@@ -196,6 +258,38 @@ mod tests {
         let parsed = parse(&buffer).unwrap().unwrap();
         let FirstHead::Other(bytes) = parsed.take_from(&mut buffer) else { panic!("a CONNECT") };
         assert_eq!(bytes, all);
+    }
+
+    /// The parser runs a few times, wherever the reads break a head off: 57 KB in single bytes cost next to nothing.
+    #[test]
+    fn a_head_in_pieces_is_parsed_a_few_times() {
+        let head = format!("\r\nGET http://a/ HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(57_000));
+        for (head, step) in [(head.clone(), 1), (head.clone(), 2), (head.clone(), 3), (head.replace('\r', ""), 1)] {
+            let (mut buffer, mut search, mut parses, mut is_complete) = (BytesMut::new(), HeadEnd::default(), 0, false);
+            for piece in head.as_bytes().chunks(step) {
+                assert!(!is_complete, "the end came early in steps of {step}");
+                buffer.extend_from_slice(piece);
+                if search.is_parse_due(&mut buffer) {
+                    parses += 1;
+                    is_complete = parse(&buffer).unwrap().is_some();
+                }
+            }
+            assert!(is_complete && parses <= 5, "{parses} times in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn large_unfinished_heads_are_bounded_in_sum() {
+        const LARGE: usize = 64 * 1024;
+        let mut shares = Vec::new();
+        for number in 0..=MAX_UNFINISHED_BYTES / LARGE {
+            let mut share = Share(0);
+            assert_eq!(share.grow(SMALL_BYTES + LARGE), number < MAX_UNFINISHED_BYTES / LARGE);
+            shares.push(share);
+        }
+        assert!(Share(0).grow(SMALL_BYTES), "a small head always fits");
+        drop(shares);
+        assert!(Share(0).grow(MOST_BYTES));
     }
 
     #[test]
