@@ -7,13 +7,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use roadstead_test_support::real::{Nginx, NginxSettings, TlsVersion};
 use roadstead_test_support::{Response, Sidecar, StubRegistry, Wire, config, eventually_is, get_through};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tempfile::TempDir;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -169,4 +172,112 @@ async fn demanding(version: &'static SupportedProtocolVersion) -> StubRegistry {
         }
     })
     .await
+}
+
+/// A certificate with its key and, where it was signed by others, theirs.
+struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: KeyPair,
+    params: CertificateParams,
+}
+
+impl Identity {
+    /// For this name, changed by `change`, signed by `issuer` or by itself.
+    fn new(name: &str, issuer: Option<&Identity>, change: impl FnOnce(&mut CertificateParams)) -> Identity {
+        let (mut params, key) = (CertificateParams::new([name.to_owned()]).unwrap(), KeyPair::generate().unwrap());
+        change(&mut params);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = match issuer {
+            Some(issuer) => params.signed_by(&key, &Issuer::from_params(&issuer.params, &issuer.key)).unwrap(),
+            None => params.self_signed(&key).unwrap(),
+        };
+        let above = issuer.map(|issuer| issuer.chain.clone()).unwrap_or_default();
+        Identity { chain: [vec![certificate.der().clone()], above].concat(), key, params }
+    }
+
+    /// As `openssl req -x509` makes it.
+    fn authority(name: &str, issuer: Option<&Identity>) -> Identity {
+        Identity::new(name, issuer, |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))
+    }
+
+    fn fingerprint(&self) -> String {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &self.chain[0]);
+        digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
+    }
+}
+
+/// What a mirror answers whose `ca_file` lists these certificates, before a registry that shows this chain.
+async fn answer_of(
+    shown: &[CertificateDer<'static>],
+    key: &KeyPair,
+    listed: &[&CertificateDer<'_>],
+    tls: &str,
+) -> Response {
+    let settings = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(shown.to_vec(), PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())))
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(settings));
+    let stub = StubRegistry::raw(move |connection| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(mut connection) = acceptor.accept(connection).await else { return };
+            let _ = connection.read(&mut [0; 4096]).await;
+            let _ = connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+            let _ = connection.shutdown().await;
+        }
+    })
+    .await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let pem = |der: &&CertificateDer<'_>| {
+        let body = BASE64_STANDARD.encode(der);
+        format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+    };
+    fs::write(file.path(), listed.iter().map(pem).collect::<String>()).unwrap();
+    let url = format!("\"https://{}\"", stub.address());
+    let (_sidecar, mirror) = start(&url, 2, &format!("ca_file = \"{}\"\n{tls}", file.path().display())).await;
+    get(mirror, "/v2/").await
+}
+
+/// What `ca_file` lists byte for byte is trusted for what it says, as is what a listed authority signed, with or without
+/// the root. All else is rejected, and the answer says which certificate, which name, and what to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listed_certificate_is_trusted_for_what_it_says() {
+    let own_name = format!("server_name = \"{NAME}\"");
+    let own = Identity::authority(NAME, None);
+    let plain = Identity::new(NAME, None, |_| ());
+    let stranger = Identity::authority(NAME, None);
+    let expired = Identity::new(NAME, None, |params| {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    });
+    let root = Identity::authority("root.test", None);
+    let middle = Identity::authority("middle.test", Some(&root));
+    let leaf = Identity::new(NAME, Some(&middle), |_| ());
+    let whole = &leaf.chain[..2];
+    for (shown, identity, listed) in [
+        (&own.chain[..], &own, vec![&own.chain[0]]),
+        (&plain.chain[..], &plain, vec![&plain.chain[0]]),
+        (&own.chain[..], &own, vec![&stranger.chain[0], &own.chain[0]]),
+        (whole, &leaf, vec![&root.chain[0]]),
+        (&leaf.chain[..1], &leaf, vec![&middle.chain[0]]),
+        (&leaf.chain[..1], &leaf, vec![&leaf.chain[0]]),
+    ] {
+        let answer = answer_of(shown, &identity.key, &listed, &own_name).await;
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+    }
+    for (shown, identity, listed, name, cure) in [
+        (&own.chain[..], &own, &stranger.chain[0], NAME, "is self-signed, add it to tls.ca_file"),
+        (&own.chain[..], &own, &own.chain[0], "other.test", "Set tls.server_name to a name in it"),
+        (&expired.chain[..], &expired, &expired.chain[0], NAME, "Renew it"),
+        (&leaf.chain[..1], &leaf, &root.chain[0], NAME, "Add the authority's certificate, or this one, to tls.ca_file"),
+    ] {
+        let answer = answer_of(shown, &identity.key, &[listed], &format!("server_name = \"{name}\"")).await;
+        let text = answer.text();
+        let subject = format!("{} is rejected for {name}: ", identity.fingerprint());
+        assert!(answer.status() == 502 && text.contains(&subject) && text.contains(cure), "{cure}: {text}");
+    }
 }

@@ -10,6 +10,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use rustls::client::WebPkiServerVerifier;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ClientConfig, RootCertStore};
@@ -17,10 +19,11 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use self::verify::Verifier;
 use super::socket::Socket;
 use crate::target::Host;
 
-mod unverified;
+mod verify;
 
 /// What the config says of TLS to one registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,7 +58,9 @@ pub enum TlsError {
         reason: String,
     },
     /// Nobody is trusted.
-    #[error("tls.ca_file: this system has no root certificates, and no file names any: no registry could prove itself")]
+    #[error(
+        "tls.ca_file: this system has no root certificates, and no file lists any, so no registry can prove itself: set tls.ca_file"
+    )]
     NoRoots,
     /// Certificate and key do not belong together, or are of an unknown kind.
     #[error("tls.client_cert_file and tls.client_key_file: {0}")]
@@ -104,7 +109,7 @@ impl Tls {
         let glance = socket.glance();
         let mut handshake = TlsConnector::from(config).connect(name, socket).into_fallible();
         if let Ok(done) = timeout_at(deadline, &mut handshake).await {
-            return done;
+            return done.map_err(|(error, socket)| (in_words(error), socket));
         }
         // Only the handshake can give the socket back, and it does when the connection ends.
         glance.break_off();
@@ -134,10 +139,20 @@ fn server_name(host: &Host) -> Result<ServerName<'static>, TlsError> {
     }
 }
 
+/// The same error, as the verifier put it.
+fn in_words(error: io::Error) -> io::Error {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    match cause.and_then(verify::rejected) {
+        Some(rejected) => io::Error::new(io::ErrorKind::InvalidData, rejected.clone()),
+        None => error,
+    }
+}
+
 /// Whether a handshake failed for good: the same would come of another one.
 #[must_use]
 pub fn is_final(error: &io::Error) -> bool {
-    if error.kind() == io::ErrorKind::InvalidInput {
+    let is_rejected = error.get_ref().is_some_and(|cause| cause.is::<verify::Rejected>());
+    if error.kind() == io::ErrorKind::InvalidInput || is_rejected {
         return true;
     }
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
@@ -180,11 +195,13 @@ fn build(terms: &TlsTerms) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError::Unusable(error.to_string()))?;
-    let builder = if terms.insecure_skip_verify {
-        builder.dangerous().with_custom_certificate_verifier(unverified::verifier(provider))
-    } else {
-        builder.with_root_certificates(roots(terms)?)
+    let listed = match &terms.ca_file {
+        Some(path) => certificates("tls.ca_file", path)?,
+        None => Vec::new(),
     };
+    let rules = if terms.insecure_skip_verify { None } else { Some(rules(terms, &listed, provider.clone())?) };
+    let verifier = Verifier { rules, listed, algorithms: provider.signature_verification_algorithms };
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match &terms.client {
         Some((certificate, key)) => {
             let chain = certificates("tls.client_cert_file", certificate)?;
@@ -197,23 +214,27 @@ fn build(terms: &TlsTerms) -> Result<ClientConfig, TlsError> {
     Ok(config)
 }
 
-/// The system's roots, and those of `ca_file`: at least one of all.
-fn roots(terms: &TlsTerms) -> Result<RootCertStore, TlsError> {
+/// The rules by which a certificate is accepted: it comes from the system's roots, or from one that is listed.
+fn rules(
+    terms: &TlsTerms,
+    listed: &[CertificateDer<'static>],
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     for error in &system.errors {
         tracing::debug!(%error, "a root certificate of the system cannot be read");
     }
     roots.add_parsable_certificates(system.certs);
-    if let Some(path) = &terms.ca_file {
-        for certificate in certificates("tls.ca_file", path)? {
-            roots.add(certificate).map_err(|error| unreadable("tls.ca_file", path, error.to_string()))?;
-        }
+    for (path, certificate) in terms.ca_file.iter().flat_map(|path| listed.iter().map(move |one| (path, one))) {
+        roots.add(certificate.clone()).map_err(|error| unreadable("tls.ca_file", path, error.to_string()))?;
     }
     if roots.is_empty() {
         return Err(TlsError::NoRoots);
     }
-    Ok(roots)
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|error| TlsError::Unusable(error.to_string()))
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
