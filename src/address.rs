@@ -63,6 +63,22 @@ pub fn classify(ip: IpAddr) -> AddressClass {
     }
 }
 
+/// Whether both addresses lead to one host, though one of them may wrap the other, as NAT64 does.
+#[must_use]
+pub fn reach_the_same(one: IpAddr, other: IpAddr) -> bool {
+    let ends = |ip: IpAddr| match ip {
+        IpAddr::V4(_) => [ip; 2],
+        IpAddr::V6(v6) => match Wrapped::find(v6) {
+            Wrapped::Nothing => [ip; 2],
+            Wrapped::One(inner) => [IpAddr::V4(inner); 2],
+            Wrapped::Either(one, other) => [IpAddr::V4(one), IpAddr::V4(other)],
+        },
+    };
+    // The wrong reading of a translated address is mostly zeros.
+    let is_host = |end: &&IpAddr| classify(**end) != AddressClass::Unusable;
+    one == other || ends(one).iter().filter(is_host).any(|end| ends(other).contains(end))
+}
+
 fn classify_v4(ip: Ipv4Addr) -> AddressClass {
     let first = ip.octets()[0];
     if METADATA_V4.contains(&ip) {
@@ -225,6 +241,19 @@ mod tests {
             assert_class(class, &wrapped.each_ref().map(String::as_str));
         }
         assert_class(Unusable, &["::ffff:0.0.0.0", "64:ff9b::", "2002::"]);
+    }
+
+    #[test]
+    fn a_wrapped_address_leads_where_the_inner_one_does() {
+        let same = |one: &str, other: &str| reach_the_same(one.parse().unwrap(), other.parse().unwrap());
+        for wrapped in
+            ["192.0.2.1", "::ffff:192.0.2.1", "64:ff9b::192.0.2.1", "64:ff9b:1::192.0.2.1", "2002:c000:201::1"]
+        {
+            assert!(same(wrapped, "192.0.2.1") && same("64:ff9b::192.0.2.1", wrapped), "{wrapped}");
+            assert!(!same(wrapped, "192.0.2.2"), "{wrapped}");
+        }
+        assert!(!same("64:ff9b:1::192.0.2.1", "64:ff9b:1::192.0.2.2"));
+        assert!(same("2001:db8::1", "2001:db8::1") && !same("2001:db8::1", "2001:db8::2"));
     }
 
     #[test]

@@ -76,16 +76,15 @@ impl Assembly {
     }
 
     fn routes(&self, config: &Config, tls: ReadTls, before: Option<(&Config, &Settings)>) -> Routes {
-        let hosts = config.registries.iter().flat_map(claimed_hosts).filter_map(|host| host.exact_host().cloned());
-        let names = hosts.filter(|host| host.ip().is_none()).map(|host| host.to_string());
+        let hosts = config.registries.iter().flat_map(claimed_hosts);
         let own: Arc<[SocketAddr]> = self.addresses.all().collect();
         let shared = Shared {
             metrics: &self.metrics,
             classes: self.classes.iter().map(|name| class_of(config, name)).collect(),
             names: self.classes.as_slice().into(),
             resolver: Arc::new(match before {
-                Some((_, settings)) => settings.routes.other_hosts().resolver.followed_by(names),
-                None => Resolver::new(names),
+                Some((_, settings)) => settings.routes.other_hosts().resolver.followed_by(hosts),
+                None => Resolver::new(hosts),
             }),
             own,
             ended: self.ended.clone(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::address::reach_the_same;
 use crate::reclaim::Pauses;
 use crate::target::{Host, HostPattern, Target};
 use crate::upstream::cluster::Cluster;
@@ -159,11 +160,17 @@ impl Routes {
     async fn addresses_of(&self, claim: &Claim, candidates: &[SocketAddr]) -> Vec<SocketAddr> {
         let mut shared = Vec::new();
         for pattern in &claim.hosts {
-            let Some(host) = pattern.exact_host() else { continue };
-            // A registry whose name cannot be resolved now cannot be told from others; it is asked for again soon.
-            let Ok(Ok(ips)) = timeout(LOOKUP_PATIENCE, self.resolver.resolve(host)).await else { continue };
+            // A name with several addresses may give others each time, so all that it gave lately count. A registry whose
+            // name was never resolved cannot be told from others; it is asked for again soon.
+            let mut ips = self.resolver.lately(pattern);
+            if let Some(host) = pattern.exact_host()
+                && let Ok(Ok(now)) = timeout(LOOKUP_PATIENCE, self.resolver.resolve(host)).await
+            {
+                ips.extend(now);
+            }
             let is_there = |address: &&SocketAddr| {
-                pattern.port().is_none_or(|port| port == address.port()) && ips.contains(&address.ip())
+                pattern.port().is_none_or(|port| port == address.port())
+                    && ips.iter().any(|ip| reach_the_same(*ip, address.ip()))
             };
             shared.extend(candidates.iter().filter(is_there));
         }

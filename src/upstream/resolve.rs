@@ -1,50 +1,70 @@
 //! Names to addresses, through the system's resolver, remembered for a while.
 //!
 //! One lookup at a time for each name, however many ask; it goes on when those who asked have left, and what it finds is
-//! remembered. A failing resolver does not take away what was known: the last answer is used until there is a new one.
-//! Names that no registry lists have a bounded part of the resolver's threads, so that they cannot keep it from those
-//! that a registry lists.
+//! remembered. A name that was resolved before never waits for long: when its answer is stale and the resolver fails or is
+//! silent, the last answer is used. A lookup holds a thread for as long as the resolver is silent, so lookups of names that
+//! were never resolved are bounded: for each `*.suffix` of `hosts`, and for all other hosts.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use crate::target::Host;
+use crate::target::{Host, HostPattern};
 
 /// How long an answer is used without asking again.
 const FRESH: Duration = Duration::from_secs(30);
 /// How long a failure is passed on, or bridged with an older answer, before asking again.
 const FAILED: Duration = Duration::from_secs(1);
-/// How long the resolver may take where an older answer could be used.
-const PATIENCE_WITH_STALE: Duration = Duration::from_secs(2);
-/// Names remembered; beyond it those are forgotten that nobody asked for lately.
-const MOST_NAMES: usize = 1024;
-
-/// Lookups at once of names that no registry lists. A silent resolver holds a thread for each.
-const MOST_LOOKUPS: usize = 32;
+/// How long the caller that finds an answer stale waits for a new one. Callers after it do not wait.
+const STALE_PATIENCE: Duration = Duration::from_millis(200);
+/// How long an address that a name gave is remembered as one of its own.
+const LATELY: Duration = Duration::from_secs(60 * 60);
+/// Addresses of one name that are remembered so.
+const MAX_LATELY: usize = 256;
+/// Names remembered beside those of `hosts`; beyond it those are forgotten that nobody asked for lately.
+const MAX_NAMES: usize = 1024;
+/// Lookups at once of names that were never resolved, for each suffix and for other hosts.
+const MAX_LOOKUPS: usize = 32;
+/// Lookups at once of names that were resolved before.
+const MAX_REFRESHES: usize = 64;
 
 /// A caching resolver.
 #[derive(Debug)]
 pub struct Resolver {
-    /// Names of registries: never forgotten, never kept waiting for a thread.
-    listed: HashMap<String, Name>,
-    others: Mutex<HashMap<String, Name>>,
-    threads: Arc<Semaphore>,
+    /// The exact names of `hosts`: never forgotten, never kept waiting for a thread.
+    listed: HashMap<String, Arc<Name>>,
+    others: Mutex<HashMap<String, Arc<Name>>>,
+    /// The suffixes of `hosts`, each with its threads.
+    suffixes: Vec<(HostPattern, Arc<Semaphore>)>,
+    /// The threads for names that `hosts` does not cover.
+    unlisted: Arc<Semaphore>,
+    /// The threads for names that were resolved before.
+    refreshes: Arc<Semaphore>,
 }
 
-/// What is known of one name. The lock is held during a lookup: who comes meanwhile waits for its answer.
-type Name = Arc<tokio::sync::Mutex<Known>>;
+/// One name.
+#[derive(Debug, Default)]
+struct Name {
+    known: Mutex<Known>,
+    /// Told at the end of each lookup.
+    looked_up: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Known {
     addresses: Vec<IpAddr>,
     failure: Option<String>,
     good_until: Option<Instant>,
+    is_asking: bool,
+    /// All addresses that it gave, each with the last time.
+    lately: Vec<(IpAddr, Instant)>,
 }
 
 /// A name that could not be resolved.
@@ -65,33 +85,68 @@ impl ResolveError {
     }
 }
 
+/// What is to be done about a name.
+enum Look {
+    /// There is an answer that is good.
+    Good(Result<Vec<IpAddr>, String>),
+    /// A lookup is under way; a stale answer may be there.
+    Asking(Vec<IpAddr>),
+    /// A lookup is needed; a stale answer may be there.
+    Ask(Vec<IpAddr>),
+}
+
 impl Resolver {
     /// As if the system's resolver kept silent about this name for as long as the guard lives.
     #[cfg(test)]
-    pub(crate) async fn silence(&self, name: &str) -> impl Drop + use<> {
-        self.entry(name).lock_owned().await
+    pub(crate) fn silence(&self, name: &str) -> impl Drop + use<> {
+        struct Silence(Arc<Name>);
+        impl Drop for Silence {
+            fn drop(&mut self) {
+                self.0.lock().is_asking = false;
+                self.0.looked_up.notify_waiters();
+            }
+        }
+        let name = self.entry(name);
+        name.lock().is_asking = true;
+        Silence(name)
     }
 
-    /// A resolver that knows nothing yet; `listed` are the names of registries.
-    pub fn new(listed: impl Iterator<Item = String>) -> Resolver {
+    /// A resolver that knows nothing yet, for registries with these `hosts`.
+    pub fn new(hosts: impl Iterator<Item = HostPattern>) -> Resolver {
+        let (mut listed, mut suffixes) = (HashMap::new(), Vec::new());
+        for pattern in hosts {
+            match pattern.exact_host() {
+                Some(Host::Name(name)) => drop(listed.insert(name.clone(), Arc::default())),
+                Some(Host::V4(_) | Host::V6(_)) => {}
+                None => suffixes.push((pattern, Arc::new(Semaphore::new(MAX_LOOKUPS)))),
+            }
+        }
         Resolver {
-            listed: listed.map(|name| (name, Name::default())).collect(),
+            listed,
             others: Mutex::default(),
-            threads: Arc::new(Semaphore::new(MOST_LOOKUPS)),
+            suffixes,
+            unlisted: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+            refreshes: Arc::new(Semaphore::new(MAX_REFRESHES)),
         }
     }
 
-    /// One for other `listed` names, that knows what `self` knows: it may be needed to bridge an outage.
+    /// One for other `hosts`, that knows what `self` knows: it may be needed to bridge an outage.
     #[must_use]
-    pub fn followed_by(&self, listed: impl Iterator<Item = String>) -> Resolver {
+    pub fn followed_by(&self, hosts: impl Iterator<Item = HostPattern>) -> Resolver {
+        let mut next = Resolver::new(hosts);
         let mut known = self.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
         known.extend(self.listed.clone());
-        let listed = listed.map(|name| {
-            let entry = known.remove(&name).unwrap_or_default();
-            (name, entry)
-        });
-        let listed = listed.collect();
-        Resolver { listed, others: Mutex::new(known), threads: self.threads.clone() }
+        for (name, entry) in &mut next.listed {
+            if let Some(before) = known.remove(name) {
+                *entry = before;
+            }
+        }
+        Resolver {
+            others: Mutex::new(known),
+            unlisted: self.unlisted.clone(),
+            refreshes: self.refreshes.clone(),
+            ..next
+        }
     }
 
     /// The addresses of a host, in the resolver's order; never empty.
@@ -102,70 +157,139 @@ impl Resolver {
         match host {
             Host::V4(ip) => Ok(vec![IpAddr::V4(*ip)]),
             Host::V6(ip) => Ok(vec![IpAddr::V6(*ip)]),
-            Host::Name(name) => {
-                let threads = (!self.listed.contains_key(name)).then(|| self.threads.clone());
-                self.resolve_name(name, |name| look_up(name, threads)).await
-            }
+            Host::Name(name) => self.resolve_name(name, ask_system).await,
         }
     }
 
-    async fn resolve_name<F>(&self, name: &str, look_up: impl FnOnce(String) -> F) -> Result<Vec<IpAddr>, ResolveError>
+    /// The addresses that the names of this pattern gave lately.
+    #[must_use]
+    pub fn lately(&self, pattern: &HostPattern) -> Vec<IpAddr> {
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.listed.iter().chain(others.iter());
+        let covered = names.filter(|(name, _)| pattern.covers_host(&Host::Name((*name).clone())));
+        let since = Instant::now();
+        covered.flat_map(|(_, name)| name.lock().lately(since)).collect()
+    }
+
+    async fn resolve_name<F>(&self, name: &str, ask: impl FnOnce(String) -> F) -> Result<Vec<IpAddr>, ResolveError>
     where
         F: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
     {
-        let mut known = self.entry(name).lock_owned().await;
-        if known.good_until.is_none_or(|until| Instant::now() >= until) {
-            known = refresh(known, look_up(name.to_owned())).await;
-        }
-        match &known.failure {
-            Some(cause) if known.addresses.is_empty() => {
-                Err(ResolveError { name: name.to_owned(), cause: cause.clone() })
+        let entry = self.entry(name);
+        let mut ask = Some(ask);
+        loop {
+            let mut looked_up = pin!(entry.looked_up.notified());
+            looked_up.as_mut().enable();
+            let look = entry.lock().look();
+            match look {
+                Look::Good(answer) => {
+                    return answer.map_err(|cause| ResolveError { name: name.to_owned(), cause });
+                }
+                Look::Asking(stale) if stale.is_empty() => looked_up.await,
+                Look::Asking(stale) => return Ok(stale),
+                Look::Ask(stale) => {
+                    let permit = tokio::select! {
+                        biased;
+                        permit = self.permit(name, &stale) => permit,
+                        // Another caller had it looked up meanwhile.
+                        () = looked_up.as_mut() => continue,
+                    };
+                    let Some(permit) = permit else { return Ok(stale) };
+                    if let Some(ask) = ask.take_if(|_| entry.begin()) {
+                        tokio::spawn(entry.clone().look_up(permit, ask(name.to_owned())));
+                    }
+                    if !stale.is_empty() && timeout(STALE_PATIENCE, looked_up).await.is_err() {
+                        return Ok(stale);
+                    }
+                }
             }
-            _ => Ok(known.addresses.clone()),
         }
     }
 
-    fn entry(&self, name: &str) -> Name {
+    /// The right to look up this name, which may have a stale answer. `None` if all threads for such names are busy: the
+    /// stale answer is used.
+    async fn permit(&self, name: &str, stale: &[IpAddr]) -> Option<Option<OwnedSemaphorePermit>> {
+        if self.listed.contains_key(name) {
+            return Some(None);
+        }
+        if !stale.is_empty() {
+            return self.refreshes.clone().try_acquire_owned().ok().map(Some);
+        }
+        let host = Host::Name(name.to_owned());
+        let suffix = self.suffixes.iter().find(|(suffix, _)| suffix.covers_host(&host));
+        let threads = suffix.map_or(&self.unlisted, |(_, threads)| threads).clone();
+        Some(Some(threads.acquire_owned().await.expect("these semaphores are never closed")))
+    }
+
+    fn entry(&self, name: &str) -> Arc<Name> {
         if let Some(listed) = self.listed.get(name) {
             return listed.clone();
         }
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-        if others.len() >= MOST_NAMES && !others.contains_key(name) {
-            others.retain(|_, entry| Arc::strong_count(entry) > 1 || is_fresh(entry));
-            if others.len() >= MOST_NAMES {
-                others.clear();
-            }
+        if others.len() >= MAX_NAMES && !others.contains_key(name) {
+            make_room(&mut others);
         }
         others.entry(name.to_owned()).or_default().clone()
     }
 }
 
-fn is_fresh(name: &Name) -> bool {
-    let known = name.try_lock();
-    known.is_ok_and(|known| known.good_until.is_some_and(|until| Instant::now() < until))
+/// Forgets names that nobody waits for: those that were never resolved, and only if that is not enough, others.
+fn make_room(names: &mut HashMap<String, Arc<Name>>) {
+    let now = Instant::now();
+    let is_used = |name: &Arc<Name>| Arc::strong_count(name) > 1;
+    let is_resolved = |name: &Arc<Name>| !name.lock().addresses.is_empty();
+    let many = names.values().filter(|name| is_resolved(name)).count() >= MAX_NAMES;
+    names.retain(|_, name| is_used(name) || name.lock().is_good(now) || !many && is_resolved(name));
+    if many && names.len() >= MAX_NAMES {
+        names.retain(|_, name| is_used(name));
+    }
 }
 
-/// Looks the name up in a task of its own: who asked first may leave, the answer is for all who ask.
-async fn refresh(
-    mut known: OwnedMutexGuard<Known>,
-    lookup: impl Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
-) -> OwnedMutexGuard<Known> {
-    let task = tokio::spawn(async move {
-        known.refresh(lookup).await;
-        known
-    });
-    task.await.expect("a lookup does not panic, and is not aborted")
+impl Name {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a lookup, unless one is under way.
+    fn begin(&self) -> bool {
+        !std::mem::replace(&mut self.lock().is_asking, true)
+    }
+
+    /// Runs as a task of its own: the caller that began it may leave, and the answer is for all who ask.
+    async fn look_up(
+        self: Arc<Name>,
+        permit: Option<OwnedSemaphorePermit>,
+        lookup: impl Future<Output = io::Result<Vec<IpAddr>>>,
+    ) {
+        let answer = lookup.await;
+        drop(permit);
+        self.lock().learn(answer);
+        self.looked_up.notify_waiters();
+    }
 }
 
 impl Known {
-    async fn refresh(&mut self, lookup: impl Future<Output = io::Result<Vec<IpAddr>>>) {
-        let answer = if self.addresses.is_empty() {
-            lookup.await
-        } else {
-            timeout(PATIENCE_WITH_STALE, lookup).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        };
+    fn is_good(&self, now: Instant) -> bool {
+        self.good_until.is_some_and(|until| now < until)
+    }
+
+    fn look(&self) -> Look {
+        let stale = self.addresses.clone();
+        if self.is_good(Instant::now()) {
+            let failed = self.failure.clone().filter(|_| stale.is_empty());
+            return Look::Good(failed.map_or(Ok(stale), Err));
+        }
+        if self.is_asking { Look::Asking(stale) } else { Look::Ask(stale) }
+    }
+
+    fn learn(&mut self, answer: io::Result<Vec<IpAddr>>) {
+        let now = Instant::now();
         let (failure, good_for) = match answer {
             Ok(addresses) if !addresses.is_empty() => {
+                self.lately.retain(|(address, at)| !addresses.contains(address) && now - *at < LATELY);
+                self.lately.extend(addresses.iter().map(|address| (*address, now)));
+                let beyond = self.lately.len().saturating_sub(MAX_LATELY);
+                self.lately.drain(..beyond);
                 self.addresses = addresses;
                 (None, FRESH)
             }
@@ -173,19 +297,18 @@ impl Known {
             Err(error) => (Some(error.to_string()), FAILED),
         };
         self.failure = failure;
-        self.good_until = Some(Instant::now() + good_for);
+        self.good_until = Some(now + good_for);
+        self.is_asking = false;
+    }
+
+    fn lately(&self, now: Instant) -> Vec<IpAddr> {
+        self.lately.iter().filter(|(_, at)| now - *at < LATELY).map(|(address, _)| *address).collect()
     }
 }
 
-/// Asks the system's resolver, on a thread that may be busy for long: the permit goes with the thread, not with who
-/// waits for it.
-async fn look_up(name: String, threads: Option<Arc<Semaphore>>) -> io::Result<Vec<IpAddr>> {
-    let permit = match threads {
-        Some(threads) => Some(threads.acquire_owned().await.map_err(io::Error::other)?),
-        None => None,
-    };
+/// Asks the system's resolver, on a thread that may be busy for long.
+async fn ask_system(name: String) -> io::Result<Vec<IpAddr>> {
     let asking = tokio::task::spawn_blocking(move || {
-        let _permit = permit;
         (name, 0).to_socket_addrs().map(|addresses| unique(addresses.map(|address| address.ip())))
     });
     asking.await.map_err(io::Error::other)?
@@ -210,6 +333,10 @@ mod tests {
 
     const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     const SECOND: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+
+    fn hosts(patterns: &[&str]) -> std::vec::IntoIter<HostPattern> {
+        patterns.iter().map(|pattern| HostPattern::parse(pattern).unwrap()).collect::<Vec<_>>().into_iter()
+    }
 
     fn answer(address: IpAddr) -> std::future::Ready<io::Result<Vec<IpAddr>>> {
         std::future::ready(Ok(vec![address]))
@@ -241,12 +368,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_known_is_known_to_the_resolver_of_another_config() {
-        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>().into_iter();
-        let before = Resolver::new(names(&["a", "b"]));
+        let before = Resolver::new(hosts(&["a", "b"]));
         for name in ["a", "b", "c"] {
             assert_eq!(before.resolve_name(name, |_| answer(FIRST)).await.unwrap(), [FIRST]);
         }
-        let after = before.followed_by(names(&["a", "c", "d"]));
+        let after = before.followed_by(hosts(&["a", "c", "d"]));
         tokio::time::advance(FRESH).await;
         for name in ["a", "b", "c"] {
             assert_eq!(after.resolve_name(name, |_| failure()).await.unwrap(), [FIRST], "{name}");
@@ -267,21 +393,80 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn names_are_not_remembered_without_bound() {
         let resolver = Resolver::new(std::iter::empty());
-        for number in 0..3 * MOST_NAMES {
+        for number in 0..3 * MAX_NAMES {
             resolver.resolve_name(&format!("host-{number}"), |_| answer(FIRST)).await.unwrap();
         }
-        assert!(resolver.others.lock().unwrap().len() <= MOST_NAMES);
+        assert!(resolver.others.lock().unwrap().len() <= MAX_NAMES);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_lookup_goes_on_when_who_asked_has_left() {
-        let resolver = Resolver::new(std::iter::once("a".to_owned()));
+        let resolver = Resolver::new(hosts(&["a"]));
         let slow = async {
             tokio::time::sleep(Duration::from_secs(5)).await;
             Ok(vec![FIRST])
         };
         assert!(timeout(Duration::from_secs(1), resolver.resolve_name("a", |_| slow)).await.is_err());
         assert_eq!(resolver.resolve_name("a", |_| failure()).await.unwrap(), [FIRST]);
+    }
+
+    /// 1,500 names that the resolver is silent about have a bounded part of its threads; a name that was resolved before
+    /// waits behind none of them, and not for the resolver either.
+    #[tokio::test(start_paused = true)]
+    async fn names_that_never_resolve_keep_no_known_name_waiting() {
+        let resolver = Arc::new(Resolver::new(hosts(&["listed.test", "*.suffix.test"])));
+        let lookups = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let known = ["known.suffix.test", "known.other.test"];
+        for name in known {
+            assert_eq!(resolver.resolve_name(name, |_| answer(FIRST)).await.unwrap(), [FIRST]);
+        }
+        let mut asking = Vec::new();
+        for number in 0..1500 {
+            // Each is asked for twice.
+            for _ in 0..2 {
+                let (resolver, lookups) = (resolver.clone(), lookups.clone());
+                asking.push(tokio::spawn(async move {
+                    let name = format!("{number}.suffix.test");
+                    let silent = |_| {
+                        lookups.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        std::future::pending()
+                    };
+                    resolver.resolve_name(&name, silent).await
+                }));
+            }
+        }
+        tokio::time::sleep(FRESH).await;
+        assert_eq!(lookups.load(std::sync::atomic::Ordering::Relaxed), MAX_LOOKUPS);
+        let began = Instant::now();
+        assert_eq!(resolver.resolve_name("listed.test", |_| answer(SECOND)).await.unwrap(), [SECOND]);
+        assert_eq!(resolver.resolve_name("new.other.test", |_| answer(SECOND)).await.unwrap(), [SECOND]);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        // The resolver is silent: who finds the answer stale waits a moment, and those after it do not.
+        for (name, patience) in [(known[0], STALE_PATIENCE), (known[0], Duration::ZERO), (known[1], STALE_PATIENCE)] {
+            let began = Instant::now();
+            assert_eq!(resolver.resolve_name(name, |_| std::future::pending()).await.unwrap(), [FIRST], "{name}");
+            assert!(began.elapsed() <= patience + Duration::from_millis(1), "{name}: {:?}", began.elapsed());
+        }
+        // A lookup that nobody waits for any more is not begun.
+        asking.iter().for_each(tokio::task::JoinHandle::abort);
+        tokio::time::sleep(FRESH).await;
+        assert_eq!(lookups.load(std::sync::atomic::Ordering::Relaxed), MAX_LOOKUPS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_addresses_that_names_gave_lately_are_remembered() {
+        let resolver = Resolver::new(hosts(&["a.test", "*.suffix.test"]));
+        for (name, address) in [("a.test", FIRST), ("a.test", SECOND), ("b.suffix.test", FIRST)] {
+            tokio::time::advance(FRESH).await;
+            resolver.resolve_name(name, |_| answer(address)).await.unwrap();
+        }
+        let lately = |pattern: &str| resolver.lately(&HostPattern::parse(pattern).unwrap());
+        assert_eq!(
+            (lately("a.test"), lately("*.suffix.test"), lately("b.test")),
+            (vec![FIRST, SECOND], vec![FIRST], vec![])
+        );
+        tokio::time::advance(LATELY).await;
+        assert!(lately("a.test").is_empty());
     }
 
     #[test]

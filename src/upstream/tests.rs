@@ -126,7 +126,7 @@ async fn silent_names_of_nodes_cost_their_patience_once() {
     let upstream = upstream();
     let mut silence = Vec::new();
     for host in &hosts[1..] {
-        silence.push(upstream.resolver.silence(host).await);
+        silence.push(upstream.resolver.silence(host));
     }
     let target = cluster.origins()[0].target.clone();
     let destination = Destination {

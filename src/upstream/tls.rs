@@ -151,7 +151,7 @@ fn in_words(error: io::Error) -> io::Error {
 /// Whether a handshake failed for good: the same would come of another one.
 #[must_use]
 pub fn is_final(error: &io::Error) -> bool {
-    let is_rejected = error.get_ref().is_some_and(|cause| cause.is::<verify::Rejected>());
+    let is_rejected = error.get_ref().and_then(|cause| cause.downcast_ref::<verify::Rejected>()).is_some();
     if error.kind() == io::ErrorKind::InvalidInput || is_rejected {
         return true;
     }
