@@ -32,6 +32,8 @@ pub enum Cause {
     Answer(Sign),
     /// None of its addresses took a connection.
     FailedDial,
+    /// Nothing answers behind one of its gateways.
+    Outage,
     /// An answer that took several times as long as its best.
     SlowAnswer,
 }
@@ -43,6 +45,7 @@ impl Cause {
         match self {
             Cause::Answer(sign) => sign.as_str(),
             Cause::FailedDial => "failed_dial",
+            Cause::Outage => "outage",
             Cause::SlowAnswer => "slow_answer",
         }
     }
@@ -50,7 +53,7 @@ impl Cause {
     /// In twelfths of what makes distress.
     fn weight(self) -> u32 {
         match self {
-            Cause::FailedDial | Cause::Answer(Sign::DatabaseError) => FULL,
+            Cause::FailedDial | Cause::Outage | Cause::Answer(Sign::DatabaseError) => FULL,
             Cause::Answer(
                 Sign::InternalError | Sign::BadGateway | Sign::Unavailable | Sign::GatewayTimeout | Sign::Broken,
             ) => 6,

@@ -3,9 +3,10 @@
 //! Harbor shows the overload of its database as answers that look final: a `401` whose challenge is empty, a token without
 //! the actions that were asked for. Only a GET or a HEAD is ever asked again, and only before a byte of the answer went to
 //! the client. [`signs`] is the table of what is worth it, [`tokens`] reads tokens, [`memory`] keeps what was learned of
-//! credentials, [`turns`] bounds how many are asked again at once, and [`Distress`] says whether anything is believed at
+//! credentials, [`gateway`] holds requests while nothing answers behind a gateway, [`turns`] bounds how many are asked again at once, and [`Distress`] says whether anything is believed at
 //! all. No I/O here, and no clock.
 
+pub mod gateway;
 pub mod memory;
 pub mod signs;
 pub mod tokens;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use self::gateway::Gateways;
 use self::memory::{Key, Keys, Memory};
 use self::turns::Turns;
 use crate::admission::Moment;
@@ -37,6 +39,8 @@ pub struct Repair {
     pub enabled: bool,
     /// Who may be asked again now, while the registry is in distress.
     pub turns: Turns,
+    /// Outages behind the registry's gateways.
+    pub gateways: Gateways,
     keys: Keys,
     distress: Mutex<Distress>,
     /// Notified when distress begins.

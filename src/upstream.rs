@@ -11,6 +11,7 @@ pub mod connect;
 mod early_answer;
 mod endpoints;
 mod failure;
+mod hold;
 pub mod http;
 mod lookup;
 mod reach;

@@ -84,7 +84,7 @@ impl Place {
     pub(super) const FIRST: Place = Place { arrived: 0, sequence: 0 };
     pub(super) const LAST: Place = Place { arrived: u64::MAX, sequence: u64::MAX };
 
-    pub(super) fn new(arrived: Moment, sequence: u64) -> Place {
+    pub(crate) fn new(arrived: Moment, sequence: u64) -> Place {
         Place { arrived: arrived.nanos(), sequence }
     }
 

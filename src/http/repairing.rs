@@ -90,12 +90,18 @@ impl Exchange<'_> {
             self.outbound.request(body)
         });
         let upstream = self.upstream;
+        let node = connection.node();
         upstream.metrics.sent(connection.is_used());
         let began = Instant::now();
         let sent = tokio::select! {
             sent = connection.send(request, upstream.gate.clone(), self.outbound.key().clone()) => sent,
             () = upstream.ended.cancelled() => return Err(Failure::Draining),
         };
+        let status = sent.as_ref().ok().map(Response::status);
+        if !matches!(sent, Err(SendError::Unsent(_))) {
+            let path = upstream.repair.key(&[self.outbound.uri().path().as_bytes()]);
+            upstream.answered(attempt, node, status, path);
+        }
         match sent {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Err(Failure::Switched),
             Ok(response) => Ok(Some((response, began.elapsed()))),

@@ -136,6 +136,10 @@ impl Answer {
                 let message = format!("{title} is unreachable: {error}");
                 Answer { load: Load::of_unreachable(upstream), ..Answer::plain(reason, message) }
             }
+            Failure::NoAnswerBehind(_) => {
+                let message = format!("{title} is down: {failure}");
+                Answer { load: Load::of_unreachable(upstream), ..Answer::plain(Reason::UpstreamUnreachable, message) }
+            }
             Failure::Died(error) if error.is_parse() => {
                 let message = format!("{title} sent an answer that cannot be read: {error}");
                 Answer::plain(Reason::UpstreamUnreachable, message)

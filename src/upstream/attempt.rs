@@ -13,7 +13,8 @@ use super::connect::DialError;
 use super::endpoints::Endpoints;
 use super::failure::Failure;
 use super::http::PooledConnection;
-use crate::admission::{Lane, Moment, Place, Principal, ReuseKey, SlotState, SlotUse, Ticket};
+use crate::admission::{Gate, Lane, Moment, Place, Principal, ReuseKey, SlotState, SlotUse, Ticket};
+use crate::repair::Repair;
 use crate::target::Target;
 
 /// Where a request goes.
@@ -84,6 +85,8 @@ pub struct Attempt {
     pub connect: Option<Duration>,
     /// The ticket of its place, if it came back to it and did not ask for admission yet.
     pub(super) ticket: Option<Ticket<PooledConnection>>,
+    /// Whether it is held, or probes, while nothing answers behind the registry's gateway.
+    pub(super) hold: Option<Hold>,
     /// The addresses that are being tried.
     pub(super) round: Option<Round>,
     /// How often in a row its name could not be resolved.
@@ -98,6 +101,25 @@ impl Attempt {
         match self.kind {
             SlotUse::Tunnel => SlotState::Idle,
             SlotUse::Request | SlotUse::Pooled => SlotState::Active,
+        }
+    }
+}
+
+/// A request that is held, or probes. Dropping it lets the next one probe.
+#[derive(Debug)]
+pub(super) struct Hold {
+    pub repair: Arc<Repair>,
+    pub gate: Gate<PooledConnection>,
+    pub place: Place,
+    pub urls: Vec<Arc<str>>,
+    /// Which of them it probes.
+    pub probes: Option<usize>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        for url in &self.urls {
+            self.repair.gateways.gone(url, self.place, self.gate.now());
         }
     }
 }

@@ -20,6 +20,9 @@ pub enum Failure {
     /// No address took the connection.
     #[error(transparent)]
     Undialled(#[from] DialError),
+    /// The gateway at this URL answers 502, 503 or 504, whatever it is asked.
+    #[error("{0} answers 502, 503 or 504: nothing answers behind it")]
+    NoAnswerBehind(String),
     /// The connection ended before the answer.
     #[error("the connection ended before the answer: {0}")]
     Died(#[source] hyper::Error),

@@ -44,7 +44,8 @@ impl Upstream {
 
     /// Those of every node whose name can be resolved. One that is left out keeps nobody waiting for its name.
     async fn endpoints_of_nodes(&self, cluster: &Arc<Cluster>, attempt: &Attempt) -> Result<Endpoints, Failure> {
-        let wanted = cluster.wanted(self.gate.now());
+        let mut wanted = cluster.wanted(self.gate.now());
+        wanted.retain(|node| !self.is_held(attempt, Some(*node)));
         // One name that nobody answers for must not keep the others waiting.
         let patience = attempt.deadline.min(self.gate.now() + NODE_LOOKUP);
         let mut lookups = JoinSet::new();

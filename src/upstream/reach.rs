@@ -67,6 +67,7 @@ impl Upstream {
     }
 
     async fn step_in_time(&self, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
+        self.pass_gateways(attempt).await?;
         let mut round = match attempt.round.take() {
             Some(round) => round,
             None => match self.endpoints(attempt).await {
@@ -74,9 +75,19 @@ impl Upstream {
                 Err(failure) => return self.unresolved(failure, attempt).await,
             },
         };
+        if !round.endpoints.any_left() {
+            return Ok(None);
+        }
         let slot = match self.admit(attempt).await {
             Ok(Admission::New(slot)) => slot,
-            Ok(Admission::Kept(pooled)) => return Ok(Some(Connected::Pooled(pooled))),
+            Ok(Admission::Kept(pooled)) => {
+                let is_held = self.is_held(attempt, pooled.node());
+                // A probe of one node of several needs a connection of its own.
+                if is_held && attempt.hold.is_some() {
+                    attempt.reuse = None;
+                }
+                return Ok((!is_held).then_some(Connected::Pooled(pooled)));
+            }
             // Its patience ended in the queue, but what kept it from being served is the dials that failed.
             Err(refusal) => {
                 let dial = round.failed.map(Failure::from).or(attempt.failed.take());
@@ -99,6 +110,9 @@ impl Upstream {
             self.wait_for_full_node(slot, attempt).await;
             return None;
         };
+        if self.is_held(attempt, endpoint.node_permit.as_ref().map(NodePermit::index)) {
+            return None;
+        }
         let once_connected = attempt.once_connected();
         match connect::dial(slot, endpoint, once_connected, self.terms, &self.tls, &self.metrics).await {
             Ok((established, took)) => {
@@ -126,7 +140,7 @@ impl Upstream {
 
     /// Every address was tried once. Another round follows where a moment later may be better.
     async fn round_failed(&self, round: Round, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
-        let error = round.failed.expect("a round ends with a dial that failed");
+        let Some(error) = round.failed else { return Ok(None) };
         if round.untrusted && self.retry_until_deadline && !error.is_final() {
             // A node took the connection, so the gate knows of no outage.
             self.pause_until(attempt.deadline.min(self.gate.now() + UNTRUSTED_PAUSE)).await?;

@@ -111,6 +111,7 @@ impl Upstream {
             waited: Duration::ZERO,
             connect: None,
             ticket,
+             hold: None,
             round: None,
             lookups_failed: 0,
             failed: None,
