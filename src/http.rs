@@ -12,6 +12,7 @@ mod outbound;
 mod repairing;
 mod reply;
 mod request_phase;
+mod resuming;
 
 use std::pin::pin;
 use std::sync::Arc;

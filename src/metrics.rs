@@ -88,6 +88,7 @@ pub struct RegistryMetrics {
     requests: Counters<Connection>,
     retries: Counters<Sign>,
     repaired: Counters<Sign>,
+    resumed: IntCounter,
 }
 
 /// The counters of one class of one registry.
@@ -176,6 +177,10 @@ impl RegistryMetrics {
                 "roadstead_repaired_total",
                 "Requests that were sent again and then answered well, by what was wrong at first.",
             ),
+            resumed: families.counter(
+                ("roadstead_resumed_total", "Blobs whose transfer broke off and was resumed."),
+                &[("registry", name)],
+            ),
         }
     }
 
@@ -202,6 +207,11 @@ impl RegistryMetrics {
     /// A request that was sent again was answered well.
     pub fn repaired(&self, sign: Sign) {
         self.repaired.at(sign).inc();
+    }
+
+    /// A blob whose transfer broke off goes on.
+    pub fn resumed(&self) {
+        self.resumed.inc();
     }
 
     /// A wait in this class ended.

@@ -31,6 +31,12 @@ impl BufferedBody {
         BufferedBody { frames: VecDeque::new(), data: BytesMut::new(), rest, hint }
     }
 
+    /// A body without bytes.
+    #[must_use]
+    pub fn empty() -> BufferedBody {
+        BufferedBody { frames: VecDeque::new(), data: BytesMut::new(), rest: None, hint: SizeHint::with_exact(0) }
+    }
+
     /// Reads ahead, to the end or until there are more than `most` bytes. May be given up at any point.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ use super::outbound::Outbound;
 use super::repairing;
 use super::reply::{Relayed, Reply};
 use super::request_phase::RequestPhase;
+use super::resuming::Resumable;
 use crate::admission::{self, Principal};
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::proxy::client::{Client, ClientIo};
@@ -119,7 +120,7 @@ impl Arrival<'_> {
     async fn exchange(
         &self,
         mut record: Record,
-        upstream: &Upstream,
+        upstream: &Arc<Upstream>,
         destination: Destination,
         principal: Principal,
         (outbound, body): (Outbound, RequestBody),
@@ -131,7 +132,7 @@ impl Arrival<'_> {
         let kind = (admission::SlotUse::Request, outbound.lane());
         let mut attempt = upstream.attempt(destination, principal, kind, Some(outbound.key().clone()), patience);
         let upload = body.upload();
-        let exchanged = repairing::exchange((outbound, body), upstream, &mut attempt).await;
+        let exchanged = repairing::exchange((outbound.clone(), body), upstream, &mut attempt).await;
         record.reached(attempt.waited, attempt.connect);
         let response = match exchanged {
             Ok((response, retries)) => {
@@ -148,6 +149,7 @@ impl Arrival<'_> {
                 return refuse(record, &Answer::of_failure(&failure, upstream, &attempt), &upstream.name);
             }
         };
+        let resumable = Resumable::of(upstream, outbound, &attempt, &response);
         let (mut head, body) = response.into_parts();
         strip_response(&mut head.headers);
         if let Some(rewrite) = &rewrite {
@@ -156,7 +158,7 @@ impl Arrival<'_> {
         self.proxy.sign(&mut head.headers);
         // The version is this hop's own; hyper lowers it for a client that speaks 1.0.
         head.version = Version::HTTP_11;
-        let relayed = Relayed::new(body, record, upload, self.phase.clone(), self.client.clone());
+        let relayed = Relayed::new(body, resumable, record, upload, self.phase.clone(), self.client.clone());
         Response::from_parts(head, Reply::Relayed(Box::new(relayed)))
     }
 }

@@ -1,7 +1,9 @@
 //! A request as it goes to the registry.
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderMap, HeaderValue, RANGE};
+use hyper::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderMap, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE,
+};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Uri, Version};
@@ -112,6 +114,19 @@ impl Outbound {
     pub fn unpacked(mut self) -> Outbound {
         self.head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         self
+    }
+
+    /// The same for these bytes alone, the last one included.
+    #[must_use]
+    pub fn with_range(&self, first: u64, last: u64) -> Outbound {
+        let mut part = self.clone();
+        let range = HeaderValue::try_from(format!("bytes={first}-{last}")).expect("digits are visible ASCII");
+        part.head.headers.insert(RANGE, range);
+        // What the client knows of the blob was asked about by its own request.
+        for name in [IF_RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE] {
+            part.head.headers.remove(name);
+        }
+        part
     }
 
     /// The lane of the request.

@@ -12,6 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use super::buffered_body::BufferedBody;
 use super::request_phase::RequestPhase;
+use super::resuming::Resumable;
 use crate::proxy::client::Client;
 use crate::proxy::record::{Carried, Record};
 use crate::upstream::request_body::Upload;
@@ -24,9 +25,15 @@ pub enum Reply {
     Relayed(Box<Relayed>),
 }
 
+type Resuming = Pin<Box<dyn Future<Output = Result<(Box<Resumable>, BufferedBody), hyper::Error>> + Send>>;
+
 /// A body on its way from the registry to the client. It takes the record of the request to its end.
 pub struct Relayed {
     body: BufferedBody,
+    /// What is needed to go on where the body breaks off; `None` where it cannot be.
+    resumable: Option<Box<Resumable>>,
+    /// The rest, while that is asked for.
+    resuming: Option<Resuming>,
     record: Option<Record>,
     carried: Carried,
     upload: Upload,
@@ -39,13 +46,16 @@ impl Relayed {
     #[must_use]
     pub fn new(
         body: BufferedBody,
+        resumable: Option<Resumable>,
         mut record: Record,
         upload: Upload,
         phase: RequestPhase,
         client: Arc<Client>,
     ) -> Relayed {
         let carried = record.carried();
-        let mut relayed = Relayed { body, record: Some(record), carried, upload, phase, client };
+        let resumable = resumable.map(Box::new);
+        let mut relayed =
+            Relayed { body, resumable, resuming: None, record: Some(record), carried, upload, phase, client };
         relayed.check_end();
         relayed
     }
@@ -57,7 +67,7 @@ impl Relayed {
     }
 
     fn check_end(&mut self) {
-        if self.body.is_end_stream() {
+        if self.is_end_stream() {
             self.served();
         }
     }
@@ -79,8 +89,41 @@ impl Relayed {
         }
     }
 
+    fn is_end_stream(&self) -> bool {
+        self.resuming.is_none() && self.body.is_end_stream()
+    }
+
+    /// The next frame; where the body broke off and can be resumed, of the rest of it.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        loop {
+            if let Some(resuming) = &mut self.resuming {
+                let resumed = ready!(resuming.as_mut().poll(cx));
+                self.resuming = None;
+                match resumed {
+                    Ok((resumable, body)) => (self.resumable, self.body) = (Some(resumable), body),
+                    Err(error) => return Poll::Ready(Some(Err(error))),
+                }
+            }
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            match (frame, self.resumable.take()) {
+                (Some(Err(error)), Some(resumable)) => {
+                    // The broken connection goes first, and its slot with it.
+                    self.body = BufferedBody::empty();
+                    self.resuming = Some(Box::pin(resumable.resume(error)));
+                }
+                (frame, mut resumable) => {
+                    if let (Some(resumable), Some(Ok(frame))) = (&mut resumable, &frame) {
+                        resumable.sent(frame.data_ref().map_or(0, Bytes::len));
+                    }
+                    self.resumable = resumable;
+                    return Poll::Ready(frame);
+                }
+            }
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let frame = ready!(self.poll_body(cx));
         match &frame {
             // Nobody polls again after trailers.
             Some(Ok(frame)) if frame.is_trailers() => self.served(),
@@ -110,7 +153,7 @@ impl Body for Reply {
     fn is_end_stream(&self) -> bool {
         match self {
             Reply::Own(body) => body.is_end_stream(),
-            Reply::Relayed(relayed) => relayed.body.is_end_stream(),
+            Reply::Relayed(relayed) => relayed.is_end_stream(),
         }
     }
 

@@ -87,6 +87,8 @@ pub struct Attempt {
     pub(super) ticket: Option<Ticket<PooledConnection>>,
     /// Whether it is held, or probes, while nothing answers behind the registry's gateway.
     pub(super) hold: Option<Hold>,
+    /// Whether it found out that nothing answers there.
+    pub(super) has_probed: bool,
     /// The addresses that are being tried.
     pub(super) round: Option<Round>,
     /// How often in a row its name could not be resolved.
@@ -96,6 +98,28 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// The same request once more, in its old place.
+    #[must_use]
+    pub fn again(&self) -> Attempt {
+        Attempt {
+            destination: self.destination.clone(),
+            principal: self.principal.clone(),
+            name: self.name.clone(),
+            reuse: self.reuse.clone(),
+            queued: self.queued.clone(),
+            again: true,
+            waited: Duration::ZERO,
+            connect: None,
+            ticket: None,
+            hold: None,
+            has_probed: false,
+            round: None,
+            lookups_failed: 0,
+            failed: None,
+            ..*self
+        }
+    }
+
     /// What its socket is doing once it stands. In a tunnel, the handshake that burdens the registry is yet to come.
     pub(super) fn once_connected(&self) -> SlotState {
         match self.kind {

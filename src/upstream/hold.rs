@@ -37,6 +37,10 @@ impl Upstream {
             let mut change = pin!(gateways.change());
             change.as_mut().enable();
             let now = self.gate.now();
+            // One that has found out once does not do so again where it can go elsewhere.
+            if attempt.has_probed && hold.urls.iter().any(|url| !gateways.holds(url, attempt.place)) {
+                return Ok(());
+            }
             let passages: Vec<Passage> =
                 hold.urls.iter().map(|url| gateways.passage(url, attempt.place, now)).collect();
             hold.probes = passages.iter().position(|passage| *passage == Passage::Probe);
@@ -86,6 +90,7 @@ impl Upstream {
         }
         let (url, now) = (url_of(attempt, node), self.gate.now());
         if is_bad {
+            attempt.has_probed |= is_probe;
             if gateways.answered_badly(&url, attempt.place, path, now) {
                 self.repair.note(Cause::Outage, self.repair.key(&[url.as_bytes()]), now);
                 tracing::debug!(registry = self.name, %url, "nothing answers behind the gateway: requests are held");

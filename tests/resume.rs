@@ -1,0 +1,180 @@
+//! Blobs whose transfer breaks off at the registry: the client gets the exact bytes, or a connection that breaks off, and
+//! never a wrong body.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use roadstead_test_support::http::Framing;
+use roadstead_test_support::{Random, Sidecar, StubRegistry, Wire, blob_of, config, is_soak};
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// What the registry does when the rest of a blob is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    /// It sends it.
+    Exact,
+    /// It knows no ranges, and sends all of it again.
+    Ignored,
+    /// It sends other bytes than those that were asked for, and says so.
+    OtherRange,
+    /// It says that the blob is longer.
+    OtherTotal,
+    /// It is another version of the blob.
+    OtherTag,
+    /// It sends fewer bytes than it says that the range has.
+    Shorter,
+}
+
+const ALL: [Rest; 6] = [Rest::Exact, Rest::Ignored, Rest::OtherRange, Rest::OtherTotal, Rest::OtherTag, Rest::Shorter];
+
+/// A registry that cuts every first transfer of a blob at a random offset, and some of the later ones.
+struct Cutting {
+    stub: StubRegistry,
+    cuts: Arc<AtomicUsize>,
+}
+
+fn length_of(path: &str) -> usize {
+    1 + path.bytes().fold(7_usize, |sum, byte| (sum * 31 + usize::from(byte)) % 90_001)
+}
+
+async fn cutting(rest: Rest) -> Cutting {
+    let cuts = Arc::new(AtomicUsize::new(0));
+    let (random, counted) = (Arc::new(Mutex::new(Random::new(11))), cuts.clone());
+    let stub = StubRegistry::raw(move |connection| {
+        let (random, counted) = (random.clone(), counted.clone());
+        async move {
+            let mut wire = Wire::new(connection);
+            while let Ok(Some(head)) = wire.read_head().await {
+                let _ = wire.body(Framing::of_request(&head)).collect().await;
+                let blob = blob_of(head.target(), length_of(head.target()));
+                let asked = head.header("Range").and_then(|range| range.strip_prefix("bytes="));
+                let asked = asked.and_then(|range| range.split_once('-'));
+                let range = asked.map(|(first, last)| {
+                    (
+                        first.parse::<usize>().unwrap(),
+                        last.parse().map_or(blob.len() - 1, |last: usize| last.min(blob.len() - 1)),
+                    )
+                });
+                let is_rest = head.header("X-Part").is_none() && range.is_some()
+                    || head
+                        .header("X-Part")
+                        .is_some_and(|part| range.is_some_and(|(first, _)| first.to_string() != part));
+                let (answer, body) = answer(&blob, range, if is_rest { rest } else { Rest::Exact });
+                let mut cut = {
+                    let mut random = random.lock().unwrap();
+                    if is_rest && random.below(3) > 0 {
+                        body.len()
+                    } else {
+                        usize::try_from(random.below(body.len() as u64 + 1)).unwrap()
+                    }
+                };
+                if rest == Rest::Shorter && is_rest {
+                    cut = body.len() / 2;
+                }
+                if wire.send(answer.as_bytes()).await.is_err() || wire.send(&body[..cut]).await.is_err() {
+                    return;
+                }
+                if cut < body.len() {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    Cutting { stub, cuts }
+}
+
+/// Head and body of the answer to a request for this range, or for all of it.
+fn answer(blob: &[u8], range: Option<(usize, usize)>, rest: Rest) -> (String, Vec<u8>) {
+    let tag = if rest == Rest::OtherTag { "two" } else { "one" };
+    let Some((first, last)) = range.filter(|_| rest != Rest::Ignored) else {
+        return (
+            format!("HTTP/1.1 200 OK\r\nETag: \"{tag}\"\r\nContent-Length: {}\r\n\r\n", blob.len()),
+            blob.to_vec(),
+        );
+    };
+    let first = if rest == Rest::OtherRange { first.saturating_sub(1) } else { first };
+    let total = blob.len() + usize::from(rest == Rest::OtherTotal);
+    let body = blob[first..=last].to_vec();
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 206 Partial Content\r\nETag: \"{tag}\"\r\nContent-Range: bytes {first}-{last}/{total}\r\nContent-Length: {length}\r\n\r\n"
+    );
+    (head, body)
+}
+
+async fn start(registries: &[SocketAddr]) -> (Sidecar, SocketAddr) {
+    let urls: Vec<String> = registries.iter().map(|address| format!("\"http://{address}\"")).collect();
+    let registry = format!(
+        "[registries.harbor]\nhosts = [\"registry.test\"]\ncap = 4\nshare = 1\n\
+         [registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = [{}]\n",
+        urls.join(", ")
+    );
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
+    let mirror = sidecar.listener("mirror").unwrap();
+    (sidecar, mirror)
+}
+
+/// Gets a blob, or a part of it; `None` when the transfer breaks off.
+async fn get(mirror: SocketAddr, path: &str, range: Option<(usize, usize)>) -> Option<Vec<u8>> {
+    let mut wire = Wire::open(mirror).await.unwrap();
+    let headers: Vec<String> = range
+        .iter()
+        .flat_map(|(first, last)| [format!("Range: bytes={first}-{last}"), format!("X-Part: {first}")])
+        .collect();
+    let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+    let answer = timeout(SOON, wire.get(path, &headers)).await.expect("it does not hang").ok()?;
+    assert!([200, 206].contains(&answer.status()), "{}", answer.status());
+    Some(answer.body.to_vec())
+}
+
+/// Every blob arrives exactly, or its connection breaks off; where the registry sends what is asked for, all arrive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_that_is_cut_arrives_exactly_or_breaks_off() {
+    let blobs = if is_soak() { 1000 } else { 200 };
+    for rest in ALL {
+        let registry = cutting(rest).await;
+        let (sidecar, mirror) = start(&[registry.stub.address()]).await;
+        let mut broken = 0;
+        for number in 0..blobs / ALL.len() {
+            let path = format!("/v2/app/blobs/sha256:{number:064}");
+            let blob = blob_of(&path, length_of(&path));
+            let part = (number % 3 == 0 && blob.len() > 20).then(|| (blob.len() / 7, blob.len() - 5));
+            let expected = part.map_or(&blob[..], |(first, last)| &blob[first..=last]);
+            match get(mirror, &path, part).await {
+                Some(body) => assert!(body == expected, "{rest:?}: {path}: {} bytes", body.len()),
+                None => broken += 1,
+            }
+        }
+        let (cuts, resumed) = (
+            registry.cuts.load(Ordering::Relaxed),
+            sidecar.metrics().await.count("roadstead_resumed_total", &[("registry", "harbor")]),
+        );
+        println!("{rest:?}: {cuts} cuts, {resumed} resumed, {broken} broke off");
+        assert!(cuts > blobs / ALL.len() / 2, "{cuts} cuts");
+        match rest {
+            Rest::Exact => assert!(broken == 0 && resumed > 0, "{broken} broke off, {resumed} resumed"),
+            Rest::Shorter => assert!(resumed > 0),
+            _ => assert!(broken > 0 && resumed == 0, "{broken} broke off, {resumed} resumed"),
+        }
+        assert!(registry.stub.peak() <= 4, "{}", registry.stub.peak());
+    }
+}
+
+/// The rest may come from another node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_is_resumed_at_another_node() {
+    let nodes = [cutting(Rest::Exact).await, cutting(Rest::Exact).await];
+    let (_sidecar, mirror) = start(&[nodes[0].stub.address(), nodes[1].stub.address()]).await;
+    for number in 0..30 {
+        let path = format!("/v2/app/blobs/sha256:{number:064}");
+        let blob = blob_of(&path, length_of(&path));
+        assert!(get(mirror, &path, None).await.is_some_and(|body| body == blob), "{path}");
+    }
+    assert!(nodes.iter().all(|node| node.stub.accept_log().len() > 1), "both were used");
+}
