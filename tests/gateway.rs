@@ -1,5 +1,4 @@
-//! What stands behind the registry's gateway is gone for a while: requests are held, one at a time finds out, and nobody
-//! notices.
+//! Nothing answers behind the registry's gateway for a while: requests are held, one at a time probes, and no client notices.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

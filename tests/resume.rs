@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// What the registry does when the rest of a blob is asked for.
+/// How the registry answers when the rest of a blob is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rest {
     /// It sends it.

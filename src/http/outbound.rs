@@ -122,7 +122,7 @@ impl Outbound {
         let mut part = self.clone();
         let range = HeaderValue::try_from(format!("bytes={first}-{last}")).expect("digits are visible ASCII");
         part.head.headers.insert(RANGE, range);
-        // What the client knows of the blob was asked about by its own request.
+        // Its first request has answered the client's own conditions.
         for name in [IF_RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE] {
             part.head.headers.remove(name);
         }

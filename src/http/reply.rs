@@ -30,7 +30,7 @@ type Resuming = Pin<Box<dyn Future<Output = Result<(Box<Resumable>, BufferedBody
 /// A body on its way from the registry to the client. It takes the record of the request to its end.
 pub struct Relayed {
     body: BufferedBody,
-    /// What is needed to go on where the body breaks off; `None` where it cannot be.
+    /// How to go on where the body breaks off; `None` where that is not possible.
     resumable: Option<Box<Resumable>>,
     /// The rest, while that is asked for.
     resuming: Option<Resuming>,

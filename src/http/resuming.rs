@@ -21,7 +21,7 @@ const MAX_RESUMED: u32 = 5;
 /// The pause before it, longer each time.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What is needed to go on with a blob.
+/// A blob that is on its way, and how to go on with it.
 pub struct Resumable {
     upstream: Arc<Upstream>,
     outbound: Outbound,

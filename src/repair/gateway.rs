@@ -48,7 +48,7 @@ struct Outage {
     held: BTreeSet<Place>,
 }
 
-/// What a request may do that wants to go to a URL.
+/// Whether a request may go to a URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passage {
     /// It goes.
@@ -150,7 +150,7 @@ impl Gateways {
         self.lock().is_empty()
     }
 
-    /// What completes when something changes from now on for those who are held.
+    /// Completes when something changes from now on for held requests.
     pub fn change(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }

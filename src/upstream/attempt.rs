@@ -107,7 +107,6 @@ impl Attempt {
             name: self.name.clone(),
             reuse: self.reuse.clone(),
             queued: self.queued.clone(),
-            again: true,
             waited: Duration::ZERO,
             connect: None,
             ticket: None,
