@@ -45,7 +45,7 @@ fn add_process(scrape: &Scrape, process: &ProcessPicture) {
     scrape.gauge(("roadstead_client_connections", clients), &[], number(process.clients));
     let holds = "Whether the config was taken when it was read last: 0 after a reload that failed.";
     scrape.gauge(("roadstead_config_last_reload_successful", holds), &[], number(usize::from(process.config_holds)));
-    let taken = "When the config that holds was taken, in seconds since the epoch.";
+    let taken = "When the config in force was taken, in seconds since the epoch.";
     let metric = ("roadstead_config_last_reload_success_timestamp_seconds", taken);
     scrape.gauge(metric, &[], since_epoch(process.config_taken));
 }
@@ -54,7 +54,7 @@ fn add_registry(scrape: &Scrape, name: &str, picture: &RegistryPicture) {
     let registry = ("registry", name);
     if let Some((slots, reserved)) = picture.slots.zip(picture.reserved) {
         scrape.gauge(("roadstead_slots", "Sockets that may be open at once."), &[registry], number(slots));
-        let held = "Slots that another process or an earlier config still holds.";
+        let held = "Slots that stay unused because another process still holds them.";
         scrape.gauge(("roadstead_reserved_slots", held), &[registry], number(reserved));
     }
     let states = [

@@ -195,11 +195,11 @@ fn foot(status: &Value, paint: Paint) -> String {
 
 fn picture(text: &mut String, name: &str, registry: &Value, paint: Paint) {
     let (slots, open) = (number(&registry["slots"]), number(&registry["open"]));
-    let standing = standing(registry, paint);
-    let _ = writeln!(text, "{}  {standing}", paint.on(Colour::Bold, &plain(name, 40)));
+    let condition = condition(registry, paint);
+    let _ = writeln!(text, "{}  {condition}", paint.on(Colour::Bold, &plain(name, 40)));
     let _ = writeln!(text, "  slots    {} {open} of {slots}", bar(registry, paint));
     if let reserved @ 1.. = number(&registry["reserved"]) {
-        let _ = writeln!(text, "           {reserved} held elsewhere");
+        let _ = writeln!(text, "           {reserved} reserved: another process holds them");
     }
     let states = STATES.map(|(key, letter, word, colour)| {
         format!("{} {word} {}", paint.on(colour, &letter.to_string()), number(&registry[key]))
@@ -226,7 +226,7 @@ fn picture(text: &mut String, name: &str, registry: &Value, paint: Paint) {
 }
 
 /// The reason why requests wait, in words.
-fn standing(registry: &Value, paint: Paint) -> String {
+fn condition(registry: &Value, paint: Paint) -> String {
     if registry["paused"] == true {
         return paint.on(Colour::Yellow, "paused: nobody is admitted");
     }
@@ -369,7 +369,7 @@ other hosts: 2 open, 1 active
     fn slots_that_are_held_elsewhere_are_told() {
         let mut status = busy();
         status["registries"]["harbor"]["reserved"] = json!(1);
-        assert!(render(&status, Paint::Plain).contains("9 of 10\n           1 held elsewhere\n"));
+        assert!(render(&status, Paint::Plain).contains("9 of 10\n           1 reserved: another process holds them\n"));
     }
 
     #[test]
@@ -393,7 +393,7 @@ other hosts: 2 open, 1 active
             (json!({}), "open"),
         ];
         for (registry, words) in table {
-            assert_eq!(standing(&registry, Paint::Plain), words);
+            assert_eq!(condition(&registry, Paint::Plain), words);
         }
     }
 

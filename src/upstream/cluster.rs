@@ -494,7 +494,7 @@ mod tests {
         let cluster = cluster(2);
         assert!(cluster.leave_out(0, at(0)));
         let _permits: Vec<NodePermit> = (0..4).map(|_| pick(&cluster, at(0))).collect();
-        assert!(!cluster.leave_out(0, at(50)), "its pause does not grow by each who asks");
+        assert!(!cluster.leave_out(0, at(50)), "its pause does not grow with each request");
         assert!(!cluster.begin_move(1, None, at(99)));
         assert!(cluster.begin_move(1, None, at(100)), "it is tried again");
     }
