@@ -42,7 +42,7 @@ enum Seat<P> {
     Called(Call<P>, Option<Owner>),
 }
 
-/// What a waiter is called for.
+/// The result for a waiter.
 pub(super) enum Call<P> {
     /// Open a socket in this slot.
     Dial { slot: SlotId, activity: Arc<Activity>, waited: Duration },
@@ -52,7 +52,7 @@ pub(super) enum Call<P> {
     Refused(Refusal),
 }
 
-/// What is left to do after the lock was given up.
+/// The work that is left after the lock was released.
 #[must_use = "wakers and connections are waiting in it"]
 pub(super) struct Aftermath<P> {
     wakers: Vec<Waker>,
@@ -91,7 +91,7 @@ impl<P> Handover<P> {
         self.lock().core.keep_place(place, owner, now);
     }
 
-    /// Sits down to wait. What comes of it is found with [`Handover::poll_call`].
+    /// Joins the queue. [`Handover::poll_call`] returns the result.
     pub fn arrive(&self, ask: AdmissionRequest, waker: &Waker, now: Moment) -> Aftermath<P> {
         let mut state = self.lock();
         let before = state.seats.insert(ask.place, Seat::Waiting(waker.clone()));
@@ -165,17 +165,17 @@ impl<P> Handover<P> {
         state.armed
     }
 
-    /// Who waits for what.
+    /// A snapshot of waiters and holders.
     pub fn explain(&self, most: usize, now: Moment) -> Explanation {
         self.lock().core.explain(most, now)
     }
 
-    /// Who holds a slot.
+    /// Holders of a slot.
     pub fn holders(&self, most: usize, now: Moment) -> Vec<HolderInfo> {
         self.lock().core.holders(most, now)
     }
 
-    /// Who waits and who holds, by client.
+    /// Numbers of waiters and holders by client.
     pub fn occupancy(&self, most: usize) -> Occupancy {
         self.lock().core.occupancy(most)
     }

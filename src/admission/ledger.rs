@@ -34,7 +34,7 @@ pub(super) struct LedgerEntry {
     pub dialled: bool,
     /// Whether a handshake is to come at once.
     fresh: bool,
-    /// What its connection has carried.
+    /// The bytes of its connection.
     pub activity: Arc<Activity>,
     /// The request that it serves; `None` while it is pooled.
     pub occupant: Option<Occupant>,
@@ -49,7 +49,7 @@ pub(super) struct Occupant {
     pub target: Arc<str>,
     pub slot_use: SlotUse,
     pub place: Place,
-    /// What was charged in advance.
+    /// The charge in advance.
     pub charge: Charge,
 }
 

@@ -21,7 +21,7 @@ pub struct Occupancy {
 /// One client's requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCount {
-    /// Who it is.
+    /// The client.
     pub principal: Principal,
     /// Requests that wait.
     pub waiting: usize,

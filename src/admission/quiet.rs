@@ -49,7 +49,7 @@ impl QuietTunnels {
         }
     }
 
-    /// What is known of a tunnel that lies quiet.
+    /// The state of a quiet tunnel.
     pub fn get(&self, slot: SlotId) -> Option<&Quiet> {
         self.tunnels.get(&slot).map(|(_, quiet)| quiet)
     }
