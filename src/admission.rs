@@ -67,7 +67,7 @@ mod wait_estimate;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll};
 
 use tokio::sync::Notify;
@@ -75,7 +75,7 @@ use tokio::time::Instant;
 
 pub use self::activity::Activity;
 use self::core::Core;
-pub use self::decision::{LimitedBy, Limits, Refusal, RefusalReason};
+pub use self::decision::{LimitedBy, Limits, Needs, Refusal, RefusalReason};
 use self::handover::{Aftermath, Call, Handover};
 pub use self::moment::Moment;
 pub use self::occupancy::{ClientCount, Occupancy};
@@ -98,6 +98,8 @@ struct Shared<P> {
     alarm: Arc<Notify>,
     /// Replaced when the classes change.
     metrics: RwLock<Arc<RegistryMetrics>>,
+    /// Told of everything that happens here.
+    changes: OnceLock<Arc<Notify>>,
 }
 
 /// A ticket that a request came back with. Dropped unused, its place is kept again: the request ended before it asked, say
@@ -153,6 +155,7 @@ impl<P: Send + 'static> Gate<P> {
             epoch: Instant::now(),
             alarm: alarm.clone(),
             metrics: RwLock::new(metrics),
+            changes: OnceLock::new(),
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared), alarm));
         Gate { shared }
@@ -232,14 +235,19 @@ impl<P: Send + 'static> Gate<P> {
         self.shared.settle(self.shared.handover.event(|core| core.reserve(slots, now)));
     }
 
-    /// Hands on to another process what is not needed here, and keeps `least` slots at least; with those that an older
-    /// process holds, never more than `most`. Tells how many both have: in one step, so that nobody takes one meanwhile.
+    /// Hands slots over to another process: a slot that is released is not used again here, and those who wait are served
+    /// by what that process grants, `granted` more from now on. Tells what is needed, in one step.
     #[must_use = "the other process has to know"]
-    pub fn hand_on(&self, least: usize, most: usize) -> usize {
+    pub fn hand_over(&self, granted: usize) -> Needs {
         let now = self.now();
-        let mut taken = 0;
-        self.shared.settle(self.shared.handover.event(|core| taken = core.hand_on(least, most, now)));
-        taken
+        let mut needs = Needs { slots: 0, wanted: 0 };
+        self.shared.carry_out(self.shared.handover.event(|core| needs = core.hand_over(granted, now)));
+        needs
+    }
+
+    /// Notifies this of everything that happens here from now on, but for what [`Gate::hand_over`] does.
+    pub fn tell_changes(&self, changes: &Arc<Notify>) {
+        let _ = self.shared.changes.set(changes.clone());
     }
 
     /// Changes what holds; who waits and who holds goes on, and what was drained is open again. The metrics may know more
@@ -327,6 +335,13 @@ impl<P> Shared<P> {
     }
 
     fn settle(&self, aftermath: Aftermath<P>) {
+        self.carry_out(aftermath);
+        if let Some(changes) = self.changes.get() {
+            changes.notify_waiters();
+        }
+    }
+
+    fn carry_out(&self, aftermath: Aftermath<P>) {
         if aftermath.rearm {
             self.alarm.notify_one();
         }

@@ -1,91 +1,64 @@
 //! Wires the parts: opens all listeners, then starts everything, lets it change, and takes it down in order.
 
 mod assembly;
-mod elsewhere;
-mod handing;
-mod heirs;
+pub mod descriptors;
+mod error;
 pub mod inherited;
 mod listeners;
+pub mod registry_tls;
 mod reload;
-pub mod succession;
 pub mod systemd;
+pub mod takeover;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use self::assembly::{Assembly, LINGER, tls_terms};
-use self::elsewhere::Elsewhere;
-use self::heirs::Heirs;
+use self::assembly::{Assembly, LINGER};
+pub use self::error::StartError;
 use self::inherited::Inherited;
-pub use self::listeners::Addresses;
-use self::listeners::{Listeners, accepting};
+pub use self::listeners::ListenAddresses;
+use self::listeners::{Listener, Service};
+pub use self::registry_tls::read_tls;
 use self::reload::Reloader;
 pub use self::reload::SetLevel;
-use self::succession::{NoSuccessor, Origin, Successor};
+use self::takeover::hand_over::hand_over;
+use self::takeover::process::{NoSuccessor, Program, Successor};
+use self::takeover::reservations::Reservations;
+use self::takeover::take_over::take_over;
 use crate::admin::config_state::ConfigState;
 use crate::admin::{Admin, Scope};
-use crate::admission::Gate;
-use crate::config::{self, Config};
-use crate::listener;
+use crate::config::Config;
+use crate::kernel;
+use crate::listener::{self, ClientDescriptors};
 use crate::metrics::Metrics;
 use crate::proxy::{Entry, Proxy};
 use crate::upstream::Upstream;
-use crate::upstream::tls::{Tls, TlsError};
 
 /// Time after `drain_timeout` in which the last refusals are written, and again in which cut connections are closed.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// How long a process that has handed over serves those who came to it, at the longest.
-const LONGEST_HAND_OVER: Duration = Duration::from_secs(60 * 60);
-
-/// Why nothing was started.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A listener could not be bound.
-    #[error("cannot listen on {address} ({key}): {cause}")]
-    Bind {
-        /// The setting.
-        key: String,
-        /// Its value.
-        address: SocketAddr,
-        /// What the kernel said.
-        cause: io::Error,
-    },
-    /// A listener was inherited that the config does not name.
-    #[error("a listener on {0} was handed over, and the config has none there")]
-    Stray(SocketAddr),
-    /// The system does not give what it takes.
-    #[error("cannot start: {0}")]
-    System(#[from] io::Error),
-    /// The files that TLS to a registry needs are not usable.
-    #[error("registries.{registry}.{error}")]
-    Tls {
-        /// The registry's name.
-        registry: String,
-        /// The setting, the file and what is wrong with it.
-        error: TlsError,
-    },
-}
+const MAX_HAND_OVER: Duration = Duration::from_secs(60 * 60);
 
 /// A running sidecar.
 #[derive(Debug)]
 pub struct Running {
-    addresses: Addresses,
-    /// Kept for whoever takes over; closed with the others when draining begins.
-    listeners: Option<Listeners>,
+    addresses: ListenAddresses,
+    /// For a process that takes over; closed when draining begins.
+    listeners: Vec<Listener>,
+    /// The tasks that accept clients.
+    accepting: Vec<JoinHandle<()>>,
     proxy: Arc<Proxy>,
     admin: Arc<Admin>,
     reloader: Reloader,
-    elsewhere: Arc<Elsewhere>,
+    reservations: Arc<Reservations>,
     draining: CancellationToken,
     ended: CancellationToken,
     cut_short: CancellationToken,
@@ -110,8 +83,9 @@ pub struct Start<'a> {
 pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, StartError> {
     let Start { file, config, mut inherited } = start;
     let tls = read_tls(&config)?;
-    let listeners = Listeners::open(&config, &mut inherited)?;
-    let addresses = listeners.addresses()?;
+    let listeners = listeners::open(&config, &mut inherited)?;
+    let addresses = listeners::addresses(&listeners);
+    let clients = ClientDescriptors::new(descriptors::for_clients(&config, kernel::max_descriptors()));
     let metrics = Arc::new(Metrics::new());
     let (draining, ended, cut_short) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let mut assembly = Assembly::new(metrics.clone(), addresses.clone(), ended.clone());
@@ -119,32 +93,39 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     let proxy = Proxy::new(settings, pseudonym(), draining.clone(), cut_short.clone());
     let state = Arc::new(ConfigState::new(file));
     let admin = Admin::new(proxy.clone(), state.clone(), metrics, draining.clone());
-    let elsewhere = Elsewhere::new(proxy.clone());
-    let reloader = Reloader::new(file, config, assembly, elsewhere.clone(), state, set_level);
+    let reservations = Reservations::new(proxy.clone());
+    let reloader = Reloader::new(file, config, assembly, reservations.clone(), state, set_level);
     // Not a slot is taken before it is known which are free.
-    handing::meet(inherited.take_predecessor(), &elsewhere).await?;
-    // Who accepts is one of the tasks: while one of them may still accept somebody, nothing is over.
-    proxy.tasks().spawn(listener::accept(proxy.clone(), accepting(&listeners.proxy)?, Entry::Proxy));
-    for (registry, listener) in &listeners.mirrors {
-        proxy.tasks().spawn(listener::accept(
-            proxy.clone(),
-            accepting(listener)?,
-            Entry::Mirror(registry.as_str().into()),
-        ));
+    take_over(inherited.take_predecessor(), &reservations).await?;
+    let mut accepting = Vec::new();
+    for listener in &listeners {
+        let socket = listener.accepting()?;
+        if let Some(entry) = entry(&listener.service) {
+            // One of the tasks that serve: while somebody may still be accepted, nothing is over.
+            let accept = listener::accept(proxy.clone(), socket, entry, clients.clone());
+            accepting.push(proxy.tasks().spawn(accept));
+        } else {
+            let scope = if listener.service == Service::Metrics { Scope::Metrics } else { Scope::Admin };
+            tokio::spawn(admin.clone().accept(socket, scope));
+        }
     }
     tokio::spawn(admin.clone().keep_history());
-    tokio::spawn(admin.clone().accept(accepting(&listeners.admin)?, Scope::Admin));
-    if let Some(listener) = &listeners.metrics {
-        tokio::spawn(admin.clone().accept(accepting(listener)?, Scope::Metrics));
+    Ok(Running { addresses, listeners, accepting, proxy, admin, reloader, reservations, draining, ended, cut_short })
+}
+
+/// What clients of the proxy use it for; none for the other services.
+fn entry(service: &Service) -> Option<Entry> {
+    match service {
+        Service::Proxy => Some(Entry::Proxy),
+        Service::Mirror(registry) => Some(Entry::Mirror(registry.as_str().into())),
+        Service::Admin | Service::Metrics => None,
     }
-    let listeners = Some(listeners);
-    Ok(Running { addresses, listeners, proxy, admin, reloader, elsewhere, draining, ended, cut_short })
 }
 
 impl Running {
     /// Where it listens.
     #[must_use]
-    pub fn addresses(&self) -> &Addresses {
+    pub fn addresses(&self) -> &ListenAddresses {
         &self.addresses
     }
 
@@ -168,107 +149,87 @@ impl Running {
     ///
     /// # Errors
     /// When no other process takes over; this one goes on.
-    pub async fn find_successor(&self, origin: &Origin) -> Result<Successor, NoSuccessor> {
-        let listeners = self.listeners.as_ref().map_or_else(|| Ok(Vec::new()), Listeners::copies);
-        let listeners = listeners.map_err(|cause| NoSuccessor::Descriptors { cause })?;
-        origin.succeed(listeners).await
+    pub async fn find_successor(&self, program: &Program) -> Result<Successor, NoSuccessor> {
+        let listeners = listeners::copies(&self.listeners).map_err(|cause| NoSuccessor::Descriptors { cause })?;
+        program.start(listeners).await
     }
 
     /// Ends in order: accepts nobody any more, serves those who came for up to `drain_timeout`, refuses and cuts the
     /// rest, and waits until every socket toward a registry is gone.
     pub async fn drain(mut self) {
-        let deadline = Instant::now() + self.drain_timeout();
+        let listeners = std::mem::take(&mut self.listeners);
         self.accept_nobody();
-        let tasks = self.proxy.tasks();
-        tasks.close();
-        if timeout_at(deadline, tasks.wait()).await.is_err() {
-            self.cut_the_rest(deadline).await;
+        for accepting in std::mem::take(&mut self.accepting) {
+            let _ = accepting.await;
         }
+        for listener in listeners.iter().filter(|listener| listener.is_bound_here) {
+            if let Some(entry) = entry(&listener.service) {
+                listener::serve_backlog(&self.proxy, &listener.socket, &entry);
+            }
+        }
+        drop(listeners);
+        self.serve_for(self.drain_timeout()).await;
         self.until_sockets_are_gone().await;
     }
 
-    /// The same while another process has taken over: who came here is served to the end, and each slot that is not
-    /// needed any more is handed on. Only when the service is to stop, `drain_timeout` counts, from the last one who
-    /// waited on. Tells whether another process listens at the end.
-    pub async fn hand_over(mut self, successor: Successor, origin: Origin, stop: CancellationToken) -> bool {
+    /// The same while another process has taken over: those who came here are served to the end, by the slots that the other
+    /// process grants. `drain_timeout` counts from the moment in which `stop` is cancelled, or the other process has ended.
+    pub async fn hand_over(mut self, successor: Successor, stop: CancellationToken) {
         self.admin.accept_nobody();
-        let listeners = self.listeners.take();
         self.accept_nobody();
-        let tasks = self.proxy.tasks().clone();
-        tasks.close();
-        let heirs = Arc::new(Heirs::new(origin, listeners, stop.clone()));
-        let handing = tokio::spawn(heirs.clone().serve(successor, self.elsewhere.clone()));
-        let latest = Instant::now() + LONGEST_HAND_OVER;
-        let mut deadline = latest;
-        while !tasks.is_empty() || heirs.is_one_sought() {
-            let somebody_waits = self.upstreams().iter().any(|upstream| upstream.gate.snapshot().waiting > 0);
-            if stop.is_cancelled() && (somebody_waits || deadline == latest) {
-                deadline = Instant::now() + self.drain_timeout();
-            }
-            if Instant::now() >= deadline {
-                self.cut_the_rest(deadline).await;
-                break;
-            }
-            sleep(Duration::from_millis(20)).await;
+        let mut handing_over = tokio::spawn(hand_over(successor, self.reservations.clone()));
+        let served = async {
+            self.proxy.tasks().wait().await;
+            // This process counts what an older one still holds.
+            self.reservations.until_others_are_gone().await;
+        };
+        let is_served = tokio::select! {
+            () = served => true,
+            _ = &mut handing_over => false,
+            () = stop.cancelled() => false,
+            () = sleep(MAX_HAND_OVER) => false,
+        };
+        if !is_served {
+            self.serve_for(self.drain_timeout()).await;
         }
         self.until_sockets_are_gone().await;
-        // What an older process still holds was counted with ours.
-        handing::others_are_gone(&self.elsewhere).await;
-        let _ = timeout(LAST_WORDS, handing).await;
-        heirs.do_listen()
+        handing_over.abort();
     }
 
     fn accept_nobody(&mut self) {
-        self.listeners = None;
+        self.listeners.clear();
         self.draining.cancel();
+        self.proxy.tasks().close();
         for upstream in self.upstreams() {
             upstream.gate.drain();
         }
     }
 
-    async fn cut_the_rest(&self, deadline: Instant) {
+    /// Serves those who came for this long; then it refuses and cuts the rest.
+    async fn serve_for(&self, drain_timeout: Duration) {
+        let deadline = Instant::now() + drain_timeout;
         let tasks = self.proxy.tasks();
-        self.upstreams().iter().map(|upstream| &upstream.gate).for_each(Gate::end);
+        if timeout_at(deadline, tasks.wait()).await.is_ok() {
+            return;
+        }
+        self.upstreams().iter().for_each(|upstream| upstream.gate.end());
         self.ended.cancel();
         let _ = timeout_at(deadline + LAST_WORDS, tasks.wait()).await;
         self.cut_short.cancel();
         let _ = timeout_at(deadline + LAST_WORDS * 2, tasks.wait()).await;
     }
 
-    /// Those of the settings, and those of before that still matter.
     fn upstreams(&self) -> Vec<Arc<Upstream>> {
-        self.elsewhere.upstreams()
+        self.reservations.upstreams()
     }
 
     /// Closing takes no longer than the longest `linger` and the hold that follows it.
     async fn until_sockets_are_gone(&self) {
         let upstreams = self.upstreams();
         let longest_linger = upstreams.iter().map(|upstream| upstream.terms.linger).max().unwrap_or(LINGER);
-        let deadline = Instant::now() + longest_linger + LAST_WORDS;
-        while Instant::now() < deadline && upstreams.iter().any(|upstream| upstream.gate.snapshot().open.open() > 0) {
-            sleep(Duration::from_millis(5)).await;
-        }
+        let are_gone = || upstreams.iter().all(|upstream| upstream.gate.snapshot().open.open() == 0);
+        let _ = timeout(longest_linger + LAST_WORDS, self.reservations.until(are_gone)).await;
     }
-}
-
-/// TLS with registries, by their names, made of the files as they were read.
-pub type ReadTls = BTreeMap<String, Arc<Tls>>;
-
-/// Reads the files of TLS where the config speaks of it; a wrong one is better known now than with the first pull.
-///
-/// # Errors
-/// What is wrong with the first that is.
-pub fn read_tls(config: &Config) -> Result<ReadTls, StartError> {
-    let mut read = ReadTls::new();
-    for registry in &config.registries {
-        let origins = registry.mirror.iter().flat_map(|mirror| &mirror.upstream);
-        if origins.into_iter().any(|origin| origin.secure) || registry.tls != config::TlsConfig::default() {
-            let tls = Tls::new(tls_terms(&registry.tls));
-            tls.check().map_err(|error| StartError::Tls { registry: registry.name.clone(), error })?;
-            read.insert(registry.name.clone(), Arc::new(tls));
-        }
-    }
-    Ok(read)
 }
 
 /// A name for this process in Via that no other has.

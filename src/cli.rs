@@ -17,10 +17,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, reload};
 
 use crate::app::inherited::Inherited;
-use crate::app::succession::{Origin, Successor};
 use crate::app::systemd::Systemd;
+use crate::app::takeover::process::{Program, Successor};
 use crate::app::{self, SetLevel, Start};
 use crate::config::{Config, LoadError, LogFormat};
+use crate::kernel;
 
 /// Exit status for wrong usage, a config that does not hold, or a listener that cannot be bound.
 const EXIT_USAGE: u8 = 2;
@@ -120,7 +121,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run | Command::Check) | None => {}
     }
     // How it was started is to be known before the binary may be replaced, and what it inherited before threads run.
-    let origin = Origin::of_this_process();
+    let program = Program::of_this_process();
     let inherited = Inherited::from_env();
     let file = arguments.config.as_deref().unwrap_or(Path::new(KNOWN_FILES[0]));
     let config = match Config::load(file) {
@@ -129,8 +130,8 @@ pub fn main() -> ExitCode {
     };
     match arguments.command {
         Some(Command::Check) => check(&config, file),
-        _ => match (origin, inherited) {
-            (Ok(origin), Ok(inherited)) => run(config, file, inherited, &origin),
+        _ => match (program, inherited) {
+            (Ok(program), Ok(inherited)) => run(config, file, inherited, &program),
             (Err(error), _) | (_, Err(error)) => {
                 fail(EXIT_USAGE, &format!("what was handed over at the start: {error}"))
             }
@@ -218,23 +219,29 @@ fn check(config: &Config, file: &Path) -> ExitCode {
         format!("registry {name}: {slots} slots (cap {cap} x share {share})\n")
     });
     let printed = print(lines.collect::<String>().as_bytes());
-    for warning in &config.warnings {
+    let warnings = config.warnings.iter().map(ToString::to_string);
+    for warning in warnings.chain(app::descriptors::warning(config)) {
         output::say(&format_args!("warning: {}: {warning}", file.display()));
     }
     printed
 }
 
-fn run(config: Config, file: &Path, inherited: Inherited, origin: &Origin) -> ExitCode {
+fn run(config: Config, file: &Path, inherited: Inherited, program: &Program) -> ExitCode {
     let set_level = start_logging(&config);
     for warning in &config.warnings {
         tracing::warn!(file = %file.display(), "{warning}");
     }
-    raise_descriptor_limit();
+    if let Err(error) = kernel::raise_descriptor_limit() {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+    if let Some(warning) = app::descriptors::warning(&config) {
+        tracing::warn!(file = %file.display(), "{warning}");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(EXIT_FAILURE, &error),
     };
-    let status = runtime.block_on(serve(Start { file, config, inherited }, set_level, origin));
+    let status = runtime.block_on(serve(Start { file, config, inherited }, set_level, program));
     // A lookup that hangs in the system's resolver must not keep the process.
     runtime.shutdown_background();
     status
@@ -246,7 +253,7 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(MOST)
 }
 
-async fn serve(start: Start<'_>, set_level: SetLevel, origin: &Origin) -> ExitCode {
+async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> ExitCode {
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => return fail(EXIT_FAILURE, &error),
@@ -276,7 +283,7 @@ async fn serve(start: Start<'_>, set_level: SetLevel, origin: &Origin) -> ExitCo
         };
         let is_reload = matches!(order, Order::Reload(_));
         match order {
-            Order::Reload(why) if why == HANGUP && origin.is_replaced() => {
+            Order::Reload(why) if why == HANGUP && program.is_replaced() => {
                 tracing::info!("the binary was replaced: a new process takes over");
             }
             Order::Reload(why) => {
@@ -288,11 +295,11 @@ async fn serve(start: Start<'_>, set_level: SetLevel, origin: &Origin) -> ExitCo
         }
         // Told to end meanwhile, it ends, and so does whoever was about to take over.
         let found = tokio::select! {
-            found = running.find_successor(origin) => Ok(found),
+            found = running.find_successor(program) => Ok(found),
             signal = signals.end() => Err(signal),
         };
         match found {
-            Ok(Ok(successor)) => return hand_over(running, successor, origin, &mut signals, systemd).await,
+            Ok(Ok(successor)) => return hand_over(running, successor, &mut signals, systemd).await,
             Ok(Err(error)) => {
                 tracing::error!("nobody took over, this process goes on: {error}");
                 if is_reload {
@@ -324,13 +331,7 @@ async fn end(running: app::Running, signal: &'static str, signals: &mut Signals,
     }
 }
 
-async fn hand_over(
-    running: app::Running,
-    successor: Successor,
-    origin: &Origin,
-    signals: &mut Signals,
-    systemd: Systemd,
-) -> ExitCode {
+async fn hand_over(running: app::Running, successor: Successor, signals: &mut Signals, systemd: Systemd) -> ExitCode {
     tracing::info!(pid = successor.pid, "another process takes over; who came to this one is served here");
     systemd.replaced_by(successor.pid);
     // A service manager tells all processes of a service to stop: this one is about to.
@@ -342,15 +343,12 @@ async fn hand_over(
         signals.end().await
     };
     // Were it gone before it was heard who takes over, the service would count as ended.
-    let served = async { tokio::join!(running.hand_over(successor, origin.clone(), stop.clone()), systemd.end()).0 };
+    let served = async { tokio::join!(running.hand_over(successor, stop.clone()), systemd.end()) };
     tokio::select! {
-        somebody_listens = served => if somebody_listens {
+        _ = served => {
             tracing::info!("handed over");
             ExitCode::SUCCESS
-        } else {
-            tracing::error!("the process that took over is dead, and so is the service");
-            ExitCode::from(EXIT_FAILURE)
-        },
+        }
         signal = ended_at_once => {
             tracing::warn!(signal, "ended at once");
             ExitCode::from(EXIT_FAILURE)
@@ -404,16 +402,6 @@ impl Signals {
             _ = self.terminate.recv() => TERMINATE,
             _ = self.interrupt.recv() => INTERRUPT,
         }
-    }
-}
-
-/// Each waiting client costs a descriptor, and each tunnel two; the usual soft limit of 1024 is too low for a node.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "cannot raise the limit on open files");
     }
 }
 

@@ -1,13 +1,16 @@
-//! What the kernel knows of TCP sockets, asked by netlink (`NETLINK_SOCK_DIAG`): who is behind one, what of ours its other
-//! end has not acknowledged, and which stand though nobody has them any more.
+//! What the kernel knows: of TCP sockets, asked by netlink (`NETLINK_SOCK_DIAG`), who is behind one, what of ours its other
+//! end has not acknowledged, and which stand though nobody has them any more; and how many descriptors this process may open.
 //!
 //! The layout of question and answer is that of `linux/inet_diag.h`. Where the kernel does not answer (an old one, or a
 //! container that forbids it), nothing is known, and callers do without.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 
 const HEADER: usize = 16;
@@ -64,6 +67,33 @@ pub type Remote = (IpAddr, Option<u16>);
 pub fn orphans(remotes: &[Remote]) -> usize {
     let families: BTreeSet<bool> = remotes.iter().map(|(ip, _)| ip.is_ipv4()).collect();
     families.into_iter().map(|ipv4| orphans_of_family(ipv4, remotes).unwrap_or_default()).sum()
+}
+
+/// The descriptors that this process may have open, once it has raised its limit.
+#[must_use]
+pub fn max_descriptors() -> usize {
+    getrlimit(Resource::Nofile).maximum.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX)
+}
+
+/// Raises the limit on open descriptors as far as this process may.
+///
+/// # Errors
+/// When the kernel forbids it.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
+}
+
+/// The descriptors that this process has open.
+#[must_use]
+pub fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+}
+
+/// Whether this process, or the machine, has no descriptor left.
+#[must_use]
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 fn orphans_of_family(ipv4: bool, remotes: &[Remote]) -> Option<usize> {

@@ -39,7 +39,7 @@
 //!    It holds across processes: *`restart::hand_overs_in_a_storm_cost_no_pull`,
 //!    `restart::a_process_that_is_killed_does_not_make_the_next_one_exceed_the_slots`,
 //!    `restart::a_process_that_is_killed_while_it_hands_over_does_not_make_the_next_one_exceed_the_slots`,
-//!    `handing::a_slot_changes_hands_once`*, and across reloads:
+//!    `takeover_tests::a_slot_changes_hands_once`*, and across reloads:
 //!    *`reload::shrinking_cuts_nobody_and_admits_nobody_until_below`,
 //!    `reload::a_host_that_moves_is_refused_aloud_and_with_it_all_the_rest`*
 //! 2. **A waiter holds nothing**: no slot, no token, no socket to a registry.

@@ -2,51 +2,115 @@
 //! [`http`].
 //!
 //! Nothing is decided here but who may come and how many clients stand at once. Called by `app`, once for each listener.
+//! It accepts nobody for whom no descriptor is left beside those of the dials.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use crate::http;
+use crate::kernel;
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::proxy::client::Client;
 use crate::proxy::head::{self, FirstHead, HeadError};
 use crate::proxy::record::Kind;
 use crate::proxy::respond::Answer;
-use crate::proxy::{Asking, ClientTerms, Entry, Proxy};
+use crate::proxy::{ClientTerms, Entry, Proxy};
 use crate::tunnel;
 
-/// The pause after a connection could not be accepted: out of descriptors, mostly. The connection stays in the backlog.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The longest wait for a client that leaves, where there is no descriptor for another one.
+const MAX_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a first head may take once draining has begun: a connection that was opened ahead of its use must not keep the
 /// process.
 const LAST_HEAD: Duration = Duration::from_secs(1);
 
+/// The descriptors that clients may take, on all listeners together. The rest is for dials: a client that is accepted and
+/// cannot be served is worse off than one that waits in the backlog.
+#[derive(Clone, Debug)]
+pub struct ClientDescriptors {
+    free: Arc<Semaphore>,
+    returned: Arc<Notify>,
+}
+
+/// A descriptor that a client may take.
+#[derive(Debug)]
+pub struct ClientDescriptor {
+    _permit: Option<OwnedSemaphorePermit>,
+    returned: Arc<Notify>,
+}
+
+impl ClientDescriptors {
+    /// So many.
+    #[must_use]
+    pub fn new(most: usize) -> ClientDescriptors {
+        let free = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+        ClientDescriptors { free, returned: Arc::default() }
+    }
+
+    async fn take(&self) -> ClientDescriptor {
+        let permit = self.free.clone().acquire_owned().await.ok();
+        ClientDescriptor { _permit: permit, returned: self.returned.clone() }
+    }
+
+    /// Completes when a client has left.
+    async fn returned(&self) {
+        let _ = timeout(MAX_ACCEPT_PAUSE, self.returned.notified()).await;
+    }
+}
+
+impl Drop for ClientDescriptor {
+    fn drop(&mut self) {
+        self.returned.notify_waiters();
+    }
+}
+
 /// Accepts connections until draining begins; then the listener is closed.
-pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, entry: Entry) {
-    let _accepting = Asking::new(proxy.clone());
+pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, entry: Entry, descriptors: ClientDescriptors) {
     loop {
+        let accepted = async {
+            let descriptor = descriptors.take().await;
+            listener.accept().await.map(|(stream, peer)| (stream, peer, descriptor))
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accepted => accepted,
             () = proxy.draining() => return,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let asking = Asking::new(proxy.clone());
-                proxy.tasks().spawn(serve(proxy.clone(), stream, peer, entry.clone(), asking));
-            }
+            Ok((stream, peer, descriptor)) => serve(&proxy, stream, peer, entry.clone(), Some(descriptor)),
             Err(error) => {
-                tracing::warn!(%error, "accepting a connection failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tracing::warn!(%error, "accepting a connection failed: it waits in the backlog");
+                if kernel::is_out_of_descriptors(&error) {
+                    descriptors.returned().await;
+                }
             }
         }
     }
 }
 
-async fn serve(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, entry: Entry, asking: Asking) {
+/// Serves those who wait in the backlog of a listener that is about to be closed: the kernel would reset them.
+pub fn serve_backlog(proxy: &Arc<Proxy>, listener: &StdListener, entry: &Entry) {
+    while let Ok((stream, peer)) = listener.accept() {
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        if let Ok(stream) = stream {
+            serve(proxy, stream, peer, entry.clone(), None);
+        }
+    }
+}
+
+fn serve(proxy: &Arc<Proxy>, stream: TcpStream, peer: SocketAddr, entry: Entry, descriptor: Option<ClientDescriptor>) {
+    let served = serve_client(proxy.clone(), stream, peer, entry);
+    proxy.tasks().spawn(async move {
+        served.await;
+        drop(descriptor);
+    });
+}
+
+async fn serve_client(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, entry: Entry) {
     let client = Client::new(stream, peer);
     let terms = proxy.settings().terms.clone();
     if let Err(answer) = welcome(&terms, peer.ip()) {
@@ -58,14 +122,13 @@ async fn serve(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, entry: En
     };
     let answer = match (first_head(&proxy, &client, terms.head_timeout).await, &entry) {
         (Ok(FirstHead::Connect(connect)), Entry::Proxy) => {
-            return tunnel::serve(&proxy, client, connect, asking).await;
+            return tunnel::serve(&proxy, client, connect).await;
         }
         (Ok(FirstHead::Connect(_)), Entry::Mirror(_)) => {
             Answer::plain(Reason::BadRequest, "this is a registry mirror: point HTTPS_PROXY at listen.proxy")
         }
         (Ok(FirstHead::Other(bytes)), _) => {
             let lingers = http::serve(&proxy, entry, &client, bytes).await;
-            drop(asking);
             if lingers {
                 proxy.lingering_close(&client).await;
             }
@@ -76,7 +139,6 @@ async fn serve(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, entry: En
         (Err(error @ HeadError::TimedOut(_)), _) => Answer::plain(Reason::HeadTimeout, error.to_string()),
         (Err(error @ HeadError::Malformed(_)), _) => Answer::plain(Reason::BadRequest, error.to_string()),
     };
-    drop(asking);
     if tell(&proxy, &client, answer).await {
         proxy.lingering_close(&client).await;
     }

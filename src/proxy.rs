@@ -74,8 +74,6 @@ pub struct Proxy {
     settings: RwLock<Arc<Settings>>,
     clients: AtomicUsize,
     lingering: Lingering,
-    /// Tasks that may ask a gate yet.
-    asking: AtomicUsize,
     /// The name with which this process signs messages in Via; unlike that of any other.
     pseudonym: String,
     draining: CancellationToken,
@@ -92,10 +90,10 @@ impl Proxy {
         draining: CancellationToken,
         cut_short: CancellationToken,
     ) -> Arc<Proxy> {
-        let (clients, asking, lingering) = Default::default();
+        let (clients, lingering) = Default::default();
         let settings = RwLock::new(Arc::new(settings));
         let tasks = TaskTracker::new();
-        Arc::new(Proxy { settings, clients, lingering, asking, pseudonym, draining, cut_short, tasks })
+        Arc::new(Proxy { settings, clients, lingering, pseudonym, draining, cut_short, tasks })
     }
 
     /// Counts one more connection of a client; `None` when `max_clients` stand already, and none of them only lingers.
@@ -117,12 +115,6 @@ impl Proxy {
     #[must_use]
     pub fn clients(&self) -> usize {
         self.clients.load(Ordering::Relaxed)
-    }
-
-    /// Whether somebody may still ask a gate, who came or may yet be accepted. Those whose tunnels stand do not.
-    #[must_use]
-    pub fn may_be_asked(&self) -> bool {
-        self.asking.load(Ordering::Acquire) > 0
     }
 
     /// What holds now.
@@ -200,23 +192,6 @@ impl Proxy {
     pub(crate) fn has_signed(&self, headers: &HeaderMap) -> bool {
         let mut values = headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
         values.any(|value| value.contains(&self.pseudonym))
-    }
-}
-
-/// Somebody who may ask a gate yet, counted as long.
-#[derive(Debug)]
-pub struct Asking(Arc<Proxy>);
-
-impl Asking {
-    pub(crate) fn new(proxy: Arc<Proxy>) -> Asking {
-        proxy.asking.fetch_add(1, Ordering::Relaxed);
-        Asking(proxy)
-    }
-}
-
-impl Drop for Asking {
-    fn drop(&mut self) {
-        self.0.asking.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -22,11 +22,11 @@ use self::relay::{End, HalfClosed, relay};
 use self::watch::Watch;
 use crate::admission::{self, Evidence, Lane, Principal, SlotEvent, SlotState};
 use crate::metrics::{Direction, Reason, Reclaimed};
+use crate::proxy::Proxy;
 use crate::proxy::client::Client;
 use crate::proxy::head::Connect;
 use crate::proxy::record::{Kind, Record};
 use crate::proxy::respond::Answer;
-use crate::proxy::{Asking, Proxy};
 use crate::reclaim::Pauses;
 use crate::target::Target;
 use crate::upstream::socket::Socket;
@@ -62,10 +62,9 @@ impl Tunnel {
 pub struct NoTunnel(pub Option<(Answer, String)>);
 
 /// Serves one CONNECT on a connection of its own, from the answer to the end of the tunnel.
-pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect, asking: Asking) {
+pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect) {
     let principal = proxy.settings().classes.principal(connect.proxy_authorization.as_deref(), &client);
     let opened = open(proxy, &client, &connect.authority, principal).await;
-    drop(asking);
     match opened {
         Ok(tunnel) => {
             if client.write_all(ESTABLISHED).await.is_ok() {

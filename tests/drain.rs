@@ -83,6 +83,24 @@ async fn nobody_new_is_accepted_while_draining() {
     assert!(took < SOON, "ended {took:?} after the signal");
 }
 
+/// Connections that the kernel has taken, and the process has not yet: closing the listener would reset them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_wait_to_be_accepted_are_answered() {
+    let (stub, mut sidecar) = stage(10, "20s").await;
+    sidecar.signal(Signal::STOP);
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        clients.push(asking(&sidecar, "GET", &url(stub.address())).await);
+    }
+    sidecar.terminate();
+    sidecar.signal(Signal::CONT);
+    for client in &mut clients {
+        assert_eq!(answer(client).await.status(), 200);
+    }
+    assert_eq!(sidecar.wait().await.code(), Some(0));
+    assert_eq!(sidecar.finished().len(), 200);
+}
+
 /// Waiting requests of either form are still served when the slot comes free; then the process ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_is_still_served_while_draining() {

@@ -367,8 +367,8 @@ async fn asking(manager: &Manager, stub: &StubRegistry) -> JoinHandle<Option<u16
     asked
 }
 
-/// While another process listens, nobody needs the end of this one: what is under way is not cut after `drain_timeout`, and
-/// who waits is not refused as draining. It counts when the service is to stop.
+/// While another process listens, what is under way in the old one is not cut after `drain_timeout`, and those who wait there
+/// are not refused as draining. It counts when the service is to stop.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hand_over_lasts_longer_than_drain_timeout_for_those_who_need_it() {
     let stub = StubRegistry::builder().start().await;
@@ -415,44 +415,9 @@ async fn a_hand_over_lasts_longer_than_drain_timeout_for_those_who_need_it() {
     assert_eq!(asked.await.unwrap(), None, "cut");
 }
 
-/// The process that took over dies while the old one still serves: another one takes its place, nobody finds a closed
-/// door, and the dead one is waited for.
+/// The process that took over dies: the old one serves those it has, as for any end, and the service manager starts another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_took_over_and_died_is_replaced() {
-    let stub = late_registry(Duration::from_millis(700)).await;
-    let held = format!("[registries.stub]\nhosts = [\"{}\"]\ncap = 2\nshare = 1\n{KEEP_TUNNELS}", stub.address());
-    let mut manager = Manager::with(&held);
-    manager.start().await;
-    let (address, authority) = (manager.address(), stub.address().to_string());
-    let connect = || {
-        let authority = authority.clone();
-        async move { connect_through(address, &authority, &[]).await.expect("a tunnel, in its turn") }
-    };
-    let mut in_the_old_one = connect().await;
-    // In use, so that no drain takes it back.
-    in_the_old_one.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    manager.signal(Signal::USR2);
-    manager.until_accepted(2).await;
-    let in_the_new_one = connect().await;
-    let dead = manager.newest();
-    kill_process(dead, Signal::KILL).unwrap();
-    let (newcomer, processes) = (tokio::spawn(connect()), manager.until_accepted(3));
-    processes.await;
-    drop(newcomer.await.unwrap());
-    eventually("the dead one to be waited for", SOON, async || match test_kill_process(dead) {
-        Ok(()) => Err(is_zombie(dead)),
-        Err(_) => Ok(()),
-    })
-    .await;
-    drop((in_the_old_one, in_the_new_one));
-    assert_eq!(stub.peak(), 2, "what the kernel is still ending of the dead one counts");
-    manager.signal(Signal::TERM);
-    manager.until_all_are_gone().await;
-}
-
-/// Of three processes the one in the middle dies: nobody takes its place, for another one has.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_has_handed_over_is_not_replaced_when_it_dies() {
+async fn a_process_whose_successor_dies_serves_its_clients_and_ends() {
     let stub = StubRegistry::builder().start().await;
     stub.hold();
     let mut manager = Manager::new(stub.address());
@@ -460,41 +425,49 @@ async fn a_process_that_has_handed_over_is_not_replaced_when_it_dies() {
     let asked = asking(&manager, &stub).await;
     manager.signal(Signal::USR2);
     manager.until_accepted(2).await;
-    let middle = manager.newest();
-    manager.signal(Signal::USR2);
-    manager.until_accepted(3).await;
-    manager.until_logged("the process that took over is leaving itself").await;
-    kill_process(middle, Signal::KILL).unwrap();
+    manager.signal(Signal::KILL);
     manager.until_logged("the process that took over has ended").await;
     stub.release();
     assert_eq!(asked.await.unwrap(), Some(200));
-    let ended = async || manager.children[0].try_wait().unwrap().ok_or(());
-    assert_eq!(eventually("the oldest process to end", SOON, ended).await.code(), Some(0));
-    assert_eq!(manager.pids().len(), 3, "nobody else was started");
-    manager.signal(Signal::TERM);
     manager.until_all_are_gone().await;
 }
 
-/// No other process comes up in the place of the one that died: the old one serves those it has, and ends with a failure,
-/// so that whoever watches it starts a new one.
+/// Twenty wait in the old process, and each keeps its slot for a while: one of a class of eight times the weight, who comes
+/// to the new process meanwhile, is served before its impatient deadline, and nobody is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_ends_with_nobody_after_it_has_failed() {
-    let stub = StubRegistry::builder().start().await;
-    stub.hold();
-    let mut manager = Manager::new(stub.address());
-    manager.own_binary();
+async fn a_heavy_class_is_served_by_the_new_process_though_many_wait_in_the_old_one() {
+    let stub = registry().await;
+    let classes = "[classes.heavy]\nusers = [\"heavy\"]\nweight = 8\ntunnel_timeout = \"3s\"\n";
+    let mut manager = Manager::with(&format!(
+        "[registries.stub]\nhosts = [\"{}\"]\ncap = 2\nshare = 1\n{KEEP_TUNNELS}{classes}",
+        stub.address()
+    ));
     manager.start().await;
-    let asked = asking(&manager, &stub).await;
+    let (address, authority) = (manager.address(), stub.address().to_string());
+    let (began, mut waiting) = (Instant::now(), Vec::new());
+    for _ in 0..22 {
+        let authority = authority.clone();
+        waiting.push(tokio::spawn(async move {
+            let tunnel = connect_through(address, &authority, &[]).await.expect("in its turn");
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            drop(tunnel);
+        }));
+    }
+    eventually_is("twenty to wait", SOON, 20.into(), async || manager.registry("stub").await["waiting"].clone()).await;
     manager.signal(Signal::USR2);
     manager.until_accepted(2).await;
-    fs::remove_file(&manager.binary).unwrap();
-    manager.signal(Signal::KILL);
-    manager.until_logged("nobody took over").await;
-    stub.release();
-    assert_eq!(asked.await.unwrap(), Some(200));
-    let status =
-        eventually("the old process to end", SOON, async || manager.children[0].try_wait().unwrap().ok_or(())).await;
-    assert_eq!(status.code(), Some(1));
+    // `heavy:x` in base64.
+    let heavy = connect_through(address, &authority, &["Proxy-Authorization: Basic aGVhdnk6eA=="]).await;
+    assert!(heavy.is_ok(), "after {:?}", began.elapsed());
+    let left = manager.registry("stub").await["waiting"].as_u64().unwrap();
+    assert!(left > 5, "only {left} still wait: it was not served before them");
+    drop(heavy);
+    for waiting in waiting {
+        waiting.await.unwrap();
+    }
+    assert_eq!(stub.peak(), 2);
+    manager.signal(Signal::TERM);
+    manager.until_all_are_gone().await;
 }
 
 /// Each process has a bucket of its own: one that takes over begins with an empty one, or each hand-over would let a burst

@@ -42,8 +42,8 @@ pub(super) struct Books {
     pub limited_until: Option<Moment>,
     /// Slots that are still held elsewhere.
     pub reserved: usize,
-    /// Slots that this process keeps while it hands over to another one; `usize::MAX`: all.
-    pub keeps: usize,
+    /// While another process takes over: the slots that this one may use. A slot that is released is the other one's.
+    pub own: Option<usize>,
     pub decisions: VecDeque<Decision>,
     /// Keys for which a connection was pooled, or a request came, in this event.
     touched: Vec<ReuseKey>,
@@ -64,7 +64,7 @@ impl Books {
             limited_by: None,
             limited_until: None,
             reserved: 0,
-            keeps: usize::MAX,
+            own: None,
             decisions: VecDeque::new(),
             touched: Vec::new(),
             limits,
@@ -73,7 +73,7 @@ impl Books {
 
     /// Slots that this process may take.
     pub fn slots(&self) -> usize {
-        self.limits.slots.saturating_sub(self.reserved).min(self.keeps)
+        self.limits.slots.saturating_sub(self.reserved).min(self.own.unwrap_or(usize::MAX))
     }
 
     /// A rate that changes keeps the tokens that are left: no change makes a burst.
@@ -223,10 +223,11 @@ impl Books {
         self.quiet.remove(slot);
         self.usage.released(slot, now);
         self.settle(slot, now);
-        if let Some(entry) = self.ledger.release(slot)
-            && !entry.dialled
-            && let Some(bucket) = &mut self.bucket
-        {
+        let Some(entry) = self.ledger.release(slot) else { return };
+        if let Some(own) = &mut self.own {
+            *own = own.saturating_sub(1);
+        }
+        if let Some(bucket) = self.bucket.as_mut().filter(|_| !entry.dialled) {
             bucket.give_back();
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::Core;
-use super::decision::{Decision, Limits};
+use super::decision::{Decision, Limits, Needs};
 use super::moment::Moment;
 use super::rate::RateLimit;
 use super::request::{AdmissionRequest, ClassId, Lane, Principal};
@@ -61,32 +61,35 @@ fn slots_that_another_process_holds_are_left_alone_until_it_gives_them_up() {
     assert_eq!(given(&mut core).len(), 1);
 }
 
+/// What is released is the other process's, and those who wait are served by what that one grants.
 #[test]
-fn who_hands_over_keeps_what_is_open_or_waited_for_and_never_gets_back_more() {
+fn a_process_that_hands_over_uses_no_slot_again_but_what_it_is_granted() {
+    let needs = |slots, wanted| Needs { slots, wanted };
     let mut core = Core::new(limits(10, None, &[1]), at(0));
     let slots: Vec<SlotId> = (0..3).flat_map(|_| arrive(&mut core, 0, at(0))).collect();
-    assert_eq!(core.hand_on(1, 10, at(1)), 3);
+    assert_eq!(core.hand_over(0, at(1)), needs(3, 0));
     assert_eq!(arrive(&mut core, 0, at(2)), [], "the others are another process's by now");
-    assert_eq!(core.hand_on(1, 3, at(3)), 3, "and do not come back for one who waits");
+    assert_eq!(core.hand_over(0, at(3)), needs(3, 1));
     core.tell(slots[0], SlotEvent::Released, at(4));
-    assert_eq!(given(&mut core).len(), 1, "who came here is served");
-    core.tell(slots[1], SlotEvent::Released, at(5));
-    assert_eq!((core.hand_on(1, 3, at(6)), core.hand_on(1, 2, at(6))), (2, 2));
+    assert_eq!((given(&mut core), core.hand_over(0, at(4))), (vec![], needs(2, 1)), "and so is this one");
+    assert_eq!(
+        (core.hand_over(2, at(5)), given(&mut core).len()),
+        (needs(3, 0), 1),
+        "more than is needed is given back"
+    );
     core.change(limits(20, None, &[1]), at(7));
     assert_eq!(arrive(&mut core, 0, at(7)), [], "whatever the number of slots is");
 }
 
 #[test]
-fn what_an_older_process_holds_counts_with_what_is_handed_on() {
+fn what_an_older_process_holds_counts_with_what_is_handed_over() {
     let mut core = Core::new(limits(10, None, &[1]), at(0));
     core.reserve(8, at(0));
     let taken: usize = (0..4).map(|_| arrive(&mut core, 0, at(0)).len()).sum();
-    assert_eq!((taken, core.hand_on(1, 10, at(1))), (2, 10), "two wait, and so do the slots of the older one");
+    assert_eq!((taken, core.hand_over(0, at(1))), (2, Needs { slots: 10, wanted: 2 }));
     core.reserve(5, at(2));
-    assert_eq!(given(&mut core), [], "not before it is known what this makes together");
-    assert_eq!((core.hand_on(1, 10, at(3)), given(&mut core).len()), (9, 2));
-    core.reserve(0, at(4));
-    assert_eq!(core.hand_on(1, 9, at(5)), 4);
+    assert_eq!((given(&mut core), core.hand_over(0, at(2))), (vec![], Needs { slots: 7, wanted: 2 }));
+    assert_eq!((core.hand_over(1, at(3)), given(&mut core).len()), (Needs { slots: 8, wanted: 1 }, 1));
 }
 
 #[test]
@@ -94,9 +97,9 @@ fn more_than_there_should_be_is_told_as_it_is() {
     let mut core = Core::new(limits(4, None, &[1]), at(0));
     let slots: Vec<SlotId> = (0..4).flat_map(|_| arrive(&mut core, 0, at(0))).collect();
     core.change(limits(2, None, &[1]), at(1));
-    assert_eq!(core.hand_on(0, 2, at(2)), 4);
+    assert_eq!(core.hand_over(0, at(2)).slots, 4);
     core.tell(slots[0], SlotEvent::Released, at(3));
-    assert_eq!(core.hand_on(0, 4, at(3)), 3);
+    assert_eq!(core.hand_over(0, at(3)).slots, 3);
 }
 
 #[test]

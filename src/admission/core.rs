@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::activity::Activity;
 use super::books::Books;
-use super::decision::{Decision, LimitedBy, Limits, RefusalReason};
+use super::decision::{Decision, LimitedBy, Limits, Needs, RefusalReason};
 use super::fair_queue::AdmittedAs;
 use super::moment::Moment;
 use super::reclaim;
@@ -171,16 +171,15 @@ impl Core {
         self.dispatch(now);
     }
 
-    /// Hands slots on to another process: of all slots, those are kept that are open or waited for, `least` of them at
-    /// least, but together with those that an older process holds no more than `most`. Tells how many these are together:
-    /// all others are the other process's.
-    pub fn hand_on(&mut self, least: usize, most: usize, now: Moment) -> usize {
-        let (open, reserved) = (self.books.ledger.open(), self.books.reserved);
-        let needed = (open + self.books.queue.len()).max(least);
-        let taken = (reserved + needed).min(most).max(reserved + open);
-        self.books.keeps = taken - reserved;
+    /// Hands slots over to another process: those that are open stay until they are released, and what that process grants is
+    /// added as long as a request waits for it. Tells what is needed.
+    pub fn hand_over(&mut self, granted: usize, now: Moment) -> Needs {
+        let open = self.books.ledger.open();
+        let needed = open + self.books.queue.len();
+        let own = (self.books.own.unwrap_or(open) + granted).min(needed).max(open);
+        self.books.own = Some(own);
         self.dispatch(now);
-        taken
+        Needs { slots: self.books.reserved + own, wanted: needed - own }
     }
 
     /// Changes the limits. Requests that wait and slots that are held stay. Classes keep their numbers: there may be more of

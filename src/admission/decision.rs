@@ -75,6 +75,15 @@ pub enum Decision {
     },
 }
 
+/// What a process needs that hands over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Slots that are not the other process's: open here, granted and about to be used, or held by an older process.
+    pub slots: usize,
+    /// Those who wait for a further grant.
+    pub wanted: usize,
+}
+
 /// Why a kept connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseCause {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::ReadTls;
-use super::listeners::Addresses;
+use super::listeners::ListenAddresses;
+use super::registry_tls::{ReadTls, tls_terms};
 use crate::admission::{ClassId, Gate, Limits, RateLimit};
 use crate::config::{self, Config, OtherHosts, ReclaimConfig};
 use crate::metrics::{Metrics, OTHER_HOSTS, RegistryMetrics};
@@ -39,20 +39,20 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Assembly {
     metrics: Arc<Metrics>,
-    addresses: Addresses,
+    addresses: ListenAddresses,
     ended: CancellationToken,
     /// The classes by their numbers, which stay: those that are gone keep theirs.
     classes: Vec<String>,
 }
 
 /// A registry that stood before a reload.
-struct Standing<'a> {
+struct Before<'a> {
     config: &'a config::RegistryConfig,
     claim: &'a Claim,
 }
 
 impl Assembly {
-    pub fn new(metrics: Arc<Metrics>, addresses: Addresses, ended: CancellationToken) -> Assembly {
+    pub fn new(metrics: Arc<Metrics>, addresses: ListenAddresses, ended: CancellationToken) -> Assembly {
         Assembly { metrics, addresses, ended, classes: Vec::new() }
     }
 
@@ -78,7 +78,7 @@ impl Assembly {
     fn routes(&self, config: &Config, tls: ReadTls, before: Option<(&Config, &Settings)>) -> Routes {
         let hosts = config.registries.iter().flat_map(claimed_hosts);
         let own: Arc<[SocketAddr]> = self.addresses.all().collect();
-        let shared = Shared {
+        let common = Common {
             metrics: &self.metrics,
             classes: self.classes.iter().map(|name| class_of(config, name)).collect(),
             names: self.classes.as_slice().into(),
@@ -91,11 +91,11 @@ impl Assembly {
             tls,
         };
         let claims = config.registries.iter().map(|registry| {
-            let before = before.and_then(|(config, settings)| Standing::find(&registry.name, config, settings));
+            let before = before.and_then(|(config, settings)| Before::find(&registry.name, config, settings));
             let cluster = cluster_of(registry, before.as_ref());
             Claim {
                 hosts: claimed_hosts(registry),
-                upstream: Arc::new(upstream_of(registry, cluster.as_ref(), before.as_ref(), &shared)),
+                upstream: Arc::new(upstream_of(registry, cluster.as_ref(), before.as_ref(), &common)),
                 pauses: pauses_of(registry.reclaim),
                 cluster,
             }
@@ -103,12 +103,12 @@ impl Assembly {
         let claims = claims.collect();
         let other_hosts = Claim {
             hosts: Vec::new(),
-            upstream: Arc::new(other_hosts(before.map(|(_, settings)| &**settings.routes.other_hosts()), &shared)),
+            upstream: Arc::new(other_hosts(before.map(|(_, settings)| &**settings.routes.other_hosts()), &common)),
             // Slots do not bind there, but draining takes quiet tunnels.
             pauses: pauses_of(ReclaimConfig::default()),
             cluster: None,
         };
-        Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, shared.resolver)
+        Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, common.resolver)
     }
 
     fn mirrors(&self, config: &Config, routes: &Routes) -> BTreeMap<String, Arc<Mirror>> {
@@ -129,10 +129,10 @@ impl Assembly {
     }
 }
 
-impl<'a> Standing<'a> {
-    fn find(name: &str, config: &'a Config, settings: &'a Settings) -> Option<Standing<'a>> {
+impl<'a> Before<'a> {
+    fn find(name: &str, config: &'a Config, settings: &'a Settings) -> Option<Before<'a>> {
         let config = config.registries.iter().find(|registry| registry.name == name)?;
-        Some(Standing { config, claim: settings.routes.claim(name)? })
+        Some(Before { config, claim: settings.routes.claim(name)? })
     }
 }
 
@@ -143,7 +143,7 @@ fn class_of(config: &Config, name: &str) -> config::ClassConfig {
 }
 
 /// What all upstreams share.
-struct Shared<'a> {
+struct Common<'a> {
     metrics: &'a Metrics,
     classes: Vec<config::ClassConfig>,
     names: Arc<[String]>,
@@ -153,7 +153,7 @@ struct Shared<'a> {
     tls: ReadTls,
 }
 
-impl Shared<'_> {
+impl Common<'_> {
     fn weights(&self) -> Vec<u32> {
         self.classes.iter().map(|class| class.weight).collect()
     }
@@ -170,7 +170,7 @@ pub(super) fn claimed_hosts(registry: &config::RegistryConfig) -> Vec<HostPatter
 }
 
 /// The nodes of its mirror: the same that stood, or others that know what those know.
-fn cluster_of(registry: &config::RegistryConfig, before: Option<&Standing<'_>>) -> Option<Arc<Cluster>> {
+fn cluster_of(registry: &config::RegistryConfig, before: Option<&Before<'_>>) -> Option<Arc<Cluster>> {
     let origins = &registry.mirror.as_ref()?.upstream;
     Some(match before.and_then(|before| before.claim.cluster.as_ref()) {
         Some(same) if same.origins() == origins => same.clone(),
@@ -185,7 +185,7 @@ fn pauses_of(reclaim: ReclaimConfig) -> Pauses {
 }
 
 /// What is known of the registry's health stays so, unless the settings are others now.
-fn repair_of(registry: &config::RegistryConfig, before: Option<&Standing<'_>>) -> Arc<Repair> {
+fn repair_of(registry: &config::RegistryConfig, before: Option<&Before<'_>>) -> Arc<Repair> {
     let repair = registry.repair;
     if let Some(before) = before.filter(|before| before.config.repair == repair) {
         return before.claim.upstream.repair.clone();
@@ -207,11 +207,11 @@ fn gate(
 fn upstream_of(
     registry: &config::RegistryConfig,
     nodes: Option<&Arc<Cluster>>,
-    before: Option<&Standing<'_>>,
-    shared: &Shared<'_>,
+    before: Option<&Before<'_>>,
+    common: &Common<'_>,
 ) -> Upstream {
-    let metrics = shared.metrics.of_registry(&registry.name, &shared.names);
-    let tls = shared.tls.get(&registry.name).cloned();
+    let metrics = common.metrics.of_registry(&registry.name, &common.names);
+    let tls = common.tls.get(&registry.name).cloned();
     let slots_of_each = slots_of_each(registry);
     let living = nodes.map(|nodes| nodes.living().max(1));
     let limits = Limits {
@@ -223,7 +223,7 @@ fn upstream_of(
         max_lifetime: registry.max_lifetime,
         max_connecting: registry.max_connecting,
         keep_place: registry.queue.keep_place,
-        weights: shared.weights(),
+        weights: common.weights(),
     };
     Upstream {
         name: registry.name.clone(),
@@ -236,27 +236,22 @@ fn upstream_of(
         },
         addresses: AddressPolicy {
             listed: claimed_hosts(registry).iter().filter_map(HostPattern::exact_host).filter_map(Host::ip).collect(),
-            own: shared.own.clone(),
+            own: common.own.clone(),
         },
         retry_until_deadline: true,
         queue: QueueTerms {
             depth: registry.queue.depth,
-            tunnel_timeout: shared.by_class(|class| class.tunnel_timeout.unwrap_or(registry.queue.tunnel_timeout)),
-            request_timeout: shared.by_class(|class| class.request_timeout.unwrap_or(registry.queue.request_timeout)),
+            tunnel_timeout: common.by_class(|class| class.tunnel_timeout.unwrap_or(registry.queue.tunnel_timeout)),
+            request_timeout: common.by_class(|class| class.request_timeout.unwrap_or(registry.queue.request_timeout)),
         },
-        classes: shared.names.clone(),
+        classes: common.names.clone(),
         tls: tls.unwrap_or_else(|| Arc::new(Tls::new(tls_terms(&registry.tls)))),
         repair: repair_of(registry, before),
         slots_of_each,
         sized: before.map(|before| before.claim.upstream.sized.clone()).unwrap_or_default(),
-        resolver: shared.resolver.clone(),
-        ended: shared.ended.clone(),
+        resolver: common.resolver.clone(),
+        ended: common.ended.clone(),
     }
-}
-
-pub(super) fn tls_terms(tls: &config::TlsConfig) -> TlsTerms {
-    let config::TlsConfig { ca_file, client, server_name, insecure_skip_verify } = tls.clone();
-    TlsTerms { ca_file, client, server_name, insecure_skip_verify }
 }
 
 /// The slots of each node, where each has its own.
@@ -266,8 +261,8 @@ fn slots_of_each(registry: &config::RegistryConfig) -> Option<usize> {
 }
 
 /// Other hosts pass without bound: they are counted, not queued.
-fn other_hosts(before: Option<&Upstream>, shared: &Shared<'_>) -> Upstream {
-    let metrics = shared.metrics.of_registry(OTHER_HOSTS, &shared.names);
+fn other_hosts(before: Option<&Upstream>, common: &Common<'_>) -> Upstream {
+    let metrics = common.metrics.of_registry(OTHER_HOSTS, &common.names);
     let limits = Limits {
         slots: usize::MAX,
         depth: usize::MAX,
@@ -276,7 +271,7 @@ fn other_hosts(before: Option<&Upstream>, shared: &Shared<'_>) -> Upstream {
         max_lifetime: Duration::from_secs(30 * 60),
         max_connecting: usize::MAX,
         keep_place: Duration::ZERO,
-        weights: shared.weights(),
+        weights: common.weights(),
     };
     Upstream {
         name: OTHER_HOSTS.to_owned(),
@@ -287,20 +282,20 @@ fn other_hosts(before: Option<&Upstream>, shared: &Shared<'_>) -> Upstream {
             linger: LINGER,
             stall_timeout: ReclaimConfig::default().stall_timeout,
         },
-        addresses: AddressPolicy { listed: Vec::new(), own: shared.own.clone() },
+        addresses: AddressPolicy { listed: Vec::new(), own: common.own.clone() },
         retry_until_deadline: false,
         queue: QueueTerms {
             depth: usize::MAX,
-            tunnel_timeout: shared.by_class(|_| Duration::from_secs(50)),
-            request_timeout: shared.by_class(|_| Duration::from_secs(25)),
+            tunnel_timeout: common.by_class(|_| Duration::from_secs(50)),
+            request_timeout: common.by_class(|_| Duration::from_secs(25)),
         },
-        classes: shared.names.clone(),
+        classes: common.names.clone(),
         tls: Arc::new(Tls::new(TlsTerms::default())),
         repair: Arc::default(),
         slots_of_each: None,
         sized: Arc::default(),
-        resolver: shared.resolver.clone(),
-        ended: shared.ended.clone(),
+        resolver: common.resolver.clone(),
+        ended: common.ended.clone(),
     }
 }
 
@@ -313,7 +308,7 @@ mod tests {
     #[tokio::test]
     async fn tunnels_to_other_hosts_have_the_pauses_that_registries_have() {
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 1));
-        let addresses = Addresses { proxy: anywhere, admin: anywhere, metrics: None, mirrors: Vec::new() };
+        let addresses = ListenAddresses { proxy: anywhere, admin: anywhere, metrics: None, mirrors: Vec::new() };
         let mut assembly = Assembly::new(Arc::new(Metrics::new()), addresses, CancellationToken::new());
         let config = Config::parse("[registries.stub]\nhosts = ['127.0.0.1:1']\ncap = 1\nshare = 1\n").unwrap();
         let settings = assembly.settings(&config, ReadTls::new(), None);

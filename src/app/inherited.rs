@@ -11,8 +11,7 @@ use std::os::unix::net::UnixStream;
 
 use listenfd::ListenFd;
 
-/// The name of the link to the process that hands over.
-pub const LINK: &str = "roadstead-link";
+use super::takeover::link::LINK;
 
 /// `AF_UNIX` and `SOCK_STREAM`, which every Unix has.
 const UNIX: i32 = 1;
@@ -21,12 +20,12 @@ const STREAM: i32 = 1;
 /// What was inherited and not used yet.
 #[derive(Debug, Default)]
 pub struct Inherited {
-    listeners: Vec<Open>,
+    listeners: Vec<InheritedListener>,
     predecessor: Option<UnixStream>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct InheritedListener {
     name: String,
     address: SocketAddr,
     listener: TcpListener,
@@ -48,7 +47,7 @@ impl Inherited {
                 inherited.predecessor = descriptors.take_custom(index, UNIX, STREAM, "link")?;
             } else if let Some(listener) = descriptors.take_tcp_listener(index)? {
                 let address = listener.local_addr()?;
-                inherited.listeners.push(Open { name, address, listener });
+                inherited.listeners.push(InheritedListener { name, address, listener });
             }
         }
         Ok(inherited)
@@ -57,11 +56,11 @@ impl Inherited {
     /// The listener of this name at this address, else the one at this address, else the one of this name: several lines
     /// of one socket unit share a name.
     pub fn take(&mut self, name: &str, address: SocketAddr) -> Option<TcpListener> {
-        let by = |fits: &dyn Fn(&Open) -> bool| self.listeners.iter().position(fits);
-        let is_there = |listener: &Open| listener.address == address;
+        let by = |fits: &dyn Fn(&InheritedListener) -> bool| self.listeners.iter().position(fits);
+        let is_there = |listener: &InheritedListener| listener.address == address;
         let both = by(&|listener| listener.name == name && is_there(listener));
         let index = both.or_else(|| by(&is_there)).or_else(|| by(&|listener| listener.name == name))?;
-        let Open { address: at, listener, .. } = self.listeners.remove(index);
+        let InheritedListener { address: at, listener, .. } = self.listeners.remove(index);
         // Port 0 is wherever it is.
         if at != address && address.port() != 0 {
             tracing::warn!(name, %address, %at, "a listener was handed over that is not where the config has it");
@@ -86,11 +85,11 @@ mod tests {
     use super::*;
 
     fn inherited(names: &[&str]) -> (Inherited, Vec<SocketAddr>) {
-        let listeners: Vec<Open> = names
+        let listeners: Vec<InheritedListener> = names
             .iter()
             .map(|name| {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-                Open { name: (*name).to_owned(), address: listener.local_addr().unwrap(), listener }
+                InheritedListener { name: (*name).to_owned(), address: listener.local_addr().unwrap(), listener }
             })
             .collect();
         let addresses = listeners.iter().map(|listener| listener.address).collect();

@@ -6,13 +6,16 @@ use std::os::fd::OwnedFd;
 
 use tokio::net::TcpListener;
 
-use super::StartError;
+use super::error::StartError;
 use super::inherited::Inherited;
 use crate::config::Config;
 
+/// Connections that wait to be accepted, at most.
+const BACKLOG: i32 = 4096;
+
 /// Where a running sidecar listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Addresses {
+pub struct ListenAddresses {
     /// The proxy.
     pub proxy: SocketAddr,
     /// Health, metrics and status.
@@ -23,7 +26,7 @@ pub struct Addresses {
     pub mirrors: Vec<(String, SocketAddr)>,
 }
 
-impl Addresses {
+impl ListenAddresses {
     /// All of them.
     pub fn all(&self) -> impl Iterator<Item = SocketAddr> {
         let mirrors = self.mirrors.iter().map(|(_, address)| *address);
@@ -31,85 +34,112 @@ impl Addresses {
     }
 }
 
-/// All listeners of this process.
-#[derive(Debug)]
-pub(super) struct Listeners {
-    pub proxy: StdListener,
-    pub admin: StdListener,
-    pub metrics: Option<StdListener>,
-    /// Each with the name of its registry.
-    pub mirrors: Vec<(String, StdListener)>,
+/// What is listened for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    Proxy,
+    Admin,
+    Metrics,
+    /// The mirror of the registry of this name.
+    Mirror(String),
 }
 
-impl Listeners {
-    /// Takes those that were inherited, and binds the others.
-    ///
-    /// # Errors
-    /// When one cannot be bound, or an inherited one is none that the config names.
-    pub fn open(config: &Config, inherited: &mut Inherited) -> Result<Listeners, StartError> {
-        let listen = &config.listen;
-        let mut open = |name: &str, key: &str, address: SocketAddr| -> Result<StdListener, StartError> {
-            let opened = match inherited.take(name, address) {
-                Some(listener) => Ok(listener),
-                None => bind(address),
-            };
-            let ready = opened.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
-            ready.map_err(|cause| StartError::Bind { key: key.to_owned(), address, cause })
-        };
-        let proxy = open("proxy", "listen.proxy", listen.proxy)?;
-        let admin = open("admin", "listen.admin", listen.admin)?;
-        let metrics = listen.metrics.map(|address| open("metrics", "listen.metrics", address)).transpose()?;
-        let mut mirrors = Vec::new();
-        for registry in &config.registries {
-            let Some(mirror) = &registry.mirror else { continue };
-            let name = &registry.name;
-            let key = format!("registries.{name}.mirror.listen");
-            mirrors.push((name.clone(), open(&format!("mirror-{name}"), &key, mirror.listen)?));
-        }
-        match inherited.left().first() {
-            Some(address) => Err(StartError::Stray(*address)),
-            None => Ok(Listeners { proxy, admin, metrics, mirrors }),
+impl Service {
+    /// The name under which a successor, or systemd, hands the socket over.
+    fn name(&self) -> String {
+        match self {
+            Service::Proxy => "proxy".to_owned(),
+            Service::Admin => "admin".to_owned(),
+            Service::Metrics => "metrics".to_owned(),
+            Service::Mirror(registry) => format!("mirror-{registry}"),
         }
     }
 
-    /// Where they listen.
-    ///
-    /// # Errors
-    /// When the kernel does not tell.
-    pub fn addresses(&self) -> io::Result<Addresses> {
-        let mirrors = self.mirrors.iter().map(|(name, listener)| Ok((name.clone(), listener.local_addr()?)));
-        Ok(Addresses {
-            proxy: self.proxy.local_addr()?,
-            admin: self.admin.local_addr()?,
-            metrics: self.metrics.as_ref().map(StdListener::local_addr).transpose()?,
-            mirrors: mirrors.collect::<io::Result<_>>()?,
-        })
+    fn key(&self) -> String {
+        match self {
+            Service::Mirror(registry) => format!("registries.{registry}.mirror.listen"),
+            _ => format!("listen.{}", self.name()),
+        }
     }
+}
 
-    /// Copies of them, by the names under which a successor looks for them.
+/// One listener of this process.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub service: Service,
+    pub address: SocketAddr,
+    pub socket: StdListener,
+    /// Whether nobody else has the socket: then what waits there is lost when it is closed.
+    pub is_bound_here: bool,
+}
+
+impl Listener {
+    /// A copy of the socket, for the runtime to accept on. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// When there are no descriptors left.
-    pub fn copies(&self) -> io::Result<Vec<(String, OwnedFd)>> {
-        let fixed = [("proxy", Some(&self.proxy)), ("admin", Some(&self.admin)), ("metrics", self.metrics.as_ref())];
-        let fixed = fixed.into_iter().filter_map(|(name, listener)| Some((name.to_owned(), listener?)));
-        let mirrors = self.mirrors.iter().map(|(name, listener)| (format!("mirror-{name}"), listener));
-        fixed.chain(mirrors).map(|(name, listener)| Ok((name, listener.try_clone()?.into()))).collect()
+    pub fn accepting(&self) -> io::Result<TcpListener> {
+        TcpListener::from_std(self.socket.try_clone()?)
     }
 }
 
-/// A copy of a listener, for the runtime to accept on. Must be called inside a tokio runtime.
+/// Takes the listeners that were inherited, and binds the others.
+///
+/// # Errors
+/// When one cannot be bound, or an inherited one is none that the config names.
+pub(super) fn open(config: &Config, inherited: &mut Inherited) -> Result<Vec<Listener>, StartError> {
+    let listen = &config.listen;
+    let mut services = vec![(Service::Proxy, listen.proxy), (Service::Admin, listen.admin)];
+    services.extend(listen.metrics.map(|address| (Service::Metrics, address)));
+    services.extend(
+        config
+            .registries
+            .iter()
+            .filter_map(|registry| Some((Service::Mirror(registry.name.clone()), registry.mirror.as_ref()?.listen))),
+    );
+    let mut listeners = Vec::new();
+    for (service, address) in services {
+        let taken = inherited.take(&service.name(), address);
+        let is_bound_here = taken.is_none();
+        let opened = taken.map_or_else(|| bind(address), Ok).and_then(|socket| {
+            socket.set_nonblocking(true)?;
+            Ok((socket.local_addr()?, socket))
+        });
+        let (address, socket) = opened.map_err(|cause| StartError::Bind { key: service.key(), address, cause })?;
+        listeners.push(Listener { service, address, socket, is_bound_here });
+    }
+    match inherited.left().first() {
+        Some(address) => Err(StartError::Stray(*address)),
+        None => Ok(listeners),
+    }
+}
+
+/// Where they listen.
+pub(super) fn addresses(listeners: &[Listener]) -> ListenAddresses {
+    let at = |service: Service| listeners.iter().find(|listener| listener.service == service).map(|one| one.address);
+    let mirrors = listeners.iter().filter_map(|listener| match &listener.service {
+        Service::Mirror(registry) => Some((registry.clone(), listener.address)),
+        _ => None,
+    });
+    ListenAddresses {
+        proxy: at(Service::Proxy).expect("always opened"),
+        admin: at(Service::Admin).expect("always opened"),
+        metrics: at(Service::Metrics),
+        mirrors: mirrors.collect(),
+    }
+}
+
+/// Copies of them, by the names under which a successor looks for them.
 ///
 /// # Errors
 /// When there are no descriptors left.
-pub(super) fn accepting(listener: &StdListener) -> io::Result<TcpListener> {
-    TcpListener::from_std(listener.try_clone()?)
+pub(super) fn copies(listeners: &[Listener]) -> io::Result<Vec<(String, OwnedFd)>> {
+    listeners.iter().map(|listener| Ok((listener.service.name(), listener.socket.try_clone()?.into()))).collect()
 }
 
 /// As tokio binds: an address that a process before had is free at once.
 fn bind(address: SocketAddr) -> io::Result<StdListener> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
-    const BACKLOG: i32 = 4096;
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;

@@ -13,8 +13,8 @@ use ring::digest::{SHA256, digest};
 use tokio::time::sleep;
 
 use super::assembly::{Assembly, claimed_hosts};
-use super::elsewhere::Elsewhere;
-use super::read_tls;
+use super::registry_tls::read_tls;
+use super::takeover::reservations::Reservations;
 use crate::admin::config_state::ConfigState;
 use crate::config::changes::{Change, between};
 use crate::config::{Config, LoadError};
@@ -35,12 +35,12 @@ pub type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
 pub(super) struct Reloader {
     path: PathBuf,
     /// What the files held when they were read last, taken or not; nothing if that is not known.
-    read: Option<Held>,
+    read: Option<FileDigests>,
     /// The TLS files of the config that was read last, taken or not.
     tls_files: Vec<PathBuf>,
     config: Config,
     assembly: Assembly,
-    elsewhere: Arc<Elsewhere>,
+    reservations: Arc<Reservations>,
     state: Arc<ConfigState>,
     set_level: SetLevel,
 }
@@ -57,7 +57,7 @@ enum Refused {
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error("{0}")]
-    Tls(#[from] super::StartError),
+    Tls(#[from] super::error::StartError),
     #[error("{}: takes a restart; nothing was changed", join(.0))]
     NeedsRestart(Vec<Change>),
     #[error("{}; nothing was changed", .0.join("; "))]
@@ -73,16 +73,16 @@ impl Reloader {
         path: &Path,
         config: Config,
         assembly: Assembly,
-        elsewhere: Arc<Elsewhere>,
+        reservations: Arc<Reservations>,
         state: Arc<ConfigState>,
         set_level: SetLevel,
     ) -> Reloader {
         let tls_files = tls_files(&config);
-        let held = Held::by(path, &tls_files);
+        let held = FileDigests::by(path, &tls_files);
         // It may hold something else already than when this config was read.
         let same = fs::read_to_string(path).is_ok_and(|text| Config::parse(&text).as_ref() == Ok(&config));
         let (path, read) = (path.to_owned(), same.then_some(held));
-        Reloader { path, read, tls_files, config, assembly, elsewhere, state, set_level }
+        Reloader { path, read, tls_files, config, assembly, reservations, state, set_level }
     }
 
     /// The config that holds.
@@ -95,9 +95,9 @@ impl Reloader {
         let (mut before, mut looks) = (None, 0);
         loop {
             sleep(LOOK).await;
-            let held = Some(Held::by(&self.path, &self.tls_files));
+            let held = Some(FileDigests::by(&self.path, &self.tls_files));
             looks = if held == before { looks + 1 } else { 1 };
-            let enough = if held.as_ref().is_some_and(Held::is_whole) { LOOKS } else { LOOKS_WITHOUT };
+            let enough = if held.as_ref().is_some_and(FileDigests::is_whole) { LOOKS } else { LOOKS_WITHOUT };
             if held != self.read && looks >= enough {
                 return;
             }
@@ -128,7 +128,7 @@ impl Reloader {
 
     fn try_reload(&mut self) -> Result<Vec<Change>, Refused> {
         // Looked at before it is read, so that what changes in between is seen by the next look.
-        let mut held = Held::by(&self.path, &[]);
+        let mut held = FileDigests::by(&self.path, &[]);
         let loaded = Config::load(&self.path);
         if let Ok(config) = &loaded {
             self.tls_files = tls_files(config);
@@ -141,7 +141,7 @@ impl Reloader {
         if !restart.is_empty() {
             return Err(Refused::NeedsRestart(restart));
         }
-        let moved = moved_hosts(&config, &self.elsewhere.proxy().settings().routes);
+        let moved = moved_hosts(&config, &self.reservations.proxy().settings().routes);
         if !moved.is_empty() {
             return Err(Refused::Moved(moved));
         }
@@ -149,9 +149,9 @@ impl Reloader {
         for warning in &config.warnings {
             tracing::warn!(file = %self.path.display(), "{warning}");
         }
-        let before = self.elsewhere.proxy().settings();
+        let before = self.reservations.proxy().settings();
         let settings = self.assembly.settings(&config, tls, Some((&self.config, &before)));
-        self.elsewhere.replace(settings);
+        self.reservations.replace(settings);
         self.config = config;
         Ok(changes)
     }
@@ -193,14 +193,14 @@ fn leads_to(host: &HostPattern, target: &str) -> bool {
 
 /// What the files hold: the digest of each, nothing for one that cannot be read. Keys are none of what is remembered.
 #[derive(Debug, PartialEq, Eq)]
-struct Held {
+struct FileDigests {
     config: Option<Vec<u8>>,
     tls: Vec<Option<Vec<u8>>>,
 }
 
-impl Held {
-    fn by(config: &Path, tls: &[PathBuf]) -> Held {
-        Held { config: digest_of(config), tls: tls.iter().map(|file| digest_of(file)).collect() }
+impl FileDigests {
+    fn by(config: &Path, tls: &[PathBuf]) -> FileDigests {
+        FileDigests { config: digest_of(config), tls: tls.iter().map(|file| digest_of(file)).collect() }
     }
 
     fn is_whole(&self) -> bool {

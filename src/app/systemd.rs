@@ -22,12 +22,12 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Tells systemd.
 #[derive(Debug)]
 pub struct Systemd {
-    words: UnboundedSender<Word>,
+    words: UnboundedSender<Notice>,
     speaker: JoinHandle<()>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Word {
+enum Notice {
     Ready,
     Stopping,
     ReplacedBy(u32),
@@ -44,17 +44,17 @@ impl Systemd {
     /// Everything is bound and accepts. From now on systemd hears as often as it wants to that this process lives: its
     /// runtime still runs tasks, or it could not say so.
     pub fn ready(&self) {
-        self.say(Word::Ready);
+        self.say(Notice::Ready);
     }
 
     /// The order to stop was heard.
     pub fn stopping(&self) {
-        self.say(Word::Stopping);
+        self.say(Notice::Stopping);
     }
 
     /// Another process is the service from now on: this one says nothing more.
     pub fn replaced_by(&self, pid: u32) {
-        self.say(Word::ReplacedBy(pid));
+        self.say(Notice::ReplacedBy(pid));
     }
 
     /// Completes when all was said, or systemd does not listen.
@@ -64,7 +64,7 @@ impl Systemd {
         let _ = timeout(LAST_WORDS, speaker).await;
     }
 
-    fn say(&self, word: Word) {
+    fn say(&self, word: Notice) {
         // Whoever was replaced speaks no more.
         let _ = self.words.send(word);
     }
@@ -76,7 +76,7 @@ impl Default for Systemd {
     }
 }
 
-async fn speak(mut words: UnboundedReceiver<Word>) {
+async fn speak(mut words: UnboundedReceiver<Notice>) {
     let mut is_ready = false;
     loop {
         let word = tokio::select! {
@@ -88,12 +88,12 @@ async fn speak(mut words: UnboundedReceiver<Word>) {
             }
         };
         match word {
-            Some(Word::Ready) => {
+            Some(Notice::Ready) => {
                 is_ready = true;
                 tell(&[NotifyState::Ready, NotifyState::Watchdog]).await;
             }
-            Some(Word::Stopping) => tell(&[NotifyState::Stopping]).await,
-            Some(Word::ReplacedBy(pid)) => {
+            Some(Notice::Stopping) => tell(&[NotifyState::Stopping]).await,
+            Some(Notice::ReplacedBy(pid)) => {
                 // The other one says that it lives from its start on, and half a time may have passed since this one did.
                 return tell(&[NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Watchdog]).await;
             }

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpStream;
 
 use super::*;
-use crate::admission::{Admission, AdmissionRequest, ClassId, Lane, Principal, Slot};
+use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Lane, Principal, Slot};
 use crate::upstream::http::PooledConnection;
 
 const LEAST: &str = "[listen]\nproxy = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n\

@@ -126,12 +126,13 @@ impl Answer {
                 load: Load::of_unreachable(upstream),
                 ..Answer::plain(Reason::UpstreamUnreachable, error.to_string())
             },
+            Failure::Undialled(error @ DialError::NoDescriptor(..)) => {
+                Answer::plain(Reason::TooManyClients, error.to_string())
+            }
             Failure::Undialled(error) => {
                 let reason = match error {
                     DialError::TimedOut(..) if !upstream.retry_until_deadline => Reason::UpstreamTimeout,
-                    DialError::TimedOut(..) | DialError::Failed(..) | DialError::Untrusted(..) => {
-                        Reason::UpstreamUnreachable
-                    }
+                    _ => Reason::UpstreamUnreachable,
                 };
                 let message = format!("{title} is unreachable: {error}");
                 Answer { load: Load::of_unreachable(upstream), ..Answer::plain(reason, message) }

@@ -8,16 +8,21 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::client::TlsStream;
 
 use super::cluster::NodePermit;
 use super::socket::Socket;
 use super::tls::{self, Tls};
 use crate::admission::{Slot, SlotEvent, SlotState};
+use crate::backoff::Backoff;
+use crate::kernel;
 use crate::metrics::RegistryMetrics;
 use crate::target::Host;
 use crate::tcp;
+
+/// The pauses of a dial for which there is no descriptor.
+const DESCRIPTOR_PAUSES: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
 
 /// What holds for every connection to one registry.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +44,9 @@ pub enum DialError {
     /// Nobody said anything.
     #[error("connecting to {0}: no answer within connect_timeout ({1:?})")]
     TimedOut(SocketAddr, Duration),
+    /// This process has no descriptor left: that says nothing about the other side.
+    #[error("connecting to {0}: {1}: raise the limit on open files")]
+    NoDescriptor(SocketAddr, #[source] io::Error),
     /// TLS failed, and would fail again.
     #[error("TLS with {0}: {1}")]
     Untrusted(SocketAddr, #[source] io::Error),
@@ -49,6 +57,12 @@ impl DialError {
     #[must_use]
     pub fn is_final(&self) -> bool {
         matches!(self, DialError::Untrusted(..))
+    }
+
+    /// Whether it was this process that failed.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        matches!(self, DialError::NoDescriptor(..))
     }
 }
 
@@ -132,14 +146,9 @@ pub(super) async fn dial(
     let started = Instant::now();
     let deadline = started + terms.connect_timeout;
     slot.tell(SlotEvent::Dialled);
-    let stream = match begin(address) {
+    let stream = match begin_in_time(address, deadline).await {
         Ok(stream) => stream,
-        Err(error) => {
-            return Err(FailedDial {
-                error: DialError::Failed(address, error),
-                place: DialPlace::Slot(slot, node_permit),
-            });
-        }
+        Err(error) => return Err(FailedDial { error, place: DialPlace::Slot(slot, node_permit) }),
     };
     let mut socket = Socket::new(stream, slot, node_permit, terms.linger, metrics.clone());
     match timeout_at(deadline, finish(socket.stream())).await {
@@ -172,6 +181,23 @@ pub(super) async fn dial(
             };
             Err(FailedDial { error, place: DialPlace::Socket(socket) })
         }
+    }
+}
+
+/// Waits for a descriptor where there is none: one comes free with the next client that leaves.
+async fn begin_in_time(address: SocketAddr, deadline: Instant) -> Result<TcpStream, DialError> {
+    let mut failures = 0;
+    loop {
+        let error = match begin(address) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if !kernel::is_out_of_descriptors(&error) => return Err(DialError::Failed(address, error)),
+            Err(error) => error,
+        };
+        if Instant::now() >= deadline {
+            return Err(DialError::NoDescriptor(address, error));
+        }
+        failures += 1;
+        sleep_until(deadline.min(Instant::now() + DESCRIPTOR_PAUSES.after(failures))).await;
     }
 }
 

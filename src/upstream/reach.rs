@@ -184,6 +184,10 @@ impl Upstream {
 
     /// Notes a failed dial, and gives its slot back.
     fn failed(&self, dial: FailedDial, endpoints: &Endpoints, destination: &Destination) -> DialError {
+        if dial.error.is_ours() {
+            tracing::warn!(registry = self.name, error = %dial.error, "no descriptor is left for a dial");
+            return dial.into_error();
+        }
         if let Some(node_permit) = dial.node_permit()
             && endpoints.is_spent(node_permit)
             && node_permit.failed(self.gate.now())

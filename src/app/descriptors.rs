@@ -1,0 +1,53 @@
+//! How the descriptors of this process are shared out: each client takes one, each slot one, and some are for the rest.
+
+use crate::config::Config;
+use crate::kernel;
+
+/// Descriptors for the runtime, listeners, the log, name look-ups and the admin listener.
+const RESERVE: usize = 40;
+/// The part of the limit that clients get however many slots there are: dials wait for a descriptor, if need be.
+const LEAST_PART_OF_CLIENTS: usize = 4;
+
+/// How many clients can be accepted at once by this limit.
+pub(super) fn for_clients(config: &Config, limit: usize) -> usize {
+    let slots: usize = config.registries.iter().map(|registry| registry.slots).sum();
+    limit.saturating_sub(slots.saturating_add(RESERVE)).max(limit / LEAST_PART_OF_CLIENTS).max(1)
+}
+
+/// What to tell the operator, if the limit on open files is what bounds the clients. A little less than `max_clients` is
+/// not worth a word: the default of both is often 20,000.
+#[must_use]
+pub fn warning(config: &Config) -> Option<String> {
+    warning_at(config, kernel::max_descriptors())
+}
+
+fn warning_at(config: &Config, limit: usize) -> Option<String> {
+    let (clients, max_clients) = (for_clients(config, limit), config.listen.max_clients);
+    (clients < max_clients / 10 * 9).then(|| {
+        format!(
+            "listen.max_clients = {max_clients}: the limit on open files ({limit}) allows {clients} clients at once beside the \
+             slots, more wait unaccepted; raise the limit (ulimit -n, LimitNOFILE=), or lower max_clients"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_descriptors_for_the_slots_and_get_some_in_any_case() {
+        let config = |slots: usize, max_clients: usize| {
+            let listen = format!("[listen]\nmax_clients = {max_clients}\n");
+            let registry = format!("[registries.a]\nhosts = ['a.test']\ncap = {slots}\nshare = 1\n");
+            Config::parse(&(listen + &registry)).unwrap()
+        };
+        for (slots, limit, clients) in [(10, 100, 50), (10, 1024, 974), (500, 100, 25), (1, 1, 1)] {
+            assert_eq!(for_clients(&config(slots, 20_000), limit), clients, "{slots} slots, {limit} descriptors");
+        }
+        let told = warning_at(&config(10, 20_000), 64).unwrap();
+        assert!(told.contains("20000") && told.contains("(64)") && told.contains("allows 16 clients"), "{told}");
+        assert_eq!(warning_at(&config(10, 20_000), 20_000), None);
+        assert_eq!(warning_at(&config(10, 50), 100), None);
+    }
+}

@@ -1,0 +1,217 @@
+//! Slots toward a registry that other processes hold: a process before this one that still serves its clients, by a config
+//! that was its own, or the kernel for a process that is gone.
+//!
+//! One rule holds for all of them: a gate leaves as many slots alone as others hold toward its hosts. What was granted to
+//! another process is held by a slot of the gate itself, so that it counts as used by the client for whom it was granted;
+//! the rest is reserved.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::link::Holding;
+use crate::admission::Slot;
+use crate::proxy::route::Claim;
+use crate::proxy::{Proxy, Settings};
+use crate::target::HostPattern;
+use crate::upstream::Upstream;
+
+/// What others hold.
+pub struct Reservations {
+    proxy: Arc<Proxy>,
+    /// Notified of whatever happens to a gate, and when nothing is held any more.
+    changes: Arc<Notify>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Whether there is a process before this one that has not ended.
+    has_predecessor: bool,
+    /// What it and the processes before it hold; `None`: that is not known yet, so it may be everything.
+    held: Option<Vec<Holding>>,
+    /// What the kernel is still ending.
+    orphans: Vec<Holding>,
+    /// Slots that were granted, by the registry's name there: how many in all, and those that count.
+    granted: BTreeMap<String, usize>,
+    granted_slots: BTreeMap<String, Vec<GrantedSlot>>,
+}
+
+/// One slot of another process: a slot of each gate here that leads to the same hosts.
+pub type GrantedSlot = Vec<Slot>;
+
+impl std::fmt::Debug for Reservations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reservations").finish_non_exhaustive()
+    }
+}
+
+impl Reservations {
+    /// Nothing is held by others.
+    pub fn new(proxy: Arc<Proxy>) -> Arc<Reservations> {
+        let (granted, granted_slots) = Default::default();
+        let (held, orphans) = (Some(Vec::new()), Vec::new());
+        let state = State { has_predecessor: false, held, orphans, granted, granted_slots };
+        let changes = Arc::new(Notify::new());
+        proxy.settings().routes.upstreams().for_each(|upstream| upstream.gate.tell_changes(&changes));
+        Arc::new(Reservations { proxy, changes, state: Mutex::new(state) })
+    }
+
+    /// Whose gates these are.
+    pub fn proxy(&self) -> &Arc<Proxy> {
+        &self.proxy
+    }
+
+    /// All upstreams.
+    pub fn upstreams(&self) -> Vec<Arc<Upstream>> {
+        self.proxy.settings().routes.upstreams().cloned().collect()
+    }
+
+    /// Lets other settings hold.
+    pub fn replace(&self, settings: Settings) {
+        let state = self.lock();
+        settings.routes.upstreams().for_each(|upstream| upstream.gate.tell_changes(&self.changes));
+        self.proxy.replace(settings);
+        self.reserve(&state);
+    }
+
+    /// Completes when this is true, which is looked at whenever something happens to a gate.
+    pub async fn until(&self, mut holds: impl FnMut() -> bool) {
+        loop {
+            let mut changed = std::pin::pin!(self.changes.notified());
+            changed.as_mut().enable();
+            if holds() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Completes when there is no process before this one, and the kernel holds nothing of one.
+    pub async fn until_others_are_gone(&self) {
+        let are_gone = || {
+            let state = self.lock();
+            !state.has_predecessor && sum(&state.orphans) == 0
+        };
+        self.until(are_gone).await;
+    }
+
+    /// What the processes before this one hold; `None`: that is not known yet.
+    pub fn set_held(&self, held: Option<Vec<Holding>>) {
+        let mut state = self.lock();
+        (state.has_predecessor, state.held) = (true, held);
+        self.reserve(&state);
+        state.give_back();
+    }
+
+    /// The process before this one has ended.
+    pub fn predecessor_ended(&self) {
+        let mut state = self.lock();
+        (state.has_predecessor, state.held) = (false, Some(Vec::new()));
+        state.granted.clear();
+        self.reserve(&state);
+        state.give_back();
+        self.changes.notify_waiters();
+    }
+
+    /// What the kernel is still ending.
+    pub fn set_orphans(&self, orphans: Vec<Holding>) {
+        let mut state = self.lock();
+        state.orphans = orphans;
+        self.reserve(&state);
+        self.changes.notify_waiters();
+    }
+
+    /// A slot is granted to the process before this one, for its registry of this name. How many of each were so far.
+    pub fn grant(&self, name: &str, slot: GrantedSlot) -> BTreeMap<String, usize> {
+        let mut state = self.lock();
+        *state.granted.entry(name.to_owned()).or_default() += 1;
+        if !slot.is_empty() {
+            state.granted_slots.entry(name.to_owned()).or_default().push(slot);
+        }
+        state.granted.clone()
+    }
+
+    /// What older processes hold toward registries that this one does not have.
+    pub fn held_beside(&self) -> Vec<Holding> {
+        let settings = self.proxy.settings();
+        let claims = settings.routes.claims();
+        let state = self.lock();
+        let held: &[Holding] = state.held.as_deref().unwrap_or_default();
+        let is_ours = |holding: &&Holding| claims.iter().any(|claim| concerns(holding, claim, held, claims));
+        let older = held.iter().filter(|holding| holding.slots > 0 && !is_ours(holding));
+        older.map(|holding| Holding { granted: 0, waiting: Vec::new(), ..holding.clone() }).collect()
+    }
+
+    fn reserve(&self, state: &State) {
+        let settings = self.proxy.settings();
+        let claims = settings.routes.claims();
+        for claim in claims {
+            let gate = &claim.upstream.gate;
+            let there = state.held.as_ref().map_or_else(
+                || gate.snapshot().slots,
+                |held| {
+                    let concerned = held.iter().filter(|holding| concerns(holding, claim, held, claims));
+                    concerned.map(|holding| state.needed(holding).saturating_sub(state.granted_of(&holding.name))).sum()
+                },
+            );
+            let orphans = state.orphans.iter().filter(|holding| concerns(holding, claim, &state.orphans, claims));
+            gate.reserve(there + orphans.map(|holding| holding.slots).sum::<usize>());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The slots that it has, and those of which it has not heard yet.
+    fn needed(&self, holding: &Holding) -> usize {
+        holding.slots + self.granted.get(&holding.name).map_or(0, |granted| granted.saturating_sub(holding.granted))
+    }
+
+    fn granted_of(&self, name: &str) -> usize {
+        self.granted_slots.get(name).map_or(0, Vec::len)
+    }
+
+    /// Gives back what the other process does not need any more. What it had before anything was granted goes first.
+    fn give_back(&mut self) {
+        let mut slots = std::mem::take(&mut self.granted_slots);
+        for (name, slots) in &mut slots {
+            let of_name = self.held.iter().flatten().find(|holding| holding.name == *name);
+            let needed = of_name.map_or(0, |holding| self.needed(holding));
+            slots.drain(..slots.len().saturating_sub(needed));
+        }
+        self.granted_slots = slots;
+    }
+}
+
+/// Whether what another process holds counts for this registry: under its name, or since one leads to a host that the other
+/// does. Of two that lead to the same place the more specific one decides, there as here.
+pub fn concerns(holding: &Holding, claim: &Claim, held: &[Holding], claims: &[Claim]) -> bool {
+    let others_have_there = |host: &HostPattern| {
+        let others = held.iter().filter(|other| other.name != holding.name);
+        others.flat_map(|other| patterns(&other.hosts)).any(|other| other == *host)
+    };
+    let others_claim = |host: &HostPattern| {
+        let others = claims.iter().filter(|other| other.upstream.name != claim.upstream.name);
+        others.flat_map(|other| &other.hosts).any(|other| other == host)
+    };
+    let leads_to = |there: &HostPattern, here: &HostPattern| {
+        there.meets(here)
+            && !(here.specificity() > there.specificity() && others_have_there(here))
+            && !(there.specificity() > here.specificity() && others_claim(there))
+    };
+    holding.name == claim.upstream.name
+        || patterns(&holding.hosts).any(|there| claim.hosts.iter().any(|here| leads_to(&there, here)))
+}
+
+/// All slots of these.
+pub fn sum(held: &[Holding]) -> usize {
+    held.iter().map(|holding| holding.slots).sum()
+}
+
+fn patterns(hosts: &[String]) -> impl Iterator<Item = HostPattern> {
+    hosts.iter().filter_map(|host| HostPattern::parse(host).ok())
+}
