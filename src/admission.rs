@@ -7,19 +7,19 @@
 //! # What always holds
 //! 1. Taken slots never exceed the slots, except those that stood when the slots were reduced; no new one is granted
 //!    before it fits. *`core_tests::random_histories_keep_every_promise`*
-//! 2. Whoever waits holds neither slot nor token. *`core_tests::random_histories_keep_every_promise`*
-//! 3. Slot and token are taken together or not at all; a token whose waiter vanished before `connect()` goes to one who
-//!    waits. *`core_tests::a_vanished_waiters_slot_and_token_go_to_the_next`*
-//! 4. A request is called exactly once: admitted or refused. Only `depth`, its deadline and the end of the process
+//! 2. A waiter holds neither slot nor token. *`core_tests::random_histories_keep_every_promise`*
+//! 3. Slot and token are taken together or not at all; a token whose waiter vanished before `connect()` goes to
+//!    another waiter. *`core_tests::a_vanished_waiters_slot_and_token_go_to_the_next`*
+//! 4. A request is answered exactly once: admitted or refused. Only `depth`, its deadline and the end of the process
 //!    refuse it, and it waits once at a time. *`core_tests::random_histories_keep_every_promise`,
 //!    `tickets::a_place_that_is_kept_twice_is_given_once`*
-//! 5. No slot is free, with a token due, while somebody waits who may use them; whoever is called is woken, in every order
-//!    in which threads can meet. *`core_tests::random_histories_keep_every_promise`,
+//! 5. No slot is free, with a token due, while a waiter may use them; an admitted waiter is woken, in every order in which
+//!    threads can meet. *`core_tests::random_histories_keep_every_promise`,
 //!    `handover_models::a_slot_granted_to_one_who_leaves_goes_to_the_next`,
 //!    `handover_models::a_deadline_and_a_grant_end_in_one_call`,
 //!    `handover_models::more_slots_wake_one_who_sits_down_in_that_moment`,
 //!    `handover_models::who_is_polled_by_another_task_is_woken_there`*
-//! 6. Idle connections give way when slots are what binds, one for one waiter, and quiet tunnels not before their time.
+//! 6. Idle connections are reclaimed when no slot is free, one for one waiter, and quiet tunnels not before their time.
 //!    *`core_tests::one_slot_serves_two_authorities_in_turn`,
 //!    `core_tests::a_recalled_tunnel_that_moves_after_all_is_left_alone_and_another_is_asked`,
 //!    `core_tests::the_next_recall_comes_with_the_next_token_and_not_with_the_next_slot`*
@@ -27,7 +27,7 @@
 //!    *`tests::an_admission_dropped_at_any_point_leaves_no_trace`,
 //!    `handover_models::a_token_granted_with_it_goes_along`,
 //!    `handover_models::who_leaves_at_its_deadline_takes_nothing_along`*
-//! 8. Clients and classes get their parts of the slot-seconds, measured against ideal turns.
+//! 8. Clients and classes get their parts of the slot-seconds, measured against ideal shares.
 //!    *`fairness_tests::nine_modest_clients_finish_beside_a_greedy_one_as_in_ideal_turns`,
 //!    `fairness_tests::clients_get_the_same_slot_seconds_though_one_holds_ten_times_longer`,
 //!    `fairness_tests::a_class_of_eight_times_the_weight_gets_eight_times_the_slot_seconds`*
@@ -169,13 +169,13 @@ impl<P: Send + 'static> Gate<P> {
         (place, owner.map(|owner| Ticket { gate: self.clone(), place, owner, used: false }))
     }
 
-    /// What the time of this gate counts from.
+    /// The epoch of this gate's time.
     #[must_use]
     pub fn epoch(&self) -> Instant {
         self.shared.epoch
     }
 
-    /// What time it is for this gate.
+    /// The time of this gate.
     #[must_use]
     pub fn now(&self) -> Moment {
         self.shared.now()
@@ -282,19 +282,19 @@ impl<P: Send + 'static> Gate<P> {
         self.shared.settle(self.shared.handover.event(|core| core.end(now)));
     }
 
-    /// Who waits for what, at most `most` of those who wait and of those who hold.
+    /// Waiters and holders, at most `most` of each.
     #[must_use]
     pub fn explain(&self, most: usize) -> Explanation {
         self.shared.handover.explain(most, self.now())
     }
 
-    /// Who holds a slot, the oldest first, at most `most`.
+    /// Holders of a slot, oldest first, at most `most`.
     #[must_use]
     pub fn holders(&self, most: usize) -> Vec<HolderInfo> {
         self.shared.handover.holders(most, self.now())
     }
 
-    /// Who waits and who holds, by client, at most `most` of them.
+    /// Numbers of waiters and holders by client, for at most `most` clients.
     #[must_use]
     pub fn occupancy(&self, most: usize) -> Occupancy {
         self.shared.handover.occupancy(most)

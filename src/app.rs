@@ -64,14 +64,14 @@ pub struct Running {
     cut_short: CancellationToken,
 }
 
-/// What a sidecar starts from.
+/// The input of a start.
 #[derive(Debug)]
 pub struct Start<'a> {
     /// The file of the config.
     pub file: &'a Path,
-    /// What it says.
+    /// Its content.
     pub config: Config,
-    /// What was open before.
+    /// Listeners from before the start.
     pub inherited: Inherited,
 }
 

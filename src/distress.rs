@@ -25,7 +25,7 @@ const SLOW_LEAST: Duration = Duration::from_secs(2);
 /// After so long the best answer is forgotten for the best of a later time.
 const BEST_MEMORY: Duration = Duration::from_secs(600);
 
-/// What a registry did.
+/// An observation of a registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// An answer that shows overload.
@@ -76,11 +76,11 @@ pub struct Distress {
 struct Seen {
     at: Moment,
     cause: Cause,
-    /// What was asked for, as a hash.
+    /// The requested object, as a hash.
     subject: u64,
 }
 
-/// What a status page shows.
+/// The state for status and page.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DistressPicture {
     /// From 0 to 1.
@@ -122,7 +122,7 @@ impl Distress {
         self.recent(now).map(|seen| seen.cause.weight()).sum::<u32>() >= FULL
     }
 
-    /// What to show.
+    /// The state for status and page.
     #[must_use]
     pub fn picture(&self, now: Moment) -> DistressPicture {
         let left = |seen: &Seen| 1.0 - now.since(seen.at).as_secs_f64() / MEMORY.as_secs_f64();

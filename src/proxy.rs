@@ -1,7 +1,7 @@
-//! What all requests of clients share: the settings that hold, [`route`] to their registry, the [`record`] that each
-//! leaves, and what a client is told ([`respond`]).
+//! The parts that all requests of clients share: the settings in force, the [`route`] to a registry, the [`record`] of each
+//! request, and the answers of roadstead itself ([`respond`]).
 //!
-//! It accepts nothing: `listener` does, and hands a connection to `tunnel` or to `http`.
+//! It accepts no connection: `listener` does, and passes each to `tunnel` or to `http`.
 
 pub mod client;
 pub mod clients;
@@ -35,18 +35,18 @@ use crate::metrics::Reason;
 use crate::target::Target;
 use crate::upstream::Upstream;
 
-/// What holds for clients.
+/// The settings for clients.
 #[derive(Clone, Debug)]
 pub struct ClientTerms {
     /// Connections of clients at once.
     pub max_clients: usize,
     /// The longest time that the first head of a connection may take.
     pub head_timeout: Duration,
-    /// Who may come, beside this machine itself.
+    /// The clients that may connect, beside this machine itself.
     pub allow_clients: Vec<IpNet>,
 }
 
-/// What a client takes the listener for.
+/// The role of a listener.
 #[derive(Clone, Debug)]
 pub enum Entry {
     /// A forward proxy.
@@ -55,14 +55,14 @@ pub enum Entry {
     Mirror(Arc<str>),
 }
 
-/// What a reload replaces, whole.
+/// The settings that a reload replaces as a whole.
 #[derive(Debug)]
 pub struct Settings {
     /// All upstreams.
     pub routes: Routes,
-    /// What holds for clients.
+    /// The settings for clients.
     pub terms: ClientTerms,
-    /// Which class a client belongs to.
+    /// The class of each client.
     pub classes: Classes,
     /// The mirrors, by the names of their registries.
     pub mirrors: BTreeMap<String, Arc<Mirror>>,

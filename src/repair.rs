@@ -32,12 +32,12 @@ const MAX_TRIES_WHEN_WELL: u32 = 4;
 /// How long a poor token is held, unasked: the first sign of a storm often is one.
 pub const TOKEN_HOLD: Duration = Duration::from_millis(500);
 
-/// What is known of the repair of one registry's answers.
+/// The state of repair for one registry.
 #[derive(Debug, Default)]
 pub struct Repair {
     /// Whether anything is asked again.
     pub enabled: bool,
-    /// Who may be asked again now, while the registry is in distress.
+    /// The permits for requests that are asked again while the registry is in distress.
     pub turns: Turns,
     /// Outages behind the registry's gateways.
     pub gateways: Gateways,
@@ -98,7 +98,7 @@ impl Repair {
         lock(&self.distress).is_on(now)
     }
 
-    /// What to show of it.
+    /// Its state for status and metrics.
     #[must_use]
     pub fn distress(&self, now: Moment) -> DistressPicture {
         lock(&self.distress).picture(now)

@@ -83,7 +83,7 @@ pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect) {
 /// Opens a connection for a CONNECT to `authority`.
 ///
 /// # Errors
-/// What to answer instead of `200`. It is counted and logged already.
+/// The answer instead of `200`. It is already counted and logged.
 pub async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Principal) -> Result<Tunnel, NoTunnel> {
     let mut record = proxy.record(&principal.client.to_string(), Kind::Tunnel);
     let target = match Target::from_connect(authority) {

@@ -35,7 +35,7 @@ pub(super) struct RegistryPicture {
     pub waiting: usize,
     pub oldest_wait_seconds: f64,
     pub paused: bool,
-    /// What keeps the next waiter from being admitted.
+    /// The reason why the next waiter is not admitted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limited_by: Option<&'static str>,
     pub classes: BTreeMap<String, ClassPicture>,
@@ -132,7 +132,7 @@ impl RegistryPicture {
     }
 }
 
-/// Who waits and who holds, in `/queue`.
+/// Waiters and holders, in `/queue`.
 pub(super) fn explanation(upstream: &Upstream) -> Value {
     let explanation = upstream.gate.explain(MAX_EXPLAINED);
     let class = |principal: &Principal| class_of(upstream, principal);

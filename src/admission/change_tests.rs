@@ -1,4 +1,4 @@
-//! What holds changes while some wait and others hold: other limits, slots that another process has, draining.
+//! The limits change while requests wait and others hold: other limits, slots that another process has, draining.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

@@ -453,8 +453,8 @@ impl World {
         self.dials.push(self.now);
     }
 
-    /// First in, first out in each lane; small requests first, but a blob is passed over eight times at most. Who probes
-    /// has no place in this.
+    /// First in, first out in each lane; small requests first, but a blob is passed over eight times at most. Probes
+    /// are not part of this order.
     fn check_order_among_its_own(&mut self, place: Place) {
         let asked = &self.waiting[&place];
         let principal = asked.principal.clone();
@@ -532,7 +532,7 @@ impl World {
         waiting.min(tokens).min(dials)
     }
 
-    /// Who waits holds nothing: what is taken is exactly what was granted and not given back.
+    /// A waiter holds nothing: the taken slots are exactly those that were granted and not returned.
     fn check_the_books(&self) {
         let snapshot = self.core.snapshot(self.now);
         assert_eq!(snapshot.open.open(), self.open());
@@ -551,7 +551,7 @@ impl World {
         if self.paused {
             return;
         }
-        // Who waits for a target that refuses has no turn but for the probes; somebody has one if others wait.
+        // A waiter for a target that refuses is admitted only as a probe; the others are admitted in order.
         let in_line = self.waiting.values().filter(|ask| !self.out.contains(&ask.target)).count();
         let wanted = |key: &ReuseKey| {
             let mut asks = self.waiting.values().filter(|ask| !self.out.contains(&ask.target));

@@ -1,4 +1,4 @@
-//! What holds for a registry, and what the core decides about those who ask.
+//! The limits of a registry, and the decisions of the core.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::request::Place;
 use super::slot::{Evidence, SlotId};
 use super::tickets::Owner;
 
-/// What holds for one registry on this node.
+/// The limits of one registry on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Sockets toward the registry at once; `usize::MAX` where nothing bounds them.
@@ -28,7 +28,7 @@ pub struct Limits {
     pub weights: Vec<u32>,
 }
 
-/// What the driver is to do.
+/// An order to the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Let this request open a socket in a new slot.
@@ -51,7 +51,7 @@ pub enum Decision {
     },
     /// Tell this request that it will not be admitted.
     Refuse {
-        /// Who is refused.
+        /// The refused waiter.
         place: Place,
         /// Why, and what to tell.
         refusal: Refusal,
@@ -63,14 +63,14 @@ pub enum Decision {
     Close {
         /// The slot of the connection.
         slot: SlotId,
-        /// What made it go.
+        /// The cause of the close.
         cause: CloseCause,
     },
     /// Ask a quiet tunnel to close, because somebody waits. It answers by closing, or by going on.
     Reclaim {
         /// The slot of the tunnel.
         slot: SlotId,
-        /// What spoke for it being idle.
+        /// The evidence that it is idle.
         evidence: Evidence,
     },
 }
@@ -100,7 +100,7 @@ pub enum CloseCause {
 /// A request that will not be admitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Which bound was met.
+    /// The bound that was met.
     pub reason: RefusalReason,
     /// How long the request waited.
     pub waited: Duration,
@@ -110,7 +110,7 @@ pub struct Refusal {
     pub slots: usize,
     /// When coming back makes sense.
     pub retry_after: Duration,
-    /// What kept the one whose turn it was from being admitted; `None` where waiting was not the reason.
+    /// The reason why the next waiter was not admitted; `None` if waiting was not the cause.
     pub limited_by: Option<LimitedBy>,
     /// By arrival among those who waited, from 1; `None` for one too far back to count.
     pub position: Option<usize>,
@@ -131,7 +131,7 @@ pub enum RefusalReason {
     Draining,
 }
 
-/// What keeps the one whose turn it is from being admitted.
+/// The reason why the next waiter is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitedBy {
     /// Admissions are held by the operator.

@@ -1,4 +1,4 @@
-//! Who gets how much of the slots, through the whole core in virtual time: clients that always have requests waiting, and
+//! Shares of the slots, through the whole core in virtual time: clients that always have requests waiting, and
 //! hold each slot for a while, against what taking turns would ideally give them.
 
 use std::cmp::Reverse;

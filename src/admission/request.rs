@@ -38,11 +38,11 @@ impl fmt::Display for ClientId {
     }
 }
 
-/// Which class, by its number in the list that the gate was given; 0 is `default`.
+/// A class, by its number in the gate's list; 0 is `default`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClassId(pub usize);
 
-/// Who asks.
+/// The client of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Principal {
     /// The class that it shares with others.
@@ -51,7 +51,7 @@ pub struct Principal {
     pub client: ClientId,
 }
 
-/// What is asked for, as far as it matters for the order among one client's own requests.
+/// The lane of a request, for the order among one client's own requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lane {
     /// Small, and others wait for its answer: tokens, manifests, anything that is not a blob.
@@ -95,7 +95,7 @@ impl Place {
     }
 }
 
-/// What a connection can be reused for: the authority (and later the scheme) that it was opened to.
+/// The key for reuse of a connection: the authority (and later the scheme) that it was opened to.
 pub type ReuseKey = Arc<str>;
 
 /// A request for admission.
@@ -105,9 +105,9 @@ pub struct AdmissionRequest {
     pub place: Place,
     /// When waiting ends with a refusal.
     pub deadline: Moment,
-    /// Who asks.
+    /// The client.
     pub principal: Principal,
-    /// What is asked for.
+    /// The lane of the request.
     pub lane: Lane,
     /// Where the request wants to go; a ticket is for the same target.
     pub target: Arc<str>,
@@ -116,15 +116,15 @@ pub struct AdmissionRequest {
 }
 
 impl AdmissionRequest {
-    /// What kind of request asks: in a tunnel nothing is known of authorities, so no kept connection serves it, while
-    /// every visible request names the one it could use.
+    /// The kind of the request: a tunnel does not show its authorities, so no pooled connection serves it; every visible
+    /// request names the one that it can use.
     #[must_use]
     pub fn slot_use(&self) -> SlotUse {
         if self.reuse.is_some() { SlotUse::Request } else { SlotUse::Tunnel }
     }
 }
 
-/// What a slot is used for, or asked for.
+/// The use of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SlotUse {
     /// A CONNECT.

@@ -12,8 +12,8 @@ use std::time::Duration;
 use super::moment::Moment;
 use super::slot::SlotId;
 
-/// A silence becomes known later than it begins. What is busy counts up to this long ago, so that the sum need not be
-/// taken back.
+/// A silence is known later than it begins. Busy time counts up to this long ago, so that the sum never has to be
+/// reduced.
 const KNOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// Time for which slots were held, and in which they were busy.
@@ -73,7 +73,7 @@ impl Usage {
 }
 
 impl Meter {
-    /// What is to be added up to `end`.
+    /// The amount to add up to `end`.
     fn until(self, end: Moment) -> Used {
         let held = end.since(self.settled);
         Used { held, busy: if self.busy { held } else { Duration::ZERO } }

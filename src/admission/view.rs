@@ -1,4 +1,4 @@
-//! What the core shows to those who look. It changes nothing.
+//! The read-only view of the core. It changes nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,16 +30,16 @@ pub struct Snapshot {
     pub oldest_wait: Duration,
     /// Whether admissions are held.
     pub paused: bool,
-    /// What keeps the one whose turn it is from being admitted, if somebody waits.
+    /// The reason why the next waiter is not admitted, if there is a waiter.
     pub limited_by: Option<LimitedBy>,
     /// How long slots were held and busy so far.
     pub used: Used,
 }
 
-/// Who waits for what.
+/// A snapshot of waiters and holders.
 #[derive(Clone, Debug)]
 pub struct Explanation {
-    /// What keeps the one whose turn it is from being admitted, if somebody waits.
+    /// The reason why the next waiter is not admitted, if there is a waiter.
     pub limited_by: Option<LimitedBy>,
     /// Those who wait.
     pub waiters: Vec<WaiterInfo>,
@@ -52,9 +52,9 @@ pub struct Explanation {
 pub struct WaiterInfo {
     /// By arrival, from 1.
     pub position: usize,
-    /// Who asks.
+    /// The client.
     pub principal: Principal,
-    /// What kind of request it is.
+    /// The kind of the request.
     pub kind: SlotUse,
     /// Among its client's own requests.
     pub lane: Lane,
@@ -73,9 +73,9 @@ pub struct WaiterInfo {
 pub struct HolderInfo {
     /// The slot.
     pub slot: SlotId,
-    /// What it is used for.
+    /// The use of the slot.
     pub kind: SlotUse,
-    /// What its socket is doing.
+    /// The state of its socket.
     pub state: SlotState,
     /// The time since it was granted.
     pub age: Duration,
@@ -85,7 +85,7 @@ pub struct HolderInfo {
     pub bytes_up: u64,
     /// And from the registry.
     pub bytes_down: u64,
-    /// What a tunnel that lies quiet seems to be doing, and for how long.
+    /// The evidence about a quiet tunnel, and for how long it has been quiet.
     pub quiet: Option<(Evidence, Duration)>,
     /// Whether a tunnel was asked to close, and has not answered yet.
     pub reclaimed: bool,
@@ -112,7 +112,7 @@ impl Core {
         }
     }
 
-    /// Who waits, by arrival, and who holds what, the oldest first; at most `most` of each.
+    /// Waiters by arrival, and holders, oldest first; at most `most` of each.
     #[must_use]
     pub fn explain(&self, most: usize, now: Moment) -> Explanation {
         let mut positions = vec![0; self.books.wait_estimates.len()];
@@ -133,7 +133,7 @@ impl Core {
         Explanation { limited_by: self.books.limited_by, waiters: waiters.collect(), holders: self.holders(most, now) }
     }
 
-    /// Who holds a slot, the oldest first, at most `most`.
+    /// Holders of a slot, oldest first, at most `most`.
     #[must_use]
     pub fn holders(&self, most: usize, now: Moment) -> Vec<HolderInfo> {
         let oldest = self.books.ledger.entries().take(most).map(|(slot, entry)| HolderInfo {
@@ -151,7 +151,7 @@ impl Core {
         oldest.collect()
     }
 
-    /// Who waits and who holds, by client, at most `most` of them.
+    /// Numbers of waiters and holders by client, for at most `most` clients.
     #[must_use]
     pub fn occupancy(&self, most: usize) -> Occupancy {
         Occupancy::take(&self.books.queue, &self.books.ledger, self.books.limits.weights.len(), most)

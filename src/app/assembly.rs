@@ -29,7 +29,7 @@ use crate::upstream::resolve::Resolver;
 use crate::upstream::tls::{Tls, TlsTerms};
 use crate::upstream::{AddressPolicy, QueueTerms, Upstream};
 
-/// What other hosts are granted, for whom no registry's settings hold.
+/// The timeout for other hosts, which have no settings of a registry.
 const OTHER_HOSTS_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const OTHER_HOSTS_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// And how long they, and whoever has no setting for it, linger.

@@ -17,7 +17,7 @@ use super::takeover::link::LINK;
 const UNIX: i32 = 1;
 const STREAM: i32 = 1;
 
-/// What was inherited and not used yet.
+/// Inherited listeners that are not used yet.
 #[derive(Debug, Default)]
 pub struct Inherited {
     listeners: Vec<InheritedListener>,

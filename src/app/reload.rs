@@ -28,7 +28,7 @@ const LOOKS: u32 = 2;
 /// And so many where a file is away: it may be in the middle of a swap.
 const LOOKS_WITHOUT: u32 = 5;
 
-/// What is done when the level of the log changes; told the new one.
+/// Called with the new level when the level of the log changes.
 pub type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
 
 /// Reads the config again.
@@ -191,7 +191,7 @@ fn leads_to(host: &HostPattern, target: &str) -> bool {
     Target::from_connect(target).is_ok_and(|target| host.matches(&target))
 }
 
-/// What the files hold: the digest of each, nothing for one that cannot be read. Keys are none of what is remembered.
+/// The digest of each file; `None` for one that cannot be read. The content of keys is not stored.
 #[derive(Debug, PartialEq, Eq)]
 struct FileDigests {
     config: Option<Vec<u8>>,

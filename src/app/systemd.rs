@@ -1,7 +1,7 @@
-//! What systemd is told (`sd_notify(3)`). Without systemd, nothing is.
+//! Messages to systemd (`sd_notify(3)`). Without systemd, there are none.
 //!
-//! A task of its own speaks, so that nobody waits for a systemd that does not listen just then, and nothing that happens
-//! to the process delays the word that it lives. What is said stays in order.
+//! A separate task sends them, so no other task waits for a systemd that does not read, and no work of the process delays the
+//! watchdog. The messages stay in order.
 
 use std::ffi::OsStr;
 use std::io;

@@ -1,4 +1,4 @@
-//! What happens between the start, the file and the end.
+//! The start of a sidecar, its config file, and its end.
 
 use std::fs;
 use std::net::TcpStream;
@@ -27,7 +27,7 @@ async fn started(file: &Path, text: &str) -> Running {
     start(Start { file, config, inherited: Inherited::default() }, Box::new(|_| ())).await.unwrap()
 }
 
-/// What was found to be whole is what is used: the files may be in the middle of a swap by now.
+/// The validated content is used: the files may be in the middle of a swap by now.
 #[tokio::test]
 async fn the_files_of_tls_are_read_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -73,7 +73,7 @@ async fn a_registry_does_not_get_a_host_that_may_be_open_elsewhere() {
     running.drain().await;
 }
 
-/// Whoever swaps the file while a process begins is not overlooked.
+/// A change of the file during the start is noticed.
 #[tokio::test]
 async fn a_file_that_changes_during_the_start_is_noticed() {
     let folder = tempfile::tempdir().unwrap();

@@ -50,7 +50,7 @@ pub async fn exchange(
     let mut exchange = Exchange {
         upstream,
         outbound: &outbound,
-        // What cannot be sent twice goes out on a new connection, or on one that was just checked.
+        // A request that cannot be sent twice uses a new connection, or one that was just checked.
         is_careful: !outbound.is_repeatable(),
         body: Some(body),
         unsent: None,
@@ -136,14 +136,14 @@ impl Exchange<'_> {
     }
 }
 
-/// What the client gets.
+/// The client's answer.
 type Last = Result<Response<BufferedBody>, Failure>;
 
 /// A request that is asked again where that helps, and what came of it so far.
 struct Repairing<'a> {
     exchange: Exchange<'a>,
     repair: &'a Repair,
-    /// What it asks for, if it is a request for a token.
+    /// The requested rights, if it is a request for a token.
     token: Option<RequestedAccess>,
     keys: SubjectKeys,
     /// The GET that is to tell what the denial of a HEAD means, while that is asked.
@@ -153,17 +153,17 @@ struct Repairing<'a> {
     again: u32,
     /// When its patience ends.
     deadline: Moment,
-    /// What the client gets if nothing better comes: the registry's last answer, or why there is none.
+    /// The client's answer if nothing better comes: the registry's last answer, or the failure.
     last: Option<Last>,
 }
 
-/// What a request is remembered by.
+/// The keys of a request in the memory of repair.
 struct SubjectKeys {
-    /// What it asks for, whoever asks.
+    /// The requested object, without the client.
     subject: Key,
-    /// Who asks; `None` without credentials.
+    /// The credentials; `None` without any.
     credentials: Option<Key>,
-    /// Who asks for what.
+    /// The credentials and the object together.
     denial: Key,
 }
 
@@ -179,10 +179,10 @@ impl SubjectKeys {
     }
 }
 
-/// What an answer is.
+/// The verdict about an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// What was asked for, or any answer that says nothing of overload.
+    /// The requested object, or any answer without a sign of overload.
     Good,
     /// Worth asking again for.
     Retry(Sign),
@@ -248,8 +248,8 @@ impl Repairing<'_> {
         }
     }
 
-    /// One turn toward an answer. What was kept is withheld from the client for no longer than its time lasts; a first answer
-    /// is the client's to wait for. An error is what the client gets.
+    /// One attempt. A stored answer is withheld from the client only until the deadline; for a first answer, the client decides
+    /// how long it waits. An error is the client's answer.
     async fn ask(&mut self, attempt: &mut Attempt) -> Result<Option<Judged>, Last> {
         let deadline = self.exchange.upstream.instant(self.deadline);
         let has_answer = matches!(self.last, Some(Ok(_)));
@@ -283,7 +283,7 @@ impl Repairing<'_> {
         match turn {
             Ok(None) => Ok(None),
             Ok(Some((response, took))) => Ok(Some(self.judge(response, took).await)),
-            // What cannot be read now cannot be read later.
+            // An answer that cannot be parsed now cannot be parsed later.
             Err(Failure::Died(error)) if !error.is_parse() => Ok(Some(self.broken(error))),
             Err(failure) => Err(failure),
         }
@@ -339,7 +339,7 @@ impl Repairing<'_> {
         Judged { answer: Ok(response), verdict, retry_after }
     }
 
-    /// What the answer says of the registry.
+    /// Reports the verdict to the distress of the registry.
     fn note(&self, verdict: Verdict) {
         let (keys, now) = (&self.keys, self.exchange.upstream.gate.now());
         match verdict {
@@ -383,12 +383,12 @@ impl Repairing<'_> {
         }
     }
 
-    /// What was kept.
+    /// The stored answer.
     fn give_up(&mut self) -> Last {
         self.last.take().expect("the first answer is kept before it is given up")
     }
 
-    /// What was kept, a denial that is believed for a while.
+    /// The stored answer, a denial that is remembered for a while.
     fn give_up_believing(&mut self) -> Last {
         self.repair.remember_denial(self.keys.denial, self.exchange.upstream.gate.now());
         self.give_up()
@@ -447,7 +447,7 @@ fn is_manifest(outbound: &Outbound, status: StatusCode) -> bool {
     status == StatusCode::OK && outbound.method() == Method::GET && outbound.uri().path().contains("/manifests/sha256:")
 }
 
-/// What a request for a token asks for; `None` for any other request.
+/// The rights that a request for a token asks for; `None` for any other request.
 fn requested_access(outbound: &Outbound) -> Option<RequestedAccess> {
     let uri = outbound.uri();
     let query = uri.query().filter(|_| outbound.method() == Method::GET && uri.path().ends_with("/token"))?;

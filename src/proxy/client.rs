@@ -151,7 +151,7 @@ impl ClientIo {
         ClientIo { client, replay }
     }
 
-    /// What was not read yet of the bytes to replay.
+    /// The bytes to replay that were not read yet.
     #[must_use]
     pub fn into_unread(self) -> Bytes {
         self.replay

@@ -17,12 +17,12 @@ use crate::metrics::{Label, Reason};
 use crate::upstream::connect::DialError;
 use crate::upstream::{Attempt, Failure, Patience, Upstream};
 
-/// What a client is told when roadstead itself answers.
+/// The answer of roadstead itself to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Why.
     pub reason: Reason,
-    /// What happened, with the setting that bound, in one sentence without a full stop.
+    /// The event and the setting behind it, in one sentence without a full stop.
     pub message: String,
     /// How long the request waited for admission.
     pub waited: Duration,
@@ -39,7 +39,7 @@ pub struct Load {
     pub slots: Option<usize>,
     /// Requests in the queue.
     pub waiting: usize,
-    /// What kept the one whose turn it was from being admitted.
+    /// The reason why the next waiter was not admitted.
     pub limited_by: Option<LimitedBy>,
     /// Where the request stood, by arrival, from 1.
     pub position: Option<usize>,
@@ -77,7 +77,7 @@ impl Load {
         upstream.retry_until_deadline.then(|| Box::new(load()))
     }
 
-    /// What bound, in words that end a sentence.
+    /// The limiting cause, in words that end a sentence.
     fn because(&self) -> String {
         let Some(limited_by) = self.limited_by else { return String::new() };
         match (limited_by, self.slots) {
@@ -115,7 +115,7 @@ impl Answer {
         Answer { reason, message: message.into(), waited: Duration::ZERO, retry_after, load: None }
     }
 
-    /// What to tell about the failure of a trip to `upstream`.
+    /// The answer to the failure of an attempt at `upstream`.
     #[must_use]
     pub fn of_failure(failure: &Failure, upstream: &Upstream, attempt: &Attempt) -> Answer {
         let title = upstream.title();

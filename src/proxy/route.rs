@@ -1,7 +1,7 @@
-//! Which registry a request belongs to.
+//! The registry of a request.
 //!
-//! By the name it asks for, the most specific pattern first. What no registry lists goes directly or is denied; and if
-//! it leads to the very address and port of a registry, it counts as that registry all the same.
+//! The most specific pattern that matches the name decides. A host that no registry lists is reached directly or denied. If
+//! it leads to the address and port of a registry, it counts as that registry.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ impl Claim {
     }
 
     fn route(&self, target: &Target, secure: bool, pinned: Option<Vec<SocketAddr>>, listed_host: bool) -> Route {
-        // What goes to one of several nodes counts there.
+        // A request to one of several nodes counts there.
         let several = self.cluster.as_ref().filter(|cluster| cluster.origins().len() > 1);
         let (cluster, node) = several.and_then(|cluster| Some((cluster.clone(), cluster.node_at(target)?))).unzip();
         let destination = Destination { target: target.clone(), secure, pinned, listed_host, cluster, node };

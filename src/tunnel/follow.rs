@@ -92,7 +92,7 @@ impl Follower {
         self.sent(Side::Server, bytes, now);
     }
 
-    /// What the tunnel is doing.
+    /// The state of the tunnel.
     #[must_use]
     pub fn doing(&self) -> Doing {
         match &self.phase {

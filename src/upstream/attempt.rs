@@ -35,7 +35,7 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// What places are kept for, and outages noted for: the target, or all nodes together.
+    /// The name for tickets and outages: the target, or all nodes together.
     pub(super) fn name(&self) -> Arc<str> {
         match &self.cluster {
             Some(cluster) if cluster.origins().len() > 1 && self.node.is_none() => {
@@ -61,15 +61,15 @@ pub struct Patience {
 pub struct Attempt {
     /// Where it wants to go.
     pub destination: Destination,
-    /// Who asks.
+    /// The client that asks.
     pub principal: Principal,
     /// Whether it is a tunnel or a request.
     pub kind: SlotUse,
-    /// What it asks for.
+    /// The lane of the request.
     pub lane: Lane,
     /// The target as text: what a place is kept for, and what an outage is noted for.
     pub name: Arc<str>,
-    /// Which pooled connections it can use; `None`: it needs a new one.
+    /// The pooled connections that it can use; `None`: it needs a new one.
     pub reuse: Option<ReuseKey>,
     /// How long it waits.
     pub patience: Patience,
@@ -152,7 +152,7 @@ impl Drop for Hold {
 pub(super) struct Round {
     /// Those that are left.
     pub endpoints: Endpoints,
-    /// What came of the others: the last word counts, and of nodes one that may be back is worth more.
+    /// The failure of the other addresses: the last one counts; among nodes, a failure of one that may be back goes first.
     pub failed: Option<DialError>,
     /// Whether one of them took the connection and could not prove itself.
     pub untrusted: bool,

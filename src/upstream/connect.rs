@@ -73,7 +73,7 @@ pub(super) struct Endpoint {
     pub address: SocketAddr,
     /// The host that must prove itself, where TLS is spoken.
     pub secure: Option<Host>,
-    /// Which node it leads to, where there is a choice.
+    /// The node that it leads to, if there is a choice.
     pub node_permit: Option<NodePermit>,
 }
 
@@ -103,7 +103,7 @@ enum DialPlace {
 }
 
 impl FailedDial {
-    /// Which node failed, where there was a choice.
+    /// The node that failed, if there was a choice.
     pub fn node_permit(&self) -> Option<&NodePermit> {
         match &self.place {
             DialPlace::Slot(_, node_permit) => node_permit.as_ref(),

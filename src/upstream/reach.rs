@@ -194,8 +194,8 @@ impl Upstream {
         {
             self.nodes_changed(destination);
         }
-        // Of a registry, the last word counts; other hosts have nothing in common. Who cannot prove who he is takes
-        // connections all the same.
+        // Of a registry, the last failure counts; other hosts have nothing in common. A node without a valid certificate
+        // accepts connections all the same.
         let nobody_left = match &destination.cluster {
             Some(cluster) if destination.node.is_none() => cluster.living() == 0,
             _ => !endpoints.any_left(),

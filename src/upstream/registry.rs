@@ -25,26 +25,26 @@ pub struct Upstream {
     pub name: String,
     /// Decides who may open a socket.
     pub gate: Gate<PooledConnection>,
-    /// What counts.
+    /// Counters and histograms.
     pub metrics: Arc<RegistryMetrics>,
-    /// What holds for each connection.
+    /// The terms of each connection.
     pub terms: ConnectionTerms,
-    /// Which addresses may be dialled.
+    /// The addresses that may be dialled.
     pub addresses: AddressPolicy,
     /// Whether a dial that failed is tried again until the request's patience ends; if not, it is answered at once.
     pub retry_until_deadline: bool,
-    /// What its queue promises.
+    /// The terms of its queue.
     pub queue: QueueTerms,
     /// The names of the classes, in their order.
     pub classes: Arc<[String]>,
     /// How TLS is spoken to it.
     pub tls: Arc<Tls>,
-    /// Which of its answers are asked for again, and whether it is in distress.
+    /// The rules of repair, and the level of distress.
     pub repair: Arc<Repair>,
     /// Slots for each node, where each has its own.
     pub slots_of_each: Option<usize>,
-    /// What the number of slots follows from, where each node has its own. Locked while they are counted anew; shared with
-    /// the same registry before a reload, whose requests may still be under way.
+    /// The base of the number of slots, where each node has its own. Locked while they are counted anew; shared with the same
+    /// registry before a reload, whose requests may still be under way.
     pub sized: Arc<Mutex<Option<NodeSlots>>>,
     /// Names to addresses; shared by all.
     pub resolver: Arc<Resolver>,
@@ -66,7 +66,7 @@ impl NodeSlots {
     }
 }
 
-/// What the queue of one registry promises.
+/// The terms of the queue of one registry.
 #[derive(Clone, Debug)]
 pub struct QueueTerms {
     /// Waiters at once.
@@ -78,7 +78,7 @@ pub struct QueueTerms {
 }
 
 impl Upstream {
-    /// What to call it in a sentence.
+    /// Its name in a sentence.
     #[must_use]
     pub fn title(&self) -> String {
         if self.name == OTHER_HOSTS { "the other host".to_owned() } else { format!("registry {}", self.name) }

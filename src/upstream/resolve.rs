@@ -73,7 +73,7 @@ struct Known {
 pub struct ResolveError {
     /// The name.
     pub name: String,
-    /// What the resolver said.
+    /// The error of the resolver.
     pub cause: String,
 }
 

@@ -25,14 +25,14 @@ use crate::target::Host;
 
 mod verify;
 
-/// What the config says of TLS to one registry.
+/// The config of TLS to one registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsTerms {
     /// Authorities that are trusted beside the system's.
     pub ca_file: Option<PathBuf>,
     /// The certificate chain and the key that are shown of ourselves.
     pub client: Option<(PathBuf, PathBuf)>,
-    /// What the nodes of a mirror must prove to be, whatever their URLs say.
+    /// The name that the nodes of a mirror must prove, whatever their URLs say.
     pub server_name: Option<Host>,
     /// Whether the other side's certificate is looked at, at all.
     pub insecure_skip_verify: bool,
@@ -54,7 +54,7 @@ pub enum TlsError {
         key: &'static str,
         /// Its value.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
     /// Nobody is trusted.
@@ -77,7 +77,7 @@ impl Tls {
         Tls { terms, built: OnceLock::new() }
     }
 
-    /// What a node of the mirror at this host must prove to be.
+    /// The name that a node of the mirror at this host must prove.
     #[must_use]
     pub fn name_of(&self, host: &Host) -> Host {
         self.terms.server_name.as_ref().unwrap_or(host).clone()
@@ -180,8 +180,8 @@ pub fn is_final(error: &io::Error) -> bool {
     )
 }
 
-/// What the other side said against us in TLS, when it ended the connection for good by that: in TLS 1.3 the handshake is
-/// over for us before it has seen our certificate, or that there is none.
+/// The TLS alert with which the peer refused us for good: in TLS 1.3, the handshake is over for us before the peer has seen
+/// our certificate, or that there is none.
 #[must_use]
 pub fn last_word(error: &(dyn Error + 'static)) -> Option<String> {
     let mut causes = std::iter::successors(Some(error), |&error| error.source());

@@ -23,7 +23,7 @@ pub(super) struct Framing {
     began: Duration,
 }
 
-/// What a record header says.
+/// The content of a record header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RecordHeader {
     pub content: ContentType,

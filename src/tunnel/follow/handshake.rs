@@ -62,7 +62,7 @@ pub(super) enum Half {
     Finished,
 }
 
-/// What the client of TLS 1.3 has sent since the `ServerHello`, not counting `ChangeCipherSpec`.
+/// The records of a TLS 1.3 client since the `ServerHello`, without `ChangeCipherSpec`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flight {
     /// Nothing: the rest of the server's flight is on its way.
@@ -80,7 +80,7 @@ pub(super) enum Flight {
     CertificateVerify(u16),
 }
 
-/// What a record is, seen from the handshake.
+/// The role of a record in the handshake.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HandshakePart {
     /// A part of it that is not the last.
@@ -91,7 +91,7 @@ pub(super) enum HandshakePart {
     Last,
     /// It had been over before this record, and the client had even sent a request of the length `asked`.
     WasOver { asked: Option<u16> },
-    /// What must not come here.
+    /// A record that must not come here.
     Unexpected,
 }
 
@@ -100,7 +100,7 @@ impl Handshake {
         Handshake::Untouched
     }
 
-    /// What the tunnel is doing when no record of the client's is cut; `server_inside` tells of the server's.
+    /// The state of the tunnel while no record of the client is incomplete; `server_inside`: one of the server is.
     pub fn doing(&self, server_inside: bool) -> Doing {
         match self {
             Handshake::Untouched if server_inside => Doing::Unsure,
@@ -136,7 +136,7 @@ impl Handshake {
         }
     }
 
-    /// Bytes of a handshake record. What they agreed on once both sides have said which they are.
+    /// Bytes of a handshake record. Returns the agreement once both sides have sent theirs.
     pub fn read(&mut self, side: Side, bytes: &[u8]) -> Result<Option<Agreement>, Malformed> {
         let Handshake::Greeting(greeting) = self else { return Ok(None) };
         if !greeting.read(side, bytes)? {
@@ -225,7 +225,7 @@ impl Greeting {
         Ok(true)
     }
 
-    /// What the client sends first after the final `ServerHello`.
+    /// The client's first records after the final `ServerHello`.
     fn flight(&self) -> Flight {
         // A retry voids early data. The request in it comes again, so what was asked stays asked (RFC 8446, section
         // 4.1.2).

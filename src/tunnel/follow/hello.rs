@@ -1,7 +1,7 @@
 //! A `ClientHello` or `ServerHello`, read byte by byte as it passes, across records and reads, without keeping it.
 //!
-//! RFC 8446, sections 4.1.2 and 4.1.3; TLS 1.2 has the same shape (RFC 5246, section 7.4.1). What it finds it tells at
-//! once; who asks what it means is another matter.
+//! RFC 8446, sections 4.1.2 and 4.1.3; TLS 1.2 has the same shape (RFC 5246, section 7.4.1). It reports
+//! each fact at once; another file interprets it.
 
 use super::Side;
 
@@ -36,11 +36,11 @@ pub(super) enum HelloFact {
     EarlyData,
     /// The client lets itself be asked for a certificate at any time (RFC 8446, section 4.2.6).
     LaterAuthentication,
-    /// What else is offered may be hidden in an encrypted hello (RFC 9849).
+    /// Further offers may be hidden in an encrypted hello (RFC 9849).
     Hidden,
 }
 
-/// What was fed is not the hello of that side.
+/// The bytes are not the hello of that side.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
@@ -139,7 +139,7 @@ impl Hello {
         Ok(())
     }
 
-    /// What comes after the field that `step` names, given its value.
+    /// The step after the field of `step`, given its value.
     fn after(&mut self, from: Side, value: u32, found: &mut impl FnMut(HelloFact)) -> Result<HelloField, Malformed> {
         Ok(match (self.step, from) {
             (HelloField::Type, Side::Client) if value == 1 => HelloField::Length,

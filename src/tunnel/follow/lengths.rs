@@ -3,7 +3,7 @@
 //! An encrypted record holds its content, one byte of type, and the tag (RFC 8446, section 5.2). Padding is allowed and
 //! nobody pads, so these lengths are hints: whoever uses them must be safe when they are wrong.
 
-/// What a cipher suite adds, and the size of its hash.
+/// The bytes that a cipher suite adds, and the size of its hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lengths {
     /// The type byte and the tag.

@@ -1,6 +1,6 @@
-//! What is said once the handshake is over: requests, answers, and what is neither.
+//! Records after the handshake: requests, answers, and records that are neither.
 //!
-//! Of each record its type and length are known, and that HTTP/1.1 takes turns.
+//! Type and length of each record are known, and that requests and answers alternate in HTTP/1.1.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const TICKETS_ALIKE: u16 = 8;
 /// is shorter: it has a line of status and one of length, at least.
 const INTERIM: u32 = 25 + 24;
 
-/// What the hellos say about the talk to come.
+/// The facts of both hellos that matter for the records after the handshake.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Agreement {
     /// Lengths of small records; none before TLS 1.3, which hides what they are.
@@ -66,7 +66,7 @@ enum Speaker {
     Answering,
 }
 
-/// What is known of session tickets: in TLS 1.3 they look like answers (RFC 8446, section 4.6.1).
+/// The knowledge about session tickets: in TLS 1.3 they look like answers (RFC 8446, section 4.6.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Tickets {
     /// None are to come.
@@ -86,7 +86,7 @@ impl Talk {
         self.agreement = agreement;
     }
 
-    /// What the tunnel is doing when no record of the client's is cut; `server_inside` tells of the server's.
+    /// The state of the tunnel while no record of the client is incomplete; `server_inside`: one of the server is.
     pub fn doing(&self, server_inside: bool) -> Doing {
         let sound = !server_inside && !self.odd;
         match self.turn {

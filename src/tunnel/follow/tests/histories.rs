@@ -6,7 +6,7 @@ use super::super::Doing::{self, Closing, Idle, InFlight, Unsure, Unused};
 use super::wire::*;
 use super::{Side, Tunnel};
 
-/// Who sends what, and what the tunnel is doing afterwards.
+/// The sender, its bytes, and the state of the tunnel afterwards.
 type Step = (Side, Vec<u8>, Doing);
 
 fn client(bytes: Vec<u8>, doing: Doing) -> Step {

@@ -1,4 +1,4 @@
-//! What holds for any history: of tunnels that make sense, of those that do not, and however their bytes are split.
+//! Properties of any history: of valid tunnels, of invalid ones, and for any split of their bytes.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::super::lengths::Lengths;
 use super::wire::*;
 use super::{Side, Tunnel};
 
-/// What one side sends at once.
+/// Bytes that one side sends at once.
 type Said = (Side, Vec<u8>);
 
 fn client(bytes: Vec<u8>) -> Said {
@@ -102,7 +102,7 @@ struct Exchange {
 }
 
 fn exchange() -> impl Strategy<Value = Exchange> {
-    // What a request begins with is longer than the small records of the protocol.
+    // The first record of a request is longer than the small records of the protocol.
     let first = prop_oneof![80..3000_usize, select(vec![282_usize, 299, FULL])];
     let more = vec![CLOSE_NOTIFY, 20, KEY_UPDATE, FINISHED, CERTIFICATE_VERIFY, 282, 8216, FULL];
     let answer = vec(prop_oneof![select(vec![FULL, 8216]), 80..FULL], 0..6);
