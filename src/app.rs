@@ -113,7 +113,7 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     Ok(Running { addresses, listeners, accepting, proxy, admin, reloader, reservations, draining, ended, cut_short })
 }
 
-/// What clients of the proxy use it for; none for the other services.
+/// The entry for clients of the proxy; none for the other services.
 fn entry(service: &Service) -> Option<Entry> {
     match service {
         Service::Proxy => Some(Entry::Proxy),

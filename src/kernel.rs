@@ -1,5 +1,5 @@
-//! What the kernel knows: of TCP sockets, asked by netlink (`NETLINK_SOCK_DIAG`), who is behind one, what of ours its other
-//! end has not acknowledged, and which stand though nobody has them any more; and how many descriptors this process may open.
+//! The kernel's knowledge: of TCP sockets, by netlink (`NETLINK_SOCK_DIAG`), the user behind one, the bytes that its peer has not
+//! acknowledged, and sockets that no process has any more; and the number of descriptors that this process may open.
 //!
 //! The layout of question and answer is that of `linux/inet_diag.h`. Where the kernel does not answer (an old one, or a
 //! container that forbids it), nothing is known, and callers do without.

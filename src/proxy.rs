@@ -117,7 +117,7 @@ impl Proxy {
         self.clients.load(Ordering::Relaxed)
     }
 
-    /// What holds now.
+    /// The settings in force.
     #[must_use]
     pub fn settings(&self) -> Arc<Settings> {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()

@@ -61,7 +61,7 @@ fn slots_that_another_process_holds_are_left_alone_until_it_gives_them_up() {
     assert_eq!(given(&mut core).len(), 1);
 }
 
-/// What is released is the other process's, and those who wait are served by what that one grants.
+/// Released slots belong to the other process, and waiters are served by the slots that it grants.
 #[test]
 fn a_process_that_hands_over_uses_no_slot_again_but_what_it_is_granted() {
     let needs = |slots, wanted| Needs { slots, wanted };

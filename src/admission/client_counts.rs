@@ -52,7 +52,7 @@ impl<K: Clone + Eq + Hash + Ord, T: Default> Counted<K, T> {
         }
     }
 
-    /// What belongs to the greatest; of equals to `preferred`.
+    /// The value of the greatest client; among equals, of `preferred`.
     fn greatest(&self, preferred: &K) -> Option<&T> {
         let (most, key) = self.by_count.last()?;
         match self.all.get(preferred) {

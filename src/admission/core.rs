@@ -183,7 +183,7 @@ impl Core {
     }
 
     /// Changes the limits. Requests that wait and slots that are held stay. Classes keep their numbers: there may be more of
-    /// them, never fewer. What was drained is open again.
+    /// them, never fewer. A drained gate is open again.
     pub fn change(&mut self, limits: Limits, now: Moment) {
         self.books.change(limits, now);
         if self.mode == Mode::Draining {

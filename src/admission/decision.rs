@@ -55,7 +55,7 @@ pub enum Decision {
         place: Place,
         /// Why, and what to tell.
         refusal: Refusal,
-        /// Whom its place is to be kept for, with [`Core::keep_place`], as soon as it knows: before that nobody can come
+        /// The owner of the ticket, with `Core::keep_place`, as soon as it knows: before that nobody can come
         /// back to it. `None`: it is not kept.
         may_return: Option<Owner>,
     },
@@ -75,7 +75,7 @@ pub enum Decision {
     },
 }
 
-/// What a process needs that hands over.
+/// The needs of a process that hands over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// Slots that are not the other process's: open here, granted and about to be used, or held by an older process.

@@ -1,7 +1,7 @@
-//! Who is next among those who wait: classes share by weight, peers share within a class, clients within a peer. One client's
+//! The order of waiters: classes share by weight, peers share within a class, clients within a peer. One client's
 //! requests are first in, first out in two lanes.
 //!
-//! A peer is what the kernel vouches for: a user of this machine, or an address. A client is one user name of a peer. So a
+//! The kernel vouches for a peer: a user of this machine, or an address. A client is one user name of a peer. So a
 //! client that invents names competes with itself. Each of the three levels is a [`FairRound`].
 
 use std::collections::BTreeSet;
@@ -14,7 +14,7 @@ use super::request::{ClassId, ClientId, Lane, Place, Principal};
 /// How often a blob may be passed over by small requests of the same client.
 const MAX_PASSES: u8 = 8;
 
-/// What a request was charged at each level for its slot.
+/// The charges of a request at each level for its slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Charge {
     class: Share,
@@ -314,7 +314,7 @@ mod tests {
         assert_eq!(served.count(), 2);
     }
 
-    /// What passes the others with a pooled connection is charged, by one grant at most, and puts no other client ahead.
+    /// A request that passes the others with a pooled connection is charged, by one grant at most, and puts no client ahead.
     #[test]
     fn a_client_that_passes_the_others_is_charged_and_puts_nobody_ahead() {
         let mut line = Line::new(&[1]);

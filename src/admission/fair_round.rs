@@ -20,10 +20,10 @@ const SCALE: Level = 1 << 20;
 /// Flows remembered above the present that neither wait nor hold. Beyond it the lowest are forgotten.
 pub(super) const MAX_REMEMBERED: usize = 1000;
 
-/// What a grant is expected to cost before anything is known, in slot-nanoseconds. A low estimate is corrected soon.
+/// The expected cost of a first grant, in slot-nanoseconds. A low estimate is corrected soon.
 const FIRST_ESTIMATE: u64 = 1000;
 
-/// What one flow was charged for one slot.
+/// The charge of one flow for one slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Share {
     charged: Level,
@@ -59,7 +59,7 @@ type Rank<K> = (Level, usize, u64, K);
 struct Flow<T> {
     inner: T,
     level: Level,
-    /// What one of its grants costs, smoothed, in slot-nanoseconds.
+    /// The smoothed cost of one of its grants, in slot-nanoseconds.
     estimate: Option<u64>,
     quantum: Level,
     waits: bool,
@@ -106,7 +106,7 @@ impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
         self.flows.get(key).map(|flow| &flow.inner)
     }
 
-    /// What belongs to this flow. A flow that is not known begins with a default.
+    /// The inner value of this flow. An unknown flow starts with a default.
     pub fn inner(&mut self, key: &K) -> &mut T {
         if !self.flows.contains_key(key) {
             self.flows.insert(key.clone(), Flow::default());

@@ -1,4 +1,4 @@
-//! Which idle connections are reclaimed when slots are what limits: as many as requests wait for, and no more.
+//! The choice of idle connections to reclaim when no slot is free: as many as requests wait for, and no more.
 
 use super::books::Books;
 use super::decision::CloseCause;

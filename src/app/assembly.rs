@@ -142,7 +142,7 @@ fn class_of(config: &Config, name: &str) -> config::ClassConfig {
     class.unwrap_or_else(|| config::ClassConfig { name: name.to_owned(), ..config::ClassConfig::default() })
 }
 
-/// What all upstreams share.
+/// The parts that all upstreams share.
 struct Common<'a> {
     metrics: &'a Metrics,
     classes: Vec<config::ClassConfig>,
@@ -184,7 +184,7 @@ fn pauses_of(reclaim: ReclaimConfig) -> Pauses {
     Pauses { idle: idle_after, unused: unused_after, unsure: unsure_after, stalled: stall_timeout }
 }
 
-/// What is known of the registry's health stays so, unless the settings are others now.
+/// The known state of the registry's health continues, unless its settings changed.
 fn repair_of(registry: &config::RegistryConfig, before: Option<&Before<'_>>) -> Arc<Repair> {
     let repair = registry.repair;
     if let Some(before) = before.filter(|before| before.config.repair == repair) {

@@ -14,8 +14,8 @@ pub(super) fn for_clients(config: &Config, limit: usize) -> usize {
     limit.saturating_sub(slots.saturating_add(RESERVE)).max(limit / LEAST_PART_OF_CLIENTS).max(1)
 }
 
-/// What to tell the operator, if the limit on open files is what bounds the clients. A little less than `max_clients` is
-/// not worth a word: the default of both is often 20,000.
+/// The warning for the operator, if the limit on open files bounds the clients. A little less than `max_clients` needs no
+/// warning: the default of both is often 20,000.
 #[must_use]
 pub fn warning(config: &Config) -> Option<String> {
     warning_at(config, kernel::max_descriptors())

@@ -15,7 +15,7 @@ pub enum StartError {
         key: String,
         /// Its value.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The error of the kernel.
         cause: io::Error,
     },
     /// A listener was inherited that the config does not name.

@@ -34,7 +34,7 @@ impl ListenAddresses {
     }
 }
 
-/// What is listened for.
+/// The service of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Service {
     Proxy,

@@ -10,10 +10,10 @@ use crate::upstream::tls::{Tls, TlsTerms};
 /// TLS with registries, by their names, made of the files as they were read.
 pub type ReadTls = BTreeMap<String, Arc<Tls>>;
 
-/// Reads the files of TLS where the config speaks of it; a wrong one is better known now than with the first pull.
+/// Reads the TLS files of the config. A broken file is better reported now than at the first pull.
 ///
 /// # Errors
-/// What is wrong with the first that is.
+/// The problem of the first broken file.
 pub fn read_tls(config: &Config) -> Result<ReadTls, StartError> {
     let mut read = ReadTls::new();
     for registry in &config.registries {

@@ -34,7 +34,7 @@ pub type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
 /// Reads the config again.
 pub(super) struct Reloader {
     path: PathBuf,
-    /// What the files held when they were read last, taken or not; nothing if that is not known.
+    /// The content of the files when they were last read, accepted or not; `None` if unknown.
     read: Option<FileDigests>,
     /// The TLS files of the config that was read last, taken or not.
     tls_files: Vec<PathBuf>,

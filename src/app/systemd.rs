@@ -65,7 +65,7 @@ impl Systemd {
     }
 
     fn say(&self, word: Notice) {
-        // Whoever was replaced speaks no more.
+        // A process that was replaced sends nothing.
         let _ = self.words.send(word);
     }
 }

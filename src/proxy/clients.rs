@@ -18,7 +18,7 @@ pub struct Classes {
     by_user: HashMap<String, ClassId>,
 }
 
-/// What the kernel knows of a client.
+/// The kernel's knowledge of a client.
 #[derive(Clone, Copy, Debug)]
 struct Peer {
     ip: IpAddr,

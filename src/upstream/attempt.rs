@@ -119,7 +119,7 @@ impl Attempt {
         }
     }
 
-    /// What its socket is doing once it stands. In a tunnel, the handshake that burdens the registry is yet to come.
+    /// The state of its socket once connected. In a tunnel, the handshake that loads the registry is still to come.
     pub(super) fn once_connected(&self) -> SlotState {
         match self.kind {
             SlotUse::Tunnel => SlotState::Idle,
@@ -135,7 +135,7 @@ pub(super) struct Hold {
     pub gate: Gate<PooledConnection>,
     pub place: Place,
     pub urls: Vec<Arc<str>>,
-    /// Which of them it probes.
+    /// The address that it probes.
     pub probes: Option<usize>,
 }
 

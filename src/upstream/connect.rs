@@ -24,7 +24,7 @@ use crate::tcp;
 /// The pauses of a dial for which there is no descriptor.
 const DESCRIPTOR_PAUSES: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
 
-/// What holds for every connection to one registry.
+/// The terms of every connection to one registry.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionTerms {
     /// The longest time that `connect()` may take.

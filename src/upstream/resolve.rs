@@ -85,7 +85,7 @@ impl ResolveError {
     }
 }
 
-/// What is to be done about a name.
+/// The next step for a name.
 enum Look {
     /// There is an answer that is good.
     Good(Result<Vec<IpAddr>, String>),

@@ -80,7 +80,7 @@ impl Handed {
         Handed { upstream: upstream.clone(), hosts, known: 0, heard: 0 }
     }
 
-    /// What is needed now; what was granted is used from here on.
+    /// Reports the current needs; granted slots are used from here on.
     fn report(&mut self) -> Holding {
         let Handed { upstream, hosts, .. } = self;
         let needs = upstream.gate.hand_over(self.heard - self.known);
@@ -99,7 +99,7 @@ impl Handed {
     }
 }
 
-/// What is held beside those gates: toward other hosts, one of which may be a registry's for the next process, and by older
+/// Slots beside those gates: toward other hosts, one of which may belong to a registry in the next process, and of older
 /// processes toward registries that this one does not have.
 fn beside(reservations: &Reservations) -> Vec<Holding> {
     let settings = reservations.proxy().settings();

@@ -1,4 +1,4 @@
-//! What two processes tell each other while one takes over from the other.
+//! The messages between two processes while one takes over from the other.
 //!
 //! Each message is one line. The new process says `ready`; all others are JSON. A message that is not understood is passed
 //! over, since the other process may be of another version. The end of the link is the end of the process at its other end.
@@ -28,7 +28,7 @@ pub enum Message {
     Granted(BTreeMap<String, usize>),
 }
 
-/// What another process needs of one registry.
+/// The needs of another process at one registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holding {
     /// The registry's name there, or `other_hosts`.
@@ -50,7 +50,7 @@ pub struct Holding {
 pub struct Waiting {
     /// The name of its class.
     pub class: String,
-    /// Who it is.
+    /// The client's name.
     pub client: String,
     /// How many.
     pub requests: usize,

@@ -40,13 +40,13 @@ pub enum NoSuccessor {
     Start {
         /// The binary.
         program: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         cause: io::Error,
     },
     /// There are no descriptors left to hand over.
     #[error("cannot copy the listeners: {cause}")]
     Descriptors {
-        /// What the kernel said.
+        /// The error of the kernel.
         cause: io::Error,
     },
     /// It ended before it was ready; its own messages are in the log.

@@ -1,9 +1,9 @@
 //! Slots toward a registry that other processes hold: a process before this one that still serves its clients, by a config
 //! that was its own, or the kernel for a process that is gone.
 //!
-//! One rule holds for all of them: a gate leaves as many slots alone as others hold toward its hosts. What was granted to
-//! another process is held by a slot of the gate itself, so that it counts as used by the client for whom it was granted;
-//! the rest is reserved.
+//! One rule holds for all of them: a gate leaves as many slots unused as others hold toward its hosts. A slot that was
+//! granted to another process is held by a slot of the gate itself, so that it counts as used by the client for which it was
+//! granted; the rest is reserved.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ use crate::proxy::{Proxy, Settings};
 use crate::target::HostPattern;
 use crate::upstream::Upstream;
 
-/// What others hold.
+/// The slots that others hold.
 pub struct Reservations {
     proxy: Arc<Proxy>,
     /// Notified of whatever happens to a gate, and when nothing is held any more.
@@ -28,9 +28,9 @@ pub struct Reservations {
 struct State {
     /// Whether there is a process before this one that has not ended.
     has_predecessor: bool,
-    /// What it and the processes before it hold; `None`: that is not known yet, so it may be everything.
+    /// The slots of this and earlier processes; `None`: not known yet, so it may be all of them.
     held: Option<Vec<Holding>>,
-    /// What the kernel is still ending.
+    /// The sockets that the kernel still closes.
     orphans: Vec<Holding>,
     /// Slots that were granted, by the registry's name there: how many in all, and those that count.
     granted: BTreeMap<String, usize>,
@@ -96,7 +96,7 @@ impl Reservations {
         self.until(are_gone).await;
     }
 
-    /// What the processes before this one hold; `None`: that is not known yet.
+    /// Sets the slots of earlier processes; `None`: not known yet.
     pub fn set_held(&self, held: Option<Vec<Holding>>) {
         let mut state = self.lock();
         (state.has_predecessor, state.held) = (true, held);
@@ -114,7 +114,7 @@ impl Reservations {
         self.changes.notify_waiters();
     }
 
-    /// What the kernel is still ending.
+    /// Sets the sockets that the kernel still closes.
     pub fn set_orphans(&self, orphans: Vec<Holding>) {
         let mut state = self.lock();
         state.orphans = orphans;
@@ -132,7 +132,7 @@ impl Reservations {
         state.granted.clone()
     }
 
-    /// What older processes hold toward registries that this one does not have.
+    /// The slots of older processes toward registries that this one does not have.
     pub fn held_beside(&self) -> Vec<Holding> {
         let settings = self.proxy.settings();
         let claims = settings.routes.claims();
@@ -175,7 +175,7 @@ impl State {
         self.granted_slots.get(name).map_or(0, Vec::len)
     }
 
-    /// Gives back what the other process does not need any more. What it had before anything was granted goes first.
+    /// Returns the slots that the other process no longer needs, first those that it had before any grant.
     fn give_back(&mut self) {
         let mut slots = std::mem::take(&mut self.granted_slots);
         for (name, slots) in &mut slots {

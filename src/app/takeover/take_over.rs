@@ -1,7 +1,7 @@
-//! The side of the new process: it leaves alone what the process before it holds, and grants slots to those who wait there.
+//! The side of the new process: it leaves the slots of the old process unused, and grants slots to the waiters there.
 //!
-//! A process that begins counts first. What a process that is gone without a word left behind, the kernel tells: the sockets
-//! that it is still ending.
+//! A new process counts first. After a process that ended without a message, the kernel lists the sockets that it still
+//! closes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

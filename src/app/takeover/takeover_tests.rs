@@ -57,7 +57,7 @@ async fn slot_toward(gate: &Gate<PooledConnection>, target: &str) -> Slot {
     }
 }
 
-/// What a process tells: so many slots, of so many grants, and so many who wait.
+/// A message with so many slots, so many grants, and so many waiters.
 fn held(slots: usize, granted: usize, requests: usize) -> Message {
     let waiting = Waiting { class: "default".to_owned(), client: "client".to_owned(), requests };
     let waiting = Vec::from_iter((requests > 0).then_some(waiting));
@@ -132,7 +132,7 @@ async fn a_slot_changes_hands_once() {
     told(&mut newer, held(0, 3, 0)).await;
 }
 
-/// What is granted counts as used by the client for whom it was granted, until the other process has no use for it.
+/// A granted slot counts as used by its client until the other process no longer needs it.
 #[tokio::test]
 async fn a_granted_slot_counts_for_its_client() {
     let (process, gate) = process();

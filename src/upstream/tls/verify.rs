@@ -22,7 +22,7 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, Signatu
 pub(super) struct Verifier {
     /// The rules of the web's certificates; `None` to accept all.
     pub(super) rules: Option<Arc<WebPkiServerVerifier>>,
-    /// What `ca_file` lists.
+    /// The certificates in `ca_file`.
     pub(super) listed: Vec<CertificateDer<'static>>,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
