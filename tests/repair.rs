@@ -658,3 +658,27 @@ async fn a_client_that_has_ended_its_side_still_gets_its_answer() {
     wire.finish().await.unwrap();
     assert_eq!(wire.read_answer().await.unwrap().status(), 200);
 }
+
+/// A real Harbor at its limit, with slots far beyond what its database can serve: no pull fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_slots_than_the_database_can_serve_cost_no_pull() {
+    const PULLS: u64 = 60;
+    let harbor = StubHarbor::limited(18, Duration::from_millis(30)).await;
+    let (sidecar, mirror) = start_with_slots(60, &harbor, "").await;
+    let began = Instant::now();
+    let pulls: Vec<_> = (0..PULLS)
+        .map(|number| {
+            tokio::spawn(async move {
+                let mut puller = Puller::new(mirror, number.to_string()).await;
+                puller.pull(&format!("team/app{number}")).await
+            })
+        })
+        .collect();
+    let mut failed = Vec::new();
+    for pull in pulls {
+        failed.extend(pull.await.unwrap().err());
+    }
+    println!("{:?}, {} spoiled, {} asked again", began.elapsed(), harbor.struck().len(), retries(&sidecar).await);
+    assert_eq!(failed, [""; 0], "pulls that failed");
+    assert!(harbor.struck().len() > 10, "{:?}", harbor.struck());
+}

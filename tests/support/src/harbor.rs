@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
@@ -34,6 +34,8 @@ pub enum Illness {
     /// A token of a user without the actions that were asked for. Strikes token requests only, and never twice in a row: two
     /// alike are a real denial.
     PoisonedToken,
+    /// The same of nobody: the log-in itself failed in the database.
+    NamelessToken,
     /// A real denial: there is no such project.
     NoSuchProject,
     /// 500.
@@ -72,6 +74,9 @@ struct State {
     course: Course,
     struck: Vec<Illness>,
     asked: Vec<(Instant, Head)>,
+    /// Requests that are at the database, and for how long each is; `None` where that does not matter.
+    busy: usize,
+    busy_for: Option<Duration>,
 }
 
 /// The illness that strikes a request with this head, of which so many came before.
@@ -80,6 +85,8 @@ type Script = dyn FnMut(&Head, usize) -> Option<Illness> + Send;
 /// How illness comes.
 enum Course {
     Random(AtRandom),
+    /// So many connections to its database.
+    Limited(usize),
     Scripted(Box<Script>),
 }
 
@@ -87,6 +94,7 @@ impl fmt::Debug for Course {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Course::Random(_) => "Random",
+            Course::Limited(_) => "Limited",
             Course::Scripted(_) => "Scripted",
         })
     }
@@ -111,6 +119,17 @@ impl StubHarbor {
         StubHarbor::launch(Course::Random(random)).await
     }
 
+    /// Starts one as a real Harbor was measured to be at its limit: each request takes a connection to the database for
+    /// `busy`, and those beyond `connections` get what Harbor says then, for as long as too many come.
+    ///
+    /// # Panics
+    /// When no loopback port is free.
+    pub async fn limited(connections: usize, busy: Duration) -> StubHarbor {
+        let harbor = StubHarbor::launch(Course::Limited(connections)).await;
+        locked(&harbor.state).busy_for = Some(busy);
+        harbor
+    }
+
     /// Starts one that falls ill as `script` says: it gets the head of each request, and how many came before with the
     /// same method, target and puller.
     ///
@@ -121,7 +140,8 @@ impl StubHarbor {
     }
 
     async fn launch(course: Course) -> StubHarbor {
-        let state = Arc::new(Mutex::new(State { course, struck: Vec::new(), asked: Vec::new() }));
+        let state =
+            Arc::new(Mutex::new(State { course, struck: Vec::new(), asked: Vec::new(), busy: 0, busy_for: None }));
         let (speaks, voice) = watch::channel(false);
         let shared = state.clone();
         let stub = StubRegistry::raw(move |connection| serve(connection, shared.clone(), voice.clone())).await;
@@ -185,6 +205,11 @@ async fn serve(connection: StubConnection, state: Arc<Mutex<State>>, mut voice: 
             return;
         }
         let illness = locked(&state).strike(&head);
+        let busy = locked(&state).busy_for;
+        if let Some(busy) = busy {
+            tokio::time::sleep(busy).await;
+            locked(&state).busy -= 1;
+        }
         let answer = match illness {
             Some(Illness::Reset) => {
                 let _ = wire.stream().set_zero_linger();
@@ -220,6 +245,10 @@ impl State {
         let what = |head: &Head| [head.method(), head.target(), head.header("X-Pull").unwrap_or("")].map(str::to_owned);
         let illness = match &mut self.course {
             Course::Random(random) => random.strike(head),
+            Course::Limited(limit) => {
+                self.busy += 1;
+                overload(head, self.busy > *limit, self.asked.len())
+            }
             Course::Scripted(script) => {
                 let before = self.asked.iter().filter(|(_, asked)| what(asked) == what(head)).count();
                 script(head, before)
@@ -257,6 +286,14 @@ impl AtRandom {
     }
 }
 
+/// What Harbor says where its database refuses: tokens of users and of nobody, both without rights, and denials.
+fn overload(head: &Head, is_refused: bool, number: usize) -> Option<Illness> {
+    let is_token = head.target().starts_with("/service/token");
+    let is_checked = is_token || head.header("Authorization").is_some();
+    let token = if number.is_multiple_of(2) { Illness::PoisonedToken } else { Illness::NamelessToken };
+    (is_refused && is_checked).then_some(if is_token { token } else { Illness::DatabaseError })
+}
+
 /// The answer of a Harbor that is ill.
 pub(crate) fn ill(illness: Illness, head: &Head) -> Vec<u8> {
     match illness {
@@ -266,6 +303,7 @@ pub(crate) fn ill(illness: Illness, head: &Head) -> Vec<u8> {
             answer(head, "401 Unauthorized", &["Www-Authenticate: "], body)
         }
         Illness::PoisonedToken => token(head, USER, &[]),
+        Illness::NamelessToken => token(head, "", &[]),
         Illness::NoSuchProject => no_such_project(head),
         Illness::InternalError => {
             let body = r#"{"errors":[{"code":"UNKNOWN","message":"internal server error"}]}"#;
