@@ -4,6 +4,9 @@
 //! <https://github.com/opencontainers/distribution-spec/blob/main/spec.md>. Each way has a fresh registry of its own,
 //! so that the same requests meet the same history.
 
+#[path = "conformance/rows.rs"]
+mod rows;
+
 use std::fmt::Write;
 use std::net::SocketAddr;
 

@@ -190,7 +190,7 @@ fn parse(buffer: &[u8]) -> Result<Option<Parsed>, HeadError> {
 fn readable(request: &httparse::Request<'_, '_>) -> Result<(), String> {
     let target = request.path.unwrap_or_default();
     hyper::Uri::try_from(target).map_err(|error| format!("the URL cannot be read: {error}"))?;
-    let mut lengths = HashSet::new();
+    let (mut lengths, mut is_chunked) = (HashSet::new(), false);
     for header in request.headers.iter() {
         let value = std::str::from_utf8(header.value).unwrap_or_default().trim();
         if header.name.eq_ignore_ascii_case("content-length") && value.parse::<u64>().is_err() {
@@ -200,14 +200,17 @@ fn readable(request: &httparse::Request<'_, '_>) -> Result<(), String> {
             return Err("more than one Content-Length".to_owned());
         }
         if header.name.eq_ignore_ascii_case("transfer-encoding") {
-            let last = value.rsplit(',').next().unwrap_or_default().trim();
-            if !last.eq_ignore_ascii_case("chunked") {
-                return Err("the Transfer-Encoding does not end in chunked".to_owned());
+            if !value.eq_ignore_ascii_case("chunked") || std::mem::replace(&mut is_chunked, true) {
+                return Err("the Transfer-Encoding is not chunked alone".to_owned());
             }
             if request.version == Some(0) {
                 return Err("HTTP/1.0 has no Transfer-Encoding".to_owned());
             }
         }
+    }
+    // hyper drops the length, and would serve what may be an attempt to smuggle (RFC 9112, section 6.3).
+    if is_chunked && !lengths.is_empty() {
+        return Err("both Transfer-Encoding and Content-Length".to_owned());
     }
     Ok(())
 }
