@@ -206,7 +206,7 @@ impl Identity {
     }
 }
 
-/// What a mirror answers whose `ca_file` lists these certificates, before a registry that shows this chain.
+/// The answer of a mirror whose `ca_file` lists these certificates, before a registry that shows this chain.
 async fn answer_of(
     shown: &[CertificateDer<'static>],
     key: &KeyPair,
@@ -241,7 +241,7 @@ async fn answer_of(
     get(mirror, "/v2/").await
 }
 
-/// What `ca_file` lists byte for byte is trusted for what it says, as is what a listed authority signed, with or without
+/// A certificate that `ca_file` lists byte for byte is trusted for its names, and so is one that a listed authority signed, with or without
 /// the root. All else is rejected, and the answer says which certificate, which name, and what to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listed_certificate_is_trusted_for_what_it_says() {

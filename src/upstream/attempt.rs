@@ -135,7 +135,7 @@ pub(super) struct Hold {
     pub gate: Gate<PooledConnection>,
     pub place: Place,
     pub urls: Vec<Arc<str>>,
-    /// The address that it probes.
+    /// The index of the one that it probes.
     pub probes: Option<usize>,
 }
 
