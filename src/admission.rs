@@ -42,6 +42,8 @@ pub mod core;
 mod core_tests;
 mod deadlines;
 pub mod decision;
+#[cfg(test)]
+mod fair_histories_tests;
 mod fair_queue;
 mod fair_round;
 #[cfg(test)]

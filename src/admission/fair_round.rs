@@ -5,8 +5,8 @@
 //! a slot is granted, and corrected when the slot comes back.
 //!
 //! The *present* is the virtual time: what a flow that always waits has been charged by now. A flow that begins to wait starts
-//! at the present, or where it stands above it, but no flow stands above the present by more than one *quantum*, which is what
-//! one of its grants costs. When no flow waits any more, all flows are level again.
+//! at the present, or where it stands above it, but not above it by more than one *quantum*, which is what one of its grants
+//! costs. When no flow waits any more, all flows are level again.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
@@ -30,7 +30,7 @@ pub(super) struct Share {
     weight: u32,
     /// How many flows waited, for a grant that moved the present.
     waiting: Level,
-    /// Readings of the clocks at the grant; see [`FairRound::cost`].
+    /// Readings of the clocks at the grant; see [`FairRound::cost_of`].
     contended: u64,
     alone: u64,
 }
@@ -95,11 +95,6 @@ impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
     pub fn next(&self) -> Option<&T> {
         let (.., key) = self.order.first()?;
         self.get(key)
-    }
-
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.flows.len()
     }
 
     pub fn get(&self, key: &K) -> Option<&T> {
@@ -168,7 +163,7 @@ impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
     pub fn settle(&mut self, key: &K, share: Share, now: Moment) {
         self.advance(now);
         let Some(flow) = self.flows.get(key) else { return };
-        let cost = (self.contended - share.contended).saturating_sub(flow.alone - share.alone);
+        let cost = self.cost_of(flow, share);
         let estimate = if share.charged == 0 { flow.estimate } else { Some(smooth(flow.estimate, cost)) };
         if share.charged > 0 {
             self.estimate = Some(smooth(self.estimate, cost));
@@ -185,6 +180,11 @@ impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
             flow.level = (flow.level + correction).min(flow.level.max(present + flow.quantum));
         });
         self.forget();
+    }
+
+    /// The slot time since the grant in which another flow waited.
+    fn cost_of(&self, flow: &Flow<T>, share: Share) -> u64 {
+        (self.contended - share.contended).saturating_sub(flow.alone - share.alone)
     }
 
     /// Time passes. Each change tells it first: which flows wait is the same from `at` until now.
@@ -246,4 +246,28 @@ fn weigh(slot_nanos: u64, weight: u32) -> Level {
 
 fn smooth(before: Option<u64>, latest: u64) -> u64 {
     before.map_or(latest, |before| before - before / 8 + latest / 8)
+}
+
+#[cfg(test)]
+impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
+    pub fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    pub fn next_key(&self) -> Option<K> {
+        self.order.first().map(|(.., key)| key.clone())
+    }
+
+    pub fn rank_of(&self, key: &K) -> Rank<K> {
+        self.flows[key].rank(key)
+    }
+
+    pub fn cost(&mut self, key: &K, share: Share, now: Moment) -> u64 {
+        self.advance(now);
+        self.cost_of(&self.flows[key], share)
+    }
+
+    pub fn is_at_most_one_quantum_ahead(&self, key: &K) -> bool {
+        self.flows.get(key).is_none_or(|flow| flow.level <= self.present + flow.quantum)
+    }
 }

@@ -17,6 +17,8 @@ mod core_tests;
 mod deadlines;
 #[path = "../../../src/admission/decision.rs"]
 mod decision;
+#[path = "../../../src/admission/fair_histories_tests.rs"]
+mod fair_histories_tests;
 #[path = "../../../src/admission/fair_queue.rs"]
 mod fair_queue;
 #[path = "../../../src/admission/fair_round.rs"]
