@@ -68,12 +68,12 @@ impl Cause {
 #[derive(Debug, Default)]
 pub struct Distress {
     /// The oldest first.
-    signs: VecDeque<Seen>,
+    signs: VecDeque<NotedSign>,
     best: Option<(Duration, Moment)>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Seen {
+struct NotedSign {
     at: Moment,
     cause: Cause,
     /// The requested object, as a hash.
@@ -101,7 +101,7 @@ impl Distress {
         if self.signs.len() == MAX_SIGNS {
             self.signs.pop_front();
         }
-        self.signs.push_back(Seen { at: now, cause, subject });
+        self.signs.push_back(NotedSign { at: now, cause, subject });
     }
 
     /// An answer to `subject` took so long.
@@ -125,7 +125,7 @@ impl Distress {
     /// The state for status and page.
     #[must_use]
     pub fn picture(&self, now: Moment) -> DistressPicture {
-        let left = |seen: &Seen| 1.0 - now.since(seen.at).as_secs_f64() / MEMORY.as_secs_f64();
+        let left = |seen: &NotedSign| 1.0 - now.since(seen.at).as_secs_f64() / MEMORY.as_secs_f64();
         let weight: f64 = self.recent(now).map(|seen| f64::from(seen.cause.weight()) * left(seen)).sum();
         DistressPicture {
             level: (weight / f64::from(FULL)).clamp(0.0, 1.0) + 0.0,
@@ -134,7 +134,7 @@ impl Distress {
         }
     }
 
-    fn recent(&self, now: Moment) -> impl DoubleEndedIterator<Item = &Seen> {
+    fn recent(&self, now: Moment) -> impl DoubleEndedIterator<Item = &NotedSign> {
         self.signs.iter().filter(move |seen| now.since(seen.at) < MEMORY)
     }
 }

@@ -3,14 +3,14 @@
 //! Harbor shows the overload of its database as answers that look final: a `401` whose challenge is empty, a token without
 //! the actions that were asked for. Only a GET or a HEAD is ever asked again, and only before a byte of the answer went to
 //! the client. [`signs`] is the table of what is worth it, [`tokens`] reads tokens, [`memory`] keeps what was learned of
-//! credentials, [`gateway`] holds requests while nothing answers behind a gateway, [`turns`] bounds how many are asked again at once, and [`Distress`] says whether anything is believed at
+//! credentials, [`gateway`] holds requests while nothing answers behind a gateway, [`reasks`] bounds how many are asked again at once, and [`Distress`] says whether anything is believed at
 //! all. No I/O here, and no clock.
 
 pub mod gateway;
 pub mod memory;
+pub mod reasks;
 pub mod signs;
 pub mod tokens;
-pub mod turns;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use self::gateway::Gateways;
 use self::memory::{Key, Keys, Memory};
-use self::turns::Turns;
+use self::reasks::Reasks;
 use crate::admission::Moment;
 use crate::backoff::Backoff;
 use crate::distress::{Cause, Distress, DistressPicture};
@@ -38,7 +38,7 @@ pub struct Repair {
     /// Whether anything is asked again.
     pub enabled: bool,
     /// The permits for requests that are asked again while the registry is in distress.
-    pub turns: Turns,
+    pub reasks: Reasks,
     /// Outages behind the registry's gateways.
     pub gateways: Gateways,
     keys: Keys,

@@ -224,7 +224,7 @@ impl Repairing<'_> {
                 Verdict::Good | Verdict::Real if self.look.take().is_some() => {
                     // The GET's answer is not the HEAD's: only a denial proves a denial.
                     if is_denied {
-                        return self.give_up_believing();
+                        return self.believed_denial();
                     }
                     self.tries.vouch();
                     Some((Duration::ZERO, Sign::Unseen401))
@@ -242,8 +242,8 @@ impl Repairing<'_> {
             };
             match pause {
                 Some((pause, sign)) if self.wait(pause, sign).await? => {}
-                None if verdict.may_be_denial() => return self.give_up_believing(),
-                Some(_) | None => return self.give_up(),
+                None if verdict.may_be_denial() => return self.believed_denial(),
+                Some(_) | None => return self.last_answer(),
             }
         }
     }
@@ -259,9 +259,9 @@ impl Repairing<'_> {
             Some(Ok(judged)) => Ok(judged),
             Some(Err(failure)) => {
                 self.keep(Err(failure));
-                Err(self.give_up())
+                Err(self.last_answer())
             }
-            None => Err(self.give_up()),
+            None => Err(self.last_answer()),
         }
     }
 
@@ -270,7 +270,7 @@ impl Repairing<'_> {
         let mut _turn = None;
         if self.again > 0 && self.repair.is_distressed(now) {
             let half = self.exchange.upstream.gate.snapshot().slots / 2;
-            _turn = Some(self.repair.turns.take(attempt.place, half).await);
+            _turn = Some(self.repair.reasks.take(attempt.place, half).await);
         }
         let turn = match &self.look {
             None => self.exchange.turn(attempt).await,
@@ -384,14 +384,14 @@ impl Repairing<'_> {
     }
 
     /// The stored answer.
-    fn give_up(&mut self) -> Last {
+    fn last_answer(&mut self) -> Last {
         self.last.take().expect("the first answer is kept before it is given up")
     }
 
     /// The stored answer, a denial that is remembered for a while.
-    fn give_up_believing(&mut self) -> Last {
+    fn believed_denial(&mut self) -> Last {
         self.repair.remember_denial(self.keys.denial, self.exchange.upstream.gate.now());
-        self.give_up()
+        self.last_answer()
     }
 
     /// How long to wait before it is asked again; `None` when the answer is believed.

@@ -9,7 +9,7 @@ use crate::admission::Place;
 
 /// So many permits at once; the other requests wait in the order of their arrival.
 #[derive(Debug, Default)]
-pub struct Turns(Mutex<State>);
+pub struct Reasks(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -19,23 +19,23 @@ struct State {
 
 /// A permit. Dropping it grants the next one.
 #[derive(Debug)]
-#[must_use = "a turn dropped at once is the next one's at once"]
-pub struct Turn<'a>(&'a Turns);
+#[must_use = "a permit dropped at once is the next request's at once"]
+pub struct Reask<'a>(&'a Reasks);
 
-impl Turns {
+impl Reasks {
     /// Waits for a permit, of which at most `most` exist at once. Safe to cancel at any point.
-    pub async fn take(&self, place: Place, most: usize) -> Turn<'_> {
+    pub async fn take(&self, place: Place, most: usize) -> Reask<'_> {
         let called = {
             let mut state = self.lock();
             if state.going < most.max(1) && state.waiting.is_empty() {
                 state.going += 1;
-                return Turn(self);
+                return Reask(self);
             }
             let (call, called) = oneshot::channel();
             state.waiting.insert(place, call);
             called
         };
-        Waiting { turns: self, place, called: Some(called) }.turn().await
+        Waiting { reasks: self, place, called: Some(called) }.called().await
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -54,37 +54,37 @@ impl Turns {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Reask<'_> {
     fn drop(&mut self) {
         self.0.pass_on();
     }
 }
 
 struct Waiting<'a> {
-    turns: &'a Turns,
+    reasks: &'a Reasks,
     place: Place,
     /// `None` once the permit was granted.
     called: Option<oneshot::Receiver<()>>,
 }
 
 impl<'a> Waiting<'a> {
-    async fn turn(mut self) -> Turn<'a> {
+    async fn called(mut self) -> Reask<'a> {
         if let Some(called) = &mut self.called {
             let _ = called.await;
         }
         self.called = None;
-        Turn(self.turns)
+        Reask(self.reasks)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let Some(mut called) = self.called.take() else { return };
-        self.turns.lock().waiting.remove(&self.place);
+        self.reasks.lock().waiting.remove(&self.place);
         // It was granted a permit and left in that moment.
         called.close();
         if called.try_recv().is_ok() {
-            self.turns.pass_on();
+            self.reasks.pass_on();
         }
     }
 }
