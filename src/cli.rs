@@ -28,7 +28,7 @@ const EXIT_USAGE: u8 = 2;
 /// Exit status for a failure while running.
 const EXIT_FAILURE: u8 = 1;
 
-/// Where the config is looked for when nobody names it; the first is what `run` and `check` take.
+/// Where the config is looked for, in this order, when no argument names it.
 const KNOWN_FILES: [&str; 2] = ["sidecar.toml", "/etc/roadstead/sidecar.toml"];
 /// Where the admin listener is when no config tells.
 const USUAL_ADMIN: &str = "127.0.0.1:4129";
@@ -38,8 +38,8 @@ const USUAL_ADMIN: &str = "127.0.0.1:4129";
 #[derive(Debug, Parser)]
 #[command(name = "roadstead", version = env!("ROADSTEAD_VERSION"), after_help = AFTER_HELP)]
 struct Arguments {
-    /// The config file [default: sidecar.toml]; without it and --admin, `status`, `pause` and `resume` look for
-    /// sidecar.toml, then /etc/roadstead/sidecar.toml, and else ask 127.0.0.1:4129.
+    /// The config file [default: sidecar.toml in the working directory, else /etc/roadstead/sidecar.toml]; `status`,
+    /// `pause` and `resume` read only listen.admin of it, and ask 127.0.0.1:4129 if there is none.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -123,7 +123,8 @@ pub fn main() -> ExitCode {
     // How it was started is to be known before the binary may be replaced, and what it inherited before threads run.
     let program = Program::of_this_process();
     let inherited = Inherited::from_env();
-    let file = arguments.config.as_deref().unwrap_or(Path::new(KNOWN_FILES[0]));
+    let file = arguments.config.as_deref().or_else(|| readable(&KNOWN_FILES));
+    let file = file.unwrap_or(Path::new(KNOWN_FILES[0]));
     let config = match Config::load(file) {
         Ok(config) => config,
         Err(error) => return fail(EXIT_USAGE, &error),
@@ -167,24 +168,22 @@ fn print(text: &[u8]) -> ExitCode {
     output::print(text).map_or_else(|error| fail(EXIT_FAILURE, &error), |_| ExitCode::SUCCESS)
 }
 
-/// The sidecar's admin address as `host:port`: as given, or from a config. Without a given file, the first of the `known`
-/// ones that can be read counts; only the address in it must be valid.
+/// Where the sidecar's admin listener is, as `host:port`: as it was named, or as a config says. It needs nothing but that
+/// address of the config, so that it works while a reload is refused.
 fn admin_of(named: Option<&str>, file: Option<&Path>, known: &[&str]) -> Result<String, String> {
     if let Some(url) = named {
         return ask::authority(url).map(str::to_owned);
     }
     let hint = |error: LoadError| format!("{error}\nname the sidecar with --admin URL");
-    if let Some(file) = file {
-        return Config::load(file).map(|config| config.listen.admin.to_string()).map_err(hint);
+    match file.or_else(|| readable(known)) {
+        Some(file) => Config::admin_address(file).map(|admin| admin.to_string()).map_err(hint),
+        None => Ok(USUAL_ADMIN.to_owned()),
     }
-    for file in known {
-        match Config::load(Path::new(file)) {
-            Ok(config) => return Ok(config.listen.admin.to_string()),
-            Err(LoadError::Unreadable { .. }) => {}
-            Err(error) => return Err(hint(error)),
-        }
-    }
-    Ok(USUAL_ADMIN.to_owned())
+}
+
+/// The first of these files that is there.
+fn readable<'a>(files: &[&'a str]) -> Option<&'a Path> {
+    files.iter().copied().map(Path::new).find(|file| file.exists())
 }
 
 /// Tells a running sidecar to do something with a registry.
@@ -444,8 +443,11 @@ mod tests {
                 "[listen]\nadmin = '127.0.0.1:{port}'\n[registries.a]\nhosts = ['a.example.com']\ncap = 1\nshare = 1\n"
             )
         };
-        let (here, installed, broken) =
-            (file("here", &with(1)), file("installed", &with(2)), file("broken", "[listen]\na = 1"));
+        let (here, installed, broken) = (
+            file("here", &with(1)),
+            file("installed", &with(2)),
+            file("broken", &format!("{}cap = 0\n[x]\n", with(3))),
+        );
         let absent = folder.path().join("absent").to_str().unwrap().to_owned();
         let admin = |known: &[&String]| {
             let known: Vec<&str> = known.iter().map(|file| file.as_str()).collect();
@@ -454,7 +456,8 @@ mod tests {
         assert_eq!(admin(&[&here, &installed]).unwrap(), "127.0.0.1:1");
         assert_eq!(admin(&[&absent, &installed]).unwrap(), "127.0.0.1:2");
         assert_eq!(admin(&[&absent, &absent]).unwrap(), "127.0.0.1:4129");
-        assert!(admin(&[&broken, &installed]).unwrap_err().contains("--admin URL"), "it may be this one that runs");
+        // A sidecar that refused this file goes on with the one before.
+        assert_eq!(admin(&[&broken, &installed]).unwrap(), "127.0.0.1:3");
         // A given file counts alone.
         assert!(admin_of(None, Some(Path::new(&absent)), &[&here]).unwrap_err().contains(&absent));
         assert_eq!(admin_of(Some("http://[::1]:7/"), Some(Path::new(&absent)), &[&here]).unwrap(), "[::1]:7");

@@ -23,6 +23,7 @@ mod syntax;
 mod value;
 mod warnings;
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use toml::de::DeTable;
@@ -55,6 +56,20 @@ impl Config {
             Ok(config) if report.is_empty() => Ok(config),
             _ => Err(report.into_problems()),
         }
+    }
+
+    /// The admin address that the file at `path` names, or the default, whatever else is wrong with the file: a sidecar
+    /// that refused it goes on with the one before.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn admin_address(path: &Path) -> Result<SocketAddr, LoadError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|cause| LoadError::Unreadable { path: path.to_owned(), cause })?;
+        let (root, _) = DeTable::parse_recoverable(&text);
+        let admin = root.get_ref().get("listen").and_then(|listen| listen.get_ref().get("admin"));
+        let named = admin.and_then(|admin| value::address(admin.get_ref()).ok());
+        Ok(named.unwrap_or(listen::DEFAULT_ADMIN))
     }
 
     /// Reads the configuration file at `path`.

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::LazyLock;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
@@ -32,11 +34,54 @@ const INODE: usize = HEADER + 68;
 const UNACKNOWLEDGED: usize = HEADER + 60;
 const UID: usize = HEADER + 64;
 
+/// Whether this process may not ask by netlink, as in some sandboxes. Told once.
+static IS_FORBIDDEN: LazyLock<bool> = LazyLock::new(|| {
+    let error = open().err().filter(|error| ![Errno::MFILE, Errno::NFILE].contains(error));
+    if let Some(error) = error {
+        tracing::warn!(%error, "netlink is not allowed here: the users of local clients are read from /proc/net/tcp");
+    }
+    error.is_some()
+});
+
 /// The user that runs the other end of a connection within this machine.
 #[must_use]
 pub fn uid_behind(stream: &TcpStream) -> Option<u32> {
     let (ours, theirs) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
-    word_of(&ask(theirs, ours)?, UID)
+    match ask(theirs, ours) {
+        Some(answer) => word_of(&answer, UID),
+        None if *IS_FORBIDDEN => uid_in_proc(theirs, ours),
+        None => None,
+    }
+}
+
+/// The same from the kernel's tables, which take longer to read the more sockets there are.
+fn uid_in_proc(local: SocketAddr, remote: SocketAddr) -> Option<u32> {
+    ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().find_map(|file| {
+        let (local, remote) = (in_table(local, file), in_table(remote, file));
+        let table = std::fs::read_to_string(file).ok()?;
+        table.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let is_meant = fields.get(1..3)? == [local.as_str(), remote.as_str()];
+            is_meant.then(|| fields.get(7)?.parse().ok())?
+        })
+    })
+}
+
+/// How a table of the kernel shows an address: the words in the order of this machine. A socket for IPv6 shows an IPv4
+/// address as a mapped one.
+fn in_table(address: SocketAddr, table: &str) -> String {
+    let octets = match (address.ip().to_canonical(), table.ends_with('6')) {
+        (IpAddr::V4(ip), false) => ip.octets().to_vec(),
+        (IpAddr::V4(ip), true) => Ipv6Addr::octets(&ip.to_ipv6_mapped()).to_vec(),
+        (IpAddr::V6(ip), _) => ip.octets().to_vec(),
+    };
+    let words = octets.chunks_exact(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+    let words: Vec<String> = words.map(|word| format!("{word:08X}")).collect();
+    format!("{}:{:04X}", words.concat(), address.port())
+}
+
+fn open() -> rustix::io::Result<OwnedFd> {
+    socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))
 }
 
 /// Whether no process has the other end of a connection any more: it is closed, not only half of it. Known for connections
@@ -97,8 +142,7 @@ pub fn is_out_of_descriptors(error: &io::Error) -> bool {
 }
 
 fn orphans_of_family(ipv4: bool, remotes: &[Remote]) -> Option<usize> {
-    let protocol = Some(netlink::SOCK_DIAG);
-    let kernel = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, protocol).ok()?;
+    let kernel = open().ok()?;
     send(&kernel, &question_about_all(ipv4), SendFlags::empty()).ok()?;
     let mut found = 0;
     let mut buffer = vec![0; 64 * 1024];
@@ -141,8 +185,7 @@ fn question_about_all(ipv4: bool) -> [u8; QUESTION] {
 }
 
 fn ask(local: SocketAddr, remote: SocketAddr) -> Option<Vec<u8>> {
-    let protocol = Some(netlink::SOCK_DIAG);
-    let kernel = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, protocol).ok()?;
+    let kernel = open().ok()?;
     send(&kernel, &question(local, remote), SendFlags::empty()).ok()?;
     let mut answer = vec![0; 1024];
     let (length, _) = recv(&kernel, &mut answer[..], RecvFlags::DONTWAIT).ok()?;
@@ -213,6 +256,8 @@ mod tests {
             let (server, _) = listener.accept().await.unwrap();
             let uid = rustix::process::geteuid().as_raw();
             assert_eq!(uid_behind(&server), Some(uid));
+            let (ours, theirs) = (server.local_addr().unwrap(), server.peer_addr().unwrap());
+            assert_eq!((uid_in_proc(theirs, ours), uid_in_proc(theirs, theirs)), (Some(uid), None));
             assert_eq!(unacknowledged(&client), Some(0));
             // More than the other end can take: what does not fit stays with us.
             let flood = vec![0; 16 * 1024 * 1024];

@@ -8,6 +8,9 @@ use super::model::{ListenConfig, OtherHosts};
 use super::reader::{Noted, Read, Section};
 use super::value::{address, count, duration, network};
 
+/// Where the admin listener is unless the file says otherwise.
+pub(super) const DEFAULT_ADMIN: SocketAddr = loopback(4129);
+
 /// The listeners that have been read so far, whatever else was wrong with their tables.
 #[derive(Default)]
 pub(super) struct Listeners {
@@ -47,7 +50,7 @@ impl Listeners {
 
 pub(super) fn listen(section: &mut Section<'_>, listeners: &mut Listeners) -> Read<ListenConfig> {
     let proxy = section.optional("proxy", loopback(4128), address);
-    let admin = section.optional("admin", loopback(4129), address);
+    let admin = section.optional("admin", DEFAULT_ADMIN, address);
     let metrics = section.maybe("metrics", address);
     let allow_clients = section.list("allow_clients", "[\"10.0.0.0/8\"]", network);
     let max_clients = section.optional("max_clients", 20_000, count(1..=MAX_COUNT));
