@@ -231,7 +231,8 @@ impl Admin {
     fn picture(&self, upstream: &Upstream) -> RegistryPicture {
         let settings = self.proxy.settings();
         let nodes = settings.mirrors.get(&upstream.name).map(|mirror| mirror.cluster().nodes());
-        RegistryPicture::of(upstream, nodes.unwrap_or_default())
+        let parked = settings.routes.claim(&upstream.name).map_or(0, |claim| claim.policy.parked());
+        RegistryPicture::of(upstream, nodes.unwrap_or_default(), parked)
     }
 }
 

@@ -30,9 +30,14 @@ const STANDING: u32 = !(1 << 6 | 1 << 7 | 1 << 10 | 1 << 12);
 const REMOTE_PORT: usize = HEADER + 6;
 const REMOTE_ADDRESS: usize = HEADER + 24;
 const INODE: usize = HEADER + 68;
-/// Where the answer has the bytes that are not acknowledged, and the user.
+/// Where the answer has the bytes to read, those that are not acknowledged, and the user; and where its attributes begin.
+const READABLE: usize = HEADER + 56;
 const UNACKNOWLEDGED: usize = HEADER + 60;
 const UID: usize = HEADER + 64;
+const ATTRIBUTES: usize = HEADER + 72;
+/// The attribute to ask for: none, or `INET_DIAG_MEMINFO`.
+const NO_MORE: u8 = 0;
+const MEMORY: u8 = 1;
 
 /// Whether this process may not ask by netlink, as in some sandboxes. Told once.
 static IS_FORBIDDEN: LazyLock<bool> = LazyLock::new(|| {
@@ -47,7 +52,7 @@ static IS_FORBIDDEN: LazyLock<bool> = LazyLock::new(|| {
 #[must_use]
 pub fn uid_behind(stream: &TcpStream) -> Option<u32> {
     let (ours, theirs) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
-    match ask(theirs, ours) {
+    match ask(theirs, ours, NO_MORE) {
         Some(answer) => word_of(&answer, UID),
         None if *IS_FORBIDDEN => uid_in_proc(theirs, ours),
         None => None,
@@ -89,10 +94,10 @@ fn open() -> rustix::io::Result<OwnedFd> {
 #[must_use]
 pub fn is_other_end_closed(stream: &TcpStream) -> bool {
     let (Ok(ours), Ok(theirs)) = (stream.local_addr(), stream.peer_addr()) else { return true };
-    match ask(theirs, ours) {
+    match ask(theirs, ours, NO_MORE) {
         Some(answer) => word_of(&answer, INODE) == Some(0),
         // Where the kernel knows our end, it answers, and the other one is gone.
-        None => theirs.ip().to_canonical().is_loopback() && ask(ours, theirs).is_some(),
+        None => theirs.ip().to_canonical().is_loopback() && ask(ours, theirs, NO_MORE).is_some(),
     }
 }
 
@@ -100,7 +105,30 @@ pub fn is_other_end_closed(stream: &TcpStream) -> bool {
 #[must_use]
 pub fn unacknowledged(stream: &TcpStream) -> Option<u32> {
     let (ours, theirs) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
-    word_of(&ask(ours, theirs)?, UNACKNOWLEDGED)
+    word_of(&ask(ours, theirs, NO_MORE)?, UNACKNOWLEDGED)
+}
+
+/// Whether bytes came behind some that are missing: the kernel holds them in memory, and there is nothing to read yet.
+#[must_use]
+pub fn holds_out_of_order(stream: &TcpStream) -> bool {
+    let held = || {
+        let answer = ask(stream.local_addr().ok()?, stream.peer_addr().ok()?, MEMORY)?;
+        let readable = word_of(&answer, READABLE)?;
+        Some(readable == 0 && received_memory(answer.get(ATTRIBUTES..)?)? > 0)
+    };
+    held().unwrap_or(false)
+}
+
+/// The memory that received bytes take, of the attributes of an answer.
+fn received_memory(mut attributes: &[u8]) -> Option<u32> {
+    loop {
+        let length = usize::from(u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
+        if kind == u16::from(MEMORY) {
+            return word_of(attributes, 4);
+        }
+        attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
+    }
 }
 
 /// An address, and the only port that is meant; `None`: every port.
@@ -184,9 +212,9 @@ fn question_about_all(ipv4: bool) -> [u8; QUESTION] {
     question
 }
 
-fn ask(local: SocketAddr, remote: SocketAddr) -> Option<Vec<u8>> {
+fn ask(local: SocketAddr, remote: SocketAddr, more: u8) -> Option<Vec<u8>> {
     let kernel = open().ok()?;
-    send(&kernel, &question(local, remote), SendFlags::empty()).ok()?;
+    send(&kernel, &question(local, remote, more), SendFlags::empty()).ok()?;
     let mut answer = vec![0; 1024];
     let (length, _) = recv(&kernel, &mut answer[..], RecvFlags::DONTWAIT).ok()?;
     answer.truncate(length);
@@ -194,7 +222,7 @@ fn ask(local: SocketAddr, remote: SocketAddr) -> Option<Vec<u8>> {
     (kind == SOCKET).then_some(answer)
 }
 
-fn question(local: SocketAddr, remote: SocketAddr) -> [u8; QUESTION] {
+fn question(local: SocketAddr, remote: SocketAddr, more: u8) -> [u8; QUESTION] {
     let mut question = [0; QUESTION];
     question[..4].copy_from_slice(&(u32::try_from(QUESTION).expect("a short message")).to_ne_bytes());
     question[4..6].copy_from_slice(&SOCKET.to_ne_bytes());
@@ -202,6 +230,7 @@ fn question(local: SocketAddr, remote: SocketAddr) -> [u8; QUESTION] {
     let body = &mut question[HEADER..];
     body[0] = if local.is_ipv4() { 2 } else { 10 };
     body[1] = PROTOCOL_TCP;
+    body[2] = if more == NO_MORE { 0 } else { 1 << (more - 1) };
     body[4..8].fill(0xff);
     body[8..10].copy_from_slice(&local.port().to_be_bytes());
     body[10..12].copy_from_slice(&remote.port().to_be_bytes());
@@ -259,6 +288,7 @@ mod tests {
             let (ours, theirs) = (server.local_addr().unwrap(), server.peer_addr().unwrap());
             assert_eq!((uid_in_proc(theirs, ours), uid_in_proc(theirs, theirs)), (Some(uid), None));
             assert_eq!(unacknowledged(&client), Some(0));
+            assert!(!holds_out_of_order(&server));
             // More than the other end can take: what does not fit stays with us.
             let flood = vec![0; 16 * 1024 * 1024];
             let stuck = tokio::time::timeout(std::time::Duration::from_millis(300), client.write_all(&flood)).await;

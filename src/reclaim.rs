@@ -1,11 +1,42 @@
-//! When a quiet tunnel may be taken for a request that waits.
+//! Whether a quiet tunnel may be taken for a request that waits, and after which pause. Nothing else decides that.
 //!
-//! The pauses are those of the config, `[registries.NAME.reclaim]`, and the same for every tunnel of a registry. This file
-//! reads no clock and no socket. `tunnel` asks it, `proxy::route` finds the pauses of a registry, `app` makes them.
+//! The evidence about a tunnel makes a [`Grade`], and the grade a pause, counted from the last byte. No clock and no socket is
+//! read here. `tunnel` asks and tells what came of it; `proxy::route` finds the policy of a registry; `app` makes it.
+//!
+//! | grade | evidence | why it is safe | pause | test |
+//! |---|---|---|---|---|
+//! | untouched | no byte either way | the tunnel has no state: the registry's connection is opened again when the first byte comes (parked) | `idle_after` | `reclaim::an_unused_tunnel_gives_way_after_its_pause` |
+//! | goodbye | one side said that it closes | nothing follows | `idle_after` | `histories::a_goodbye_is_neither_request_nor_answer` |
+//! | unused | the handshake ended, no request | a client that wants the connection asks at once | `unused_after` | `tests::grades_and_pauses` |
+//! | answered | an answer as long as others after which the client asked again | it has ended | `idle_after` | `cut_answers::an_answer_that_is_cut_is_no_success` |
+//! | short end | a short last record, in a tunnel in which short ones are rare | a sender with more to say fills its records | `idle_after` | `properties::a_short_end_is_believed_only_where_short_records_are_rare` |
+//! | unsure | none of these | nobody stalls that long | `unsure_after` | `cut_answers::an_answer_that_is_cut_is_no_success` |
+//! | handshaking | the handshake has begun and not ended | pullers give it 10 s | `unsure_after`, 10 s at least | `tests::grades_and_pauses` |
+//! | maybe answered | a first request, then one record that may be a session ticket | few registries think that long, none of them in the first record | 75 s | `histories::a_presumed_ticket_after_a_request_may_be_its_answer` |
+//! | stuck | half a record of the client's, or bytes that the client does not take | it does not move | `stall_timeout` | `stalls::a_client_that_takes_nothing_keeps_its_tunnel_no_longer_than_a_stall` |
+//! | in flight | a request without an answer | it is not | never | `reclaim::a_tunnel_with_a_request_in_flight_is_never_taken` |
+//!
+//! A reclaim that was a mistake is seen: a request that crosses our FIN, or more of an answer. With `learn` it doubles the
+//! pauses of its client; a thousand reclaims without one halve them again. Pauses never fall below the settings.
 
+mod answers;
+mod caution;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// How long a tunnel must have been quiet before it may be taken while somebody waits.
+pub use self::answers::AnswerShape;
+use self::answers::Answers;
+use self::caution::Caution;
+
+/// Pullers give the TLS handshake that long.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// The pause where one record may be a session ticket or a whole answer.
+const MAYBE_ANSWERED: Duration = Duration::from_secs(75);
+
+/// The settings: how long a tunnel must have been quiet before it may be taken while somebody waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pauses {
     /// The last request was answered.
@@ -16,4 +47,312 @@ pub struct Pauses {
     pub unsure: Duration,
     /// A request is under way that does not move.
     pub stalled: Duration,
+    /// Whether mistakes lengthen the pauses of the client that they hit.
+    pub learn: bool,
+}
+
+/// The state of a tunnel, by its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Doing {
+    /// The client has asked nothing: no byte passed at all, or the handshake is over and at most session tickets came
+    /// since.
+    Unused,
+    /// The client asked, and the server spoke last, on a complete record that looks like the last one of an answer.
+    Idle,
+    /// The server spoke last, but perhaps not to the end; or it cannot be told who is to speak next.
+    Unsure,
+    /// The client spoke last, or the handshake is under way: somebody waits for the server.
+    InFlight,
+    /// One side said goodbye while nothing was in flight, or the server did, so that nothing will be answered.
+    Closing,
+}
+
+/// How far a tunnel has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// No byte passed.
+    Untouched,
+    /// The handshake has begun and not ended.
+    Handshaking,
+    /// Requests may have been sent.
+    Over,
+}
+
+/// All that is known of a tunnel in which nothing moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// Its state, by its records.
+    pub doing: Doing,
+    /// How far it has come.
+    pub opening: Opening,
+    /// The client has sent half a record.
+    pub request_is_cut: bool,
+    /// A record since the request may be a session ticket, or the whole answer.
+    pub perhaps_answered: bool,
+    /// The last request and its answer, if that may be over.
+    pub exchange: Option<AnswerShape>,
+    /// The answer ends with a short record, and those are rare in this tunnel.
+    pub ends_short: bool,
+}
+
+/// A lesson of one tunnel about the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lesson {
+    /// After this answer the client asked again: it was whole.
+    Answer(AnswerShape),
+    /// The server sends session tickets.
+    Tickets,
+    /// A record that looked like a session ticket was an answer.
+    NoTickets,
+}
+
+/// How sure it is that nothing is under way in a quiet tunnel; the table above says by which evidence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the table of the module says what each means")]
+pub enum Grade {
+    Untouched,
+    Goodbye,
+    Unused,
+    Answered,
+    ShortEnd,
+    Unsure,
+    Handshaking,
+    MaybeAnswered,
+    Stuck,
+    InFlight,
+}
+
+impl Grade {
+    /// The word in the log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Grade::Untouched => "untouched",
+            Grade::Goodbye => "goodbye",
+            Grade::Unused => "unused",
+            Grade::Answered => "answered",
+            Grade::ShortEnd => "short_end",
+            Grade::Unsure => "unsure",
+            Grade::Handshaking => "handshaking",
+            Grade::MaybeAnswered => "maybe_answered",
+            Grade::Stuck => "stuck",
+            Grade::InFlight => "in_flight",
+        }
+    }
+}
+
+/// The pauses of the tunnels of one registry, and the lessons of those tunnels.
+#[derive(Debug)]
+pub struct ReclaimPolicy {
+    pauses: Pauses,
+    /// Shared with the policy after a reload, as is the next.
+    learned: Arc<Mutex<Learned>>,
+    parked: Arc<AtomicUsize>,
+}
+
+/// A parked tunnel, counted while it is.
+#[derive(Debug)]
+pub struct Parked(Arc<AtomicUsize>);
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Learned {
+    answers: Answers,
+    caution: Caution,
+    tickets: u32,
+    no_tickets: u32,
+}
+
+impl ReclaimPolicy {
+    /// A policy that has learned nothing.
+    #[must_use]
+    pub fn new(pauses: Pauses) -> ReclaimPolicy {
+        ReclaimPolicy { pauses, learned: Arc::default(), parked: Arc::default() }
+    }
+
+    /// The policy of the same registry with other settings.
+    #[must_use]
+    pub fn with(&self, pauses: Pauses) -> ReclaimPolicy {
+        ReclaimPolicy { pauses, learned: self.learned.clone(), parked: self.parked.clone() }
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn pauses(&self) -> Pauses {
+        self.pauses
+    }
+
+    /// How sure it is that nothing is under way.
+    #[must_use]
+    pub fn grade(&self, seen: &Observation) -> Grade {
+        match seen.doing {
+            _ if seen.opening == Opening::Untouched => Grade::Untouched,
+            _ if seen.opening == Opening::Handshaking => Grade::Handshaking,
+            Doing::Unused => Grade::Unused,
+            Doing::Closing => Grade::Goodbye,
+            Doing::InFlight if seen.perhaps_answered => Grade::MaybeAnswered,
+            Doing::InFlight if seen.request_is_cut => Grade::Stuck,
+            Doing::InFlight => Grade::InFlight,
+            Doing::Idle | Doing::Unsure => match seen.exchange {
+                Some(exchange) if self.learned().answers.ended_like(exchange) => Grade::Answered,
+                Some(_) if seen.ends_short => Grade::ShortEnd,
+                _ => Grade::Unsure,
+            },
+        }
+    }
+
+    /// How long a tunnel of this client must have been quiet; `None` for ever.
+    #[must_use]
+    pub fn pause(&self, grade: Grade, client: &str) -> Option<Duration> {
+        let Pauses { idle, unused, unsure, stalled, learn } = self.pauses;
+        let pause = match grade {
+            Grade::Untouched | Grade::Goodbye | Grade::Answered | Grade::ShortEnd => idle,
+            Grade::Unused => unused,
+            Grade::Unsure => unsure,
+            Grade::Handshaking => unsure.max(HANDSHAKE),
+            Grade::MaybeAnswered => unsure.max(MAYBE_ANSWERED).min(stalled),
+            Grade::Stuck => return Some(stalled),
+            Grade::InFlight => return None,
+        };
+        let factor = if learn { self.learned().caution.factor(client) } else { 1 };
+        Some(pause * factor)
+    }
+
+    /// One more tunnel is parked.
+    #[must_use]
+    pub fn park(&self) -> Parked {
+        self.parked.fetch_add(1, Ordering::Relaxed);
+        Parked(self.parked.clone())
+    }
+
+    /// Tunnels that are parked.
+    #[must_use]
+    pub fn parked(&self) -> usize {
+        self.parked.load(Ordering::Relaxed)
+    }
+
+    /// Whether tunnels have shown that the registry sends no session tickets.
+    #[must_use]
+    pub fn is_ticketless(&self) -> bool {
+        let learned = self.learned();
+        learned.tickets == 0 && learned.no_tickets > 1
+    }
+
+    /// A tunnel taught this.
+    pub fn learn(&self, lesson: Lesson) {
+        let mut learned = self.learned();
+        match lesson {
+            Lesson::Answer(exchange) => learned.answers.ended(exchange),
+            Lesson::Tickets => learned.tickets = learned.tickets.saturating_add(1),
+            Lesson::NoTickets => learned.no_tickets = learned.no_tickets.saturating_add(1),
+        }
+    }
+
+    /// An answer that was graded [`Grade::Answered`] went on.
+    pub fn went_on(&self, exchange: AnswerShape) {
+        self.learned().answers.went_on(exchange.request, exchange.answer);
+    }
+
+    /// A tunnel of this client was taken, and that was a mistake or was none.
+    pub fn reclaimed(&self, client: &str, mistake: bool) {
+        self.learned().caution.reclaimed(client, mistake);
+    }
+
+    fn learned(&self) -> std::sync::MutexGuard<'_, Learned> {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAUSES: Pauses = Pauses {
+        idle: Duration::from_secs(1),
+        unused: Duration::from_secs(3),
+        unsure: Duration::from_secs(10),
+        stalled: Duration::from_secs(300),
+        learn: true,
+    };
+
+    const QUIET: Observation = Observation {
+        doing: Doing::Unsure,
+        opening: Opening::Over,
+        request_is_cut: false,
+        perhaps_answered: false,
+        exchange: None,
+        ends_short: false,
+    };
+
+    const PIECE: AnswerShape = AnswerShape { request: 700, answer: 4_194_904, head: Some(600) };
+
+    #[test]
+    fn grades_and_pauses() {
+        let policy = ReclaimPolicy::new(PAUSES);
+        for _ in 0..2 {
+            policy.learn(Lesson::Answer(PIECE));
+        }
+        let half = AnswerShape { answer: PIECE.answer / 2, ..PIECE };
+        let in_flight = Observation { doing: Doing::InFlight, ..QUIET };
+        for (seen, grade, seconds) in [
+            (Observation { doing: Doing::Unused, opening: Opening::Untouched, ..QUIET }, Grade::Untouched, Some(1)),
+            (Observation { doing: Doing::Closing, ..QUIET }, Grade::Goodbye, Some(1)),
+            (Observation { doing: Doing::Unused, ..QUIET }, Grade::Unused, Some(3)),
+            (Observation { exchange: Some(PIECE), ..QUIET }, Grade::Answered, Some(1)),
+            (Observation { exchange: Some(half), ..QUIET }, Grade::Unsure, Some(10)),
+            (Observation { exchange: Some(half), ends_short: true, ..QUIET }, Grade::ShortEnd, Some(1)),
+            (Observation { doing: Doing::Idle, ..QUIET }, Grade::Unsure, Some(10)),
+            (QUIET, Grade::Unsure, Some(10)),
+            (Observation { opening: Opening::Handshaking, ..in_flight }, Grade::Handshaking, Some(10)),
+            (Observation { perhaps_answered: true, ..in_flight }, Grade::MaybeAnswered, Some(75)),
+            (Observation { request_is_cut: true, ..in_flight }, Grade::Stuck, Some(300)),
+            (in_flight, Grade::InFlight, None),
+        ] {
+            assert_eq!(policy.grade(&seen), grade, "{seen:?}");
+            assert_eq!(policy.pause(grade, "client"), seconds.map(Duration::from_secs), "{grade:?}");
+        }
+    }
+
+    /// The settings of an operator hold as they are, but for a handshake.
+    #[test]
+    fn short_pauses_are_taken_as_they_are() {
+        let short = Duration::from_millis(20);
+        let policy =
+            ReclaimPolicy::new(Pauses { idle: short, unused: short, unsure: short, stalled: short, learn: true });
+        for grade in [Grade::Untouched, Grade::Unused, Grade::Answered, Grade::Unsure, Grade::Stuck] {
+            assert_eq!(policy.pause(grade, "client"), Some(short), "{grade:?}");
+        }
+        assert_eq!(policy.pause(Grade::Handshaking, "client"), Some(HANDSHAKE));
+    }
+
+    #[test]
+    fn a_mistake_doubles_the_pauses_of_its_client_unless_learning_is_off() {
+        for (learn, expected) in [(true, 2), (false, 1)] {
+            let policy = ReclaimPolicy::new(Pauses { learn, ..PAUSES });
+            policy.reclaimed("one", true);
+            assert_eq!(policy.pause(Grade::Answered, "one"), Some(PAUSES.idle * expected));
+            assert_eq!(policy.pause(Grade::Answered, "other"), Some(PAUSES.idle));
+            assert_eq!(policy.pause(Grade::Stuck, "one"), Some(PAUSES.stalled));
+            // A reload with other settings does not forget it.
+            let longer = policy.with(Pauses { idle: PAUSES.idle * 3, ..policy.pauses() });
+            assert_eq!(longer.pause(Grade::Answered, "one"), Some(PAUSES.idle * 3 * expected));
+        }
+    }
+
+    /// One proof of tickets outweighs any number of hints that there are none.
+    #[test]
+    fn a_registry_that_sends_tickets_once_is_never_ticketless() {
+        let policy = ReclaimPolicy::new(PAUSES);
+        assert!(!policy.is_ticketless());
+        policy.learn(Lesson::NoTickets);
+        policy.learn(Lesson::NoTickets);
+        assert!(policy.is_ticketless());
+        policy.learn(Lesson::Tickets);
+        assert!(!policy.is_ticketless());
+    }
 }

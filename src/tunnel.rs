@@ -1,36 +1,39 @@
-//! CONNECT: admit, connect, answer, relay.
+//! CONNECT: admit, connect, answer, carry.
 //!
-//! The `200` is sent when the upstream socket stands, never earlier: pullers give a CONNECT a minute, but the TLS
-//! handshake behind it only ten seconds. It goes out alone, in one write: reqwest loses bytes that come with it.
+//! The `200` is sent when the upstream socket stands, never earlier: pullers give a CONNECT a minute, but the TLS handshake
+//! behind it only ten seconds. It goes out alone, in one write: reqwest loses bytes that come with it. What a tunnel is doing
+//! is told from the outside, never by opening its TLS. Called by `listener`, and by `http` for a CONNECT that comes second
+//! on a connection.
 
-mod close_observer;
+mod aftermath;
 pub mod follow;
+mod parked;
+mod path;
 mod relay;
-mod watch;
+mod state;
+mod told;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
-use tracing::debug;
+use tracing::{debug, info};
 
-use self::close_observer::CloseObserver;
-use self::follow::Doing;
-use self::relay::{End, HalfClosed, relay};
-use self::watch::Watch;
-use crate::admission::{self, Evidence, Lane, Principal, SlotEvent, SlotState};
-use crate::metrics::{Direction, Reason, Reclaimed};
+use self::aftermath::ReclaimOutcome;
+use self::parked::Unparked;
+use self::path::RegistryPath;
+use self::state::{ByteCounters, End, TunnelState};
+use crate::admission::{self, Lane, Principal, SlotEvent, SlotState};
+use crate::metrics::{Reason, Reclaimed, RegistryMetrics};
 use crate::proxy::Proxy;
 use crate::proxy::client::Client;
 use crate::proxy::head::Connect;
 use crate::proxy::record::{Kind, Record};
 use crate::proxy::respond::Answer;
-use crate::reclaim::Pauses;
+use crate::reclaim::Grade;
 use crate::target::Target;
+use crate::upstream::Patience;
 use crate::upstream::socket::Socket;
-use crate::upstream::{Connected, Patience};
 
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
@@ -39,9 +42,7 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 pub struct Tunnel {
     socket: Socket,
     record: Record,
-    pauses: Pauses,
-    /// What the time of its registry's gate counts from.
-    epoch: Instant,
+    path: RegistryPath,
 }
 
 impl Tunnel {
@@ -53,7 +54,7 @@ impl Tunnel {
     /// How long nothing may move in it where somebody waits.
     #[must_use]
     pub fn longest_stall(&self) -> Duration {
-        self.pauses.stalled
+        self.path.policy.pauses().stalled
     }
 }
 
@@ -100,30 +101,23 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Pr
         Ok(route) => route,
         Err(answer) => return Err(refuse(record, answer, None)),
     };
-    let upstream = &route.upstream;
+    let upstream = route.upstream;
     record.belongs_to(&upstream.name, &upstream.metrics);
     let patience = Patience { limit: upstream.queue.tunnel_timeout[principal.class.0], setting: "tunnel_timeout" };
-    let mut attempt =
+    let attempt =
         upstream.attempt(route.destination, principal, (admission::SlotUse::Tunnel, Lane::Blob), None, patience);
-    let queued = attempt.queued.clone();
+    let mut path = RegistryPath { upstream, attempt, policy: route.policy };
+    let queued = path.attempt.queued.clone();
     let reached = tokio::select! {
         biased;
         () = client.left(&queued) => None,
-        reached = upstream.reach(&mut attempt) => Some(reached),
+        reached = path.reach() => Some(reached),
     };
-    record.reached(attempt.waited, attempt.connect);
+    record.reached(path.attempt.waited, path.attempt.connect);
     match reached {
         None => Err(NoTunnel(None)),
-        Some(Ok(Connected::New(socket))) => {
-            Ok(Tunnel { socket, record, pauses: route.pauses, epoch: upstream.gate.epoch() })
-        }
-        Some(Ok(Connected::Secured(_) | Connected::Pooled(_))) => {
-            unreachable!("a tunnel speaks no TLS of ours, and names no key, so it is given no kept connection")
-        }
-        Some(Err(failure)) => {
-            let answer = Answer::of_failure(&failure, upstream, &attempt);
-            Err(refuse(record, answer, Some(&upstream.name)))
-        }
+        Some(Ok(socket)) => Ok(Tunnel { socket, record, path }),
+        Some(Err(answer)) => Err(refuse(record, answer, Some(&path.upstream.name))),
     }
 }
 
@@ -133,74 +127,121 @@ fn refuse(record: Record, answer: Answer, registry: Option<&str>) -> NoTunnel {
     NoTunnel(Some((answer, registry)))
 }
 
-/// Relays until the tunnel ends, or until the process does.
+/// Carries bytes until the tunnel ends, or until the process does.
 pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes) {
-    let Tunnel { socket, mut record, pauses, epoch } = tunnel;
-    let metrics = record.metrics();
-    let carried = record.carried();
-    let count = |direction, bytes: usize| {
-        metrics.relayed(direction, bytes);
-        let counter = match direction {
-            Direction::Up => &carried.up,
-            Direction::Down => &carried.down,
-        };
-        counter.fetch_add(bytes as u64, Ordering::Relaxed);
-    };
-    let half_closed = HalfClosed { longest_silence: pauses.stalled };
-    let (end, follower) = {
-        let watch = Watch::new(client.stream(), &socket, pauses, epoch);
+    let Tunnel { mut socket, mut record, mut path } = tunnel;
+    let (metrics, carried) = (record.metrics(), record.carried());
+    let client_name = path.attempt.principal.client.to_string();
+    let mut early = early;
+    loop {
+        let counters = ByteCounters { metrics: &metrics, carried: &carried };
+        let owner = (&*path.policy, &*client_name);
+        let epoch = path.upstream.gate.epoch();
+        let mut state = TunnelState::new(client.stream(), socket, &early, owner, &path.upstream.gate, counters);
+        early = Bytes::new();
         let end = tokio::select! {
-            end = relay(client.stream(), &socket, &watch, early, half_closed, count) => end,
+            end = state.run() => end,
             () = proxy.cut_short() => End::CutShort,
         };
-        (end, watch.into_follower())
-    };
+        let TunnelState { registry, follower, .. } = state;
+        match end {
+            End::Parked => {
+                metrics.reclaimed(Reclaimed::Unused);
+                match parked::wait(proxy, client, &mut path, registry).await {
+                    Unparked::Again(again) => socket = again,
+                    Unparked::Ended(ended_by) => {
+                        record.ended_by(ended_by, "");
+                        return record.served();
+                    }
+                    Unparked::Refused(reason) => {
+                        record.ended_by("parked", "");
+                        client.cut();
+                        return record.answered(reason);
+                    }
+                }
+            }
+            End::Reclaimed(grade) if grade != Grade::Stuck => {
+                count(&metrics, grade);
+                let outcome = aftermath::close(registry, client, follower, grade, epoch).await;
+                return reclaimed(record, &metrics, &path, grade, outcome);
+            }
+            end => return ended(record, &metrics, client, end),
+        }
+    }
+}
+
+/// Records a tunnel that ended by itself, or was cut.
+fn ended(mut record: Record, metrics: &RegistryMetrics, client: &Client, end: End) {
     match end {
-        End::Finished => record.served(),
-        End::ClientBroke => record.client_left(),
+        End::Finished => {
+            record.ended_by("both", "");
+            record.served();
+        }
+        End::ClientBroke | End::Parked => {
+            record.ended_by("client", "");
+            record.client_left();
+        }
         End::RegistryBroke => {
             client.cut();
+            record.ended_by("registry", "");
             record.upstream_failed();
         }
-        End::Reclaimed(evidence @ Evidence::Stalled) => {
-            metrics.reclaimed(evidence_of(evidence));
+        End::Reclaimed(grade) => {
+            // The client does not take what the registry sent.
+            count(metrics, grade);
             client.cut();
-            match follower.doing() {
-                Doing::InFlight => record.upstream_failed(),
-                // What it does not read keeps it.
-                Doing::Unused | Doing::Idle | Doing::Unsure | Doing::Closing => record.client_left(),
-            }
-        }
-        End::Reclaimed(evidence) => {
-            metrics.reclaimed(evidence_of(evidence));
-            let close_observer = CloseObserver::new(follower, epoch);
-            // The slot goes back first; the client may take its time to notice.
-            let answer = close_observer.overhear(socket, evidence);
-            let crossed = close_observer.crosses(client).await;
-            // Who closes without a word has said all. (The sender goes with the socket.)
-            if answer.await.is_ok() {
-                metrics.cut(evidence_of(evidence));
-                debug!(evidence = evidence.as_str(), "the registry went on after its tunnel was taken back");
-                return record.upstream_failed();
-            }
-            record.served();
-            if crossed {
-                metrics.crossed(evidence_of(evidence));
-                debug!(evidence = evidence.as_str(), "a request crossed the end of its tunnel");
-            }
+            record.ended_by("reclaim", grade.as_str());
+            record.client_left();
         }
         End::CutShort => {
             client.cut();
+            record.ended_by("drain_timeout", "");
             record.answered(Reason::Draining);
         }
     }
 }
 
-fn evidence_of(evidence: Evidence) -> Reclaimed {
-    match evidence {
-        Evidence::Unused => Reclaimed::Unused,
-        Evidence::Idle => Reclaimed::Idle,
-        Evidence::Unsure => Reclaimed::Unsure,
-        Evidence::Stalled => Reclaimed::Stalled,
+/// Records a tunnel that was reclaimed, and what that teaches.
+fn reclaimed(
+    mut record: Record,
+    metrics: &RegistryMetrics,
+    path: &RegistryPath,
+    grade: Grade,
+    outcome: ReclaimOutcome,
+) {
+    let client = path.attempt.principal.client.to_string();
+    path.policy.reclaimed(&client, outcome != ReclaimOutcome::Clean);
+    let (registry, evidence) = (&path.upstream.name, grade.as_str());
+    match outcome {
+        ReclaimOutcome::Clean => {
+            record.ended_by("reclaim", evidence);
+            record.served();
+        }
+        ReclaimOutcome::Crossed => {
+            metrics.crossed(reclaimed_as(grade));
+            info!(registry, client, evidence, "a request crossed the end of its tunnel");
+            record.ended_by("reclaim_crossed", evidence);
+            record.upstream_failed();
+        }
+        ReclaimOutcome::Cut => {
+            metrics.cut(reclaimed_as(grade));
+            info!(registry, client, evidence, "the registry went on after its tunnel was reclaimed");
+            record.ended_by("reclaim_cut", evidence);
+            record.upstream_failed();
+        }
+    }
+}
+
+fn count(metrics: &RegistryMetrics, grade: Grade) {
+    metrics.reclaimed(reclaimed_as(grade));
+    debug!(grade = grade.as_str(), "a tunnel was reclaimed");
+}
+
+fn reclaimed_as(grade: Grade) -> Reclaimed {
+    match grade {
+        Grade::Untouched | Grade::Unused => Reclaimed::Unused,
+        Grade::Goodbye | Grade::Answered | Grade::ShortEnd => Reclaimed::Idle,
+        Grade::Unsure | Grade::Handshaking | Grade::MaybeAnswered => Reclaimed::Unsure,
+        Grade::Stuck | Grade::InFlight => Reclaimed::Stalled,
     }
 }

@@ -66,8 +66,8 @@ async fn ask(tunnel: &mut TlsStream<TcpStream>) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_is_cut_is_no_success() {
     for (version, pause, whole) in [
-        (&rustls::version::TLS12, "idle_after = \"100ms\"", false),
-        (&rustls::version::TLS13, "idle_after = \"100ms\"", false),
+        (&rustls::version::TLS12, "unsure_after = \"100ms\"", false),
+        (&rustls::version::TLS13, "unsure_after = \"100ms\"", false),
         (&rustls::version::TLS12, "", true),
         (&rustls::version::TLS13, "", true),
     ] {
@@ -88,7 +88,7 @@ async fn an_answer_that_is_cut_is_no_success() {
         drop((tunnel, waiting.await.unwrap()));
         let told = async || {
             let metrics = sidecar.metrics().await;
-            let cut = metrics.count("roadstead_reclaims_cut_total", &[("registry", "stub"), ("evidence", "idle")]);
+            let cut = metrics.count("roadstead_reclaims_cut_total", &[("registry", "stub"), ("evidence", "unsure")]);
             let failed = [("registry", "stub"), ("outcome", "upstream_failed")];
             (cut, metrics.count("roadstead_outcomes_total", &failed))
         };

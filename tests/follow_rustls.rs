@@ -89,7 +89,7 @@ impl Tunnel {
         Tunnel {
             client: ClientConnection::new(client.clone(), name).unwrap(),
             server: ServerConnection::new(server.clone()).unwrap(),
-            follower: Follower::new(Duration::ZERO),
+            follower: Follower::new(Duration::ZERO, false),
             told: String::new(),
         }
     }

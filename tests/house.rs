@@ -11,7 +11,7 @@ const MAX_FILE_LINES: usize = 500;
 /// A function is no longer than this.
 const MAX_FUNCTION_LINES: usize = 60;
 /// All files of `src` together, before their inline tests, are no longer than this. The goal is 17,000: lower it with the total.
-const MAX_LINES: usize = 21_600;
+const MAX_LINES: usize = 21_300;
 
 /// Private words that the terms of the field replaced. No type, field, function or file has one in its name.
 const OLD_WORDS: &[&str] = &[
@@ -69,20 +69,12 @@ const NOT_YET: &[&str] = &[
     "repair::turns::Turns",
     "repair::turns::turns",
     "src/tunnel.rs",
-    "src/tunnel/close_observer.rs",
     "src/tunnel/follow.rs",
     "src/tunnel/follow/handshake.rs",
     "src/tunnel/follow/sizes.rs",
     "src/tunnel/follow/talk.rs",
-    "src/tunnel/watch.rs",
     "target in a circle",
     "target::origin in a circle",
-    "tunnel::carry",
-    "tunnel::follow in a circle",
-    "tunnel::follow::handshake in a circle",
-    "tunnel::follow::hello in a circle",
-    "tunnel::follow::talk in a circle",
-    "tunnel::watch::handing",
 ];
 
 #[test]

@@ -199,7 +199,7 @@ async fn a_registry_that_stalls_is_waited_for_with_pauses_above_the_stall() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_slot_goes_from_an_idle_tunnel_to_the_next_within_the_pause() {
     for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
-        let stage = Stage::set(stub(FEW), NginxSettings::harbor(version), 1, "").await;
+        let stage = Stage::set(stub(FEW), NginxSettings::harbor(version), 1, "unsure_after = \"1s\"").await;
         let one = Load { blobs: 1, blobs_at_once: 1, pieces: 1, pieces_at_once: 1, piece: FEW.blob_size() };
         // Two daemons: neither may use the other's connections.
         let proxy = Some(stage.sidecar.proxy());

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use roadstead_test_support::{Sidecar, SocketWatch, StubRegistry, Wire, config, connect_through, eventually_is};
+use roadstead_test_support::{
+    Outcomes, Sidecar, SocketWatch, StubRegistry, Wire, config, connect_through, eventually_is,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 async fn sidecar(stub: &StubRegistry, slots: usize, reclaim: &str) -> Sidecar {
@@ -23,22 +25,78 @@ async fn reclaimed(sidecar: &Sidecar, evidence: &str) -> u64 {
     sidecar.metrics().await.count("roadstead_reclaimed_total", &labels)
 }
 
-/// A tunnel that never carried a byte gives its only slot to the next one within about `unused_after`, not before; its
-/// client sees an end in order.
+/// A tunnel in which no byte went either way gives its only slot to the next one within about `idle_after`, not before. Its
+/// client does not notice: when it speaks, it has a connection again, before all who wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unused_tunnel_gives_way_after_its_pause() {
     let stub = StubRegistry::builder().start().await;
-    let sidecar = sidecar(&stub, 1, "unused_after = \"700ms\"\nidle_after = \"700ms\"").await;
+    let sidecar = sidecar(&stub, 1, "idle_after = \"700ms\"").await;
     let watch = SocketWatch::start(stub.address());
     let mut parked = tunnel(&sidecar, &stub).await;
     let began = Instant::now();
     let mut next = tunnel(&sidecar, &stub).await;
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(650) && took < Duration::from_millis(2700), "{took:?}");
-    assert!(parked.receive().await.expect("an end in order").is_empty());
-    assert_eq!(next.get("/v2/", &["Host: stub"]).await.unwrap().status(), 200);
+    assert!(parked.is_silent(Duration::from_millis(50)).await, "it knows nothing");
+    let status = sidecar.status().await["registries"]["stub"].clone();
+    assert_eq!((&status["open"], &status["parked"]), (&1.into(), &1.into()));
     assert_eq!(reclaimed(&sidecar, "unused").await, 1);
+    // Others wait already when it speaks.
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+            tokio::spawn(async move { connect_through(proxy, &authority, &[]).await.expect("a tunnel") })
+        })
+        .collect();
+    sidecar.until("stub", "waiting", 3).await;
+    let speaks = parked.get("/v2/", &["Host: stub"]);
+    let asked = &sidecar;
+    let (answer, ()) = tokio::join!(speaks, async move {
+        asked.until("stub", "waiting", 4).await;
+        assert_eq!(next.get("/v2/", &["Host: stub"]).await.unwrap().status(), 200);
+        drop(next);
+    });
+    assert_eq!(answer.unwrap().status(), 200);
+    assert!(waiting.iter().all(|waiting| !waiting.is_finished()), "it went first");
+    drop((parked, waiting));
     assert!(watch.stop().most <= 1 && stub.peak() <= 1);
+}
+
+/// While a slot has been busy for long, there might be none for a parked tunnel when its client speaks: none is parked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_parked_while_a_slot_is_busy_for_long() {
+    let stub = StubRegistry::builder().answer_delay(Duration::from_secs(7)).start().await;
+    let sidecar = sidecar(&stub, 2, "idle_after = \"100ms\"").await;
+    let mut busy = tunnel(&sidecar, &stub).await;
+    busy.send(b"GET /v2/ HTTP/1.1\r\nHost: stub\r\n\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5200)).await;
+    let mut unused = tunnel(&sidecar, &stub).await;
+    let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+    let waiting = tokio::spawn(async move { connect_through(proxy, &authority, &[]).await });
+    sidecar.until("stub", "waiting", 1).await;
+    assert!(unused.is_silent(Duration::from_millis(500)).await);
+    assert_eq!(reclaimed(&sidecar, "unused").await, 0);
+    assert_eq!(busy.read_answer().await.unwrap().status(), 200);
+    drop(busy);
+    assert!(waiting.await.unwrap().is_ok());
+}
+
+/// A parked tunnel whose client speaks and finds no slot within eight seconds is reset, and its outcome says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parked_tunnel_that_finds_no_slot_is_refused() {
+    let stub = StubRegistry::builder().answer_delay(Duration::from_secs(20)).start().await;
+    let sidecar = sidecar(&stub, 1, "idle_after = \"100ms\"").await;
+    let mut parked = tunnel(&sidecar, &stub).await;
+    let mut busy = tunnel(&sidecar, &stub).await;
+    busy.send(b"GET /v2/ HTTP/1.1\r\nHost: stub\r\n\r\n").await.unwrap();
+    parked.send(b"GET /v2/ HTTP/1.1\r\nHost: stub\r\n\r\n").await.unwrap();
+    let began = Instant::now();
+    assert!(parked.receive().await.is_err(), "a reset");
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(7900) && took < Duration::from_secs(10), "{took:?}");
+    sidecar.until_outcomes("stub", Outcomes { refused: 1, ..Outcomes::default() }).await;
+    let labels = [("registry", "stub"), ("reason", "queue_timeout")];
+    assert_eq!(sidecar.metrics().await.count("roadstead_refused_total", &labels), 1);
 }
 
 /// While nobody waits, quiet tunnels live on, however short their pause.

@@ -33,6 +33,8 @@ pub(super) struct RegistryPicture {
     pub idle: usize,
     pub closing: usize,
     pub waiting: usize,
+    /// Tunnels that gave their slots up before their first byte; not in `open`.
+    pub parked: usize,
     pub oldest_wait_seconds: f64,
     pub paused: bool,
     /// The reason why the next waiter is not admitted.
@@ -98,7 +100,7 @@ pub(super) struct ClientPicture {
 
 impl RegistryPicture {
     /// The registry as it is now; `upstreams` are the nodes of its mirror.
-    pub(super) fn of(upstream: &Upstream, upstreams: Vec<NodePicture>) -> RegistryPicture {
+    pub(super) fn of(upstream: &Upstream, upstreams: Vec<NodePicture>, parked: usize) -> RegistryPicture {
         let now = upstream.gate.snapshot();
         let occupancy = upstream.gate.occupancy(MAX_CLIENTS);
         let counts = now.waiting_by_class.iter().zip(&occupancy.holding_by_class);
@@ -119,6 +121,7 @@ impl RegistryPicture {
             idle: now.open.idle,
             closing: now.open.closing,
             waiting: now.waiting,
+            parked,
             oldest_wait_seconds: seconds(now.oldest_wait),
             paused: now.paused,
             limited_by: now.limited_by.map(LimitedBy::as_str),

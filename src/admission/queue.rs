@@ -33,6 +33,8 @@ pub(super) struct WaitQueue {
     /// Boxed: what is searched, and moved when a request leaves, are the keys.
     waiters: BTreeMap<Place, Box<Waiter>>,
     order: FairQueue,
+    /// Those that go before all others.
+    ahead: BTreeSet<Place>,
     counts: ClientCounts,
     by_target: HashMap<Arc<str>, BTreeSet<Place>>,
     held_back: usize,
@@ -47,6 +49,7 @@ impl WaitQueue {
         WaitQueue {
             waiters: BTreeMap::new(),
             order: FairQueue::new(weights),
+            ahead: BTreeSet::new(),
             counts: ClientCounts::default(),
             by_target: HashMap::new(),
             held_back: 0,
@@ -90,6 +93,9 @@ impl WaitQueue {
         debug_assert!(!self.waiters.contains_key(&place), "a request waits once at a time");
         if !held_back {
             self.order.push(&request.principal, request.lane, place, now);
+        }
+        if place.is_ahead() {
+            self.ahead.insert(place);
         }
         self.held_back += usize::from(held_back);
         self.counts.add(&request.principal.client, place);
@@ -151,6 +157,7 @@ impl WaitQueue {
         if self.get(place)?.held_back {
             self.let_go(place, now);
         }
+        let how = if place.is_ahead() { AdmittedAs::Passing } else { how };
         let waiter = self.detach(place)?;
         let charge = self.order.take(&waiter.request.principal, waiter.request.lane, place, how, now);
         Some((waiter, charge))
@@ -164,6 +171,7 @@ impl WaitQueue {
     fn detach(&mut self, place: Place) -> Option<Waiter> {
         let waiter = *self.waiters.remove(&place)?;
         let request = &waiter.request;
+        self.ahead.remove(&place);
         self.by_class[request.principal.class.0] -= 1;
         self.counts.remove(&request.principal.client, place);
         remove(&mut self.by_target, &request.target, place);
@@ -183,7 +191,8 @@ impl WaitQueue {
 
     /// The request that is next.
     pub fn head(&self) -> Option<&Waiter> {
-        self.get(self.order.next()?)
+        let ahead = self.ahead.iter().filter_map(|place| self.get(*place)).find(|waiter| !waiter.held_back);
+        ahead.or_else(|| self.get(self.order.next()?))
     }
 
     pub fn get(&self, place: Place) -> Option<&Waiter> {

@@ -71,6 +71,9 @@ impl Lane {
     }
 }
 
+/// Marks the places that go before all others. No process counts that far.
+const AHEAD: u64 = 1 << 63;
+
 /// A place in the order: by arrival, ties by sequence. It names the request for as long as that waits, also across
 /// several admissions (a dial that failed gives its slot back and waits again on its old place).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,6 +89,16 @@ impl Place {
 
     pub(crate) fn new(arrived: Moment, sequence: u64) -> Place {
         Place { arrived: arrived.nanos(), sequence }
+    }
+
+    /// The same place for a parked tunnel whose client speaks again: it goes before all who wait.
+    #[must_use]
+    pub fn ahead(self) -> Place {
+        Place { sequence: self.sequence | AHEAD, ..self }
+    }
+
+    pub(super) fn is_ahead(self) -> bool {
+        self.sequence & AHEAD != 0
     }
 
     /// When the request first arrived.

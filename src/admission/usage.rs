@@ -36,6 +36,8 @@ pub(super) struct Usage {
 #[derive(Clone, Copy, Debug)]
 struct Meter {
     busy: bool,
+    /// Since when it is busy.
+    busy_since: Moment,
     /// Up to here it is in the sums.
     settled: Moment,
 }
@@ -43,7 +45,7 @@ struct Meter {
 impl Usage {
     /// The slot was granted.
     pub fn granted(&mut self, slot: SlotId, now: Moment) {
-        self.open.insert(slot, Meter { busy: true, settled: now });
+        self.open.insert(slot, Meter { busy: true, busy_since: now, settled: now });
     }
 
     /// From `since` on the slot is busy, or is not. Late word of what is settled already changes nothing.
@@ -51,6 +53,9 @@ impl Usage {
         if let Some(meter) = self.open.get_mut(&slot) {
             self.settled.add(meter.until(since));
             meter.settled = meter.settled.max(since);
+            if busy && !meter.busy {
+                meter.busy_since = since;
+            }
             meter.busy = busy;
         }
     }
@@ -60,6 +65,12 @@ impl Usage {
         if let Some(meter) = self.open.remove(&slot) {
             self.settled.add(meter.until(now));
         }
+    }
+
+    /// How long the slot that is busy for longest has been so.
+    pub fn longest_busy(&self, now: Moment) -> Duration {
+        let busy = self.open.values().filter(|meter| meter.busy);
+        busy.map(|meter| now.since(meter.busy_since)).max().unwrap_or_default()
     }
 
     /// The sums so far.

@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub limited_by: Option<LimitedBy>,
     /// How long slots were held and busy so far.
     pub used: Used,
+    /// How long the slot has been busy that is so for longest.
+    pub longest_busy: Duration,
 }
 
 /// A snapshot of waiters and holders.
@@ -109,6 +111,7 @@ impl Core {
             paused: self.paused,
             limited_by: self.books.limited_by,
             used: self.books.usage.used(now),
+            longest_busy: self.books.usage.longest_busy(now),
         }
     }
 

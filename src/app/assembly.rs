@@ -19,7 +19,7 @@ use crate::proxy::clients::Classes;
 use crate::proxy::mirror::Mirror;
 use crate::proxy::route::{Claim, Routes};
 use crate::proxy::{ClientTerms, Settings};
-use crate::reclaim::Pauses;
+use crate::reclaim::{Pauses, ReclaimPolicy};
 use crate::repair::Repair;
 use crate::target::{Host, HostPattern, Origin};
 use crate::upstream::cluster::Cluster;
@@ -96,7 +96,7 @@ impl Assembly {
             Claim {
                 hosts: claimed_hosts(registry),
                 upstream: Arc::new(upstream_of(registry, cluster.as_ref(), before.as_ref(), &common)),
-                pauses: pauses_of(registry.reclaim),
+                policy: policy_of(registry.reclaim, before.as_ref().map(|before| before.claim)),
                 cluster,
             }
         });
@@ -105,7 +105,7 @@ impl Assembly {
             hosts: Vec::new(),
             upstream: Arc::new(other_hosts(before.map(|(_, settings)| &**settings.routes.other_hosts()), &common)),
             // Slots do not bind there, but draining takes quiet tunnels.
-            pauses: pauses_of(ReclaimConfig::default()),
+            policy: policy_of(ReclaimConfig::default(), None),
             cluster: None,
         };
         Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, common.resolver)
@@ -179,9 +179,11 @@ fn cluster_of(registry: &config::RegistryConfig, before: Option<&Before<'_>>) ->
     })
 }
 
-fn pauses_of(reclaim: ReclaimConfig) -> Pauses {
-    let ReclaimConfig { idle_after, unused_after, unsure_after, stall_timeout, learn: _ } = reclaim;
-    Pauses { idle: idle_after, unused: unused_after, unsure: unsure_after, stalled: stall_timeout }
+/// What tunnels have taught stays, whatever the settings.
+fn policy_of(reclaim: ReclaimConfig, before: Option<&Claim>) -> Arc<ReclaimPolicy> {
+    let ReclaimConfig { idle_after, unused_after, unsure_after, stall_timeout, learn } = reclaim;
+    let pauses = Pauses { idle: idle_after, unused: unused_after, unsure: unsure_after, stalled: stall_timeout, learn };
+    Arc::new(before.map_or_else(|| ReclaimPolicy::new(pauses), |before| before.policy.with(pauses)))
 }
 
 /// The known state of the registry's health continues, unless its settings changed.
@@ -315,7 +317,8 @@ mod tests {
         let route = settings.routes.find(&Target::from_connect("192.0.2.1:443").unwrap(), false).await.unwrap();
         assert_eq!(route.upstream.name, OTHER_HOSTS);
         let seconds = Duration::from_secs;
-        let default = Pauses { idle: seconds(1), unused: seconds(3), unsure: seconds(10), stalled: seconds(300) };
-        assert_eq!(route.pauses, default);
+        let default =
+            Pauses { idle: seconds(1), unused: seconds(3), unsure: seconds(10), stalled: seconds(300), learn: true };
+        assert_eq!(route.policy.pauses(), default);
     }
 }

@@ -106,6 +106,17 @@ impl Client {
         tcp::lingering_close(&self.stream, BRIEF_LINGER, show).await;
     }
 
+    /// Completes when the client sends a byte, with true, or ends without.
+    pub async fn speaks(&self) -> bool {
+        let _ = self.stream.readable().await;
+        tcp::has_unread(&self.stream)
+    }
+
+    /// Whether the client has ended its side.
+    pub fn has_ended(&self) -> bool {
+        tcp::has_ended(&self.stream)
+    }
+
     /// Completes when the client has ended its side, or is gone, even with unread bytes before that.
     pub async fn ended(&self) {
         tcp::ended(&self.stream).await;

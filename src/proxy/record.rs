@@ -11,7 +11,7 @@ use hyper::Uri;
 use hyper::header::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{Label, OTHER_HOSTS, Outcome, Reason, RegistryMetrics};
+use crate::metrics::{Direction, Label, OTHER_HOSTS, Outcome, Reason, RegistryMetrics};
 
 /// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ struct Fields {
     waited: Duration,
     connect: Option<Duration>,
     retries: u32,
+    ended_by: &'static str,
+    evidence: &'static str,
     carried: Carried,
     cut_short: CancellationToken,
 }
@@ -61,6 +63,17 @@ pub struct Carried {
     pub up: Arc<AtomicU64>,
     /// From the registry to the client.
     pub down: Arc<AtomicU64>,
+}
+
+impl Carried {
+    /// Counts bytes that pass.
+    pub fn add(&self, direction: Direction, bytes: usize) {
+        let counter = match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        };
+        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
 }
 
 impl Record {
@@ -77,6 +90,8 @@ impl Record {
             waited: Duration::ZERO,
             connect: None,
             retries: 0,
+            ended_by: "",
+            evidence: "",
             carried: Carried::default(),
             cut_short,
         };
@@ -105,6 +120,12 @@ impl Record {
     /// How often the registry was asked again for a better answer.
     pub fn retried(&mut self, times: u32) {
         self.fields().retries = times;
+    }
+
+    /// What ended its tunnel, and for a reclaimed one on which evidence.
+    pub fn ended_by(&mut self, what: &'static str, evidence: &'static str) {
+        let fields = self.fields();
+        (fields.ended_by, fields.evidence) = (what, evidence);
     }
 
     /// The counters of its registry.
@@ -188,6 +209,8 @@ impl Fields {
             waited_ms = millis(self.waited),
             connect_ms = self.connect.map(millis),
             retries = self.retries,
+            ended_by = self.ended_by,
+            evidence = self.evidence,
             bytes_up = self.carried.up.load(Ordering::Relaxed),
             bytes_down = self.carried.down.load(Ordering::Relaxed),
             "finished"

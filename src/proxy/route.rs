@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::address::reach_the_same;
-use crate::reclaim::Pauses;
+use crate::reclaim::ReclaimPolicy;
 use crate::target::{Host, HostPattern, Target};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::resolve::{ResolveError, Resolver};
@@ -41,7 +41,7 @@ pub struct Claim {
     /// The registry.
     pub upstream: Arc<Upstream>,
     /// When its quiet tunnels may be taken.
-    pub pauses: Pauses,
+    pub policy: Arc<ReclaimPolicy>,
     /// The nodes of its mirror.
     pub cluster: Option<Arc<Cluster>>,
 }
@@ -54,7 +54,7 @@ pub struct Route {
     /// Where it goes.
     pub destination: Destination,
     /// When a quiet tunnel there may be taken.
-    pub pauses: Pauses,
+    pub policy: Arc<ReclaimPolicy>,
 }
 
 impl Claim {
@@ -69,7 +69,7 @@ impl Claim {
         let several = self.cluster.as_ref().filter(|cluster| cluster.origins().len() > 1);
         let (cluster, node) = several.and_then(|cluster| Some((cluster.clone(), cluster.node_at(target)?))).unzip();
         let destination = Destination { target: target.clone(), secure, pinned, listed_host, cluster, node };
-        Route { upstream: self.upstream.clone(), destination, pauses: self.pauses }
+        Route { upstream: self.upstream.clone(), destination, policy: self.policy.clone() }
     }
 }
 

@@ -17,35 +17,14 @@ mod tests;
 
 use std::time::Duration;
 
-use self::framing::{ContentType, Framing, Piece, RecordHeader};
+use self::framing::{ContentType, Framing, Piece, RecordHeader, Side};
 use self::handshake::{Handshake, HandshakePart};
 use self::talk::Talk;
-
-/// What a tunnel is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Doing {
-    /// The client has asked nothing: no byte passed at all, or the handshake is over and at most session tickets came
-    /// since.
-    Unused,
-    /// The client asked, and the server spoke last, on a complete record that looks like the last one of an answer.
-    Idle,
-    /// The server spoke last, but perhaps not to the end; or it cannot be told who is to speak next.
-    Unsure,
-    /// The client spoke last, or the handshake is under way: somebody waits for the server.
-    InFlight,
-    /// One side said goodbye while nothing was in flight, or the server did, so that nothing will be answered.
-    Closing,
-}
-
-/// A side of the tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    Client,
-    Server,
-}
+pub use crate::reclaim::Doing;
+use crate::reclaim::{Lesson, Observation, Opening};
 
 /// Follows one tunnel. A few hundred bytes, allocates nothing.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Follower {
     phase: Phase,
     talk: Talk,
@@ -53,12 +32,14 @@ pub struct Follower {
     server: Framing,
     /// When the last byte passed, of either side; or when the tunnel began.
     last_byte: Duration,
-    /// Whose byte the last one was; meaningless before the first.
-    last_side: Side,
+    /// Whose byte the last one was; `None` before the first.
+    last_side: Option<Side>,
+    /// Whether the server is known to send no session tickets.
+    ticketless: bool,
 }
 
 /// How far the tunnel has come.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Phase {
     /// Up to the last Finished. Also before the first byte.
     Handshake(Handshake),
@@ -69,16 +50,18 @@ enum Phase {
 }
 
 impl Follower {
-    /// A tunnel that begins now. All times count from one epoch of the caller's, and should not go back.
+    /// A tunnel that begins now. All times count from one epoch of the caller's, and should not go back. `ticketless` says that
+    /// other tunnels to this server have shown that it sends no session tickets.
     #[must_use]
-    pub fn new(now: Duration) -> Follower {
+    pub fn new(now: Duration, ticketless: bool) -> Follower {
         Follower {
             phase: Phase::Handshake(Handshake::new()),
             talk: Talk::default(),
             client: Framing::default(),
             server: Framing::default(),
             last_byte: now,
-            last_side: Side::Server,
+            last_side: None,
+            ticketless,
         }
     }
 
@@ -96,7 +79,7 @@ impl Follower {
     #[must_use]
     pub fn doing(&self) -> Doing {
         match &self.phase {
-            Phase::Lost if self.last_side == Side::Client => Doing::InFlight,
+            Phase::Lost if self.last_side == Some(Side::Client) => Doing::InFlight,
             Phase::Lost => Doing::Unsure,
             Phase::Open if self.client.inside() => Doing::InFlight,
             Phase::Open => self.talk.doing(self.server.inside()),
@@ -112,14 +95,31 @@ impl Follower {
         matches!(self.phase, Phase::Handshake(_)) && self.doing() == Doing::InFlight && !self.talk.is_asked()
     }
 
-    /// Whether a request that is in flight may have been answered after all: in TLS 1.3 the server has sent something
-    /// since, which is presumed to be session tickets, and is the whole answer if this server sends none.
+    /// All that is known of the tunnel.
     #[must_use]
-    pub fn perhaps_answered(&self) -> bool {
-        matches!(self.phase, Phase::Open) && !self.client.inside() && self.talk.is_perhaps_answered()
+    pub fn observe(&self) -> Observation {
+        let is_open = matches!(self.phase, Phase::Open) && !self.client.inside();
+        Observation {
+            doing: self.doing(),
+            opening: match self.last_side {
+                None => Opening::Untouched,
+                Some(_) if self.is_handshaking() => Opening::Handshaking,
+                Some(_) => Opening::Over,
+            },
+            request_is_cut: self.client.inside(),
+            // In TLS 1.3 the server has sent something since the request: tickets, or the whole answer if it sends none.
+            perhaps_answered: is_open && self.talk.is_perhaps_answered(),
+            exchange: self.talk.exchange(self.server.inside()).filter(|_| is_open),
+            ends_short: is_open && !self.server.inside() && self.talk.ends_short(),
+        }
     }
 
-    /// Bytes of the answer that passes, or passed last; counted when a record of it begins.
+    /// Takes what other tunnels to this server can learn from what passed last.
+    pub fn take_lesson(&mut self) -> Option<Lesson> {
+        self.talk.take_lesson()
+    }
+
+    /// Content of the answer that passes, or passed last; counted when a record of it begins.
     #[must_use]
     pub fn answered(&self) -> u32 {
         self.talk.answered()
@@ -142,7 +142,7 @@ impl Follower {
             return;
         }
         self.last_byte = now;
-        self.last_side = side;
+        self.last_side = Some(side);
         while !matches!(self.phase, Phase::Lost) {
             let framing = self.framing(side);
             if !framing.inside() && !bytes.is_empty() {
@@ -206,7 +206,7 @@ impl Follower {
         }
         match handshake.read(side, bytes) {
             Ok(None) => {}
-            Ok(Some(terms)) => self.talk.agree(terms),
+            Ok(Some(agreement)) => self.talk.agree(agreement, self.ticketless),
             Err(hello::Malformed) => self.phase = Phase::Lost,
         }
     }

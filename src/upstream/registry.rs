@@ -84,6 +84,14 @@ impl Upstream {
         if self.name == OTHER_HOSTS { "the other host".to_owned() } else { format!("registry {}", self.name) }
     }
 
+    /// Lets a tunnel that was parked be admitted anew, before all who wait, within so long.
+    pub fn go_ahead(&self, attempt: &mut Attempt, limit: Duration) {
+        attempt.place = attempt.place.ahead();
+        (attempt.round, attempt.failed) = (None, None);
+        attempt.patience.limit = limit;
+        attempt.deadline = self.gate.now() + limit;
+    }
+
     /// A place in the order for a request that arrives now, or the one that its client left not long ago. Its patience
     /// counts from now in any case.
     #[must_use]

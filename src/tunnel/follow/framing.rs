@@ -10,8 +10,15 @@ const HEADER: usize = 5;
 /// The longest that any version allows: TLS 1.2 lets encryption add 2,048 bytes (RFC 5246, section 6.2.3).
 const MAX_RECORD: u16 = (1 << 14) + 2048;
 
+/// A side of the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Server,
+}
+
 /// Where one direction stands.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Framing {
     /// The header of the record that is passing, or its beginning.
     header: [u8; HEADER],

@@ -3,14 +3,14 @@
 //! That decides whether a tunnel is unused or has a request in flight, and the record types alone do not tell: TLS 1.3
 //! sends its Finished and all requests as data. See RFC 8446, section 2 and appendix D.4, and RFC 5246, section 7.3.
 
-use super::framing::{ContentType, RecordHeader};
+use super::framing::{ContentType, RecordHeader, Side};
 use super::hello::{Hello, HelloFact, Malformed, Progress};
-use super::lengths::Lengths;
+use super::lengths::{Lengths, added_before_1_3};
 use super::talk::Agreement;
-use super::{Doing, Side};
+use crate::reclaim::Doing;
 
 /// How far it has come.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Handshake {
     /// No record has begun.
     Untouched,
@@ -23,7 +23,7 @@ pub(super) enum Handshake {
 }
 
 /// The hellos, while they are read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Greeting {
     /// The first `ClientHello`; none once it has been read to its end. The second only repeats it (RFC 8446, section
     /// 4.1.2).
@@ -41,7 +41,7 @@ pub(super) struct Greeting {
 }
 
 /// What a `ServerHello` says.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Choice {
     /// It is a `HelloRetryRequest`.
     retry: bool,
@@ -222,6 +222,7 @@ impl Greeting {
         // In TLS 1.2 the server's hello says which protocol was chosen; in 1.3 that is encrypted.
         self.agreement.unclear |= new_version && self.http2;
         self.agreement.lengths = new_version.then(|| Lengths::of(suite));
+        self.agreement.added = self.agreement.lengths.map_or_else(|| added_before_1_3(suite), Lengths::sealing);
         Ok(true)
     }
 

@@ -3,7 +3,7 @@
 //! RFC 8446, sections 4.1.2 and 4.1.3; TLS 1.2 has the same shape (RFC 5246, section 7.4.1). It reports
 //! each fact at once; another file interprets it.
 
-use super::Side;
+use super::framing::Side;
 
 /// No hello is this long: with post-quantum key shares and a session ticket they have some thousand bytes.
 const MAX_HELLO: u32 = 1 << 16;
@@ -52,7 +52,7 @@ pub(super) enum Progress {
 }
 
 /// How far the reading of one hello has come.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Hello {
     step: HelloField,
     /// The field that is being read, as far as it has come, and how many bytes of it have.

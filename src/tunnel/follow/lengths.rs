@@ -12,6 +12,16 @@ pub(super) struct Lengths {
     hash: u16,
 }
 
+/// What a cipher suite of TLS 1.2 adds to a record: GCM and CCM an explicit nonce and a tag (RFC 5288, RFC 6655), `ChaCha20`
+/// a tag (RFC 7905). Of CBC it varies, and the usual is told.
+pub(super) fn added_before_1_3(suite: u32) -> u16 {
+    match suite {
+        0xCCA8..=0xCCAE => 16,
+        0x009C..=0x00AD | 0xC02B..=0xC032 | 0xC09C..=0xC0AF => 24,
+        _ => 48,
+    }
+}
+
 /// Type and length of a handshake message.
 const MESSAGE: u16 = 4;
 
@@ -27,6 +37,11 @@ impl Lengths {
             0x1305 => Lengths { sealing: 9, hash: 32 },
             _ => Lengths { sealing: 17, hash: 0 },
         }
+    }
+
+    /// What is added to the content of a record.
+    pub fn sealing(self) -> u16 {
+        self.sealing
     }
 
     /// An alert, so most likely a `close_notify`; or two bytes of data.

@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
+use super::framing::Side;
 use super::lengths::Lengths;
 use super::sizes::Sizes;
-use super::{Doing, Side};
+use crate::reclaim::{AnswerShape, Doing, Lesson};
 
 /// How long after the first session ticket others like it may come. They are written at once.
 const TICKET_BURST: Duration = Duration::from_secs(1);
@@ -15,25 +16,32 @@ const TICKET_BURST: Duration = Duration::from_secs(1);
 /// was seen is 17.
 const TICKETS_ALIKE: u16 = 8;
 
-/// `HTTP/1.1 100 Continue` and an empty line, sealed with a suite of TLS 1.2 that adds 24 bytes. No answer that ends
-/// is shorter: it has a line of status and one of length, at least.
-const INTERIM: u32 = 25 + 24;
+/// `HTTP/1.1 100 Continue` and an empty line. No answer that ends is shorter: it has a line of status and one of length,
+/// at least.
+const INTERIM: u32 = 25;
+
+/// How much two requests of one client differ in length, at most, that are told apart from the parts of one request.
+const REQUESTS_ALIKE: u16 = 64;
 
 /// The facts of both hellos that matter for the records after the handshake.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Agreement {
     /// Lengths of small records; none before TLS 1.3, which hides what they are.
     pub lengths: Option<Lengths>,
+    /// What encryption adds to a record.
+    pub added: u16,
     /// The two may not take turns: HTTP/2, or a server that may ask for a certificate at any time.
     pub unclear: bool,
 }
 
 /// The talk of one tunnel.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Talk {
     agreement: Agreement,
     turn: Speaker,
     tickets: Tickets,
+    /// Records that were presumed to be tickets.
+    tickets_seen: u8,
     /// Who said goodbye, as long as nothing came after it that contradicts.
     parted: Option<Side>,
     /// Something happened after which a tunnel is never again believed to be idle.
@@ -44,8 +52,8 @@ pub(super) struct Talk {
     request_goes_on: bool,
     /// Records of the answer.
     answer: Sizes,
-    /// Their lengths together.
-    answered: u32,
+    /// What the others can learn from the last exchange.
+    lesson: Option<Lesson>,
 }
 
 /// Whose turn it is.
@@ -79,10 +87,11 @@ enum Tickets {
 }
 
 impl Talk {
-    /// The hellos are complete.
-    pub fn agree(&mut self, agreement: Agreement) {
+    /// The hellos are complete; `ticketless` servers were seen to send no session tickets.
+    pub fn agree(&mut self, agreement: Agreement, ticketless: bool) {
         // Also of a client that cannot use them and offers no PSK mode: OpenSSL sends it two all the same.
-        self.tickets = if agreement.lengths.is_some() { Tickets::Awaited } else { Tickets::Over };
+        let awaited = agreement.lengths.is_some() && !ticketless;
+        self.tickets = if awaited { Tickets::Awaited } else { Tickets::Over };
         self.agreement = agreement;
     }
 
@@ -98,9 +107,31 @@ impl Talk {
         }
     }
 
-    /// The length of the answer so far.
+    /// The content of the answer so far.
     pub fn answered(&self) -> u32 {
-        self.answered
+        self.answer.content()
+    }
+
+    /// Takes what the others can learn from the last exchange.
+    pub fn take_lesson(&mut self) -> Option<Lesson> {
+        self.lesson.take()
+    }
+
+    /// The last request and its answer, if that may be over; `server_inside` tells whether a record of it is cut.
+    pub fn exchange(&self, server_inside: bool) -> Option<AnswerShape> {
+        let may_be_over = matches!(self.turn, Speaker::Answered | Speaker::Answering)
+            && !(server_inside || self.odd || self.agreement.unclear)
+            && self.answer.content() > INTERIM;
+        may_be_over.then(|| AnswerShape {
+            request: self.request.content(),
+            answer: self.answer.content(),
+            head: self.answer.head(),
+        })
+    }
+
+    /// Whether the answer ends with a short record where those are rare in the middle.
+    pub fn ends_short(&self) -> bool {
+        self.turn == Speaker::Answered && self.answer.ends_short()
     }
 
     /// Whether one side said goodbye and nothing is in flight.
@@ -128,14 +159,20 @@ impl Talk {
         if self.is(Lengths::is_key_update, length) && !self.is_asked() {
             return self.interrupt();
         }
+        if self.turn == Speaker::Ticketed && self.tickets_seen == 1 && self.request.is_one_like(length, REQUESTS_ALIKE)
+        {
+            // A next request, so what was taken for a ticket was the answer.
+            self.lesson = Some(Lesson::NoTickets);
+            self.request.next();
+        }
         if matches!(self.turn, Speaker::Answered | Speaker::Answering) {
+            self.lesson = self.exchange(server_inside).map(Lesson::Answer);
             self.request.next();
             self.answer.next();
-            self.answered = 0;
             // A client that cannot have read the answer does not take turns.
             self.odd |= server_inside;
         }
-        self.request_goes_on = self.request.note(length);
+        self.request_goes_on = self.request.note(length, self.agreement.added);
         self.turn = Speaker::Asked;
     }
 
@@ -148,10 +185,16 @@ impl Talk {
             }
             return;
         }
-        if self.is(Lengths::is_key_update, length) {
+        // In an answer that long a record is the last chunk, `0\r\n\r\n`; no server is known to update its keys there.
+        let in_answer = matches!(self.turn, Speaker::Answered | Speaker::Answering);
+        if self.is(Lengths::is_key_update, length) && !in_answer {
             return self.interrupt();
         }
         if self.presume_ticket(length, began) {
+            self.tickets_seen = self.tickets_seen.saturating_add(1);
+            if !self.is_asked() || self.tickets_seen > 1 {
+                self.lesson = Some(Lesson::Tickets);
+            }
             self.turn = if self.is_asked() { Speaker::Ticketed } else { self.turn };
             return;
         }
@@ -159,8 +202,8 @@ impl Talk {
             return self.interrupt();
         }
         self.parted = None;
-        self.answered = self.answered.saturating_add(u32::from(length));
-        let goes_on = self.answer.note(length) || self.request_goes_on || self.answered <= INTERIM;
+        let goes_on =
+            self.answer.note(length, self.agreement.added) || self.request_goes_on || self.answer.content() <= INTERIM;
         self.turn = if goes_on { Speaker::Answering } else { Speaker::Answered };
     }
 

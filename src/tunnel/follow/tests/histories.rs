@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use super::super::Doing::{self, Closing, Idle, InFlight, Unsure, Unused};
+use super::super::framing::Side;
+use super::Tunnel;
 use super::wire::*;
-use super::{Side, Tunnel};
+use crate::reclaim::{AnswerShape, Lesson};
+use crate::tunnel::follow::Follower;
 
 /// The sender, its bytes, and the state of the tunnel afterwards.
 type Step = (Side, Vec<u8>, Doing);
@@ -179,12 +182,12 @@ fn a_presumed_ticket_after_a_request_may_be_its_answer() {
     let mut tunnel = Tunnel::new();
     let talk = [client(data(200), InFlight), server(data(282), InFlight)];
     for (side, bytes, _) in new().into_iter().chain(talk) {
-        assert!(!tunnel.follower.perhaps_answered());
+        assert!(!tunnel.follower.observe().perhaps_answered);
         tunnel.sent(side, &bytes);
     }
-    assert!(tunnel.follower.perhaps_answered());
+    assert!(tunnel.follower.observe().perhaps_answered);
     tunnel.sent(Side::Client, &data(200));
-    assert!(!tunnel.follower.perhaps_answered());
+    assert!(!tunnel.follower.observe().perhaps_answered);
 }
 
 #[test]
@@ -200,6 +203,63 @@ fn a_ticket_on_each_side_of_the_first_request_is_no_answer() {
             server(data(299), Idle),
         ],
     ]);
+}
+
+/// A next request shows that what was taken for a ticket was the answer. The parts of one request do not.
+#[test]
+fn a_next_request_tells_that_the_server_sends_no_tickets() {
+    for (next, lesson) in [(data(204), Some(Lesson::NoTickets)), (data(FULL), None)] {
+        let mut tunnel = Tunnel::new();
+        let talk = [client(data(200), InFlight), server(data(282), InFlight), client(next, InFlight)];
+        for (side, bytes, _) in new().into_iter().chain(talk) {
+            tunnel.sent(side, &bytes);
+        }
+        assert_eq!(tunnel.follower.take_lesson(), lesson);
+    }
+    let mut ticketless = Tunnel { follower: Follower::new(Duration::ZERO, true), ..Tunnel::new() };
+    for (side, bytes, _) in new().into_iter().chain([client(data(200), InFlight), server(data(282), Idle)]) {
+        ticketless.sent(side, &bytes);
+    }
+    assert_eq!(ticketless.doing(), Idle);
+}
+
+#[test]
+fn tickets_before_a_request_and_several_alike_prove_themselves() {
+    for talk in [
+        vec![server(data(282), Unused)],
+        vec![client(data(200), InFlight), server(data(282), InFlight), server(data(282), InFlight)],
+    ] {
+        let mut tunnel = Tunnel::new();
+        for (side, bytes, _) in new().into_iter().chain(talk) {
+            tunnel.sent(side, &bytes);
+        }
+        assert_eq!(tunnel.follower.take_lesson(), Some(Lesson::Tickets));
+    }
+}
+
+/// Whatever records its body comes in.
+#[test]
+fn an_exchange_is_told_by_the_length_of_its_content_when_the_next_request_comes() {
+    // What GCM adds.
+    let content = |length: usize| data(length + 24);
+    let mut tunnel = Tunnel::new();
+    for (side, bytes, _) in old() {
+        tunnel.sent(side, &bytes);
+    }
+    for body in [&[4096, 4096, 4096][..], &[12_288], &[4096, 8192]] {
+        tunnel.sent(Side::Client, &content(700));
+        tunnel.sent(Side::Server, &content(600));
+        for length in body {
+            tunnel.sent(Side::Server, &content(*length));
+        }
+        let exchange = AnswerShape { request: 700, answer: 600 + 12_288, head: Some(600) };
+        assert_eq!(tunnel.follower.observe().exchange, Some(exchange));
+        tunnel.sent(Side::Client, &content(10)[..3]);
+        assert_eq!(tunnel.follower.observe().exchange, None, "a request begins");
+        tunnel.sent(Side::Client, &content(10)[3..]);
+        assert_eq!(tunnel.follower.take_lesson(), Some(Lesson::Answer(exchange)));
+        tunnel.sent(Side::Server, &content(100));
+    }
 }
 
 /// Then a record is an answer, however long.
@@ -371,7 +431,8 @@ fn an_alert_ends_a_handshake() {
 fn a_key_update_is_at_most_unsure() {
     let update = || data(KEY_UPDATE);
     let answered = [client(data(200), InFlight), server(data(282), InFlight), server(data(400), Idle)];
-    plays([&new(), &answered, &[server(update(), Unsure), client(update(), Unsure), client(data(200), InFlight)]]);
+    // In an answer that long a record is the last chunk.
+    plays([&new(), &answered, &[server(update(), Idle), client(update(), Unsure), client(data(200), InFlight)]]);
     plays([&new(), &[server(update(), Unsure)]]);
     plays([&new(), &[client(update(), Unsure)]]);
     plays([&new(), &[client(data(200), InFlight), server(update(), InFlight), client(update(), InFlight)]]);

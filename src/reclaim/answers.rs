@@ -1,0 +1,152 @@
+//! Answers after which a client asked again, by length: the next one that is as long has ended, too.
+//!
+//! Pullers ask for ranges of one size, whose answers are equally long but for the head. Requests of another length do not
+//! count: a whole blob passes the length of a range in its middle.
+
+/// How much two requests, or two answers, of one kind differ in their heads: digits of ranges, mostly.
+const HEADS_DIFFER: u32 = 24;
+/// Answers that must have ended so before one more is believed to.
+const MIN_ENDED: u32 = 2;
+/// At most one in so many may have gone on at this length.
+const GONE_ON: u32 = 1000;
+/// Kinds of answers that are remembered; the one that was longest not seen makes room.
+const MAX_KINDS: usize = 64;
+
+/// A request and its answer, by the length of their content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerShape {
+    /// The request.
+    pub request: u32,
+    /// The answer, with its head.
+    pub answer: u32,
+    /// The first record of the answer, if it has several.
+    pub head: Option<u32>,
+}
+
+/// The answers of one registry.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    kinds: Vec<Kind>,
+    /// Counts what is noted: the age of a kind.
+    notes: u64,
+}
+
+#[derive(Debug)]
+struct Kind {
+    request: u32,
+    answer: u32,
+    ended: u32,
+    went_on: u32,
+    last_noted: u64,
+}
+
+impl Answers {
+    /// The client asked again: the answer had ended, and had not ended with its first record if it has more.
+    pub fn ended(&mut self, AnswerShape { request, answer, head }: AnswerShape) {
+        if let Some(head) = head {
+            self.went_on(request, head);
+        }
+        let kind = self.kind(request, answer);
+        kind.ended = kind.ended.saturating_add(1);
+    }
+
+    /// An answer to such a request went on behind this length.
+    pub fn went_on(&mut self, request: u32, answer: u32) {
+        let kind = self.kind(request, answer);
+        kind.went_on = kind.went_on.saturating_add(1);
+    }
+
+    /// Whether answers of this length have ended.
+    pub fn ended_like(&self, exchange: AnswerShape) -> bool {
+        // Of several kinds that are alike each has to say so.
+        let mut alike = self.kinds.iter().filter(|kind| kind.is_like(exchange.request, exchange.answer)).peekable();
+        alike.peek().is_some()
+            && alike.all(|kind| kind.ended >= MIN_ENDED && kind.went_on.saturating_mul(GONE_ON) <= kind.ended)
+    }
+
+    fn kind(&mut self, request: u32, answer: u32) -> &mut Kind {
+        self.notes += 1;
+        let at = self.kinds.iter().position(|kind| kind.is_like(request, answer)).unwrap_or_else(|| {
+            let new = Kind { request, answer, ended: 0, went_on: 0, last_noted: 0 };
+            if self.kinds.len() < MAX_KINDS {
+                self.kinds.push(new);
+                return self.kinds.len() - 1;
+            }
+            let oldest = self.kinds.iter().enumerate().min_by_key(|(_, kind)| kind.last_noted);
+            let at = oldest.map_or(0, |(at, _)| at);
+            self.kinds[at] = new;
+            at
+        });
+        let kind = &mut self.kinds[at];
+        kind.last_noted = self.notes;
+        kind
+    }
+}
+
+impl Kind {
+    fn is_like(&self, request: u32, answer: u32) -> bool {
+        self.request.abs_diff(request) <= HEADS_DIFFER && self.answer.abs_diff(answer) <= HEADS_DIFFER
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exchange(request: u32, answer: u32) -> AnswerShape {
+        AnswerShape { request, answer, head: Some(500) }
+    }
+
+    fn known(all: &[AnswerShape]) -> Answers {
+        let mut answers = Answers::default();
+        for exchange in all {
+            answers.ended(*exchange);
+        }
+        answers
+    }
+
+    #[test]
+    fn an_answer_is_known_by_two_that_ended_like_it() {
+        let piece = exchange(700, 4_194_804);
+        assert!(!known(&[piece]).ended_like(piece));
+        let answers = known(&[piece, exchange(712, 4_194_812)]);
+        assert!(answers.ended_like(exchange(690, 4_194_790)), "digits differ");
+        for other in [exchange(700, 4_190_708), exchange(700, 500), exchange(660, 4_194_804), exchange(700, 4_194_829)]
+        {
+            assert!(!answers.ended_like(other), "{other:?}");
+        }
+    }
+
+    /// HEAD requests end with the head, and GETs of that length go on behind it: the head tells nothing.
+    #[test]
+    fn a_head_that_may_be_all_or_not_is_never_believed() {
+        let head_alone = AnswerShape { head: None, ..exchange(700, 500) };
+        let mut answers = known(&[head_alone, head_alone]);
+        assert!(answers.ended_like(head_alone));
+        answers.ended(exchange(701, 4_194_804));
+        assert!(!answers.ended_like(head_alone));
+    }
+
+    #[test]
+    fn an_answer_that_went_on_once_is_believed_after_a_thousand_that_ended() {
+        let piece = exchange(700, 4_194_804);
+        let mut answers = known(&[piece; 10]);
+        answers.went_on(piece.request, piece.answer);
+        assert!(!answers.ended_like(piece));
+        (0..990).for_each(|_| answers.ended(piece));
+        assert!(answers.ended_like(piece));
+    }
+
+    #[test]
+    fn what_was_longest_not_seen_makes_room() {
+        let mut answers = Answers::default();
+        let of = |number: u32| AnswerShape { head: None, ..exchange(700, 10_000 * (number + 1)) };
+        for number in 0..200 {
+            answers.ended(of(number));
+            answers.ended(of(number));
+            answers.ended(of(0));
+        }
+        assert_eq!(answers.kinds.len(), MAX_KINDS);
+        assert!(answers.ended_like(of(0)) && answers.ended_like(of(199)) && !answers.ended_like(of(1)));
+    }
+}

@@ -1,0 +1,62 @@
+//! The gate's picture of a tunnel.
+
+use tokio::sync::oneshot;
+
+use crate::admission::{Evidence, SlotState};
+use crate::reclaim::{AnswerShape, Grade};
+
+/// The gate's picture.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// It was opened just now.
+    Opened,
+    /// It moves; `looked` if nothing is to be told of the present silence.
+    Busy { state: SlotState, looked: bool },
+    /// It lies quiet; `answered` is the answer that is believed to be over.
+    Quiet { grade: Grade, answered: Option<AnswerShape>, asked: Option<oneshot::Receiver<()>> },
+}
+
+impl Told {
+    /// Whether the present silence is still to be told.
+    pub fn is_untold(&self) -> bool {
+        matches!(self, Told::Opened | Told::Busy { looked: false, .. })
+    }
+
+    /// Nothing is to be told of the present silence.
+    pub fn looked(&mut self) {
+        if let Told::Busy { looked, .. } = self {
+            *looked = true;
+        }
+    }
+
+    /// Something has changed in the present silence.
+    pub fn look_again(&mut self) {
+        if let Told::Busy { looked, .. } = self {
+            *looked = false;
+        }
+    }
+}
+
+/// The word of the gate for a grade.
+pub(super) fn evidence_of(grade: Grade) -> Evidence {
+    match grade {
+        Grade::Untouched | Grade::Unused => Evidence::Unused,
+        Grade::Goodbye | Grade::Answered | Grade::ShortEnd => Evidence::Idle,
+        Grade::Unsure | Grade::Handshaking | Grade::MaybeAnswered => Evidence::Unsure,
+        Grade::Stuck | Grade::InFlight => Evidence::Stalled,
+    }
+}
+
+/// Completes when the gate asks for the slot.
+pub(super) async fn asked(told: &mut Told) {
+    if let Told::Quiet { asked, .. } = told
+        && let Some(asking) = asked
+    {
+        let is_asked = asking.await.is_ok();
+        *asked = None;
+        if is_asked {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
+}
