@@ -40,7 +40,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, STEPS)
 }
 
-/// What one client used, counted slot by slot and moment by moment.
+/// The time that one client used, counted slot by slot and moment by moment.
 struct Stay {
     client: usize,
     share: Share,
@@ -126,7 +126,9 @@ fn random_histories_keep_the_lag_bounded_and_cost_only_what_others_waited_for() 
     let weights = prop::array::uniform5(prop_oneof![Just(1_u32), Just(8), Just(1000)]);
     let proved = TestRunner::new(config).run(&(weights, steps()), |(weights, steps)| {
         let mut world = World::new(weights);
-        steps.iter().for_each(|step| world.take(step));
+        for step in &steps {
+            world.take(step);
+        }
         Ok(())
     });
     proved.unwrap_or_else(|failure| panic!("{failure}"));

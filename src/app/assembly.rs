@@ -179,7 +179,7 @@ fn cluster_of(registry: &config::RegistryConfig, before: Option<&Before<'_>>) ->
     })
 }
 
-/// What tunnels have taught stays, whatever the settings.
+/// The lessons of earlier tunnels stay, whatever the settings.
 fn policy_of(reclaim: ReclaimConfig, before: Option<&Claim>) -> Arc<ReclaimPolicy> {
     let ReclaimConfig { idle_after, unused_after, unsure_after, stall_timeout, learn } = reclaim;
     let pauses = Pauses { idle: idle_after, unused: unused_after, unsure: unsure_after, stalled: stall_timeout, learn };

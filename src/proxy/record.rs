@@ -122,7 +122,7 @@ impl Record {
         self.fields().retries = times;
     }
 
-    /// What ended its tunnel, and for a reclaimed one on which evidence.
+    /// The cause that ended its tunnel, and for a reclaimed one on which evidence.
     pub fn ended_by(&mut self, what: &'static str, evidence: &'static str) {
         let fields = self.fields();
         (fields.ended_by, fields.evidence) = (what, evidence);

@@ -1,4 +1,4 @@
-//! What both sides still send after their tunnel was reclaimed: it tells whether that was a mistake.
+//! The bytes that both sides still send after their tunnel was reclaimed: it tells whether that was a mistake.
 //!
 //! A request of the client's that comes now has crossed our FIN on the wire. More of an answer means that the registry had
 //! only paused. The slot does not wait for the client.
@@ -17,7 +17,7 @@ use crate::upstream::socket::Socket;
 /// No goodbye is longer: an alert of TLS, a last frame of HTTP/2.
 const MAX_GOODBYE: usize = 100;
 
-/// What came of a reclaim.
+/// The result of a reclaim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReclaimOutcome {
     /// Nothing was under way.
@@ -52,7 +52,7 @@ pub(super) async fn close(
     }
 }
 
-/// Ends the registry's side in order. What comes back completes when the registry has ended, and tells whether it went on
+/// Ends the registry's side in order. The returned receiver completes when the registry has ended, and tells whether it went on
 /// with an answer.
 fn hear_registry_out(
     registry: Socket,

@@ -100,7 +100,7 @@ impl Flow {
     }
 }
 
-/// What is to be waited for at a socket: that it has bytes to read, or takes some.
+/// The readiness to wait for at a socket: that it has bytes to read, or takes some.
 pub(super) fn interest(from_it: &Flow, to_it: &Flow) -> Option<Interest> {
     match (from_it.reads(), to_it.holds_bytes()) {
         (true, true) => Some(Interest::READABLE | Interest::WRITABLE),

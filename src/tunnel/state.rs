@@ -215,7 +215,7 @@ impl<'a> TunnelState<'a> {
         match advanced {
             Err(Broken::Source) => return Some(self.client_broke()),
             Err(Broken::Sink) => {
-                // What the registry still says comes through.
+                // Bytes that the registry still sends come through.
                 self.up.abandon();
                 self.up_refused = true;
             }

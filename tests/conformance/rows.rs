@@ -229,7 +229,7 @@ const ROWS: &[Row] = &[
     told("9112 4", "nonsense\r\n\r\n", 502, &[]),
 ];
 
-/// What the registry was sent, by the row.
+/// The request that the registry was sent, by the row.
 type Seen = Arc<Mutex<HashMap<usize, String>>>;
 
 /// A registry that gives each row its answer, and then closes.

@@ -40,7 +40,7 @@ pub(super) struct Greeting {
     agreement: Agreement,
 }
 
-/// What a `ServerHello` says.
+/// The content of a `ServerHello`.
 #[derive(Clone, Debug, Default)]
 struct Choice {
     /// It is a `HelloRetryRequest`.

@@ -12,7 +12,7 @@ pub(super) struct Lengths {
     hash: u16,
 }
 
-/// What a cipher suite of TLS 1.2 adds to a record: GCM and CCM an explicit nonce and a tag (RFC 5288, RFC 6655), `ChaCha20`
+/// The bytes that a cipher suite of TLS 1.2 adds to a record: GCM and CCM an explicit nonce and a tag (RFC 5288, RFC 6655), `ChaCha20`
 /// a tag (RFC 7905). Of CBC it varies, and the usual is told.
 pub(super) fn added_before_1_3(suite: u32) -> u16 {
     match suite {
@@ -39,7 +39,7 @@ impl Lengths {
         }
     }
 
-    /// What is added to the content of a record.
+    /// The bytes added to the content of a record.
     pub fn sealing(self) -> u16 {
         self.sealing
     }

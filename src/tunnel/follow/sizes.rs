@@ -15,7 +15,7 @@ const MIN_RECORDS_SEEN: u32 = 32;
 /// At most one in so many of them may have been short in the middle of a message.
 const SHORT_IN_THE_MIDDLE: u32 = 256;
 
-/// What was seen of one direction.
+/// The record sizes seen in one direction.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sizes {
     /// The last record of this message; 0 before the first.

@@ -28,7 +28,7 @@ const REQUESTS_ALIKE: u16 = 64;
 pub(super) struct Agreement {
     /// Lengths of small records; none before TLS 1.3, which hides what they are.
     pub lengths: Option<Lengths>,
-    /// What encryption adds to a record.
+    /// The bytes that encryption adds to a record.
     pub added: u16,
     /// The two may not take turns: HTTP/2, or a server that may ask for a certificate at any time.
     pub unclear: bool,
@@ -42,7 +42,7 @@ pub(super) struct Talk {
     tickets: Tickets,
     /// Records that were presumed to be tickets.
     tickets_seen: u8,
-    /// Who said goodbye, as long as nothing came after it that contradicts.
+    /// The side that said goodbye, as long as nothing came after it that contradicts.
     parted: Option<Side>,
     /// Something happened after which a tunnel is never again believed to be idle.
     odd: bool,
@@ -52,7 +52,7 @@ pub(super) struct Talk {
     request_goes_on: bool,
     /// Records of the answer.
     answer: Sizes,
-    /// What the others can learn from the last exchange.
+    /// The lesson for other tunnels from the last exchange.
     lesson: Option<Lesson>,
 }
 

@@ -286,7 +286,7 @@ impl AtRandom {
     }
 }
 
-/// What Harbor says where its database refuses: tokens of users and of nobody, both without rights, and denials.
+/// The answers of Harbor where its database refuses: tokens of users and of nobody, both without rights, and denials.
 fn overload(head: &Head, is_refused: bool, number: usize) -> Option<Illness> {
     let is_token = head.target().starts_with("/service/token");
     let is_checked = is_token || head.header("Authorization").is_some();

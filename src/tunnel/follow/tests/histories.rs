@@ -240,7 +240,7 @@ fn tickets_before_a_request_and_several_alike_prove_themselves() {
 /// Whatever records its body comes in.
 #[test]
 fn an_exchange_is_told_by_the_length_of_its_content_when_the_next_request_comes() {
-    // What GCM adds.
+    // The bytes that GCM adds.
     let content = |length: usize| data(length + 24);
     let mut tunnel = Tunnel::new();
     for (side, bytes, _) in old() {
