@@ -18,7 +18,7 @@ use super::share::Share;
 use crate::target::{Host, HostPattern, Origin};
 
 /// The meaning of a value, or the reason why it has none.
-pub(super) type Meaning<T> = Result<T, String>;
+pub(super) type Parsed<T> = Result<T, String>;
 
 /// The longest duration of any setting: a week. More is a slip of the unit.
 const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -27,7 +27,7 @@ const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 const MAX_BYTES_PER_SECOND: u64 = 1000 << 20;
 
 /// A duration with its unit, more than 0 and up to a week.
-pub(super) fn duration(value: &DeValue<'_>) -> Meaning<Duration> {
+pub(super) fn duration(value: &DeValue<'_>) -> Parsed<Duration> {
     let text = match value {
         DeValue::String(text) => text,
         DeValue::Integer(number) => return Err(no_unit(number.as_str())),
@@ -50,14 +50,14 @@ fn no_unit(number: &str) -> String {
 }
 
 /// An IP address and a port.
-pub(super) fn address(value: &DeValue<'_>) -> Meaning<SocketAddr> {
+pub(super) fn address(value: &DeValue<'_>) -> Parsed<SocketAddr> {
     let text = text(value)?;
     text.parse()
         .map_err(|_| format!("{text:?} is not an IP address and port, such as \"127.0.0.1:4128\" or \"[::1]:4128\""))
 }
 
 /// A range of client addresses, or a single one.
-pub(super) fn network(value: &DeValue<'_>) -> Meaning<IpNet> {
+pub(super) fn network(value: &DeValue<'_>) -> Parsed<IpNet> {
     let text = text(value)?;
     let single = || text.parse::<IpAddr>().ok().map(IpNet::from);
     let range = text.parse().ok().or_else(single);
@@ -67,12 +67,12 @@ pub(super) fn network(value: &DeValue<'_>) -> Meaning<IpNet> {
 }
 
 /// A host pattern.
-pub(super) fn host(value: &DeValue<'_>) -> Meaning<HostPattern> {
+pub(super) fn host(value: &DeValue<'_>) -> Parsed<HostPattern> {
     HostPattern::parse(text(value)?).map_err(|error| error.to_string())
 }
 
 /// A DNS name.
-pub(super) fn name(value: &DeValue<'_>) -> Meaning<Host> {
+pub(super) fn name(value: &DeValue<'_>) -> Parsed<Host> {
     let text = text(value)?;
     match HostPattern::parse(text) {
         Ok(HostPattern::Exact { host: host @ Host::Name(_), port: None }) => Ok(host),
@@ -81,7 +81,7 @@ pub(super) fn name(value: &DeValue<'_>) -> Meaning<Host> {
 }
 
 /// The URL of a host, or a list of them.
-pub(super) fn origins(value: &DeValue<'_>) -> Meaning<Vec<Origin>> {
+pub(super) fn origins(value: &DeValue<'_>) -> Parsed<Vec<Origin>> {
     match value {
         DeValue::Array(urls) if urls.is_empty() => Err("is empty: write at least one URL".to_owned()),
         DeValue::Array(urls) => urls.iter().map(|url| origin(url.get_ref())).collect(),
@@ -89,19 +89,19 @@ pub(super) fn origins(value: &DeValue<'_>) -> Meaning<Vec<Origin>> {
     }
 }
 
-fn origin(value: &DeValue<'_>) -> Meaning<Origin> {
+fn origin(value: &DeValue<'_>) -> Parsed<Origin> {
     let text = text(value)?;
     Origin::parse(text).map_err(|error| format!("{text:?} is not the URL of a host: {error}"))
 }
 
 /// The path of a file.
-pub(super) fn path(value: &DeValue<'_>) -> Meaning<PathBuf> {
+pub(super) fn path(value: &DeValue<'_>) -> Parsed<PathBuf> {
     let text = text(value)?;
     if text.is_empty() { Err("is empty: write the path of a file".to_owned()) } else { Ok(PathBuf::from(text)) }
 }
 
 /// A whole number from a range.
-pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Meaning<u32> {
+pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Parsed<u32> {
     move |value| {
         let DeValue::Integer(number) = value else {
             return Err(expected("a whole number", value));
@@ -114,7 +114,7 @@ pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Mean
 }
 
 /// The same, for numbers that count things in memory.
-pub(super) fn count(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Meaning<usize> {
+pub(super) fn count(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Parsed<usize> {
     let whole = whole(range);
     move |value| {
         let number = whole(value)?;
@@ -123,7 +123,7 @@ pub(super) fn count(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Mean
 }
 
 /// A number that may have decimals, exact.
-pub(super) fn decimal(value: &DeValue<'_>) -> Meaning<Fraction> {
+pub(super) fn decimal(value: &DeValue<'_>) -> Parsed<Fraction> {
     let text = match value {
         DeValue::Integer(number) => whole_text(number),
         DeValue::Float(number) => float_text(number),
@@ -133,7 +133,7 @@ pub(super) fn decimal(value: &DeValue<'_>) -> Meaning<Fraction> {
 }
 
 /// Bytes a second: `"1KiB/s"`.
-pub(super) fn bytes_per_second(value: &DeValue<'_>) -> Meaning<NonZeroU64> {
+pub(super) fn bytes_per_second(value: &DeValue<'_>) -> Parsed<NonZeroU64> {
     const UNITS: [(&str, u64); 5] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("kB", 1_000), ("MB", 1_000_000), ("B", 1)];
     let text = text(value)?;
     let (amount, unit) = text
@@ -149,7 +149,7 @@ pub(super) fn bytes_per_second(value: &DeValue<'_>) -> Meaning<NonZeroU64> {
 }
 
 /// A share of a cap.
-pub(super) fn share(value: &DeValue<'_>) -> Meaning<Share> {
+pub(super) fn share(value: &DeValue<'_>) -> Parsed<Share> {
     let share = match value {
         DeValue::String(text) => Share::parse(text),
         DeValue::Integer(number) => Share::parse(&whole_text(number)),
@@ -160,7 +160,7 @@ pub(super) fn share(value: &DeValue<'_>) -> Meaning<Share> {
 }
 
 /// Yes or no.
-pub(super) fn flag(value: &DeValue<'_>) -> Meaning<bool> {
+pub(super) fn flag(value: &DeValue<'_>) -> Parsed<bool> {
     match value {
         DeValue::Boolean(flag) => Ok(*flag),
         other => Err(expected("true or false", other)),
@@ -168,7 +168,7 @@ pub(super) fn flag(value: &DeValue<'_>) -> Meaning<bool> {
 }
 
 /// One word of a closed set.
-pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Meaning<T> {
+pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Parsed<T> {
     move |value| {
         let text = text(value)?;
         let found = words.iter().find(|(word, _)| *word == text);
@@ -180,7 +180,7 @@ pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Mea
 }
 
 /// A string.
-pub(super) fn text<'a>(value: &'a DeValue<'_>) -> Meaning<&'a str> {
+pub(super) fn text<'a>(value: &'a DeValue<'_>) -> Parsed<&'a str> {
     value.as_str().ok_or_else(|| expected("a string in quotes", value))
 }
 
@@ -210,11 +210,11 @@ mod tests {
     use super::*;
 
     /// Reads `toml` as a single value.
-    fn read<T>(toml: &str, read: impl Fn(&DeValue<'_>) -> Meaning<T>) -> Meaning<T> {
+    fn read<T>(toml: &str, read: impl Fn(&DeValue<'_>) -> Parsed<T>) -> Parsed<T> {
         read(DeValue::parse(toml).unwrap().get_ref())
     }
 
-    fn reason<T: std::fmt::Debug>(toml: &str, by: impl Fn(&DeValue<'_>) -> Meaning<T>) -> String {
+    fn reason<T: std::fmt::Debug>(toml: &str, by: impl Fn(&DeValue<'_>) -> Parsed<T>) -> String {
         read(toml, by).unwrap_err()
     }
 

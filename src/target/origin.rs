@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{BadTarget, HostPattern, Target};
+use super::authority::{BadTarget, HostPattern, Target};
 
 /// Where a server is, and whether TLS is spoken there.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -57,8 +57,8 @@ impl Origin {
     /// Host and port as a Host header has them: without the port that the scheme implies.
     #[must_use]
     pub fn authority(&self) -> String {
-        if self.target.port == default_port(self.secure) {
-            self.target.host.to_string()
+        if self.target.port() == default_port(self.secure) {
+            self.target.host().to_string()
         } else {
             self.target.to_string()
         }
@@ -67,7 +67,7 @@ impl Origin {
     /// The pattern that claims just this host and port.
     #[must_use]
     pub fn pattern(&self) -> HostPattern {
-        HostPattern::Exact { host: self.target.host.clone(), port: Some(self.target.port) }
+        HostPattern::Exact { host: self.target.host().clone(), port: Some(self.target.port()) }
     }
 }
 
