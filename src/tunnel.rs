@@ -1,8 +1,8 @@
 //! CONNECT: admit, connect, answer, carry.
 //!
 //! The `200` is sent when the upstream socket stands, never earlier: pullers give a CONNECT a minute, but the TLS handshake
-//! behind it only ten seconds. It goes out alone, in one write: reqwest loses bytes that come with it. What a tunnel is doing
-//! is told from the outside, never by opening its TLS. Called by `listener`, and by `http` for a CONNECT that comes second
+//! behind it only ten seconds. It goes out alone, in one write: reqwest loses bytes that come with it. The state of a
+//! tunnel is told from the outside, never by opening its TLS. Called by `listener`, and by `http` for a CONNECT that comes second
 //! on a connection.
 
 mod aftermath;
