@@ -7,6 +7,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use roadstead_test_support::http::Framing;
 use roadstead_test_support::{
     KEEP_TUNNELS, Outcomes, Random, Sidecar, SocketWatch, StubConnection, StubRegistry, Wire, config, connect_through,
     eventually, eventually_is,
@@ -492,17 +493,46 @@ async fn connect_works_as_the_second_request_of_a_connection() {
     sidecar.until_outcomes("stub", Outcomes { served: 2, ..Outcomes::default() }).await;
 }
 
-/// A refused CONNECT on a kept connection is answered like any other, and the connection can go on.
+/// RFC 9931: what a client sent for a tunnel that it did not get is never read as a request. The answer says why, and the
+/// connection ends, whether the CONNECT came first or later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_connect_on_a_kept_connection_says_why() {
+async fn bytes_for_a_refused_tunnel_are_no_request() {
     let stub = StubRegistry::builder().start().await;
     let sidecar = sidecar_for(stub.address(), 1, "").await;
-    let mut client = Wire::open(sidecar.proxy()).await.unwrap();
-    assert_eq!(client.get(&format!("http://{}/v2/", stub.address()), &[]).await.unwrap().status(), 200);
-    let refused = client.connect("169.254.169.254:80", &[]).await.unwrap();
-    assert_eq!(refused.status(), 403);
-    assert!(refused.reason().contains("169.254.169.254"), "{}", refused.reason());
-    assert_eq!(refused.json()["errors"][0]["detail"]["reason"], "destination_denied");
+    for requests_before in [0, 1] {
+        let mut client = Wire::open(sidecar.proxy()).await.unwrap();
+        for _ in 0..requests_before {
+            assert_eq!(client.get(&format!("http://{}/v2/", stub.address()), &[]).await.unwrap().status(), 200);
+        }
+        let seen = stub.requests();
+        let smuggled = format!("GET http://{0}/v2/ HTTP/1.1\r\nHost: {0}\r\n\r\n", stub.address());
+        let refused = format!("CONNECT 169.254.169.254:80 HTTP/1.1\r\nHost: 169.254.169.254:80\r\n\r\n{smuggled}");
+        client.send(refused.as_bytes()).await.unwrap();
+        let head = client.read_answer().await.unwrap();
+        assert_eq!((head.status(), head.header("connection")), (403, Some("close")));
+        assert!(head.reason().contains("169.254.169.254"), "{}", head.reason());
+        let body = client.body(Framing::of_answer(&head, "CONNECT")).collect().await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["errors"][0]["detail"]["reason"], "destination_denied");
+        assert!(client.receive().await.unwrap().is_empty(), "the connection ends in order");
+        assert_eq!(stub.requests(), seen, "nothing more reached the registry");
+    }
+}
+
+/// Content of a CONNECT has no meaning (RFC 9110, section 9.3.6). As a later request of a connection it is refused, since its
+/// bytes cannot be told from those of the tunnel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_later_connect_with_content_is_refused_and_loses_nothing() {
+    let stub = StubRegistry::builder().start().await;
+    let sidecar = sidecar_for(stub.address(), 1, "").await;
+    for framing in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
+        let mut client = Wire::open(sidecar.proxy()).await.unwrap();
+        assert_eq!(client.get(&format!("http://{}/v2/", stub.address()), &[]).await.unwrap().status(), 200);
+        let head = format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n{framing}\r\n\r\nhello", stub.address());
+        client.send(head.as_bytes()).await.unwrap();
+        let answer = client.read_answer().await.unwrap();
+        assert_eq!((answer.status(), answer.header("connection")), (400, Some("close")), "{framing}");
+    }
 }
 
 /// A second CONNECT that waits is out of the queue as soon as its client is gone.

@@ -194,6 +194,13 @@ async fn answer_connect(
     mut request: Request<Incoming>,
 ) -> Result<Response<Reply>, ClientLeft> {
     let principal = principal_of(proxy, &request, client);
+    if !request.body().is_end_stream() {
+        // Content has no meaning here (RFC 9110, section 9.3.6), and its bytes cannot be told from the tunnel's.
+        let answer = Answer::plain(Reason::BadRequest, "CONNECT with content: send the tunnel's bytes after the 200");
+        let record = proxy.record(&principal.client.to_string(), Kind::Tunnel);
+        record.answered(answer.reason);
+        return Ok(refuse_connect(&answer, OTHER_HOSTS));
+    }
     let authority = request.uri().to_string();
     match tunnel::open(proxy, client, &authority, principal).await {
         Ok(tunnel) => {
@@ -203,9 +210,16 @@ async fn answer_connect(
             proxy.tasks().spawn(carry_upgraded(proxy.clone(), client.clone(), tunnel, upgrade));
             Ok(Response::new(Reply::Own(Full::default())))
         }
-        Err(NoTunnel(Some((answer, registry)))) => Ok(answer.to_response(&registry).map(Reply::Own)),
+        Err(NoTunnel(Some((answer, registry)))) => Ok(refuse_connect(&answer, &registry)),
         Err(NoTunnel(None)) => Err(ClientLeft),
     }
+}
+
+/// Bytes that the client sent for its tunnel must not be read as a request: the connection ends (RFC 9931).
+fn refuse_connect(answer: &Answer, registry: &str) -> Response<Reply> {
+    let mut response = answer.to_response(registry).map(Reply::Own);
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 async fn carry_upgraded(proxy: Arc<Proxy>, client: Arc<Client>, tunnel: Tunnel, upgrade: OnUpgrade) {

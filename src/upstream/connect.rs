@@ -219,6 +219,29 @@ async fn finish(stream: &TcpStream) -> io::Result<()> {
     stream.writable().await?;
     match stream.take_error()? {
         Some(error) => Err(error),
+        // Where nothing listens at an ephemeral port, TCP may open from both ends at once (RFC 9293, section 3.5).
+        None if stream.local_addr()? == stream.peer_addr()? => {
+            Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nothing listens there: the socket met itself"))
+        }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpSocket;
+
+    use super::*;
+
+    /// TCP lets a socket open toward its own address: both ends are the same socket then.
+    #[tokio::test]
+    async fn a_socket_that_met_itself_is_a_refused_dial() {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let own = socket.local_addr().unwrap();
+        let stream = socket.connect(own).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), own);
+        let error = finish(&stream).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }
