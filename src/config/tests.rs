@@ -74,7 +74,6 @@ fn the_least_file_gives_the_defaults() {
                 tunnel_timeout: seconds(50),
                 request_timeout: seconds(25),
                 keep_place: seconds(30),
-                least_rate: None,
             },
             reclaim: ReclaimConfig {
                 idle_after: seconds(1),
@@ -151,13 +150,8 @@ policy = "deny"
     assert_eq!((rate.period, rate.burst.get()), (Duration::from_millis(400), 7));
     let timeouts = [zebra.connect_timeout, zebra.linger, zebra.max_lifetime, zebra.idle_timeout];
     assert_eq!(timeouts, [8, 9, 10, 11].map(seconds));
-    let expected = QueueConfig {
-        depth: 0,
-        tunnel_timeout: seconds(12),
-        request_timeout: seconds(13),
-        keep_place: seconds(30),
-        least_rate: None,
-    };
+    let expected =
+        QueueConfig { depth: 0, tunnel_timeout: seconds(12), request_timeout: seconds(13), keep_place: seconds(30) };
     assert_eq!(zebra.queue, expected);
 }
 
