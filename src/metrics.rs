@@ -110,73 +110,58 @@ pub struct SoFar {
     pub waits: [u64; WAIT_BUCKETS.len() + 1],
 }
 
+/// A label, the name of a metric that has a counter for each of its values, and the sentence that explains it.
+type Labelled = (&'static str, &'static str, &'static str);
+
+const REFUSED: Labelled = ("reason", "roadstead_refused_total", "Answers that roadstead made itself, by reason.");
+const OUTCOMES: Labelled = ("outcome", "roadstead_outcomes_total", "Finished requests and tunnels; each counts once.");
+const RECLAIMED: Labelled =
+    ("evidence", "roadstead_reclaimed_total", "Idle connections that were closed because a request waited.");
+const CROSSED: Labelled =
+    ("evidence", "roadstead_reclaims_crossed_total", "Reclaims that crossed a request of the client, which was cut.");
+const CUT: Labelled = (
+    "evidence",
+    "roadstead_reclaims_cut_total",
+    "Reclaims after which the registry sent more of an answer, which was cut.",
+);
+const BYTES: Labelled =
+    ("direction", "roadstead_relayed_bytes_total", "Bytes relayed to (up) and from (down) the registry.");
+const REQUESTS: Labelled = (
+    "connection",
+    "roadstead_requests_total",
+    "Visible requests sent to the registry, on a new connection (dialled) or on a pooled one (reused).",
+);
+const RETRIES: Labelled =
+    ("sign", "roadstead_retries_total", "Requests that were sent again, by what was wrong with the answer.");
+const REPAIRED: Labelled = (
+    "sign",
+    "roadstead_repaired_total",
+    "Requests that were sent again and then answered well, by what was wrong at first.",
+);
+
+fn by<L: Label>((families, registry): (&Families, &str), (label, metric, help): Labelled) -> Counters<L> {
+    Counters::new(families, (metric, help), registry, label)
+}
+
 impl RegistryMetrics {
     fn new(families: &Families, name: &str, classes: &[String]) -> RegistryMetrics {
-        fn by<L: Label>(
-            (families, registry): (&Families, &str),
-            label: &str,
-            metric: &'static str,
-            help: &'static str,
-        ) -> Counters<L> {
-            Counters::new(families, (metric, help), registry, label)
-        }
         let here = (families, name);
         RegistryMetrics {
             classes: classes.iter().map(|class| ClassMetrics::new(families, name, class)).collect(),
-            refused: by(here, "reason", "roadstead_refused_total", "Answers that roadstead made itself, by reason."),
-            outcomes: by(
-                here,
-                "outcome",
-                "roadstead_outcomes_total",
-                "Finished requests and tunnels; each counts once.",
-            ),
-            reclaimed: by(
-                here,
-                "evidence",
-                "roadstead_reclaimed_total",
-                "Idle connections that were closed because a request waited.",
-            ),
-            crossed: by(
-                here,
-                "evidence",
-                "roadstead_reclaims_crossed_total",
-                "Reclaims that crossed a request of the client, which was cut.",
-            ),
-            cut: by(
-                here,
-                "evidence",
-                "roadstead_reclaims_cut_total",
-                "Reclaims after which the registry sent more of an answer, which was cut.",
-            ),
-            bytes: by(
-                here,
-                "direction",
-                "roadstead_relayed_bytes_total",
-                "Bytes relayed to (up) and from (down) the registry.",
-            ),
+            refused: by(here, REFUSED),
+            outcomes: by(here, OUTCOMES),
+            reclaimed: by(here, RECLAIMED),
+            crossed: by(here, CROSSED),
+            cut: by(here, CUT),
+            bytes: by(here, BYTES),
             connect: families.histogram(
                 ("roadstead_connect_seconds", "Time that connect() took, where it succeeded."),
                 &CONNECT_BUCKETS,
                 &[("registry", name)],
             ),
-            requests: by(
-                here,
-                "connection",
-                "roadstead_requests_total",
-                "Visible requests sent to the registry, on a new connection (dialled) or on a pooled one (reused).",
-            ),
-            retries: by(
-                here,
-                "sign",
-                "roadstead_retries_total",
-                "Requests that were sent again, by what was wrong with the answer.",
-            ),
-            repaired: by(
-                here,
-                "sign",
-                "roadstead_repaired_total",
-                "Requests that were sent again and then answered well, by what was wrong at first.",
-            ),
+            requests: by(here, REQUESTS),
+            retries: by(here, RETRIES),
+            repaired: by(here, REPAIRED),
             resumed: families.counter(
                 ("roadstead_resumed_total", "Blobs whose transfer broke off and was resumed."),
                 &[("registry", name)],

@@ -12,7 +12,7 @@ use hyper::header::{CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY};
 use hyper::{Response, StatusCode};
 use ring::digest::{SHA256, digest};
 
-use super::response;
+use super::answer::response;
 
 const PAGE: &str = include_str!("page.html");
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::HISTORIES;
-use super::fair_round::{FairRound, Share};
+use super::fair_round::{FairRound, GrantCharge};
 use super::moment::Moment;
 
 /// Steps of each history.
@@ -43,7 +43,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// The time that one client used, counted slot by slot and moment by moment.
 struct Stay {
     client: usize,
-    share: Share,
+    share: GrantCharge,
     cost: u64,
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::fair_round::{FairRound, Share};
+use super::fair_round::{FairRound, GrantCharge};
 use super::moment::Moment;
 use super::request::{ClassId, ClientId, Lane, Place, Principal};
 
@@ -17,9 +17,9 @@ const MAX_PASSES: u8 = 8;
 /// The charges of a request at each level for its slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Charge {
-    class: Share,
-    peer: Share,
-    client: Share,
+    class: GrantCharge,
+    peer: GrantCharge,
+    client: GrantCharge,
 }
 
 /// Whether a request that is admitted was next.

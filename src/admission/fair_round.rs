@@ -25,7 +25,7 @@ const FIRST_ESTIMATE: u64 = 1000;
 
 /// The charge of one flow for one slot.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Share {
+pub(super) struct GrantCharge {
     charged: Level,
     weight: u32,
     /// How many flows waited, for a grant that moved the present.
@@ -134,18 +134,18 @@ impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
 
     /// The flow is granted a slot. `in_turn` is false for one that passes the others with a connection that none of them can
     /// use: it is charged, and the present stays.
-    pub fn grant(&mut self, key: &K, weight: u32, in_turn: bool, now: Moment) -> Share {
+    pub fn grant(&mut self, key: &K, weight: u32, in_turn: bool, now: Moment) -> GrantCharge {
         self.advance(now);
         let (waiting, rank, general) = (self.order.len(), self.next_rank(), self.estimate);
         let Some(flow) = self.flows.get(key) else {
-            return Share { charged: 0, weight, waiting: 0, contended: self.contended, alone: 0 };
+            return GrantCharge { charged: 0, weight, waiting: 0, contended: self.contended, alone: 0 };
         };
         let others_wait = waiting > usize::from(flow.waits);
         let estimate = flow.estimate.or(general).unwrap_or(FIRST_ESTIMATE);
         let quantum = weigh(estimate, weight);
         let charged = if others_wait { quantum } else { 0 };
         let waiting = if in_turn { Level::try_from(waiting.max(1)).unwrap_or(Level::MAX) } else { 0 };
-        let share = Share { charged, weight, waiting, contended: self.contended, alone: flow.alone };
+        let share = GrantCharge { charged, weight, waiting, contended: self.contended, alone: flow.alone };
         if in_turn {
             self.present = self.present.max(flow.level) + charged / waiting;
         }
@@ -160,7 +160,7 @@ impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
     }
 
     /// A slot of this flow came back.
-    pub fn settle(&mut self, key: &K, share: Share, now: Moment) {
+    pub fn settle(&mut self, key: &K, share: GrantCharge, now: Moment) {
         self.advance(now);
         let Some(flow) = self.flows.get(key) else { return };
         let cost = self.cost_of(flow, share);
@@ -183,7 +183,7 @@ impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
     }
 
     /// The slot time since the grant in which another flow waited.
-    fn cost_of(&self, flow: &Flow<T>, share: Share) -> u64 {
+    fn cost_of(&self, flow: &Flow<T>, share: GrantCharge) -> u64 {
         (self.contended - share.contended).saturating_sub(flow.alone - share.alone)
     }
 
@@ -262,7 +262,7 @@ impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
         self.flows[key].rank(key)
     }
 
-    pub fn cost(&mut self, key: &K, share: Share, now: Moment) -> u64 {
+    pub fn cost(&mut self, key: &K, share: GrantCharge, now: Moment) -> u64 {
         self.advance(now);
         self.cost_of(&self.flows[key], share)
     }
