@@ -94,8 +94,9 @@ pub async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Pr
     record.toward(target.to_string());
     let routed = tokio::select! {
         biased;
-        () = client.ended() => return Err(NoTunnel(None)),
+        // First: what is known at once names the registry in the record of a client that has left already.
         routed = proxy.route(&target, false) => routed,
+        () = client.ended() => return Err(NoTunnel(None)),
     };
     let route = match routed {
         Ok(route) => route,
