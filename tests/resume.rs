@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use roadstead_test_support::http::Framing;
-use roadstead_test_support::{Random, Sidecar, StubRegistry, Wire, blob_of, config, is_soak};
+use roadstead_test_support::{Random, Sidecar, StubRegistry, Wire, blob_of, config, scale};
 use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -136,7 +136,7 @@ async fn get(mirror: SocketAddr, path: &str, range: Option<(usize, usize)>) -> O
 /// Every blob arrives exactly, or its connection breaks off; where the registry sends what is asked for, all arrive.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blob_that_is_cut_arrives_exactly_or_breaks_off() {
-    let blobs = if is_soak() { 1000 } else { 200 };
+    let blobs = scale(200, 1000);
     for rest in ALL {
         let registry = cutting(rest).await;
         let (sidecar, mirror) = start(&[registry.stub.address()]).await;
