@@ -9,7 +9,7 @@
 //! * [`Wire`]: what exactly went over the connection? A raw HTTP/1.1 client that adds nothing of its own.
 //! * [`Puller`]: does a daemon that keeps its connections get its blobs? As dfdaemon: 32 clients, ranges at once.
 //! * [`real`]: does it hold with the software that nodes meet? The distribution registry, nginx, an image for skopeo.
-//! * [`scale`]: how often is it tried? A tenth of the whole count, all of it in `tests/run --soak`.
+//! * [`scale()`]: how often is it tried? A tenth of the whole count, all of it in `tests/run --soak`.
 //! * [`eventually()`]: has it happened yet? The only way for a test to wait.
 
 mod eventually;
