@@ -38,7 +38,6 @@ const METADATA_V6: [Ipv6Addr; 2] = [
 
 impl AddressClass {
     /// Its name in a sentence.
-    #[must_use]
     pub fn title(self) -> &'static str {
         match self {
             Self::Global => "an ordinary address",
@@ -51,7 +50,6 @@ impl AddressClass {
 }
 
 /// Sorts an address; one that wraps an IPv4 address is sorted as that.
-#[must_use]
 pub fn classify(ip: IpAddr) -> AddressClass {
     match ip {
         IpAddr::V4(ip) => classify_v4(ip),
@@ -64,7 +62,6 @@ pub fn classify(ip: IpAddr) -> AddressClass {
 }
 
 /// Whether both addresses lead to one host, though one of them may wrap the other, as NAT64 does.
-#[must_use]
 pub fn reach_the_same(one: IpAddr, other: IpAddr) -> bool {
     let ends = |ip: IpAddr| match ip {
         IpAddr::V4(_) => [ip; 2],

@@ -64,7 +64,6 @@ const PATHS: &str = "the paths are /, /healthz, /readyz, /metrics, /status, /que
 
 impl Admin {
     /// Shows what `proxy` does.
-    #[must_use]
     pub fn new(
         proxy: Arc<Proxy>,
         config: Arc<ConfigState>,

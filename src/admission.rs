@@ -149,7 +149,6 @@ pub enum Admission<P> {
 impl<P: Send + 'static> Gate<P> {
     /// A gate with nothing taken and nobody waiting. Must be called inside a tokio runtime, on which the task that
     /// watches deadlines and tokens runs until the gate is dropped.
-    #[must_use]
     pub fn new(limits: Limits, metrics: Arc<RegistryMetrics>) -> Gate<P> {
         let alarm = Arc::new(Notify::new());
         let shared = Arc::new(Shared {
@@ -165,20 +164,17 @@ impl<P: Send + 'static> Gate<P> {
 
     /// A place for a request of this client for this target that arrives now. With a ticket, it is the place of an earlier
     /// request, and the ticket is to be spent when it asks with [`Gate::admit`].
-    #[must_use]
     pub fn place(&self, client: &ClientId, target: &str) -> (Place, Option<Ticket<P>>) {
         let (place, owner) = self.shared.handover.place(client, target, self.shared.now());
         (place, owner.map(|owner| Ticket { gate: self.clone(), place, owner, used: false }))
     }
 
     /// The epoch of this gate's time.
-    #[must_use]
     pub fn epoch(&self) -> Instant {
         self.shared.epoch
     }
 
     /// The time of this gate.
-    #[must_use]
     pub fn now(&self) -> Moment {
         self.shared.now()
     }
@@ -217,12 +213,6 @@ impl<P: Send + 'static> Gate<P> {
     pub fn resize(&self, slots: usize) {
         let now = self.now();
         self.shared.settle(self.shared.handover.event(|core| core.resize(slots, now)));
-    }
-
-    /// Whether this is the same gate.
-    #[must_use]
-    pub fn is(&self, other: &Gate<P>) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// Lets go of the tokens that it could spend at once: they may have been spent elsewhere.
@@ -285,31 +275,26 @@ impl<P: Send + 'static> Gate<P> {
     }
 
     /// Waiters and holders, at most `most` of each.
-    #[must_use]
     pub fn explain(&self, most: usize) -> Explanation {
         self.shared.handover.explain(most, self.now())
     }
 
     /// Holders of a slot, oldest first, at most `most`.
-    #[must_use]
     pub fn holders(&self, most: usize) -> Vec<HolderInfo> {
         self.shared.handover.holders(most, self.now())
     }
 
     /// Numbers of waiters and holders by client, for at most `most` clients.
-    #[must_use]
     pub fn occupancy(&self, most: usize) -> Occupancy {
         self.shared.handover.occupancy(most)
     }
 
     /// Taken slots by where their connections go: host and port, or the URLs of all nodes.
-    #[must_use]
     pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
         self.shared.handover.targets()
     }
 
     /// The picture now.
-    #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.shared.handover.snapshot(self.now())
     }

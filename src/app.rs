@@ -1,14 +1,14 @@
 //! Wires the parts: opens all listeners, then starts everything, lets it change, and takes it down in order.
 
 mod assembly;
-pub mod descriptors;
+pub(crate) mod descriptors;
 mod error;
 pub mod inherited;
 mod listeners;
-pub mod registry_tls;
+mod registry_tls;
 mod reload;
-pub mod systemd;
-pub mod takeover;
+pub(crate) mod systemd;
+pub(crate) mod takeover;
 #[cfg(test)]
 mod tests;
 
@@ -124,7 +124,6 @@ fn entry(service: &Service) -> Option<Entry> {
 
 impl Running {
     /// Where it listens.
-    #[must_use]
     pub fn addresses(&self) -> &ListenAddresses {
         &self.addresses
     }
@@ -140,7 +139,6 @@ impl Running {
     }
 
     /// How long requests under way may take when it ends.
-    #[must_use]
     pub fn drain_timeout(&self) -> Duration {
         self.reloader.config().drain_timeout
     }

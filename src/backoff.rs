@@ -15,13 +15,11 @@ pub struct Backoff {
 
 impl Backoff {
     /// Pauses from `first` up to `longest`.
-    #[must_use]
     pub const fn new(first: Duration, longest: Duration) -> Backoff {
         Backoff { first, longest }
     }
 
     /// The pause after so many failures in a row, from 1.
-    #[must_use]
     pub fn after(&self, failures: u32) -> Duration {
         let doubled = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
         self.first.saturating_mul(doubled).min(self.longest)
@@ -29,7 +27,6 @@ impl Backoff {
 
     /// The same, shortened by up to half: requests that failed together do not come back together. `chance` is uniform
     /// over all numbers.
-    #[must_use]
     pub fn jittered(&self, failures: u32, chance: u64) -> Duration {
         let half = self.after(failures) / 2;
         let share = u32::try_from(chance >> 32).unwrap_or(u32::MAX);
@@ -38,7 +35,6 @@ impl Backoff {
 }
 
 /// A number that nobody can foretell.
-#[must_use]
 pub fn chance() -> u64 {
     RandomState::new().hash_one(())
 }

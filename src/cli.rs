@@ -109,7 +109,6 @@ RUST_LOG overrides log.level.
 Exit status: 0 fine, 1 failed while running, 2 wrong usage, config or listen address.";
 
 /// Does what the command line says.
-#[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match &arguments.command {

@@ -40,7 +40,6 @@ pub enum Cause {
 
 impl Cause {
     /// The word in status pages.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Cause::Answer(sign) => sign.as_str(),
@@ -117,13 +116,11 @@ impl Distress {
     }
 
     /// Whether the registry is in distress: the signs of the last ten seconds weigh enough.
-    #[must_use]
     pub fn is_on(&self, now: Moment) -> bool {
         self.recent(now).map(|seen| seen.cause.weight()).sum::<u32>() >= FULL
     }
 
     /// The state for status and page.
-    #[must_use]
     pub fn picture(&self, now: Moment) -> DistressPicture {
         let left = |seen: &NotedSign| 1.0 - now.since(seen.at).as_secs_f64() / MEMORY.as_secs_f64();
         let weight: f64 = self.recent(now).map(|seen| f64::from(seen.cause.weight()) * left(seen)).sum();

@@ -49,7 +49,6 @@ static IS_FORBIDDEN: LazyLock<bool> = LazyLock::new(|| {
 });
 
 /// The user that runs the other end of a connection within this machine.
-#[must_use]
 pub fn uid_behind(stream: &TcpStream) -> Option<u32> {
     let (ours, theirs) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
     match ask(theirs, ours, NO_MORE) {
@@ -91,7 +90,6 @@ fn open() -> rustix::io::Result<OwnedFd> {
 
 /// Whether no process has the other end of a connection any more: it is closed, not only half of it. Known for connections
 /// within this machine; any other is taken for open.
-#[must_use]
 pub fn is_other_end_closed(stream: &TcpStream) -> bool {
     let (Ok(ours), Ok(theirs)) = (stream.local_addr(), stream.peer_addr()) else { return true };
     match ask(theirs, ours, NO_MORE) {
@@ -102,14 +100,12 @@ pub fn is_other_end_closed(stream: &TcpStream) -> bool {
 }
 
 /// Bytes that were written to this connection and that the other end has not acknowledged.
-#[must_use]
 pub fn unacknowledged(stream: &TcpStream) -> Option<u32> {
     let (ours, theirs) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
     word_of(&ask(ours, theirs, NO_MORE)?, UNACKNOWLEDGED)
 }
 
 /// Whether bytes came behind some that are missing: the kernel holds them in memory, and there is nothing to read yet.
-#[must_use]
 pub fn holds_out_of_order(stream: &TcpStream) -> bool {
     let held = || {
         let answer = ask(stream.local_addr().ok()?, stream.peer_addr().ok()?, MEMORY)?;
@@ -136,35 +132,24 @@ pub type Remote = (IpAddr, Option<u16>);
 
 /// Sockets toward these addresses that stand, though no process has them: the kernel is still ending the connections
 /// of a process that is gone.
-#[must_use]
 pub fn orphans(remotes: &[Remote]) -> usize {
     let families: BTreeSet<bool> = remotes.iter().map(|(ip, _)| ip.is_ipv4()).collect();
     families.into_iter().map(|ipv4| orphans_of_family(ipv4, remotes).unwrap_or_default()).sum()
 }
 
 /// The descriptors that this process may have open, once it has raised its limit.
-#[must_use]
 pub fn max_descriptors() -> usize {
     getrlimit(Resource::Nofile).maximum.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX)
 }
 
 /// Raises the limit on open descriptors as far as this process may.
-///
-/// # Errors
-/// When the kernel forbids it.
+/// Fails when the kernel forbids it.
 pub fn raise_descriptor_limit() -> io::Result<()> {
     let maximum = getrlimit(Resource::Nofile).maximum;
     Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
 }
 
-/// The descriptors that this process has open.
-#[must_use]
-pub fn open_descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
-}
-
 /// Whether this process, or the machine, has no descriptor left.
-#[must_use]
 pub fn is_out_of_descriptors(error: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

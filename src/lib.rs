@@ -76,22 +76,22 @@
 //! # Not yet
 //! Shares that are leased from a store.
 
-pub mod address;
-pub mod admin;
+mod address;
+mod admin;
 pub mod admission;
 pub mod app;
-pub mod backoff;
+mod backoff;
 pub mod cli;
 pub mod config;
-pub mod distress;
-pub mod http;
-pub mod kernel;
-pub mod listener;
-pub mod metrics;
-pub mod proxy;
-pub mod reclaim;
-pub mod repair;
-pub mod target;
-pub mod tcp;
+mod distress;
+mod http;
+mod kernel;
+mod listener;
+mod metrics;
+mod proxy;
+mod reclaim;
+mod repair;
+mod target;
+mod tcp;
 pub mod tunnel;
-pub mod upstream;
+mod upstream;

@@ -46,7 +46,6 @@ pub struct ClientDescriptor {
 
 impl ClientDescriptors {
     /// So many.
-    #[must_use]
     pub fn new(most: usize) -> ClientDescriptors {
         let free = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
         ClientDescriptors { free, returned: Arc::default() }

@@ -31,14 +31,12 @@ pub struct Metrics {
 
 impl Metrics {
     /// Metrics without a series.
-    #[must_use]
     pub fn new() -> Metrics {
         Metrics::default()
     }
 
     /// The handles of one registry with these classes. Its series exist, at zero, from now on; handles of the same name
     /// count in the same series.
-    #[must_use]
     pub fn of_registry(&self, name: &str, classes: &[String]) -> Arc<RegistryMetrics> {
         Arc::new(RegistryMetrics::new(&self.counted, name, classes))
     }
@@ -47,7 +45,6 @@ impl Metrics {
     ///
     /// # Panics
     /// Never: writing text to memory does not fail.
-    #[must_use]
     pub fn render(&self, gauges: &Scrape) -> String {
         let families = [self.counted.gather(), gauges.families.gather()].concat();
         let mut text = Vec::new();
@@ -234,7 +231,6 @@ impl RegistryMetrics {
     }
 
     /// The events so far.
-    #[must_use]
     pub fn so_far(&self) -> SoFar {
         let mut so_far = SoFar {
             admitted: self.classes.iter().map(|class| class.admitted.get()).sum(),

@@ -83,7 +83,6 @@ pub struct Proxy {
 
 impl Proxy {
     /// A proxy that serves until `draining` is cancelled, and cuts what is left when `cut_short` is.
-    #[must_use]
     pub fn new(
         settings: Settings,
         pseudonym: String,
@@ -112,13 +111,11 @@ impl Proxy {
     }
 
     /// Connections of clients that stand.
-    #[must_use]
     pub fn clients(&self) -> usize {
         self.clients.load(Ordering::Relaxed)
     }
 
     /// The settings in force.
-    #[must_use]
     pub fn settings(&self) -> Arc<Settings> {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -136,13 +133,11 @@ impl Proxy {
     }
 
     /// The tasks that serve clients.
-    #[must_use]
     pub fn tasks(&self) -> &TaskTracker {
         &self.tasks
     }
 
     /// Whether nobody new is accepted any more.
-    #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
     }

@@ -108,7 +108,6 @@ pub enum Lesson {
 
 /// How sure it is that nothing is under way in a quiet tunnel; the table above says by which evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the table of the module says what each means")]
 pub enum Grade {
     Untouched,
     Goodbye,
@@ -124,7 +123,6 @@ pub enum Grade {
 
 impl Grade {
     /// The word in the log.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Grade::Untouched => "untouched",
@@ -170,25 +168,21 @@ struct Learned {
 
 impl ReclaimPolicy {
     /// A policy that has learned nothing.
-    #[must_use]
     pub fn new(pauses: Pauses) -> ReclaimPolicy {
         ReclaimPolicy { pauses, learned: Arc::default(), parked: Arc::default() }
     }
 
     /// The policy of the same registry with other settings.
-    #[must_use]
     pub fn with(&self, pauses: Pauses) -> ReclaimPolicy {
         ReclaimPolicy { pauses, learned: self.learned.clone(), parked: self.parked.clone() }
     }
 
     /// The settings.
-    #[must_use]
     pub fn pauses(&self) -> Pauses {
         self.pauses
     }
 
     /// How sure it is that nothing is under way.
-    #[must_use]
     pub fn grade(&self, seen: &Observation) -> Grade {
         match seen.doing {
             _ if seen.opening == Opening::Untouched => Grade::Untouched,
@@ -207,7 +201,6 @@ impl ReclaimPolicy {
     }
 
     /// How long a tunnel of this client must have been quiet; `None` for ever.
-    #[must_use]
     pub fn pause(&self, grade: Grade, client: &str) -> Option<Duration> {
         let Pauses { idle, unused, unsure, stalled, learn } = self.pauses;
         let pause = match grade {
@@ -224,20 +217,17 @@ impl ReclaimPolicy {
     }
 
     /// One more tunnel is parked.
-    #[must_use]
     pub fn park(&self) -> Parked {
         self.parked.fetch_add(1, Ordering::Relaxed);
         Parked(self.parked.clone())
     }
 
     /// Tunnels that are parked.
-    #[must_use]
     pub fn parked(&self) -> usize {
         self.parked.load(Ordering::Relaxed)
     }
 
     /// Whether tunnels have shown that the registry sends no session tickets.
-    #[must_use]
     pub fn is_ticketless(&self) -> bool {
         let learned = self.learned();
         learned.tickets == 0 && learned.no_tickets > 1

@@ -53,13 +53,11 @@ pub struct Repair {
 
 impl Repair {
     /// Nothing was seen yet.
-    #[must_use]
     pub fn new(enabled: bool) -> Repair {
         Repair { enabled, ..Repair::default() }
     }
 
     /// The key of these texts.
-    #[must_use]
     pub fn key(&self, texts: &[&[u8]]) -> Key {
         self.keys.of(texts)
     }
@@ -93,13 +91,11 @@ impl Repair {
     }
 
     /// Whether the registry is in distress: no answer of it that could be a sign is believed.
-    #[must_use]
     pub fn is_distressed(&self, now: Moment) -> bool {
         lock(&self.distress).is_on(now)
     }
 
     /// Its state for status and metrics.
-    #[must_use]
     pub fn distress(&self, now: Moment) -> DistressPicture {
         lock(&self.distress).picture(now)
     }
@@ -116,7 +112,6 @@ impl Repair {
     }
 
     /// Whether a denial proved real not long ago.
-    #[must_use]
     pub fn knows_denial(&self, denial: Key, now: Moment) -> bool {
         lock(&self.denials).knows(denial, now)
     }
@@ -149,7 +144,6 @@ pub struct Tries {
 impl Tries {
     /// Notes one more answer with this sign, and tells the pause before the request is asked again; `None` when the answer is
     /// believed. `asked` is what the registry itself demands by Retry-After, at least; `chance` is uniform over all numbers.
-    #[must_use]
     pub fn pause_after(
         &mut self,
         sign: Sign,
@@ -195,13 +189,11 @@ impl Tries {
     }
 
     /// Whether a GET has to tell what this answer means.
-    #[must_use]
     pub fn is_unexplained(&self, sign: Sign) -> bool {
         sign == Sign::Unseen401 && self.vouched.is_none()
     }
 
     /// The first sign that was seen.
-    #[must_use]
     pub fn first(&self) -> Option<Sign> {
         self.first
     }

@@ -8,5 +8,5 @@
 mod authority;
 mod origin;
 
-pub use self::authority::{BadPattern, BadTarget, Host, HostPattern, Target};
-pub use self::origin::{BadOrigin, Origin};
+pub use self::authority::{BadTarget, Host, HostPattern, Target};
+pub use self::origin::Origin;

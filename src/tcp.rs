@@ -46,19 +46,16 @@ pub struct Linger {
 
 /// Whether the other side has ended its half of the connection, or all of it. The kernel knows of a FIN also behind unread
 /// data.
-#[must_use]
 pub fn has_ended(stream: &TcpStream) -> bool {
     kernel_says(stream, PollFlags::RDHUP)
 }
 
 /// Whether the connection is reset, or ended on both sides.
-#[must_use]
 pub fn is_broken(stream: &TcpStream) -> bool {
     kernel_says(stream, PollFlags::empty())
 }
 
 /// Whether bytes have come that were not read. An end of the other side is no byte.
-#[must_use]
 pub fn has_unread(stream: &TcpStream) -> bool {
     ioctl_fionread(stream).map_or(true, |bytes| bytes > 0)
 }
@@ -80,15 +77,6 @@ pub async fn ended(stream: &TcpStream) {
     }
 }
 
-/// Completes when the connection is broken. After the end of the other side there is no event for that: tokio has reported
-/// the end already, and a reset changes nothing about it.
-pub async fn broken(stream: &TcpStream) {
-    ended(stream).await;
-    while !is_broken(stream) {
-        sleep(LOOK_AGAIN).await;
-    }
-}
-
 /// Lets the connection end with a reset instead of a FIN when the socket closes. On a connection that has ended already it
 /// does nothing.
 pub fn reset_on_close(stream: &TcpStream) {
@@ -97,9 +85,7 @@ pub fn reset_on_close(stream: &TcpStream) {
 }
 
 /// Sends our FIN.
-///
-/// # Errors
-/// When the kernel refuses. A connection that the other side has closed already is no error: the reading side sees that.
+/// Fails when the kernel refuses. A connection that the other side has closed already is no error: the reading side sees that.
 pub fn finish(stream: &TcpStream) -> io::Result<()> {
     match shutdown(stream, Shutdown::Write) {
         Ok(()) | Err(Errno::NOTCONN) => Ok(()),
@@ -108,9 +94,7 @@ pub fn finish(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Writes all of it.
-///
-/// # Errors
-/// When the connection is broken.
+/// Fails when the connection is broken.
 pub async fn write_all(stream: &TcpStream, mut data: &[u8]) -> io::Result<()> {
     while !data.is_empty() {
         match stream.try_write(data) {
@@ -207,9 +191,7 @@ pub fn keep_client_alive(socket: impl AsFd) {
 }
 
 /// The same for a registry, also while it owes an acknowledgement.
-///
-/// # Errors
-/// When it is no TCP socket.
+/// Fails when it is no TCP socket.
 pub fn keep_registry_alive(socket: impl AsFd) -> rustix::io::Result<()> {
     keep_alive(&socket)?;
     sockopt::set_tcp_user_timeout(&socket, REGISTRY_USER_TIMEOUT_MILLIS)

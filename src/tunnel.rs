@@ -52,7 +52,6 @@ impl Tunnel {
     }
 
     /// How long nothing may move in it where somebody waits.
-    #[must_use]
     pub fn longest_stall(&self) -> Duration {
         self.path.policy.pauses().stalled
     }

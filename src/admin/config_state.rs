@@ -42,7 +42,6 @@ pub struct ConfigPicture {
 
 impl ConfigState {
     /// The config of this file was taken now.
-    #[must_use]
     pub fn new(file: &Path) -> ConfigState {
         let state = Readings { taken: SystemTime::now(), reloads: 0, changes: Vec::new(), refused: None };
         ConfigState { file: file.to_owned(), state: Mutex::new(state) }
@@ -63,19 +62,16 @@ impl ConfigState {
     }
 
     /// When the config that holds was taken.
-    #[must_use]
     pub fn taken_at(&self) -> SystemTime {
         self.lock().taken
     }
 
     /// Whether the file as it was read last is the config that holds.
-    #[must_use]
     pub fn holds(&self) -> bool {
         self.lock().refused.is_none()
     }
 
     /// The current state.
-    #[must_use]
     pub fn picture(&self) -> ConfigPicture {
         let state = self.lock();
         ConfigPicture {

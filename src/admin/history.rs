@@ -74,7 +74,6 @@ impl History {
     }
 
     /// All samples, by registry.
-    #[must_use]
     pub fn past(&self) -> BTreeMap<&str, Past> {
         self.registries.iter().map(|(name, track)| (name.as_str(), track.past())).collect()
     }

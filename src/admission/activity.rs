@@ -30,7 +30,6 @@ impl Activity {
     }
 
     /// The bytes in this direction.
-    #[must_use]
     pub fn bytes(&self, direction: Direction) -> u64 {
         match direction {
             Direction::Up => self.up.load(Ordering::Relaxed),
@@ -39,7 +38,6 @@ impl Activity {
     }
 
     /// The time since the last byte moved, in either direction; `None` before the first.
-    #[must_use]
     pub fn silence(&self, now: Moment) -> Option<Duration> {
         match self.moved.load(Ordering::Relaxed) {
             0 => None,

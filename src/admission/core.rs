@@ -37,7 +37,6 @@ enum Mode {
 
 impl Core {
     /// Nothing taken, no request waiting, a full bucket.
-    #[must_use]
     pub fn new(limits: Limits, now: Moment) -> Core {
         Core { books: Books::new(limits, now), paused: false, mode: Mode::Running, arrivals: 0 }
     }
@@ -224,7 +223,6 @@ impl Core {
     }
 
     /// When to call [`Core::tick`], if nothing happens before.
-    #[must_use]
     pub fn wake_at(&self) -> Option<Moment> {
         let books = &self.books;
         let probe = if books.queue.is_empty() { None } else { books.outages.next_due() };
@@ -233,7 +231,6 @@ impl Core {
     }
 
     /// Where the connection in this slot tells what it carries.
-    #[must_use]
     pub fn activity(&self, slot: SlotId) -> Arc<Activity> {
         self.books.ledger.get(slot).map(|entry| entry.activity.clone()).unwrap_or_default()
     }

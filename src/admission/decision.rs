@@ -148,7 +148,6 @@ pub enum LimitedBy {
 
 impl LimitedBy {
     /// The word in status pages.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             LimitedBy::Paused => "paused",

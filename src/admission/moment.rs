@@ -12,13 +12,11 @@ pub struct Moment(pub Duration);
 
 impl Moment {
     /// In nanoseconds: it fits for centuries, and the last one stands for all after.
-    #[must_use]
     pub fn nanos(self) -> u64 {
         u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// The time from `earlier` to `self`; zero when `earlier` is not earlier.
-    #[must_use]
     pub fn since(self, earlier: Moment) -> Duration {
         self.0.saturating_sub(earlier.0)
     }

@@ -43,7 +43,6 @@ impl Bucket {
     ///
     /// # Panics
     /// When the rate's period is zero, which the config refuses.
-    #[must_use]
     pub fn new(rate: RateLimit, now: Moment) -> Bucket {
         let clock = SetClock::default();
         clock.set(now);
@@ -57,7 +56,6 @@ impl Bucket {
     ///
     /// # Panics
     /// As [`Bucket::new`].
-    #[must_use]
     pub fn changed(self, rate: RateLimit, now: Moment) -> Bucket {
         if rate == self.rate {
             return self;
@@ -100,14 +98,12 @@ impl Bucket {
     }
 
     /// Tokens that can be spent now and later; not those in hand, which are for now or never.
-    #[must_use]
     pub fn available(&self, now: Moment) -> usize {
         let held = u128::from(self.rate.burst.get()).saturating_sub(self.missing(now));
         usize::try_from(held).unwrap_or(usize::MAX)
     }
 
     /// When one more can be spent than now; `None`: it holds all that it can.
-    #[must_use]
     pub fn next_due(&self, now: Moment) -> Option<Moment> {
         let missing = self.missing(now).min(u128::from(self.rate.burst.get()));
         let periods = u32::try_from(missing.checked_sub(1)?).expect("no more than the burst");

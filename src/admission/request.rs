@@ -62,7 +62,6 @@ pub enum Lane {
 
 impl Lane {
     /// The word in status pages.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Lane::Small => "small",
@@ -92,7 +91,6 @@ impl Place {
     }
 
     /// The same place for a parked tunnel whose client speaks again: it goes before all who wait.
-    #[must_use]
     pub fn ahead(self) -> Place {
         Place { sequence: self.sequence | AHEAD, ..self }
     }
@@ -102,7 +100,6 @@ impl Place {
     }
 
     /// When the request first arrived.
-    #[must_use]
     pub fn arrived(self) -> Moment {
         Moment(Duration::from_nanos(self.arrived))
     }
@@ -131,7 +128,6 @@ pub struct AdmissionRequest {
 impl AdmissionRequest {
     /// The kind of the request: a tunnel does not show its authorities, so no pooled connection serves it; every visible
     /// request names the one that it can use.
-    #[must_use]
     pub fn slot_use(&self) -> SlotUse {
         if self.reuse.is_some() { SlotUse::Request } else { SlotUse::Tunnel }
     }
@@ -150,7 +146,6 @@ pub enum SlotUse {
 
 impl SlotUse {
     /// The word in status pages.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             SlotUse::Tunnel => "tunnel",

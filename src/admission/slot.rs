@@ -31,7 +31,6 @@ pub enum SlotState {
 
 impl SlotState {
     /// The word in status pages and metrics.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             SlotState::Connecting => "connecting",
@@ -57,7 +56,6 @@ pub struct Counts {
 
 impl Counts {
     /// All taken slots.
-    #[must_use]
     pub fn open(self) -> usize {
         self.connecting + self.active + self.idle + self.closing
     }
@@ -87,7 +85,6 @@ pub enum Evidence {
 
 impl Evidence {
     /// The word in status pages.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Evidence::Unused => "unused",
@@ -165,13 +162,11 @@ impl Slot {
     }
 
     /// The name of this slot.
-    #[must_use]
     pub fn id(&self) -> SlotId {
         self.id
     }
 
     /// The bytes that the connection has carried.
-    #[must_use]
     pub fn activity(&self) -> Arc<Activity> {
         self.activity.clone()
     }
@@ -192,7 +187,6 @@ impl Slot {
     }
 
     /// The time since a byte last moved on the connection; `None` before the first.
-    #[must_use]
     pub fn silence(&self) -> Option<Duration> {
         self.activity.silence(self.keeper.now())
     }

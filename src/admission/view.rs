@@ -97,7 +97,6 @@ pub struct HolderInfo {
 
 impl Core {
     /// The picture now.
-    #[must_use]
     pub fn snapshot(&self, now: Moment) -> Snapshot {
         Snapshot {
             slots: self.books.limits.slots,
@@ -116,7 +115,6 @@ impl Core {
     }
 
     /// Waiters by arrival, and holders, oldest first; at most `most` of each.
-    #[must_use]
     pub fn explain(&self, most: usize, now: Moment) -> Explanation {
         let mut positions = vec![0; self.books.wait_estimates.len()];
         let waiters = self.books.queue.by_arrival().take(most).enumerate().map(|(index, waiter)| {
@@ -137,7 +135,6 @@ impl Core {
     }
 
     /// Holders of a slot, oldest first, at most `most`.
-    #[must_use]
     pub fn holders(&self, most: usize, now: Moment) -> Vec<HolderInfo> {
         let oldest = self.books.ledger.entries().take(most).map(|(slot, entry)| HolderInfo {
             slot,
@@ -155,13 +152,11 @@ impl Core {
     }
 
     /// Numbers of waiters and holders by client, for at most `most` clients.
-    #[must_use]
     pub fn occupancy(&self, most: usize) -> Occupancy {
         Occupancy::take(&self.books.queue, &self.books.ledger, self.books.limits.weights.len(), most)
     }
 
     /// Taken slots by where their connections go.
-    #[must_use]
     pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
         self.books.ledger.targets()
     }

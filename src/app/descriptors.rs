@@ -16,7 +16,6 @@ pub(super) fn for_clients(config: &Config, limit: usize) -> usize {
 
 /// The warning for the operator, if the limit on open files bounds the clients. A little less than `max_clients` needs no
 /// warning: the default of both is often 20,000.
-#[must_use]
 pub fn warning(config: &Config) -> Option<String> {
     warning_at(config, kernel::max_descriptors())
 }

@@ -74,7 +74,6 @@ impl Inherited {
     }
 
     /// The addresses of listeners that nobody took.
-    #[must_use]
     pub fn left(&self) -> Vec<SocketAddr> {
         self.listeners.iter().map(|listener| listener.address).collect()
     }

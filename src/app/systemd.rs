@@ -35,7 +35,6 @@ enum Notice {
 
 impl Systemd {
     /// Has nothing to say yet. Must be called inside a tokio runtime.
-    #[must_use]
     pub fn new() -> Systemd {
         let (words, heard) = unbounded_channel();
         Systemd { words, speaker: tokio::spawn(speak(heard)) }

@@ -70,7 +70,6 @@ pub struct Window {
 }
 
 /// The picture that `/status` gives; what it lacks counts as nothing.
-#[must_use]
 pub fn render(status: &Value, paint: Paint) -> String {
     let mut text = head(status, paint);
     for (_, block) in blocks(status, paint) {
@@ -81,7 +80,6 @@ pub fn render(status: &Value, paint: Paint) -> String {
 
 /// The same for a window of this size, where what is above its upper end cannot be seen: the busiest registries first, as
 /// many as fit, and no line longer than the window is wide.
-#[must_use]
 pub fn render_in(status: &Value, paint: Paint, window: Window) -> String {
     // The last line stays free for the cursor.
     let rows = window.rows.saturating_sub(1);

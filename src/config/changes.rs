@@ -25,7 +25,6 @@ pub struct Change {
 impl Change {
     /// Whether it takes a restart. Listeners are bound once, and the format of the log is chosen once. Connections to a
     /// host of a registry may stand, and count there, so a registry keeps its name and its hosts.
-    #[must_use]
     pub fn needs_restart(&self) -> bool {
         let key = self.key.as_str();
         ["listen.proxy", "listen.admin", "listen.metrics", "log.format"].contains(&key)
@@ -49,7 +48,6 @@ impl Display for Change {
 }
 
 /// All differences, in the order of their keys.
-#[must_use]
 pub fn between(old: &Config, new: &Config) -> Vec<Change> {
     let (old, mut new) = (settings(old), settings(new));
     let mut changes = Vec::new();
@@ -65,7 +63,6 @@ pub fn between(old: &Config, new: &Config) -> Vec<Change> {
 }
 
 /// Every setting that has a value, by its key.
-#[must_use]
 pub fn settings(config: &Config) -> BTreeMap<String, String> {
     let mut all = Listing::default();
     all.span("drain_timeout", config.drain_timeout);

@@ -114,7 +114,6 @@ pub struct RegistryConfig {
 impl RegistryConfig {
     /// Hosts and ports of the public URLs of a registry with a mirror. Unless `public_urls` says so, those of `upstream`,
     /// and each exact entry of `hosts` that has a port: a name without one may be that of another service on that host.
-    #[must_use]
     pub fn public_targets(&self) -> Vec<Target> {
         let Some(mirror) = &self.mirror else { return Vec::new() };
         let targets = |origins: &[Origin]| origins.iter().map(|origin| origin.target.clone()).collect::<Vec<_>>();

@@ -35,7 +35,6 @@ impl Share {
     ///
     /// # Panics
     /// Never on systems where a `usize` has 32 bits or more.
-    #[must_use]
     pub fn slots(self, cap: u32) -> usize {
         let slots = self.0.floor_times(u64::from(cap));
         usize::try_from(slots).expect("a share is at most 1, so the slots are at most the cap")

@@ -24,7 +24,6 @@ pub struct BufferedBody {
 
 impl BufferedBody {
     /// A body of which nothing was read.
-    #[must_use]
     pub fn unread(body: AnswerBody) -> BufferedBody {
         let hint = body.size_hint();
         let rest = (!body.is_end_stream()).then_some(body);
@@ -32,15 +31,12 @@ impl BufferedBody {
     }
 
     /// A body without bytes.
-    #[must_use]
     pub fn empty() -> BufferedBody {
         BufferedBody { frames: VecDeque::new(), data: BytesMut::new(), rest: None, hint: SizeHint::with_exact(0) }
     }
 
     /// Reads ahead, to the end or until there are more than `most` bytes. May be given up at any point.
-    ///
-    /// # Errors
-    /// When the body ends in the middle.
+    /// Fails when the body ends in the middle.
     pub async fn read(&mut self, most: usize) -> Result<(), hyper::Error> {
         while self.data.len() <= most
             && let Some(rest) = &mut self.rest
@@ -59,13 +55,11 @@ impl BufferedBody {
     }
 
     /// Whether all of it was read.
-    #[must_use]
     pub fn is_whole(&self) -> bool {
         self.rest.is_none()
     }
 
     /// The bytes that were read.
-    #[must_use]
     pub fn so_far(&self) -> &[u8] {
         &self.data
     }

@@ -24,6 +24,7 @@ use super::resuming::Resumable;
 use crate::admission::{self, Principal};
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::proxy::client::{Client, ClientIo};
+use crate::proxy::clients::Classes;
 use crate::proxy::record::{Kind, Record, shown};
 use crate::proxy::respond::Answer;
 use crate::proxy::rewrite::Rewrite;
@@ -38,9 +39,7 @@ use crate::upstream::{Destination, Patience, Upstream};
 pub struct ClientLeft;
 
 /// Answers one request.
-///
-/// # Errors
-/// When the client is gone.
+/// Fails when the client is gone.
 pub async fn answer(
     proxy: Arc<Proxy>,
     entry: Entry,
@@ -101,7 +100,7 @@ impl Arrival<'_> {
     async fn at_mirror(&self, registry: &str, mut request: Request<Incoming>) -> Result<Response<Reply>, ClientLeft> {
         // Mirrors come and go with their listeners only.
         let (mirror, upstream) = self.proxy.mirror(registry).ok_or(ClientLeft)?;
-        let principal = self.proxy.settings().classes.principal_of_class(mirror.class, self.client);
+        let principal = Classes::principal_of_class(mirror.class, self.client);
         let mut record = self.proxy.record(&principal.client.to_string(), Kind::Request);
         record.toward(shown(Some(mirror.host()), request.uri()));
         let mut record = match preflight(record, &mut request, &upstream.name) {

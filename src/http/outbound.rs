@@ -98,7 +98,6 @@ impl Outbound {
 
     /// The same as a GET, where it is a HEAD of a manifest or a blob, to tell what a denial means. It asks for the first byte only, which registries
     /// heed for blobs, so that little comes and the connection can be kept.
-    #[must_use]
     pub fn as_look(&self) -> Option<Outbound> {
         let path = self.head.uri.path();
         let is_content = path.contains("/manifests/") || path.contains("/blobs/");
@@ -110,14 +109,12 @@ impl Outbound {
     }
 
     /// The same, asking for an answer that is not packed, so that it can be looked into.
-    #[must_use]
     pub fn unpacked(mut self) -> Outbound {
         self.head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         self
     }
 
     /// The same for these bytes alone, the last one included.
-    #[must_use]
     pub fn with_range(&self, first: u64, last: u64) -> Outbound {
         let mut part = self.clone();
         let range = HeaderValue::try_from(format!("bytes={first}-{last}")).expect("digits are visible ASCII");
@@ -130,44 +127,37 @@ impl Outbound {
     }
 
     /// The lane of the request.
-    #[must_use]
     pub fn lane(&self) -> Lane {
         self.lane
     }
 
     /// Whether it may be sent more than once.
-    #[must_use]
     pub fn is_repeatable(&self) -> bool {
         self.repeatable
     }
 
     /// Its method.
-    #[must_use]
     pub fn method(&self) -> &Method {
         &self.head.method
     }
 
     /// Its path and query.
-    #[must_use]
     pub fn uri(&self) -> &Uri {
         &self.head.uri
     }
 
     /// Its credentials, if it has any.
-    #[must_use]
     pub fn credentials(&self) -> Option<&HeaderValue> {
         let headers: &HeaderMap = &self.head.headers;
         headers.get(AUTHORIZATION)
     }
 
     /// The key of its pooled connections: its target.
-    #[must_use]
     pub fn key(&self) -> &ReuseKey {
         &self.key
     }
 
     /// The request as it is sent.
-    #[must_use]
     pub fn request(&self, body: RequestBody) -> Request<RequestBody> {
         Request::from_parts(self.head.clone(), body)
     }

@@ -34,9 +34,7 @@ const MAX_MANIFEST: usize = 1024 * 1024;
 
 /// Gets the request to the registry and brings back an answer that is worth handing on, and how often it was asked for
 /// again. Cancel-safe: a caller whose client has left drops the future.
-///
-/// # Errors
-/// When there is none.
+/// Fails when there is none.
 pub async fn exchange(
     (mut outbound, body): (Outbound, RequestBody),
     upstream: &Upstream,

@@ -43,7 +43,6 @@ pub struct Relayed {
 
 impl Relayed {
     /// The body of the answer whose record this is.
-    #[must_use]
     pub fn new(
         body: BufferedBody,
         resumable: Option<Resumable>,
@@ -61,7 +60,6 @@ impl Relayed {
     }
 
     /// Whether an answer with this status came before the request was whole, and wants no more of it.
-    #[must_use]
     pub fn ends_upload(&self, status: StatusCode) -> bool {
         status.as_u16() >= 300 && !self.upload.is_whole()
     }

@@ -43,7 +43,6 @@ struct ByteRange {
 
 impl Resumable {
     /// `None` for an answer that cannot be resumed.
-    #[must_use]
     pub fn of<B>(
         upstream: &Arc<Upstream>,
         outbound: Outbound,

@@ -43,7 +43,6 @@ pub struct Client {
 
 impl Client {
     /// Takes over an accepted stream.
-    #[must_use]
     pub fn new(stream: TcpStream, peer: SocketAddr) -> Arc<Client> {
         // Without it, answers of a few bytes wait for acknowledgements; it fails only on a connection that is gone.
         let _ = stream.set_nodelay(true);
@@ -53,39 +52,32 @@ impl Client {
     }
 
     /// The stream, for reading and writing.
-    #[must_use]
     pub fn stream(&self) -> &TcpStream {
         &self.stream
     }
 
     /// Where the client is.
-    #[must_use]
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }
 
     /// The address at which it was accepted.
-    #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
         *self.local.get_or_init(|| self.stream.local_addr().ok())
     }
 
     /// The user that runs the client, where it is on this machine.
-    #[must_use]
     pub fn uid(&self) -> Option<u32> {
         *self.uid.get_or_init(|| kernel::uid_behind(&self.stream))
     }
 
     /// Whether our FIN was sent: the answer before it was the last.
-    #[must_use]
     pub fn is_finished(&self) -> bool {
         self.finished.load(Ordering::Relaxed)
     }
 
     /// Writes all of it.
-    ///
-    /// # Errors
-    /// When the connection is broken.
+    /// Fails when the connection is broken.
     pub async fn write_all(&self, data: &[u8]) -> io::Result<()> {
         tcp::write_all(&self.stream, data).await
     }
@@ -157,13 +149,11 @@ pub struct ClientIo {
 
 impl ClientIo {
     /// Reads `replay`, then the stream.
-    #[must_use]
     pub fn new(client: Arc<Client>, replay: Bytes) -> ClientIo {
         ClientIo { client, replay }
     }
 
     /// The bytes to replay that were not read yet.
-    #[must_use]
     pub fn into_unread(self) -> Bytes {
         self.replay
     }

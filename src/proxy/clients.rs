@@ -38,7 +38,6 @@ impl Classes {
     }
 
     /// The client of a request: its peer, and the name in its Proxy-Authorization.
-    #[must_use]
     pub fn principal(&self, proxy_authorization: Option<&[u8]>, client: &Client) -> Principal {
         let (peer, name) = (Peer::of(client), proxy_authorization.and_then(user_name));
         let class = self.class(name.as_deref(), peer);
@@ -50,8 +49,7 @@ impl Classes {
     }
 
     /// The client of a request, where all clients have one class.
-    #[must_use]
-    pub fn principal_of_class(&self, class: ClassId, client: &Client) -> Principal {
+    pub fn principal_of_class(class: ClassId, client: &Client) -> Principal {
         Principal { class, client: Peer::of(client).to_string().into() }
     }
 

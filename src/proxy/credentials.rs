@@ -10,7 +10,6 @@ const MOST_CHARS: usize = 64;
 
 /// The user name in a `Proxy-Authorization: Basic` header. `None` when there is none, or none that can be read: where
 /// no password is asked for, bad credentials are no reason to refuse.
-#[must_use]
 pub fn user_name(proxy_authorization: &[u8]) -> Option<String> {
     let (scheme, encoded) = std::str::from_utf8(proxy_authorization).ok()?.trim().split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("basic") {

@@ -62,9 +62,7 @@ pub enum HeadError {
 }
 
 /// Reads the first head of a connection.
-///
-/// # Errors
-/// When it does not come in time, or is no HTTP/1 request.
+/// Fails when it does not come in time, or is no HTTP/1 request.
 pub async fn read(stream: &TcpStream, within: Duration) -> Result<FirstHead, HeadError> {
     let mut buffer = BytesMut::with_capacity(1024);
     match timeout(within, read_into(stream, &mut buffer)).await {

@@ -37,7 +37,6 @@ impl Mirror {
     ///
     /// # Panics
     /// Never: hosts and ports make a Host header.
-    #[must_use]
     pub fn new(
         upstream: Arc<Upstream>,
         class: ClassId,
@@ -53,25 +52,21 @@ impl Mirror {
     }
 
     /// The Host header for the registry.
-    #[must_use]
     pub fn host(&self) -> &HeaderValue {
         &self.host
     }
 
     /// The key under which connections are pooled.
-    #[must_use]
     pub fn key(&self) -> &ReuseKey {
         &self.key
     }
 
     /// The nodes.
-    #[must_use]
     pub fn cluster(&self) -> &Arc<Cluster> {
         &self.cluster
     }
 
     /// Where its requests go.
-    #[must_use]
     pub fn destination(&self) -> Destination {
         let Origin { secure, target } = self.cluster.origins()[0].clone();
         Destination { target, secure, pinned: None, listed_host: true, cluster: Some(self.cluster.clone()), node: None }
@@ -79,7 +74,6 @@ impl Mirror {
 
     /// How to rewrite the answer to this request, which came to the local address `here`: links lead to the name that the
     /// client called, at the port where it was heard if it named none.
-    #[must_use]
     pub fn rewrite<B>(&self, request: &Request<B>, here: Option<SocketAddr>) -> Option<Rewrite<'_>> {
         let here = here.unwrap_or(self.address);
         let called = called_host(request).and_then(|host| Target::from_authority(host, here.port()).ok());
@@ -94,7 +88,6 @@ impl Mirror {
     /// Why the mirror does not answer under the name that this request calls it by, if it does not. A page in a browser
     /// on this node can let a name of its own lead to a loopback address, and would read whatever the mirror answers; so
     /// on loopback a name of the world must be one of the registry's.
-    #[must_use]
     pub fn objection<B>(&self, request: &Request<B>) -> Option<String> {
         let is_absolute = request.uri().authority().is_some();
         let host = called_host(request)?;

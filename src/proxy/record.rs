@@ -79,7 +79,6 @@ impl Carried {
 impl Record {
     /// Opens the record of a request that has just arrived, at first under no registry's name. `cut_short` is cancelled
     /// when the process ends what is still under way.
-    #[must_use]
     pub fn open(metrics: Arc<RegistryMetrics>, client: &str, kind: Kind, cut_short: CancellationToken) -> Record {
         let fields = Fields {
             registry: OTHER_HOSTS.to_owned(),
@@ -129,13 +128,11 @@ impl Record {
     }
 
     /// The counters of its registry.
-    #[must_use]
     pub fn metrics(&mut self) -> Arc<RegistryMetrics> {
         self.fields().metrics.clone()
     }
 
     /// The counters of its bytes.
-    #[must_use]
     pub fn carried(&mut self) -> Carried {
         self.fields().carried.clone()
     }
@@ -219,7 +216,6 @@ impl Fields {
 }
 
 /// The target for the log: without the query, which may hold a signature. At a mirror, `host` stands for the registry.
-#[must_use]
 pub fn shown(host: Option<&HeaderValue>, uri: &Uri) -> String {
     const MAX_CHARS: usize = 512;
     let authority = uri.authority().map_or("", |authority| authority.as_str());

@@ -97,7 +97,6 @@ const SOON: Duration = Duration::from_secs(1);
 
 impl Answer {
     /// An answer for which neither waiting nor load matter.
-    #[must_use]
     pub fn plain(reason: Reason, message: impl Into<String>) -> Answer {
         let retry_after = match reason {
             Reason::QueueFull
@@ -116,7 +115,6 @@ impl Answer {
     }
 
     /// The answer to the failure of an attempt at `upstream`.
-    #[must_use]
     pub fn of_failure(failure: &Failure, upstream: &Upstream, attempt: &Attempt) -> Answer {
         let title = upstream.title();
         let answer = match failure {
@@ -197,7 +195,6 @@ impl Answer {
     }
 
     /// The HTTP status.
-    #[must_use]
     pub fn status(&self) -> StatusCode {
         match self.reason {
             Reason::QueueFull | Reason::QueueTimeout | Reason::Draining | Reason::TooManyClients => {
@@ -281,7 +278,6 @@ impl Answer {
     }
 
     /// The answer as bytes, for a connection that hyper does not serve. The connection ends with it.
-    #[must_use]
     pub fn to_bytes(&self, registry: &str) -> Vec<u8> {
         let body = self.body(registry);
         let mut head = format!("HTTP/1.1 {} {}\r\n", self.status().as_u16(), self.phrase());
@@ -293,7 +289,6 @@ impl Answer {
     }
 
     /// The answer for hyper.
-    #[must_use]
     pub fn to_response(&self, registry: &str) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::from(self.body(registry)));
         *response.status_mut() = self.status();

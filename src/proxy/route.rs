@@ -84,13 +84,11 @@ pub enum Lost {
 
 impl Routes {
     /// Routes to these registries, and to all other hosts if `direct`.
-    #[must_use]
     pub fn new(registries: Vec<Claim>, other_hosts: Claim, direct: bool, resolver: Arc<Resolver>) -> Routes {
         Routes { registries, other_hosts, direct, resolver }
     }
 
     /// Where what no registry lists is counted.
-    #[must_use]
     pub fn other_hosts(&self) -> &Arc<Upstream> {
         &self.other_hosts.upstream
     }
@@ -106,21 +104,13 @@ impl Routes {
     }
 
     /// The registry of this name, with what it claims.
-    #[must_use]
     pub fn claim(&self, name: &str) -> Option<&Claim> {
         self.registries.iter().find(|claim| claim.upstream.name == name)
     }
 
     /// All registries, with what they claim.
-    #[must_use]
     pub fn claims(&self) -> &[Claim] {
         &self.registries
-    }
-
-    /// The registry that lists this target.
-    #[must_use]
-    pub fn claimant(&self, target: &Target) -> Option<&Claim> {
-        self.listed(target).map(|(_, claim)| claim)
     }
 
     /// The registry that lists this target, and the pattern by which it does.
@@ -130,9 +120,7 @@ impl Routes {
     }
 
     /// Where a request for this target goes; `secure`, if we are to speak TLS there.
-    ///
-    /// # Errors
-    /// When it may not go anywhere, or nobody knows where that is.
+    /// Fails when it may not go anywhere, or nobody knows where that is.
     pub async fn find(&self, target: &Target, secure: bool) -> Result<Route, Lost> {
         if let Some((host, claim)) = self.listed(target) {
             return Ok(claim.route(target, secure, None, host.exact_host().is_some()));

@@ -119,7 +119,6 @@ impl Gateways {
     }
 
     /// Whether the request may go to this URL now.
-    #[must_use]
     pub fn passage(&self, url: &str, place: Place, now: Moment) -> Passage {
         let mut urls = self.lock();
         let outage = urls.get_mut(url).and_then(|gateway| gateway.out.as_mut());
@@ -127,7 +126,6 @@ impl Gateways {
     }
 
     /// Whether this URL is out, and the request is not the one that finds out.
-    #[must_use]
     pub fn holds(&self, url: &str, place: Place) -> bool {
         let urls = self.lock();
         urls.get(url).and_then(|gateway| gateway.out.as_ref()).is_some_and(|outage| outage.probe != Some(place))
@@ -145,7 +143,6 @@ impl Gateways {
     }
 
     /// Whether no URL answered badly a moment ago.
-    #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.lock().is_empty()
     }

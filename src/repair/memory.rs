@@ -17,7 +17,6 @@ pub struct Key(u64);
 
 impl Key {
     /// The hash as a number.
-    #[must_use]
     pub fn number(self) -> u64 {
         self.0
     }
@@ -35,7 +34,6 @@ pub struct Keys(RandomState);
 
 impl Keys {
     /// The key of these texts.
-    #[must_use]
     pub fn of(&self, texts: &[&[u8]]) -> Key {
         Key(self.0.hash_one(texts))
     }
@@ -58,7 +56,6 @@ impl Memory {
     }
 
     /// Whether it is remembered.
-    #[must_use]
     pub fn knows(&self, key: Key, now: Moment) -> bool {
         self.until.get(&key).is_some_and(|until| *until > now)
     }

@@ -99,14 +99,12 @@ const fn row(status: u16, challenge: ChallengeRule, sign: Sign) -> SignRow {
 
 /// Whether the body of an answer with this status has to be read before it is known what it means. The challenge to a
 /// request without credentials is never touched.
-#[must_use]
 pub fn is_suspicious(status: StatusCode, authorized: bool) -> bool {
     let asks_for_credentials = status == StatusCode::UNAUTHORIZED && !authorized;
     !asks_for_credentials && TABLE.iter().any(|row| row.status == status.as_u16())
 }
 
 /// The sign of overload in an answer; `None` for the registry's real answer.
-#[must_use]
 pub fn of(answer: &ObservedAnswer<'_>) -> Option<Sign> {
     TABLE.iter().find(|row| row.fits(answer)).and_then(|row| row.means)
 }
@@ -157,7 +155,6 @@ fn holds(haystack: &[u8], needle: &str) -> bool {
 
 /// The pause that Retry-After asks for. A date is one of the registry's clock, which its Date tells; without that, it is taken
 /// for `now`. RFC 9110, section 10.2.3.
-#[must_use]
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let date = |name| text(name).and_then(|date| httpdate::parse_http_date(date).ok());

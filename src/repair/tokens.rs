@@ -32,7 +32,6 @@ pub struct RequestedAccess(BTreeSet<Access>);
 
 impl RequestedAccess {
     /// The rights in the query of a request for a token; `None` when it asks for none, or is no such request.
-    #[must_use]
     pub fn of_query(query: &str) -> Option<RequestedAccess> {
         let pairs = form_urlencoded::parse(query.as_bytes());
         let scopes = pairs.filter(|(key, _)| key == "scope").map(|(_, value)| value.into_owned());
@@ -42,7 +41,6 @@ impl RequestedAccess {
     }
 
     /// The verdict about the token in this answer; `None` for an opaque token, or one that says nothing about access.
-    #[must_use]
     pub fn look_at(&self, body: &[u8]) -> Option<TokenFound> {
         let payload = payload_in(body)?;
         let granted = accesses_in(payload.access.0?);

@@ -20,9 +20,7 @@ pub struct Target {
 
 impl Target {
     /// Parses the authority-form of a CONNECT (RFC 9112 section 3.2.3): `host:port`, and nothing else.
-    ///
-    /// # Errors
-    /// When the port is missing, or for any part that is not a host or a port from 1 to 65535.
+    /// Fails when the port is missing, or for any part that is not a host or a port from 1 to 65535.
     pub fn from_connect(authority: &str) -> Result<Self, BadTarget> {
         let (host, port) = split(authority)?;
         let port = port.filter(|port| !port.is_empty());
@@ -46,13 +44,11 @@ impl Target {
     }
 
     /// The host, in normal form.
-    #[must_use]
     pub fn host(&self) -> &Host {
         &self.host
     }
 
     /// The port, 1 to 65535 (or the default port that the caller named).
-    #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -77,7 +73,6 @@ pub enum Host {
 
 impl Host {
     /// The address, when the host is one; `None` for a name, which has to be resolved.
-    #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
             Self::Name(_) => None,
@@ -87,7 +82,6 @@ impl Host {
     }
 
     /// Whether it is an address, or a name that only this network can give: `localhost`, or one without a dot.
-    #[must_use]
     pub fn is_local(&self) -> bool {
         match self {
             Self::Name(name) => !name.contains('.') || name.ends_with(".localhost"),
@@ -191,9 +185,7 @@ pub enum HostPattern {
 
 impl HostPattern {
     /// Parses one entry of `hosts`.
-    ///
-    /// # Errors
-    /// When it is neither a host nor a `*.suffix`, or the port behind it is not a number from 1 to 65535.
+    /// Fails when it is neither a host nor a `*.suffix`, or the port behind it is not a number from 1 to 65535.
     pub fn parse(pattern: &str) -> Result<Self, BadPattern> {
         let parsed = match pattern.strip_prefix("*.") {
             Some(suffix) => Self::parse_below(suffix),
@@ -223,7 +215,6 @@ impl HostPattern {
     }
 
     /// Does this pattern cover the host, at some port?
-    #[must_use]
     pub fn covers_host(&self, host: &Host) -> bool {
         match self {
             Self::Exact { host: exact, .. } => exact == host,
@@ -232,13 +223,11 @@ impl HostPattern {
     }
 
     /// Does this pattern cover the target?
-    #[must_use]
     pub fn matches(&self, target: &Target) -> bool {
         self.covers_host(&target.host) && self.port().is_none_or(|port| port == target.port)
     }
 
     /// Is there a target that both patterns cover?
-    #[must_use]
     pub fn meets(&self, other: &Self) -> bool {
         let hosts_meet = match (self, other) {
             (Self::Exact { host: one, .. }, Self::Exact { host: other, .. }) => one == other,
@@ -254,7 +243,6 @@ impl HostPattern {
     /// How exactly the pattern names its hosts: of all patterns that match a target, the one with the greatest
     /// specificity decides. An exact host goes before a wildcard, a longer suffix before a shorter one, then a
     /// pattern with a port before one without.
-    #[must_use]
     pub fn specificity(&self) -> impl Ord + Copy + use<> {
         let suffix_length = match self {
             Self::Exact { .. } => usize::MAX,
@@ -264,7 +252,6 @@ impl HostPattern {
     }
 
     /// The pattern without its port, as it would be written: `harbor.example.com`, `*.example.com`, `[::1]`.
-    #[must_use]
     pub fn host(&self) -> String {
         match self {
             Self::Exact { host, .. } => host.to_string(),
@@ -273,7 +260,6 @@ impl HostPattern {
     }
 
     /// The only port that matches; `None` for every port.
-    #[must_use]
     pub fn port(&self) -> Option<u16> {
         match self {
             Self::Exact { port, .. } | Self::Below { port, .. } => *port,
@@ -281,7 +267,6 @@ impl HostPattern {
     }
 
     /// The one target that the pattern covers; `None` for a wildcard, and where no port is named.
-    #[must_use]
     pub fn exact_target(&self) -> Option<Target> {
         match self {
             Self::Exact { host, port: Some(port) } => Some(Target { host: host.clone(), port: *port }),
@@ -290,7 +275,6 @@ impl HostPattern {
     }
 
     /// The one host that the pattern names; `None` for a wildcard.
-    #[must_use]
     pub fn exact_host(&self) -> Option<&Host> {
         match self {
             Self::Exact { host, .. } => Some(host),

@@ -29,9 +29,7 @@ pub enum BadOrigin {
 
 impl Origin {
     /// Parses `https://host[:port]`, with or without a slash at its end.
-    ///
-    /// # Errors
-    /// When it has another scheme, a path, or no host.
+    /// Fails when it has another scheme, a path, or no host.
     pub fn parse(url: &str) -> Result<Origin, BadOrigin> {
         let (scheme, rest) = url.split_once("://").ok_or(BadOrigin::Scheme)?;
         let secure = match scheme.to_ascii_lowercase().as_str() {
@@ -47,15 +45,12 @@ impl Origin {
     }
 
     /// The origin with this scheme and authority.
-    ///
-    /// # Errors
-    /// When the authority is not a host with or without a port.
+    /// Fails when the authority is not a host with or without a port.
     pub fn of(secure: bool, authority: &str) -> Result<Origin, BadTarget> {
         Ok(Origin { secure, target: Target::from_authority(authority, default_port(secure))? })
     }
 
     /// Host and port as a Host header has them: without the port that the scheme implies.
-    #[must_use]
     pub fn authority(&self) -> String {
         if self.target.port() == default_port(self.secure) {
             self.target.host().to_string()
@@ -65,7 +60,6 @@ impl Origin {
     }
 
     /// The pattern that claims just this host and port.
-    #[must_use]
     pub fn pattern(&self) -> HostPattern {
         HostPattern::Exact { host: self.target.host().clone(), port: Some(self.target.port()) }
     }

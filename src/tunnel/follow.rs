@@ -52,7 +52,6 @@ enum Phase {
 impl Follower {
     /// A tunnel that begins now. All times count from one epoch of the caller's, and should not go back. `ticketless` says that
     /// other tunnels to this server have shown that it sends no session tickets.
-    #[must_use]
     pub fn new(now: Duration, ticketless: bool) -> Follower {
         Follower {
             phase: Phase::Handshake(Handshake::new()),
@@ -76,7 +75,6 @@ impl Follower {
     }
 
     /// The state of the tunnel.
-    #[must_use]
     pub fn doing(&self) -> Doing {
         match &self.phase {
             Phase::Lost if self.last_side == Some(Side::Client) => Doing::InFlight,
@@ -90,13 +88,11 @@ impl Follower {
     }
 
     /// Whether client and server are shaking hands. Not yet before the first byte.
-    #[must_use]
     pub fn is_handshaking(&self) -> bool {
         matches!(self.phase, Phase::Handshake(_)) && self.doing() == Doing::InFlight && !self.talk.is_asked()
     }
 
     /// All that is known of the tunnel.
-    #[must_use]
     pub fn observe(&self) -> Observation {
         let is_open = matches!(self.phase, Phase::Open) && !self.client.inside();
         Observation {
@@ -120,19 +116,16 @@ impl Follower {
     }
 
     /// Content of the answer that passes, or passed last; counted when a record of it begins.
-    #[must_use]
     pub fn answered(&self) -> u32 {
         self.talk.answered()
     }
 
     /// Whether a record of the server's has begun that has not ended.
-    #[must_use]
     pub fn is_inside_servers_record(&self) -> bool {
         self.server.inside()
     }
 
     /// When the last byte of either side passed; before the first, when the tunnel began.
-    #[must_use]
     pub fn since(&self) -> Duration {
         self.last_byte
     }

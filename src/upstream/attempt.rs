@@ -99,7 +99,6 @@ pub struct Attempt {
 
 impl Attempt {
     /// The same request once more, in its old place.
-    #[must_use]
     pub fn again(&self) -> Attempt {
         Attempt {
             destination: self.destination.clone(),

@@ -81,13 +81,11 @@ pub struct NodePermit {
 
 impl Cluster {
     /// A cluster of these nodes, none of which was tried yet.
-    #[must_use]
     pub fn new(origins: Vec<Origin>) -> Arc<Cluster> {
         Cluster::of(Arc::default(), origins)
     }
 
     /// A cluster of these nodes, which goes on with what is known of those that `self` has, too.
-    #[must_use]
     pub fn followed_by(&self, origins: Vec<Origin>) -> Arc<Cluster> {
         Cluster::of(self.book.clone(), origins)
     }
@@ -107,7 +105,6 @@ impl Cluster {
     }
 
     /// The nodes, in the order of the config.
-    #[must_use]
     pub fn origins(&self) -> &[Origin] {
         &self.origins
     }
@@ -156,14 +153,12 @@ impl Cluster {
     }
 
     /// How many nodes are in.
-    #[must_use]
     pub fn living(&self) -> usize {
         let book = self.lock();
         self.pages.iter().filter(|page| !book[**page].is_out()).count()
     }
 
     /// The nodes whose addresses are wanted: those that are in or due to be tried; where no node is in, all of them.
-    #[must_use]
     pub fn wanted(&self, now: Moment) -> Vec<usize> {
         let book = self.lock();
         let node = |index: usize| &book[self.pages[index]];
@@ -172,19 +167,16 @@ impl Cluster {
     }
 
     /// The number of the node at this target.
-    #[must_use]
     pub fn node_at(&self, target: &Target) -> Option<usize> {
         self.origins.iter().position(|origin| origin.target == *target)
     }
 
     /// The slots of the open sockets at this node.
-    #[must_use]
     pub fn slots_of(&self, index: usize) -> Vec<SlotId> {
         self.lock()[self.pages[index]].slots.iter().copied().collect()
     }
 
     /// The state of each node.
-    #[must_use]
     pub fn nodes(&self) -> Vec<NodePicture> {
         let book = self.lock();
         let picture = |node: &Node| NodePicture { url: node.origin.to_string(), open: node.open, up: !node.is_out() };
@@ -251,14 +243,7 @@ impl Node {
 }
 
 impl NodePermit {
-    /// The node.
-    #[must_use]
-    pub fn origin(&self) -> &Origin {
-        &self.cluster.origins[self.index]
-    }
-
     /// Its number.
-    #[must_use]
     pub fn index(&self) -> usize {
         self.index
     }

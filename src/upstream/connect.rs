@@ -54,13 +54,11 @@ pub enum DialError {
 
 impl DialError {
     /// Whether the same would come of another dial.
-    #[must_use]
     pub fn is_final(&self) -> bool {
         matches!(self, DialError::Untrusted(..))
     }
 
     /// Whether it was this process that failed.
-    #[must_use]
     pub fn is_ours(&self) -> bool {
         matches!(self, DialError::NoDescriptor(..))
     }
@@ -131,9 +129,7 @@ impl FailedDial {
 
 /// Opens one connection. The socket stands in the slot from its first moment, so whatever happens in between, also a
 /// drop of this future, closes the one before it gives back the other. Also tells how long `connect()` took.
-///
-/// # Errors
-/// When the address does not take the connection in time.
+/// Fails when the address does not take the connection in time.
 pub(super) async fn dial(
     slot: Slot,
     endpoint: Endpoint,

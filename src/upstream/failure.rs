@@ -48,7 +48,6 @@ pub enum Failure {
 
 impl Failure {
     /// The connection ended before the answer, and this is what hyper saw.
-    #[must_use]
     pub fn of_death(cause: hyper::Error) -> Failure {
         tls::last_word(&cause).map_or(Failure::Died(cause), Failure::TurnedAway)
     }

@@ -75,9 +75,7 @@ pub enum SendError {
 impl PooledConnection {
     /// Starts HTTP/1.1 on a socket that stands, on which a request may lie still for `longest_stall` while others wait at
     /// the gate.
-    ///
-    /// # Errors
-    /// When hyper refuses the connection; it does not at present.
+    /// Fails when hyper refuses the connection; it does not at present.
     pub async fn start(
         socket: Socket,
         gate: &Gate<PooledConnection>,
@@ -133,28 +131,23 @@ impl PooledConnection {
     }
 
     /// The number of its node, where the registry has several.
-    #[must_use]
     pub fn node(&self) -> Option<usize> {
         self.node
     }
 
     /// Whether it carried a request before.
-    #[must_use]
     pub fn is_used(&self) -> bool {
         self.used
     }
 
     /// Whether the registry has not ended it, as far as the kernel knows at this moment.
-    #[must_use]
     pub fn is_fresh(&self) -> bool {
         !self.sender.is_closed() && self.glance.is_fresh()
     }
 
     /// Sends a request. The answer's body keeps the connection until it was read to its end; then the connection is
     /// parked at the gate for `key`.
-    ///
-    /// # Errors
-    /// When the connection was closed before the request or the head of the answer came through.
+    /// Fails when the connection was closed before the request or the head of the answer came through.
     pub async fn send(
         mut self,
         request: Request<RequestBody>,

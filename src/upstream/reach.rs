@@ -42,9 +42,7 @@ pub enum Connected {
 
 impl Upstream {
     /// Gets a tunnel to the registry. Cancel-safe: a caller whose client has left drops the future.
-    ///
-    /// # Errors
-    /// When its patience ends, or nothing allowed answers.
+    /// Fails when its patience ends, or nothing allowed answers.
     pub async fn reach(&self, attempt: &mut Attempt) -> Result<Connected, Failure> {
         loop {
             if let Some(connected) = self.step(attempt).await? {
@@ -55,9 +53,7 @@ impl Upstream {
 
     /// One step: one admission, and one dial where it gives a slot. `None`: another step is due. Cancel-safe like
     /// [`Upstream::reach`].
-    ///
-    /// # Errors
-    /// When its patience ends, or nothing allowed answers.
+    /// Fails when its patience ends, or nothing allowed answers.
     pub async fn step(&self, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
         tokio::select! {
             biased;

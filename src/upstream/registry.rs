@@ -79,7 +79,6 @@ pub struct QueueTerms {
 
 impl Upstream {
     /// Its name in a sentence.
-    #[must_use]
     pub fn title(&self) -> String {
         if self.name == OTHER_HOSTS { "the other host".to_owned() } else { format!("registry {}", self.name) }
     }
@@ -94,7 +93,6 @@ impl Upstream {
 
     /// A place in the order for a request that arrives now, or the one that its client left not long ago. Its patience
     /// counts from now in any case.
-    #[must_use]
     pub fn attempt(
         &self,
         destination: Destination,
@@ -161,9 +159,7 @@ impl Upstream {
     }
 
     /// Waits, holding nothing.
-    ///
-    /// # Errors
-    /// When the process is going down.
+    /// Fails when the process is going down.
     pub async fn pause_until(&self, moment: Moment) -> Result<(), Failure> {
         tokio::select! {
             () = sleep_until(self.instant(moment)) => Ok(()),
@@ -172,7 +168,6 @@ impl Upstream {
     }
 
     /// The gate's time as tokio's.
-    #[must_use]
     pub fn instant(&self, moment: Moment) -> Instant {
         Instant::now() + moment.since(self.gate.now())
     }

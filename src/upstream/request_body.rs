@@ -26,13 +26,11 @@ impl Upload {
     }
 
     /// Whether all of it was taken.
-    #[must_use]
     pub fn is_whole(&self) -> bool {
         self.state.load(Ordering::Acquire) == WHOLE
     }
 
     /// Whether it ended in the middle, or cannot be read: the client's fault.
-    #[must_use]
     pub fn is_broken(&self) -> bool {
         self.state.load(Ordering::Acquire) == BROKEN
     }
@@ -48,20 +46,17 @@ pub struct RequestBody {
 
 impl RequestBody {
     /// The client's body; `bytes` counts what was taken of it.
-    #[must_use]
     pub fn new(body: Incoming, bytes: Arc<AtomicU64>) -> RequestBody {
         let upload = Upload::new(body.is_end_stream(), bytes);
         RequestBody { body: Some(body), upload }
     }
 
     /// No body, for a request that is sent once more.
-    #[must_use]
     pub fn empty() -> RequestBody {
         RequestBody { body: None, upload: Upload::new(true, Arc::default()) }
     }
 
     /// Tells how far it got.
-    #[must_use]
     pub fn upload(&self) -> Upload {
         self.upload.clone()
     }

@@ -79,7 +79,6 @@ pub struct ResolveError {
 
 impl ResolveError {
     /// The resolver did not answer while there was time.
-    #[must_use]
     pub fn silent(host: &Host) -> ResolveError {
         ResolveError { name: host.to_string(), cause: "the resolver did not answer in time".to_owned() }
     }
@@ -131,7 +130,6 @@ impl Resolver {
     }
 
     /// One for other `hosts`, that knows what `self` knows: it may be needed to bridge an outage.
-    #[must_use]
     pub fn followed_by(&self, hosts: impl Iterator<Item = HostPattern>) -> Resolver {
         let mut next = Resolver::new(hosts);
         let mut known = self.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -150,9 +148,7 @@ impl Resolver {
     }
 
     /// The addresses of a host, in the resolver's order; never empty.
-    ///
-    /// # Errors
-    /// When the resolver fails and nothing is known from before.
+    /// Fails when the resolver fails and nothing is known from before.
     pub async fn resolve(&self, host: &Host) -> Result<Vec<IpAddr>, ResolveError> {
         match host {
             Host::V4(ip) => Ok(vec![IpAddr::V4(*ip)]),
@@ -162,7 +158,6 @@ impl Resolver {
     }
 
     /// The addresses that the names of this pattern gave lately.
-    #[must_use]
     pub fn lately(&self, pattern: &HostPattern) -> Vec<IpAddr> {
         let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         let names = self.listed.iter().chain(others.iter());

@@ -58,7 +58,6 @@ pub struct Glance(Weak<TcpStream>);
 
 impl Glance {
     /// Whether the socket is still open, with nothing to read and no end from the other side; asks the kernel.
-    #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.0.upgrade().is_some_and(|stream| !tcp::has_unread(&stream) && !tcp::has_ended(&stream))
     }
@@ -151,7 +150,6 @@ impl Socket {
     }
 
     /// A handle to look at it without owning it.
-    #[must_use]
     pub fn glance(&self) -> Glance {
         Glance(Arc::downgrade(&self.inner().stream))
     }
@@ -172,7 +170,6 @@ impl Socket {
     }
 
     /// The stream, for relaying.
-    #[must_use]
     pub fn stream(&self) -> &TcpStream {
         &self.inner().stream
     }
@@ -188,19 +185,16 @@ impl Socket {
     }
 
     /// The time since a byte last moved; `None` before the first.
-    #[must_use]
     pub fn silence(&self) -> Option<Duration> {
         self.inner().slot.silence()
     }
 
     /// The slot it lives in.
-    #[must_use]
     pub fn slot(&self) -> SlotId {
         self.inner().slot.id()
     }
 
     /// The bytes that it has carried.
-    #[must_use]
     pub(super) fn activity(&self) -> Arc<Activity> {
         self.inner().slot.activity()
     }
@@ -211,7 +205,6 @@ impl Socket {
     }
 
     /// The handle that says how it is to be closed.
-    #[must_use]
     pub fn ending(&self) -> Ending {
         self.ending.clone()
     }

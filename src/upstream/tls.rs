@@ -72,29 +72,23 @@ pub enum TlsError {
 
 impl Tls {
     /// TLS by these terms.
-    #[must_use]
     pub fn new(terms: TlsTerms) -> Tls {
         Tls { terms, built: OnceLock::new() }
     }
 
     /// The name that a node of the mirror at this host must prove.
-    #[must_use]
     pub fn name_of(&self, host: &Host) -> Host {
         self.terms.server_name.as_ref().unwrap_or(host).clone()
     }
 
     /// Reads the files, if that was not done yet.
-    ///
-    /// # Errors
-    /// When a file does not hold what it should.
+    /// Fails when a file does not hold what it should.
     pub fn check(&self) -> Result<(), TlsError> {
         self.config().map(|_| ())
     }
 
     /// Makes the connection on this socket a secure one, to the host of this name.
-    ///
-    /// # Errors
-    /// When the files are not usable, the other side is not who it should be, the connection ends, or `deadline` comes.
+    /// Fails when the files are not usable, the other side is not who it should be, the connection ends, or `deadline` comes.
     /// The socket is given back.
     pub async fn handshake(
         &self,
@@ -149,7 +143,6 @@ fn in_words(error: io::Error) -> io::Error {
 }
 
 /// Whether a handshake failed for good: the same would come of another one.
-#[must_use]
 pub fn is_final(error: &io::Error) -> bool {
     let is_rejected = error.get_ref().and_then(|cause| cause.downcast_ref::<verify::Rejected>()).is_some();
     if error.kind() == io::ErrorKind::InvalidInput || is_rejected {
@@ -182,7 +175,6 @@ pub fn is_final(error: &io::Error) -> bool {
 
 /// The TLS alert with which the peer refused us for good: in TLS 1.3, the handshake is over for us before the peer has seen
 /// our certificate, or that there is none.
-#[must_use]
 pub fn last_word(error: &(dyn Error + 'static)) -> Option<String> {
     let mut causes = std::iter::successors(Some(error), |&error| error.source());
     let cause = causes.find_map(|error| error.downcast_ref::<io::Error>().filter(|error| is_final(error)));

@@ -83,7 +83,6 @@ impl Program {
     }
 
     /// Whether the binary was replaced since.
-    #[must_use]
     pub fn is_replaced(&self) -> bool {
         let file = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
         matches!((file(&self.path), file("/proc/self/exe".as_ref())), (Ok(now), Ok(running)) if now != running)
