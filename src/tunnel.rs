@@ -48,7 +48,7 @@ pub struct Tunnel {
 impl Tunnel {
     /// Nothing is to come in it for now.
     pub fn lies_idle(&self) {
-        self.socket.tell(SlotEvent::Entered(SlotState::Idle));
+        self.socket.slot().tell(SlotEvent::Entered(SlotState::Idle));
     }
 
     /// How long nothing may move in it where somebody waits.

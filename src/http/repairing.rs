@@ -122,8 +122,7 @@ impl Exchange<'_> {
         let (gate, longest) = (&self.upstream.gate, self.upstream.terms.stall_timeout);
         let started = match self.upstream.step(attempt).await? {
             None => return Ok(None),
-            Some(Connected::New(socket)) => PooledConnection::start(socket, gate, longest).await,
-            Some(Connected::Secured(stream)) => PooledConnection::start_secured(*stream, gate, longest).await,
+            Some(Connected::New(established)) => PooledConnection::start(established, gate, longest).await,
             Some(Connected::Pooled(pooled)) if self.upstream.begin_move(&pooled, &attempt.destination) => {
                 attempt.reuse = None;
                 return Ok(None);

@@ -11,7 +11,7 @@ use super::path::RegistryPath;
 use crate::metrics::Reason;
 use crate::proxy::Proxy;
 use crate::proxy::client::Client;
-use crate::upstream::socket::Socket;
+use crate::upstream::socket::{Manner, Socket};
 
 /// How long a tunnel stays parked. No puller keeps an idle connection for longer.
 const MAX_PARKED: Duration = Duration::from_secs(90);
@@ -31,7 +31,7 @@ pub(super) enum Unparked {
 
 /// Gives the registry's connection up, and waits for the client's first byte.
 pub(super) async fn wait(proxy: &Proxy, client: &Client, path: &mut RegistryPath, registry: Socket) -> Unparked {
-    registry.ending().in_order();
+    registry.ending().set(Manner::InOrder);
     drop(registry);
     let parked = path.policy.park();
     let speaks = tokio::select! {

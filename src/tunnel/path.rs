@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio_util::either::Either;
+
 use crate::proxy::respond::Answer;
 use crate::reclaim::ReclaimPolicy;
 use crate::upstream::socket::Socket;
@@ -19,8 +21,8 @@ impl RegistryPath {
     /// Waits for admission, and connects.
     pub async fn reach(&mut self) -> Result<Socket, Answer> {
         match self.upstream.reach(&mut self.attempt).await {
-            Ok(Connected::New(socket)) => Ok(socket),
-            Ok(Connected::Secured(_) | Connected::Pooled(_)) => {
+            Ok(Connected::New(Either::Left(socket))) => Ok(socket),
+            Ok(Connected::New(_) | Connected::Pooled(_)) => {
                 unreachable!("a tunnel speaks no TLS of ours, and names no key, so it is given no pooled connection")
             }
             Err(failure) => Err(Answer::of_failure(&failure, &self.upstream, &self.attempt)),

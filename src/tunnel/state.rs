@@ -24,7 +24,7 @@ use crate::proxy::record::Carried;
 use crate::reclaim::{Doing, Grade, ReclaimPolicy};
 use crate::tcp;
 use crate::upstream::http::PooledConnection;
-use crate::upstream::socket::Socket;
+use crate::upstream::socket::{Manner, Socket};
 
 /// Shorter silences are not told to the gate.
 const WORTH_TELLING: Duration = Duration::from_millis(50);
@@ -258,8 +258,8 @@ impl<'a> TunnelState<'a> {
 
     fn finished(&self) -> End {
         match self.first_end {
-            Some((Side::Client, _)) if !self.up_refused => self.registry.ending().confirmed(),
-            _ => self.registry.ending().in_order(),
+            Some((Side::Client, _)) if !self.up_refused => self.registry.ending().set(Manner::Confirmed),
+            _ => self.registry.ending().set(Manner::InOrder),
         }
         End::Finished
     }
@@ -299,7 +299,7 @@ impl<'a> TunnelState<'a> {
                     self.policy.went_on(*answered);
                 }
                 *told = Told::Busy { state, looked: false };
-                self.registry.tell(SlotEvent::Entered(state));
+                self.registry.slot().tell(SlotEvent::Entered(state));
             }
         }
         (self.retry, self.retry_pause) = (None, WORTH_TELLING);
@@ -325,7 +325,7 @@ impl<'a> TunnelState<'a> {
             Some((Side::Client, _)) if tcp::is_broken(self.client) => return Some(End::ClientBroke),
             Some((Side::Client, at)) if self.silent_since(at) >= self.policy.pauses().stalled => {
                 // It has our FIN already, and is asked for its own once more.
-                self.registry.ending().in_order();
+                self.registry.ending().set(Manner::InOrder);
                 return Some(End::RegistryBroke);
             }
             _ => {}
@@ -345,7 +345,7 @@ impl<'a> TunnelState<'a> {
 
     /// How long nothing has moved since then.
     fn silent_since(&self, at: Instant) -> Duration {
-        self.registry.silence().map_or(at.elapsed(), |silence| silence.min(at.elapsed()))
+        self.registry.slot().silence().map_or(at.elapsed(), |silence| silence.min(at.elapsed()))
     }
 
     /// Tells the gate that the tunnel lies quiet, if it may ever be taken.
@@ -363,7 +363,7 @@ impl<'a> TunnelState<'a> {
         let (reclaim, asked) = oneshot::channel();
         let answered = seen.exchange.filter(|_| grade == Grade::Answered);
         self.told = Told::Quiet { grade, answered, asked: Some(asked) };
-        self.registry.quiet(
+        self.registry.slot().quiet(
             Quiet { evidence: evidence_of(grade), since, from: since + pause, from_for_own: since + pause },
             // The tunnel may have moved, or ended, in this very moment.
             Box::new(move |_| {
@@ -396,7 +396,7 @@ impl<'a> TunnelState<'a> {
             // Another tunnel's turn; this one is told of again.
             let state = SlotState::Active;
             self.told = Told::Busy { state, looked: false };
-            self.registry.tell(SlotEvent::Entered(state));
+            self.registry.slot().tell(SlotEvent::Entered(state));
             self.retry = Some(Instant::now() + self.retry_pause);
             self.retry_pause = MAX_RETRY.min(self.retry_pause * 2);
         }
@@ -412,7 +412,7 @@ impl<'a> TunnelState<'a> {
 
 impl ByteCounters<'_> {
     fn count(&self, registry: &Socket, direction: Direction, bytes: usize) {
-        registry.carried(direction, bytes);
+        registry.slot().carried(direction, bytes);
         self.metrics.relayed(direction, bytes);
         self.carried.add(direction, bytes);
     }

@@ -9,8 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::cluster::Cluster;
-use super::connect::DialError;
-use super::endpoints::Endpoints;
+use super::endpoints::Round;
 use super::failure::Failure;
 use super::http::PooledConnection;
 use crate::admission::{Gate, Lane, Moment, Place, Principal, ReuseKey, SlotState, SlotUse, Ticket};
@@ -142,33 +141,6 @@ impl Drop for Hold {
     fn drop(&mut self) {
         for url in &self.urls {
             self.repair.gateways.gone(url, self.place, self.gate.now());
-        }
-    }
-}
-
-/// Addresses that are dialled one after another, each once.
-#[derive(Debug)]
-pub(super) struct Round {
-    /// Those that are left.
-    pub endpoints: Endpoints,
-    /// The failure of the other addresses: the last one counts; among nodes, a failure of one that may be back goes first.
-    pub failed: Option<DialError>,
-    /// Whether one of them took the connection and could not prove itself.
-    pub untrusted: bool,
-}
-
-impl Round {
-    /// None was dialled yet.
-    pub fn new(endpoints: Endpoints) -> Round {
-        Round { endpoints, failed: None, untrusted: false }
-    }
-
-    /// One did not take the connection.
-    pub fn note(&mut self, error: DialError, is_node: bool) {
-        self.untrusted |= error.is_final();
-        let worth_more = |before: &DialError| is_node && error.is_final() && !before.is_final();
-        if !self.failed.as_ref().is_some_and(worth_more) {
-            self.failed = Some(error);
         }
     }
 }

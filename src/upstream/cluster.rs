@@ -6,7 +6,7 @@
 //! all nodes together. The state of a node and its open connections outlive a list of nodes: a new list of the same registry
 //! continues with them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,12 +25,13 @@ const MOVE_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Cluster {
     origins: Vec<Origin>,
-    /// Where in the book each of them stands.
-    pages: Vec<usize>,
-    book: Arc<Mutex<Vec<Node>>>,
+    /// The state of each, and of those that other lists of the same registry have.
+    book: Arc<Mutex<Book>>,
     /// When the next connection may move.
     next_move: Mutex<Moment>,
 }
+
+type Book = HashMap<Origin, Node>;
 
 /// One node, as the admin endpoints show it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -44,9 +45,8 @@ pub struct NodePicture {
 }
 
 /// The state of a node.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Node {
-    origin: Origin,
     /// Open and dialling sockets.
     open: usize,
     /// The slots of the open ones.
@@ -90,18 +90,13 @@ impl Cluster {
         Cluster::of(self.book.clone(), origins)
     }
 
-    fn of(book: Arc<Mutex<Vec<Node>>>, origins: Vec<Origin>) -> Arc<Cluster> {
+    fn of(book: Arc<Mutex<Book>>, origins: Vec<Origin>) -> Arc<Cluster> {
         let mut nodes = book.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut page = |origin: &Origin| {
-            let known = nodes.iter().position(|node| node.origin == *origin);
-            known.unwrap_or_else(|| {
-                nodes.push(Node::new(origin.clone()));
-                nodes.len() - 1
-            })
-        };
-        let pages = origins.iter().map(&mut page).collect();
+        for origin in &origins {
+            nodes.entry(origin.clone()).or_default();
+        }
         drop(nodes);
-        Arc::new(Cluster { origins, pages, book, next_move: Mutex::default() })
+        Arc::new(Cluster { origins, book, next_move: Mutex::default() })
     }
 
     /// The nodes, in the order of the config.
@@ -115,10 +110,10 @@ impl Cluster {
     #[must_use]
     pub fn pick(self: &Arc<Cluster>, candidates: &[usize], most: Option<usize>, now: Moment) -> Option<NodePermit> {
         let mut book = self.lock();
-        let node = |index: usize| &book[self.pages[index]];
+        let node = |index: usize| &book[&self.origins[index]];
         let with_room = candidates.iter().copied().filter(|index| most.is_none_or(|most| node(*index).open < most));
         let index = with_room.min_by_key(|index| node(*index).preference(now))?;
-        let node = &mut book[self.pages[index]];
+        let node = self.node(&mut book, index);
         node.open += 1;
         let probe = node.begin_probe();
         Some(NodePermit { cluster: self.clone(), index, probe, slot: None })
@@ -129,7 +124,7 @@ impl Cluster {
     #[must_use]
     pub fn begin_move(&self, index: usize, most: Option<usize>, now: Moment) -> bool {
         let book = self.lock();
-        let node = |index: usize| &book[self.pages[index]];
+        let node = |index: usize| &book[&self.origins[index]];
         let has_better = self.all().any(|other| !node(other).is_out() && node(other).open + 2 <= node(index).open);
         // A connection that moves away makes room at its own node.
         let has_room = |other: usize| most.is_none_or(|most| node(other).open < most + usize::from(other == index));
@@ -148,20 +143,21 @@ impl Cluster {
     /// The name of this node cannot be resolved: it is left out. Returns whether it was in until now.
     #[must_use]
     pub fn leave_out(&self, index: usize, now: Moment) -> bool {
-        let node = &mut self.lock()[self.pages[index]];
+        let mut book = self.lock();
+        let node = self.node(&mut book, index);
         node.may_be_dialled(now) && node.leave_out(now)
     }
 
     /// How many nodes are in.
     pub fn living(&self) -> usize {
         let book = self.lock();
-        self.pages.iter().filter(|page| !book[**page].is_out()).count()
+        self.origins.iter().filter(|origin| !book[origin].is_out()).count()
     }
 
     /// The nodes whose addresses are wanted: those that are in or due to be tried; where no node is in, all of them.
     pub fn wanted(&self, now: Moment) -> Vec<usize> {
         let book = self.lock();
-        let node = |index: usize| &book[self.pages[index]];
+        let node = |index: usize| &book[&self.origins[index]];
         let none_in = self.all().all(|index| node(index).is_out());
         self.all().filter(|index| none_in || node(*index).may_be_dialled(now)).collect()
     }
@@ -173,30 +169,33 @@ impl Cluster {
 
     /// The slots of the open sockets at this node.
     pub fn slots_of(&self, index: usize) -> Vec<SlotId> {
-        self.lock()[self.pages[index]].slots.iter().copied().collect()
+        self.lock()[&self.origins[index]].slots.iter().copied().collect()
     }
 
     /// The state of each node.
     pub fn nodes(&self) -> Vec<NodePicture> {
         let book = self.lock();
-        let picture = |node: &Node| NodePicture { url: node.origin.to_string(), open: node.open, up: !node.is_out() };
-        self.pages.iter().map(|page| picture(&book[*page])).collect()
+        let picture = |origin: &Origin| {
+            let node = &book[origin];
+            NodePicture { url: origin.to_string(), open: node.open, up: !node.is_out() }
+        };
+        self.origins.iter().map(picture).collect()
+    }
+
+    fn node<'a>(&self, book: &'a mut Book, index: usize) -> &'a mut Node {
+        book.get_mut(&self.origins[index]).expect("a node is never forgotten")
     }
 
     fn all(&self) -> Range<usize> {
-        0..self.pages.len()
+        0..self.origins.len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Node>> {
+    fn lock(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Node {
-    fn new(origin: Origin) -> Node {
-        Node { origin, open: 0, slots: BTreeSet::new(), out: None, probes: 0 }
-    }
-
     /// The least is the best: one that is due to be tried, since the others' connections would keep it from ever being; then
     /// those that are in, by their connections; then by when they are due.
     fn preference(&self, now: Moment) -> (u8, Moment, usize) {
@@ -268,7 +267,7 @@ impl NodePermit {
     }
 
     fn on_page<T>(&self, act: impl FnOnce(&mut Node) -> T) -> T {
-        act(&mut self.cluster.lock()[self.cluster.pages[self.index]])
+        act(self.cluster.node(&mut self.cluster.lock(), self.index))
     }
 }
 

@@ -10,9 +10,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 use super::cluster::NodePermit;
-use super::socket::Socket;
+use super::socket::{Manner, Socket};
 use super::tls::{self, Tls};
 use crate::admission::{Slot, SlotEvent, SlotState};
 use crate::backoff::Backoff;
@@ -67,7 +68,6 @@ impl DialError {
 /// One address, and how to speak to it.
 #[derive(Debug)]
 pub(super) struct Endpoint {
-    /// Where it is.
     pub address: SocketAddr,
     /// The host that must prove itself, where TLS is spoken.
     pub secure: Option<Host>,
@@ -75,61 +75,20 @@ pub(super) struct Endpoint {
     pub node_permit: Option<NodePermit>,
 }
 
-/// A connection that stands.
-#[derive(Debug)]
-pub(super) enum Established {
-    /// As it is.
-    Plain(Socket),
-    /// Inside TLS.
-    Secured(Box<TlsStream<Socket>>),
-}
+/// A connection that stands, plain or inside TLS.
+pub type Established = Either<Socket, Box<TlsStream<Socket>>>;
 
-/// A dial that failed, with the slot that it had. Dropping it gives that back.
-#[derive(Debug)]
-pub(super) struct FailedDial {
-    /// Why.
-    pub error: DialError,
-    place: DialPlace,
-}
-
-#[derive(Debug)]
-enum DialPlace {
-    Slot(Slot, Option<NodePermit>),
-    /// A socket whose `connect()` failed: there is nothing to close.
-    NeverStood(Socket),
-    Socket(Socket),
-}
-
-impl FailedDial {
-    /// The node that failed, if there was a choice.
-    pub fn node_permit(&self) -> Option<&NodePermit> {
-        match &self.place {
-            DialPlace::Slot(_, node_permit) => node_permit.as_ref(),
-            DialPlace::NeverStood(socket) | DialPlace::Socket(socket) => socket.node_permit(),
-        }
-    }
-
-    /// Tells the gate whether the target takes no connections, or there is one more address to dial.
-    pub fn tell(&self, unreachable: bool) {
-        let slot = match &self.place {
-            DialPlace::Slot(slot, _) => slot,
-            DialPlace::NeverStood(socket) | DialPlace::Socket(socket) => socket.held(),
-        };
-        slot.tell(if unreachable { SlotEvent::Unreachable } else { SlotEvent::DialRefused });
-    }
-
-    /// Gives the slot back.
-    pub fn into_error(self) -> DialError {
-        if let DialPlace::NeverStood(socket) = self.place {
-            socket.never_stood();
-        }
-        self.error
+/// The socket below.
+pub(super) fn socket_of(established: &Established) -> &Socket {
+    match established {
+        Either::Left(socket) => socket,
+        Either::Right(stream) => stream.get_ref().0,
     }
 }
 
-/// Opens one connection. The socket stands in the slot from its first moment, so whatever happens in between, also a
-/// drop of this future, closes the one before it gives back the other. Also tells how long `connect()` took.
-/// Fails when the address does not take the connection in time.
+/// Opens one connection, and tells how long `connect()` took. The socket stands in the slot from its first moment. So
+/// whatever happens in between, also a drop of this future, closes the one before it gives back the other.
+/// `failed` sees a failure before the slot goes back.
 pub(super) async fn dial(
     slot: Slot,
     endpoint: Endpoint,
@@ -137,47 +96,49 @@ pub(super) async fn dial(
     terms: ConnectionTerms,
     tls: &Tls,
     metrics: &Arc<RegistryMetrics>,
-) -> Result<(Established, Duration), FailedDial> {
+    failed: impl FnOnce(&DialError, &Slot, Option<&NodePermit>),
+) -> Result<(Established, Duration), DialError> {
     let Endpoint { address, secure, node_permit } = endpoint;
+    let timed_out = || DialError::TimedOut(address, terms.connect_timeout);
     let started = Instant::now();
     let deadline = started + terms.connect_timeout;
     slot.tell(SlotEvent::Dialled);
     let stream = match begin_in_time(address, deadline).await {
         Ok(stream) => stream,
-        Err(error) => return Err(FailedDial { error, place: DialPlace::Slot(slot, node_permit) }),
+        Err(error) => {
+            failed(&error, &slot, node_permit.as_ref());
+            return Err(error);
+        }
     };
     let mut socket = Socket::new(stream, slot, node_permit, terms.linger, metrics.clone());
-    match timeout_at(deadline, finish(socket.stream())).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            return Err(FailedDial { error: DialError::Failed(address, error), place: DialPlace::NeverStood(socket) });
-        }
-        Err(_) => {
-            let error = DialError::TimedOut(address, terms.connect_timeout);
-            return Err(FailedDial { error, place: DialPlace::Socket(socket) });
-        }
-    }
-    let took = started.elapsed();
-    metrics.connected(took);
-    socket.connected(took);
-    let Some(host) = secure else {
-        socket.tell(SlotEvent::Established(once_connected));
-        return Ok((Established::Plain(socket), took));
-    };
-    match tls.handshake(&host, socket, deadline).await {
-        Ok(stream) => {
-            stream.get_ref().0.tell(SlotEvent::Established(SlotState::Active));
-            Ok((Established::Secured(Box::new(stream)), took))
-        }
-        Err((error, socket)) => {
-            let error = match error.kind() {
-                io::ErrorKind::TimedOut => DialError::TimedOut(address, terms.connect_timeout),
-                _ if tls::is_final(&error) => DialError::Untrusted(address, error),
-                _ => DialError::Failed(address, error),
+    let stands = timeout_at(deadline, finish(socket.stream())).await;
+    let (error, socket) = match (stands, secure) {
+        (Ok(Ok(())), secure) => {
+            let took = started.elapsed();
+            metrics.connected(took);
+            socket.connected(took);
+            let Some(host) = secure else {
+                socket.slot().tell(SlotEvent::Established(once_connected));
+                return Ok((Either::Left(socket), took));
             };
-            Err(FailedDial { error, place: DialPlace::Socket(socket) })
+            match tls.handshake(&host, socket, deadline).await {
+                Ok(stream) => {
+                    stream.get_ref().0.slot().tell(SlotEvent::Established(SlotState::Active));
+                    return Ok((Either::Right(Box::new(stream)), took));
+                }
+                Err((error, socket)) if error.kind() == io::ErrorKind::TimedOut => (timed_out(), socket),
+                Err((error, socket)) if tls::is_final(&error) => (DialError::Untrusted(address, error), socket),
+                Err((error, socket)) => (DialError::Failed(address, error), socket),
+            }
         }
-    }
+        (Ok(Err(error)), _) => {
+            socket.ending().set(Manner::NeverStood);
+            (DialError::Failed(address, error), socket)
+        }
+        (Err(_), _) => (timed_out(), socket),
+    };
+    failed(&error, socket.slot(), socket.node_permit());
+    Err(error)
 }
 
 /// Waits for a descriptor where there is none: one comes free with the next client that leaves.

@@ -1,63 +1,76 @@
-//! The addresses that one request may dial, one after another.
+//! The addresses that one request dials one after another, each once.
 //!
 //! Those of one name are tried in the resolver's order. Where a registry has several nodes, the cluster says which one is
-//! next, once the request is admitted, and of its addresses each is tried once.
+//! next, once the request is admitted.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::cluster::{Cluster, NodePermit};
-use super::connect::Endpoint;
+use super::connect::{DialError, Endpoint};
 use crate::admission::Moment;
 use crate::target::Host;
 
-/// Addresses that were not tried yet.
+/// Addresses that were not tried yet, and what came of those that were.
 #[derive(Debug)]
-pub(super) enum Endpoints {
-    /// Of one host.
-    Host(AddressesLeft),
-    /// Of nodes, by their numbers; none for one that is not to be dialled.
-    Nodes(Arc<Cluster>, Vec<AddressesLeft>),
+pub(super) struct Round {
+    cluster: Option<Arc<Cluster>>,
+    /// By the number of the node; one host where there is no cluster.
+    hosts: Vec<AddressesLeft>,
+    /// The failure of the other addresses: the last one counts; among nodes, a failure of one that may be back goes first.
+    pub failed: Option<DialError>,
+    /// Whether one of them took the connection and could not prove itself.
+    pub untrusted: bool,
 }
 
-/// Those of one host.
-#[derive(Debug, Default)]
-pub(super) struct AddressesLeft {
-    /// The ones that were not tried yet.
-    pub left: VecDeque<SocketAddr>,
+#[derive(Clone, Debug, Default)]
+struct AddressesLeft {
+    left: VecDeque<SocketAddr>,
     /// The host that must prove itself, where TLS is spoken.
-    pub secure: Option<Host>,
+    secure: Option<Host>,
 }
 
-impl Endpoints {
-    /// Whether there is one left.
-    pub fn any_left(&self) -> bool {
-        match self {
-            Endpoints::Host(addresses) => !addresses.left.is_empty(),
-            Endpoints::Nodes(_, nodes) => nodes.iter().any(|addresses| !addresses.left.is_empty()),
-        }
+impl Round {
+    /// No address yet.
+    pub fn new(cluster: Option<Arc<Cluster>>) -> Round {
+        let hosts = vec![AddressesLeft::default(); cluster.as_ref().map_or(1, |cluster| cluster.origins().len())];
+        Round { cluster, hosts, failed: None, untrusted: false }
     }
 
-    /// The next one; `None` when no node has one of its slots left, where each has `slots_of_each`.
-    pub fn next(&mut self, slots_of_each: Option<usize>, now: Moment) -> Option<Endpoint> {
-        let (addresses, node_permit) = match self {
-            Endpoints::Host(addresses) => (addresses, None),
-            Endpoints::Nodes(cluster, nodes) => {
-                let left = (0..nodes.len()).filter(|index| !nodes[*index].left.is_empty());
-                let node_permit = cluster.pick(&left.collect::<Vec<_>>(), slots_of_each, now)?;
-                (&mut nodes[node_permit.index()], Some(node_permit))
-            }
-        };
-        let address = addresses.left.pop_front()?;
-        Some(Endpoint { address, secure: addresses.secure.clone(), node_permit })
+    /// The addresses of this node, or of the only host, and the host that must prove itself, where TLS is spoken.
+    pub fn add(&mut self, node: usize, addresses: Vec<SocketAddr>, secure: Option<Host>) {
+        self.hosts[node] = AddressesLeft { left: addresses.into(), secure };
+    }
+
+    pub fn any_left(&self) -> bool {
+        self.hosts.iter().any(|host| !host.left.is_empty())
     }
 
     /// Whether every address of this node was tried.
     pub fn is_spent(&self, node: &NodePermit) -> bool {
-        match self {
-            Endpoints::Host(_) => true,
-            Endpoints::Nodes(_, nodes) => nodes[node.index()].left.is_empty(),
+        self.hosts[node.index()].left.is_empty()
+    }
+
+    /// The next address; `None` when no node has one of its slots left, where each has `slots_of_each`.
+    pub fn next(&mut self, slots_of_each: Option<usize>, now: Moment) -> Option<Endpoint> {
+        let node_permit = match &self.cluster {
+            None => None,
+            Some(cluster) => {
+                let left = (0..self.hosts.len()).filter(|index| !self.hosts[*index].left.is_empty());
+                Some(cluster.pick(&left.collect::<Vec<_>>(), slots_of_each, now)?)
+            }
+        };
+        let host = &mut self.hosts[node_permit.as_ref().map_or(0, NodePermit::index)];
+        Some(Endpoint { address: host.left.pop_front()?, secure: host.secure.clone(), node_permit })
+    }
+
+    /// An address did not take the connection.
+    pub fn note(&mut self, error: DialError) {
+        self.untrusted |= error.is_final();
+        let worth_more = |before: &DialError| self.cluster.is_some() && error.is_final() && !before.is_final();
+        if !self.failed.as_ref().is_some_and(worth_more) {
+            self.failed = Some(error);
         }
     }
 }

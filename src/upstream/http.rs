@@ -4,7 +4,6 @@
 //! client races a dial against its pool and keeps the loser, which would break the cap.)
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,18 +15,17 @@ use hyper::header::{
 };
 use hyper::{Request, Response, Version};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tokio_rustls::client::TlsStream;
 
 use super::cluster::NodePermit;
+use super::connect::{Established, socket_of};
 use super::early_answer::EarlyAnswer;
 use super::request_body::{RequestBody, Upload};
-use super::socket::{Ending, Glance, Socket};
+use super::socket::{Ending, Glance, Manner};
 use super::stall::{Lookout, Pending};
 use crate::admission::{Gate, ReuseKey, SlotId};
-use crate::metrics::{Reclaimed, RegistryMetrics};
+use crate::metrics::Reclaimed;
 
 /// How long the last bytes of a request may take to the registry after its answer was read to the end.
 const LONGEST_REST_OF_REQUEST: Duration = Duration::from_secs(1);
@@ -73,43 +71,27 @@ pub enum SendError {
 }
 
 impl PooledConnection {
-    /// Starts HTTP/1.1 on a socket that stands, on which a request may lie still for `longest_stall` while others wait at
-    /// the gate.
-    /// Fails when hyper refuses the connection; it does not at present.
+    /// Starts HTTP/1.1 on a connection that stands, on which a request may lie still for `longest_stall` while others wait
+    /// at the gate. Fails when hyper refuses the connection; it does not at present.
     pub async fn start(
-        socket: Socket,
+        established: Established,
         gate: &Gate<PooledConnection>,
         longest_stall: Duration,
     ) -> Result<PooledConnection, hyper::Error> {
-        let handles = Handles::of(&socket, gate, longest_stall);
-        PooledConnection::start_on(socket, handles).await
-    }
-
-    /// The same inside TLS.
-    ///
-    /// # Errors
-    /// As [`PooledConnection::start`].
-    pub async fn start_secured(
-        stream: TlsStream<Socket>,
-        gate: &Gate<PooledConnection>,
-        longest_stall: Duration,
-    ) -> Result<PooledConnection, hyper::Error> {
-        let handles = Handles::of(stream.get_ref().0, gate, longest_stall);
-        PooledConnection::start_on(stream, handles).await
-    }
-
-    async fn start_on(
-        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        Handles { ending, glance, node, lookout, metrics }: Handles,
-    ) -> Result<PooledConnection, hyper::Error> {
-        ending.in_order();
+        let socket = socket_of(&established);
+        let (ending, glance, metrics) = (socket.ending(), socket.glance(), socket.metrics());
+        let (slot, pending) = (socket.slot().id(), Pending::default());
+        let node = socket.node_permit().map(NodePermit::index);
+        let activity = socket.slot().activity();
+        let lookout = Lookout { pending: pending.clone(), activity, slot, gate: gate.clone(), longest: longest_stall };
+        ending.set(Manner::InOrder);
         let (sender, connection) = Builder::new()
             .max_buf_size(BUFFER)
             .max_headers(MAX_ANSWER_HEADERS)
             .preserve_header_case(true)
-            .handshake(TokioIo::new(EarlyAnswer::new(io)))
+            .handshake(TokioIo::new(EarlyAnswer::new(established)))
             .await?;
-        let (slot, pending, cut) = (lookout.slot, lookout.pending.clone(), ending.clone());
+        let cut = ending.clone();
         let task = tokio::spawn(async move {
             tokio::select! {
                 ended = connection => if let Err(error) = ended {
@@ -117,7 +99,7 @@ impl PooledConnection {
                 },
                 () = lookout.reclaimed() => {
                     metrics.reclaimed(Reclaimed::Stalled);
-                    cut.cut();
+                    cut.set(Manner::Cut);
                 }
             }
         });
@@ -126,7 +108,7 @@ impl PooledConnection {
 
     /// Ends it at once, whatever is under way.
     fn cut(&self) {
-        self.ending.cut();
+        self.ending.set(Manner::Cut);
         self.task.abort();
     }
 
@@ -174,28 +156,6 @@ impl PooledConnection {
                 // A registry that closes each new connection at once must not be dialled over and over.
                 Some(_) | None => SendError::Died { cause: failed.into_error(), was_pooled },
             }),
-        }
-    }
-}
-
-/// The handles of a socket that hyper owns.
-struct Handles {
-    ending: Ending,
-    glance: Glance,
-    node: Option<usize>,
-    lookout: Lookout<PooledConnection>,
-    metrics: Arc<RegistryMetrics>,
-}
-
-impl Handles {
-    fn of(socket: &Socket, gate: &Gate<PooledConnection>, longest: Duration) -> Handles {
-        let (slot, activity, gate) = (socket.slot(), socket.activity(), gate.clone());
-        Handles {
-            ending: socket.ending(),
-            glance: socket.glance(),
-            node: socket.node_permit().map(NodePermit::index),
-            lookout: Lookout { pending: Pending::default(), activity, slot, gate, longest },
-            metrics: socket.metrics(),
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{Attempt, Destination};
 use super::cluster::Cluster;
-use super::endpoints::{AddressesLeft, Endpoints};
+use super::endpoints::Round;
 use super::failure::Failure;
 use super::registry::Upstream;
 use super::resolve::{ResolveError, Resolver};
@@ -20,7 +20,7 @@ pub(super) const NODE_LOOKUP: Duration = Duration::from_secs(1);
 
 impl Upstream {
     /// The addresses that may be dialled; at least one.
-    pub(super) async fn endpoints(&self, attempt: &Attempt) -> Result<Endpoints, Failure> {
+    pub(super) async fn endpoints(&self, attempt: &Attempt) -> Result<Round, Failure> {
         let Destination { target, secure, pinned, listed_host, cluster, node } = &attempt.destination;
         if let (Some(cluster), None) = (cluster, node) {
             return self.endpoints_of_nodes(cluster, attempt).await;
@@ -29,21 +29,14 @@ impl Upstream {
             Some(pinned) => self.addresses.allowed(pinned.iter().copied(), *listed_host)?,
             None => self.resolve(attempt).await?,
         };
-        let secure = secure.then(|| target.host());
-        Ok(match cluster.as_ref().zip(*node) {
-            Some((cluster, node)) => {
-                let mut nodes: Vec<AddressesLeft> =
-                    cluster.origins().iter().map(|_| AddressesLeft::default()).collect();
-                nodes[node] =
-                    AddressesLeft { left: addresses.into(), secure: secure.map(|host| self.tls.name_of(host)) };
-                Endpoints::Nodes(cluster.clone(), nodes)
-            }
-            None => Endpoints::Host(AddressesLeft { left: addresses.into(), secure: secure.cloned() }),
-        })
+        let name = if node.is_some() { self.tls.name_of(target.host()) } else { target.host().clone() };
+        let mut round = Round::new(cluster.clone());
+        round.add(node.unwrap_or_default(), addresses, secure.then_some(name));
+        Ok(round)
     }
 
     /// Those of every node whose name can be resolved. One that is left out keeps nobody waiting for its name.
-    async fn endpoints_of_nodes(&self, cluster: &Arc<Cluster>, attempt: &Attempt) -> Result<Endpoints, Failure> {
+    async fn endpoints_of_nodes(&self, cluster: &Arc<Cluster>, attempt: &Attempt) -> Result<Round, Failure> {
         let mut wanted = cluster.wanted(self.gate.now());
         wanted.retain(|node| !self.is_held(attempt, Some(*node)));
         // One name that nobody answers for must not keep the others waiting.
@@ -54,10 +47,9 @@ impl Upstream {
             let until = self.instant(patience);
             lookups.spawn(async move { (index, resolve(&resolver, &target, until).await) });
         }
-        let found = lookups.join_all().await;
-        let mut nodes: Vec<AddressesLeft> = cluster.origins().iter().map(|_| AddressesLeft::default()).collect();
+        let mut round = Round::new(Some(cluster.clone()));
         let mut lost = None;
-        for (index, addresses) in found {
+        for (index, addresses) in lookups.join_all().await {
             let allowed = |addresses: Vec<SocketAddr>| self.addresses.allowed(addresses.into_iter(), true);
             match addresses.map_err(Failure::from).and_then(allowed) {
                 Err(failure) => {
@@ -68,15 +60,13 @@ impl Upstream {
                 }
                 Ok(addresses) => {
                     let Origin { secure, target } = &cluster.origins()[index];
-                    let secure = secure.then(|| self.tls.name_of(target.host()));
-                    nodes[index] = AddressesLeft { left: addresses.into(), secure };
+                    round.add(index, addresses, secure.then(|| self.tls.name_of(target.host())));
                 }
             }
         }
-        let endpoints = Endpoints::Nodes(cluster.clone(), nodes);
         match lost {
-            Some(failure) if !endpoints.any_left() => Err(failure),
-            _ => Ok(endpoints),
+            Some(failure) if !round.any_left() => Err(failure),
+            _ => Ok(round),
         }
     }
 

@@ -10,17 +10,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_rustls::client::TlsStream;
 
-use super::attempt::{Attempt, Destination, Round};
+use super::attempt::Attempt;
 use super::cluster::NodePermit;
-use super::connect::{self, DialError, Established, FailedDial};
-use super::endpoints::Endpoints;
+use super::connect::{self, DialError, Established};
+use super::endpoints::Round;
 use super::failure::Failure;
 use super::http::PooledConnection;
 use super::registry::Upstream;
-use super::socket::Socket;
-use crate::admission::{Admission, AdmissionRequest, Refusal, Slot};
+use crate::admission::{Admission, AdmissionRequest, Refusal, Slot, SlotEvent};
 use crate::backoff::Backoff;
 use crate::distress::Cause;
 
@@ -33,9 +31,7 @@ const UNTRUSTED_PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub enum Connected {
     /// A new connection, which has carried nothing.
-    New(Socket),
-    /// The same, inside TLS.
-    Secured(Box<TlsStream<Socket>>),
+    New(Established),
     /// A connection that was pooled.
     Pooled(PooledConnection),
 }
@@ -67,11 +63,11 @@ impl Upstream {
         let mut round = match attempt.round.take() {
             Some(round) => round,
             None => match self.endpoints(attempt).await {
-                Ok(endpoints) => Round::new(endpoints),
+                Ok(round) => round,
                 Err(failure) => return self.unresolved(failure, attempt).await,
             },
         };
-        if !round.endpoints.any_left() {
+        if !round.any_left() {
             return Ok(None);
         }
         let slot = match self.admit(attempt).await {
@@ -92,7 +88,7 @@ impl Upstream {
         };
         match self.dial(slot, &mut round, attempt).await {
             Some(connected) => Ok(Some(connected)),
-            None if round.endpoints.any_left() => {
+            None if round.any_left() => {
                 attempt.round = Some(round);
                 Ok(None)
             }
@@ -102,23 +98,25 @@ impl Upstream {
 
     /// Dials the next address. `None` when it does not take the connection, or when its node has no slot of its own left.
     async fn dial(&self, slot: Slot, round: &mut Round, attempt: &mut Attempt) -> Option<Connected> {
-        let Some(endpoint) = round.endpoints.next(self.slots_of_each, self.gate.now()) else {
+        let Some(endpoint) = round.next(self.slots_of_each, self.gate.now()) else {
             self.wait_for_full_node(slot, attempt).await;
             return None;
         };
         if self.is_held(attempt, endpoint.node_permit.as_ref().map(NodePermit::index)) {
             return None;
         }
+        let failed = |error: &_, slot: &_, node: Option<&_>| self.dial_failed(error, slot, node, round, attempt);
         let once_connected = attempt.once_connected();
-        match connect::dial(slot, endpoint, once_connected, self.terms, &self.tls, &self.metrics).await {
+        match connect::dial(slot, endpoint, once_connected, self.terms, &self.tls, &self.metrics, failed).await {
             Ok((established, took)) => {
                 attempt.connect = Some(took);
-                Some(self.stands(established, &attempt.destination))
+                if connect::socket_of(&established).node_permit().is_some_and(NodePermit::dialled) {
+                    self.nodes_changed(&attempt.destination);
+                }
+                Some(Connected::New(established))
             }
-            Err(failed) => {
-                let is_node = failed.node_permit().is_some();
-                let error = self.failed(failed, &round.endpoints, &attempt.destination);
-                round.note(error, is_node);
+            Err(error) => {
+                round.note(error);
                 None
             }
         }
@@ -164,47 +162,31 @@ impl Upstream {
         Ok(None)
     }
 
-    fn stands(&self, established: Established, destination: &Destination) -> Connected {
-        let socket = match &established {
-            Established::Plain(socket) => socket,
-            Established::Secured(stream) => stream.get_ref().0,
-        };
-        if socket.node_permit().is_some_and(NodePermit::dialled) {
+    /// Tells the node and the gate of a failed dial.
+    fn dial_failed(&self, error: &DialError, slot: &Slot, node: Option<&NodePermit>, round: &Round, attempt: &Attempt) {
+        let destination = &attempt.destination;
+        if error.is_ours() {
+            tracing::warn!(registry = self.name, %error, "no descriptor is left for a dial");
+            return;
+        }
+        if node.is_some_and(|node| round.is_spent(node) && node.failed(self.gate.now())) {
             self.nodes_changed(destination);
         }
-        match established {
-            Established::Plain(socket) => Connected::New(socket),
-            Established::Secured(stream) => Connected::Secured(stream),
+        // A node without a valid certificate accepts connections all the same.
+        if error.is_final() {
+            return;
         }
-    }
-
-    /// Notes a failed dial, and gives its slot back.
-    fn failed(&self, dial: FailedDial, endpoints: &Endpoints, destination: &Destination) -> DialError {
-        if dial.error.is_ours() {
-            tracing::warn!(registry = self.name, error = %dial.error, "no descriptor is left for a dial");
-            return dial.into_error();
-        }
-        if let Some(node_permit) = dial.node_permit()
-            && endpoints.is_spent(node_permit)
-            && node_permit.failed(self.gate.now())
-        {
-            self.nodes_changed(destination);
-        }
-        // Of a registry, the last failure counts; other hosts have nothing in common. A node without a valid certificate
-        // accepts connections all the same.
+        // Of a registry, the last failure counts; other hosts have nothing in common.
         let nobody_left = match &destination.cluster {
             Some(cluster) if destination.node.is_none() => cluster.living() == 0,
-            _ => !endpoints.any_left(),
+            _ => !round.any_left(),
         };
-        let tells = self.retry_until_deadline && nobody_left;
-        if !dial.error.is_final() {
-            dial.tell(tells);
-            if tells {
-                let name = destination.name();
-                self.repair.note(Cause::FailedDial, self.repair.key(&[name.as_bytes()]), self.gate.now());
-            }
+        if self.retry_until_deadline && nobody_left {
+            slot.tell(SlotEvent::Unreachable);
+            self.repair.note(Cause::FailedDial, self.repair.key(&[attempt.name.as_bytes()]), self.gate.now());
+        } else {
+            slot.tell(SlotEvent::DialRefused);
         }
-        dial.into_error()
     }
 
     async fn admit(&self, attempt: &mut Attempt) -> Result<Admission<PooledConnection>, Refusal> {

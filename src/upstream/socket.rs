@@ -7,8 +7,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::cluster::NodePermit;
-use crate::admission::{Activity, OnReclaim, Quiet, Slot, SlotEvent, SlotId, SlotState};
+use crate::admission::{Slot, SlotEvent, SlotState};
 use crate::metrics::{Direction, RegistryMetrics};
 use crate::tcp::{self, Linger};
 
@@ -71,49 +70,32 @@ impl Glance {
 }
 
 /// Says how a socket is to be closed when it is dropped, and can be held apart from it: hyper owns the socket, but only
-/// only the reader of the answer knows whether the work is done. By default, a drop cuts.
+/// the reader of the answer knows whether the work is done.
 #[derive(Clone, Debug, Default)]
-pub struct Ending {
-    manner: Arc<AtomicU8>,
-}
+pub struct Ending(Arc<Mutex<Manner>>);
 
 /// How a socket is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manner {
-    /// Reset: something was under way.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Manner {
+    /// With a reset: the transfer is abandoned in the middle.
+    #[default]
     Cut,
     /// Our FIN, then the registry's.
     InOrder,
     /// Both have been exchanged already, ours first.
     Confirmed,
+    /// The `connect()` failed, so there is nothing to close.
+    NeverStood,
 }
 
 impl Ending {
-    /// From now on a drop cuts: the transfer is abandoned in the middle.
-    pub fn cut(&self) {
-        self.set(Manner::Cut);
-    }
-
-    /// From now on a drop closes in order.
-    pub fn in_order(&self) {
-        self.set(Manner::InOrder);
-    }
-
-    /// Our FIN was sent, and the registry's came after it: nothing is left to wait for.
-    pub fn confirmed(&self) {
-        self.set(Manner::Confirmed);
-    }
-
-    fn set(&self, manner: Manner) {
-        self.manner.store(manner as u8, Ordering::Release);
+    /// From now on a drop closes so.
+    pub fn set(&self, manner: Manner) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = manner;
     }
 
     fn manner(&self) -> Manner {
-        match self.manner.load(Ordering::Acquire) {
-            0 => Manner::Cut,
-            1 => Manner::InOrder,
-            _ => Manner::Confirmed,
-        }
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,13 +117,23 @@ impl Socket {
 
     /// Closes it in order, and shows what the registry still says until its own end.
     pub fn lingering_close_showing(mut self, show: impl FnMut(&[u8]) + Send + Sync + 'static) {
-        self.ending.in_order();
+        self.ending.set(Manner::InOrder);
         self.last_words = Some(Box::new(show));
     }
 
     /// `connect()` succeeded, and took one round trip.
     pub(super) fn connected(&mut self, round_trip: Duration) {
         self.round_trip = round_trip;
+    }
+
+    /// The slot that it lives in.
+    pub fn slot(&self) -> &Slot {
+        &self.inner().slot
+    }
+
+    /// The counters of its registry.
+    pub(super) fn metrics(&self) -> Arc<RegistryMetrics> {
+        self.metrics.clone()
     }
 
     /// To which node it leads, where there is a choice.
@@ -154,54 +146,9 @@ impl Socket {
         Glance(Arc::downgrade(&self.inner().stream))
     }
 
-    /// The slot itself.
-    pub(super) fn held(&self) -> &Slot {
-        &self.inner().slot
-    }
-
-    /// Reports to the gate that the tunnel on this socket is quiet, and how to ask it to close.
-    pub fn quiet(&self, quiet: Quiet, reclaim: OnReclaim) {
-        self.inner().slot.quiet(quiet, reclaim);
-    }
-
-    /// The connection never stood: there is nothing to close.
-    pub(super) fn never_stood(mut self) {
-        drop(self.inner.take());
-    }
-
     /// The stream, for relaying.
     pub fn stream(&self) -> &TcpStream {
         &self.inner().stream
-    }
-
-    /// Reports an event of the socket to the gate.
-    pub fn tell(&self, event: SlotEvent) {
-        self.inner().slot.tell(event);
-    }
-
-    /// Reports that bytes moved.
-    pub fn carried(&self, direction: Direction, bytes: usize) {
-        self.inner().slot.carried(direction, bytes);
-    }
-
-    /// The time since a byte last moved; `None` before the first.
-    pub fn silence(&self) -> Option<Duration> {
-        self.inner().slot.silence()
-    }
-
-    /// The slot it lives in.
-    pub fn slot(&self) -> SlotId {
-        self.inner().slot.id()
-    }
-
-    /// The bytes that it has carried.
-    pub(super) fn activity(&self) -> Arc<Activity> {
-        self.inner().slot.activity()
-    }
-
-    /// The counters of its registry.
-    pub(super) fn metrics(&self) -> Arc<RegistryMetrics> {
-        self.metrics.clone()
     }
 
     /// The handle that says how it is to be closed.
@@ -222,15 +169,17 @@ impl std::fmt::Debug for Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let Some(inner) = self.inner.take() else {
+        let Some(inner) = self.inner.take() else { return };
+        let manner = self.ending.manner();
+        if let Manner::NeverStood = manner {
             return;
-        };
+        }
         inner.slot.tell(SlotEvent::Entered(SlotState::Closing));
         let hold = (self.round_trip * 2).clamp(LEAST_HOLD, LONGEST_HOLD);
         match Handle::try_current() {
             Ok(runtime) => {
                 let show = self.last_words.take().unwrap_or_else(|| Box::new(|_| ()));
-                runtime.spawn(close(inner, self.ending.manner(), self.linger, hold, show));
+                runtime.spawn(close(inner, manner, self.linger, hold, show));
             }
             // The runtime is gone, and soon the process: nobody will ask for the slot.
             Err(_) => tcp::reset_on_close(&inner.stream),
@@ -243,7 +192,7 @@ async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration, m
     let Inner { stream, slot, node_permit } = inner;
     let deadline = Instant::now() + linger;
     let confirmed = match manner {
-        Manner::Cut => false,
+        Manner::Cut | Manner::NeverStood => false,
         Manner::InOrder => close_in_order(&stream, deadline, &mut show).await,
         Manner::Confirmed => timeout_at(deadline, tcp::fin_acknowledged(&stream)).await.is_ok(),
     };
@@ -286,7 +235,7 @@ impl AsyncRead for Socket {
         let this = self.get_mut();
         let read = ready!(tcp::poll_read(&this.inner().stream, cx, buffer))?;
         this.metrics.relayed(Direction::Down, read);
-        this.carried(Direction::Down, read);
+        this.slot().carried(Direction::Down, read);
         Poll::Ready(Ok(()))
     }
 }
@@ -304,7 +253,7 @@ impl AsyncWrite for Socket {
         let this = self.get_mut();
         let written = ready!(tcp::poll_write_vectored(&this.inner().stream, cx, slices))?;
         this.metrics.relayed(Direction::Up, written);
-        this.carried(Direction::Up, written);
+        this.slot().carried(Direction::Up, written);
         Poll::Ready(Ok(written))
     }
 
