@@ -36,7 +36,7 @@ async fn one_request(wire: &mut Wire<StubConnection>, settings: &StubBuilder, se
     let surplus = settings.cap.is_some_and(|cap| wire.stream().is_above(cap));
     let answer = if surplus { too_many_clients() } else { answer(&head, &upload, settings.blob_size) };
     let close = settings.close_each || head.lists("Connection", "close") || head.first_line().ends_with("HTTP/1.0");
-    write(wire, &answer, head.method() == "HEAD", close, settings, seen).await?;
+    write(wire, &answer, &head, close, settings, seen).await?;
     Ok(!close)
 }
 
@@ -80,7 +80,12 @@ struct Stall {
 }
 
 /// Where an answer with a head and a body of these lengths stalls, if it does.
-fn stall(head: usize, body: usize, settings: &StubBuilder, seen: &Seen) -> Option<Stall> {
+fn stall(asked: &Head, head: usize, body: usize, settings: &StubBuilder, seen: &Seen) -> Option<Stall> {
+    if let Some(wanted) = asked.header("X-Stall") {
+        let (before, millis) = wanted.trim().split_once(' ').expect("X-Stall: BYTE MILLISECONDS");
+        let (before, millis) = (before.parse().expect("a byte"), millis.parse().expect("milliseconds"));
+        return (millis > 0).then_some(Stall { before, lasts: Duration::from_millis(millis) });
+    }
     if !settings.steady_stall.is_zero() {
         return Some(Stall { before: head, lasts: settings.steady_stall });
     }
@@ -97,14 +102,14 @@ fn stall(head: usize, body: usize, settings: &StubBuilder, seen: &Seen) -> Optio
 async fn write(
     wire: &mut Wire<StubConnection>,
     answer: &Answer,
-    head_only: bool,
+    asked: &Head,
     close: bool,
     settings: &StubBuilder,
     seen: &Seen,
 ) -> io::Result<()> {
     let head = answer.head(close);
-    let body = if head_only { Bytes::new() } else { answer.body() };
-    let Some(stall) = stall(head.len(), body.len(), settings, seen) else {
+    let body = if asked.method() == "HEAD" { Bytes::new() } else { answer.body() };
+    let Some(stall) = stall(asked, head.len(), body.len(), settings, seen) else {
         // The head and the first bytes of the body together, as registries do.
         let first = body.len().min(TOGETHER.saturating_sub(head.len()));
         wire.send(&[head.as_bytes(), &body[..first]].concat()).await?;
