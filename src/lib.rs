@@ -45,7 +45,7 @@
 //! 2. **A waiter holds nothing**: no slot, no token, no socket to a registry.
 //!    *`core_tests::random_histories_keep_every_promise`*
 //! 3. **Slot and token are taken together** by one decision, or neither is.
-//!    *`core_tests::random_histories_keep_every_promise`, `rate::no_window_of_accepts_breaks_burst_and_rate`,
+//!    *`core_tests::random_histories_keep_every_promise`, `rate::no_accept_comes_before_burst_and_rate_allow_it`,
 //!    `core_tests::a_vanished_waiters_slot_and_token_go_to_the_next`*
 //! 4. **Nothing is lost.** Every accepted request ends in exactly one recorded outcome, and a request that can still be served
 //!    is never refused. *`storm::clients_that_cut_in_absolute_form_take_nothing_with_them`,

@@ -1,7 +1,7 @@
 //! `rate_per_second` and `burst`, judged by the registry's log of its accepts.
 //!
-//! The exact proof is in virtual time, in the admission core. Here real sockets must keep to the same law, but for
-//! 50 ms that the machine may take between a `connect()` and its accept.
+//! The exact proof, over windows of any length, is in virtual time, in the admission core. A busy machine accepts late and
+//! then many at once, so that real sockets can only show that nothing comes early.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,10 @@ use tokio::task::JoinSet;
 const CONNECTIONS: usize = 120;
 const RATE: f64 = 50.0;
 const BURST: f64 = 10.0;
-const TOLERANCE: Duration = Duration::from_millis(50);
 
-/// No window of the accept log, of any length, holds more than the burst and what the rate gives in that window; and
-/// all together take at least the time that the rate gives.
+/// No accept comes before the burst and the rate, counted from the first request, allow it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_window_of_accepts_breaks_burst_and_rate() {
+async fn no_accept_comes_before_burst_and_rate_allow_it() {
     let stub = StubRegistry::builder().start().await;
     let registry = format!(
         r#"
@@ -37,11 +35,11 @@ async fn no_window_of_accepts_breaks_burst_and_rate() {
     short_tunnels(&sidecar, &stub).await;
     let accepts = stub.accept_log();
     assert_eq!(accepts.len(), CONNECTIONS);
-    assert_every_window_keeps_to_the_rate(&accepts);
-    let least = Duration::from_secs_f64((as_float(CONNECTIONS) - BURST) / RATE);
-    let taken = accepts[CONNECTIONS - 1] - started;
-    println!("{CONNECTIONS} connections in {taken:.2?}, at least {least:.2?}");
-    assert!(taken >= least, "{taken:?} is less than {least:?}");
+    for (before, accept) in accepts.iter().enumerate() {
+        let least = Duration::from_secs_f64((as_float(before + 1) - BURST).max(0.0) / RATE);
+        let taken = *accept - started;
+        assert!(taken >= least, "accept number {} after {taken:?}, at least {least:?}", before + 1);
+    }
 }
 
 /// Opens all tunnels at once, asks one small question in each, and closes it.
@@ -56,17 +54,6 @@ async fn short_tunnels(sidecar: &Sidecar, stub: &StubRegistry) {
         });
     }
     assert!(tunnels.join_all().await.iter().all(|status| *status == 200));
-}
-
-fn assert_every_window_keeps_to_the_rate(accepts: &[Instant]) {
-    for (first, start) in accepts.iter().enumerate() {
-        for (last, end) in accepts.iter().enumerate().skip(first) {
-            let window = *end - *start;
-            let allowed = BURST + RATE * (window + TOLERANCE).as_secs_f64();
-            let accepted = last - first + 1;
-            assert!(as_float(accepted) <= allowed, "{accepted} accepts within {window:?}, from number {first}");
-        }
-    }
 }
 
 fn as_float(count: usize) -> f64 {
