@@ -37,16 +37,12 @@ use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::upstream::Upstream;
 
-/// The endpoints of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All of them.
     Admin,
-    /// Metrics and probes.
     Metrics,
 }
 
-/// The data behind the endpoints.
 #[derive(Debug)]
 pub struct Admin {
     proxy: Arc<Proxy>,
@@ -63,7 +59,6 @@ pub struct Admin {
 const PATHS: &str = "the paths are /, /healthz, /readyz, /metrics, /status, /queue, /history and POST /registries/NAME/pause and /resume\n";
 
 impl Admin {
-    /// Shows what `proxy` does.
     pub fn new(
         proxy: Arc<Proxy>,
         config: Arc<ConfigState>,
@@ -241,7 +236,6 @@ fn reading(upstream: &Upstream) -> Reading {
     Reading { open: now.open.open(), waiting: now.waiting, so_far: upstream.metrics.so_far() }
 }
 
-/// The whole answer of `/status`.
 #[derive(Serialize)]
 struct Status {
     version: &'static str,

@@ -53,7 +53,6 @@ pub struct Running {
     addresses: ListenAddresses,
     /// For a process that takes over; closed when draining begins.
     listeners: Vec<Listener>,
-    /// The tasks that accept clients.
     accepting: Vec<JoinHandle<()>>,
     proxy: Arc<Proxy>,
     admin: Arc<Admin>,
@@ -67,9 +66,7 @@ pub struct Running {
 /// The input of a start.
 #[derive(Debug)]
 pub struct Start<'a> {
-    /// The file of the config.
     pub file: &'a Path,
-    /// Its content.
     pub config: Config,
     /// Listeners from before the start.
     pub inherited: Inherited,
@@ -77,9 +74,7 @@ pub struct Start<'a> {
 
 /// Opens every listener, takes over from the process before if there is one, and then starts. Must be called inside a
 /// tokio runtime.
-///
-/// # Errors
-/// When a listener cannot be had, or a file of TLS is not usable; nothing runs then, and a process before goes on.
+/// Fails when a listener cannot be had, or a file of TLS is not usable; nothing runs then, and a process before goes on.
 pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, StartError> {
     let Start { file, config, mut inherited } = start;
     let tls = read_tls(&config)?;
@@ -123,7 +118,6 @@ fn entry(service: &Service) -> Option<Entry> {
 }
 
 impl Running {
-    /// Where it listens.
     pub fn addresses(&self) -> &ListenAddresses {
         &self.addresses
     }
@@ -144,9 +138,7 @@ impl Running {
     }
 
     /// Starts the like of this process to take over. Until it is ready, nothing changes.
-    ///
-    /// # Errors
-    /// When no other process takes over; this one goes on.
+    /// Fails when no other process takes over; this one goes on.
     pub async fn find_successor(&self, program: &Program) -> Result<Successor, NoSuccessor> {
         let listeners = listeners::copies(&self.listeners).map_err(|cause| NoSuccessor::Descriptors { cause })?;
         program.start(listeners).await

@@ -14,7 +14,6 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses from `first` up to `longest`.
     pub const fn new(first: Duration, longest: Duration) -> Backoff {
         Backoff { first, longest }
     }

@@ -108,7 +108,6 @@ RUST_LOG overrides log.level.
 
 Exit status: 0 fine, 1 failed while running, 2 wrong usage, config or listen address.";
 
-/// Does what the command line says.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match &arguments.command {
@@ -139,7 +138,6 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Shows what a running sidecar does.
 fn status(asked: &Status, file: Option<&Path>) -> ExitCode {
     let admin = match admin_of(asked.admin.as_deref(), file, &KNOWN_FILES) {
         Ok(admin) => admin,
@@ -185,7 +183,6 @@ fn readable<'a>(files: &[&'a str]) -> Option<&'a Path> {
     files.iter().copied().map(Path::new).find(|file| file.exists())
 }
 
-/// Tells a running sidecar to do something with a registry.
 fn tell(control: &Control, action: &str, file: Option<&Path>) -> ExitCode {
     let Control { registry, admin } = control;
     // Nothing else is a registry's name, and not every other text would be one path.
@@ -354,7 +351,6 @@ async fn hand_over(running: app::Running, successor: Successor, signals: &mut Si
     }
 }
 
-/// The operator's order.
 enum Order {
     /// Read the config again; why.
     Reload(&'static str),

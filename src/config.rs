@@ -41,9 +41,7 @@ use report::Report;
 
 impl Config {
     /// Reads a configuration from the text of its file.
-    ///
-    /// # Errors
-    /// With every problem of the text, in the order of its lines.
+    /// Fails with every problem of the text, in the order of its lines.
     pub fn parse(text: &str) -> Result<Self, Problems> {
         let (root, errors) = DeTable::parse_recoverable(text);
         let mut report = Report::new(text);
@@ -60,9 +58,7 @@ impl Config {
 
     /// The admin address that the file at `path` names, or the default, whatever else is wrong with the file: a sidecar
     /// that refused it goes on with the one before.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
+    /// Fails when the file cannot be read.
     pub fn admin_address(path: &Path) -> Result<SocketAddr, LoadError> {
         let text =
             std::fs::read_to_string(path).map_err(|cause| LoadError::Unreadable { path: path.to_owned(), cause })?;
@@ -73,9 +69,7 @@ impl Config {
     }
 
     /// Reads the configuration file at `path`.
-    ///
-    /// # Errors
-    /// When the file cannot be read, or with every problem in it.
+    /// Fails when the file cannot be read, or with every problem in it.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
         let text =
             std::fs::read_to_string(path).map_err(|cause| LoadError::Unreadable { path: path.to_owned(), cause })?;

@@ -39,7 +39,6 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The word in status pages.
     pub fn as_str(self) -> &'static str {
         match self {
             Cause::Answer(sign) => sign.as_str(),
@@ -79,7 +78,6 @@ struct NotedSign {
     subject: u64,
 }
 
-/// The state for status and page.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DistressPicture {
     /// From 0 to 1.
@@ -120,7 +118,6 @@ impl Distress {
         self.recent(now).map(|seen| seen.cause.weight()).sum::<u32>() >= FULL
     }
 
-    /// The state for status and page.
     pub fn picture(&self, now: Moment) -> DistressPicture {
         let left = |seen: &NotedSign| 1.0 - now.since(seen.at).as_secs_f64() / MEMORY.as_secs_f64();
         let weight: f64 = self.recent(now).map(|seen| f64::from(seen.cause.weight()) * left(seen)).sum();

@@ -30,7 +30,6 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics without a series.
     pub fn new() -> Metrics {
         Metrics::default()
     }
@@ -42,9 +41,6 @@ impl Metrics {
     }
 
     /// The text of `/metrics`, with these gauges.
-    ///
-    /// # Panics
-    /// Never: writing text to memory does not fail.
     pub fn render(&self, gauges: &Scrape) -> String {
         let families = [self.counted.gather(), gauges.families.gather()].concat();
         let mut text = Vec::new();
@@ -88,7 +84,6 @@ pub struct RegistryMetrics {
     resumed: IntCounter,
 }
 
-/// The counters of one class of one registry.
 #[derive(Debug)]
 struct ClassMetrics {
     admitted: IntCounter,
@@ -99,7 +94,6 @@ struct ClassMetrics {
 /// The events at one registry since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SoFar {
-    /// Admissions.
     pub admitted: u64,
     /// Answers that roadstead made itself.
     pub refused: u64,
@@ -166,12 +160,10 @@ impl RegistryMetrics {
         }
     }
 
-    /// A request ended.
     pub fn finished(&self, outcome: Outcome) {
         self.outcomes.at(outcome).inc();
     }
 
-    /// A request was answered by roadstead itself.
     pub fn refused(&self, reason: Reason) {
         self.refused.at(reason).inc();
     }
@@ -181,7 +173,6 @@ impl RegistryMetrics {
         self.requests.at(if on_kept { Connection::Reused } else { Connection::Dialled }).inc();
     }
 
-    /// A request is sent again.
     pub fn retried(&self, sign: Sign) {
         self.retries.at(sign).inc();
     }
@@ -196,7 +187,6 @@ impl RegistryMetrics {
         self.resumed.inc();
     }
 
-    /// A wait in this class ended.
     pub fn waited(&self, class: usize, outcome: WaitOutcome, wait: Duration) {
         let class = &self.classes[class];
         if outcome == WaitOutcome::Admitted {
@@ -205,7 +195,6 @@ impl RegistryMetrics {
         class.waits[outcome.index()].observe(wait.as_secs_f64());
     }
 
-    /// `connect()` succeeded.
     pub fn connected(&self, took: Duration) {
         self.connect.observe(took.as_secs_f64());
     }
@@ -225,12 +214,10 @@ impl RegistryMetrics {
         self.cut.at(evidence).inc();
     }
 
-    /// Bytes were relayed.
     pub fn relayed(&self, direction: Direction, bytes: usize) {
         self.bytes.at(direction).inc_by(bytes as u64);
     }
 
-    /// The events so far.
     pub fn so_far(&self) -> SoFar {
         let mut so_far = SoFar {
             admitted: self.classes.iter().map(|class| class.admitted.get()).sum(),

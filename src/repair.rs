@@ -57,7 +57,6 @@ impl Repair {
         Repair { enabled, ..Repair::default() }
     }
 
-    /// The key of these texts.
     pub fn key(&self, texts: &[&[u8]]) -> Key {
         self.keys.of(texts)
     }
@@ -193,7 +192,6 @@ impl Tries {
         sign == Sign::Unseen401 && self.vouched.is_none()
     }
 
-    /// The first sign that was seen.
     pub fn first(&self) -> Option<Sign> {
         self.first
     }

@@ -23,7 +23,6 @@ struct Readings {
     refused: Option<(SystemTime, String)>,
 }
 
-/// In `/status`.
 #[derive(Debug, Serialize)]
 pub struct ConfigPicture {
     file: String,
@@ -41,13 +40,11 @@ pub struct ConfigPicture {
 }
 
 impl ConfigState {
-    /// The config of this file was taken now.
     pub fn new(file: &Path) -> ConfigState {
         let state = Readings { taken: SystemTime::now(), reloads: 0, changes: Vec::new(), refused: None };
         ConfigState { file: file.to_owned(), state: Mutex::new(state) }
     }
 
-    /// Another one was taken.
     pub fn taken(&self, changes: &[Change]) {
         let mut state = self.lock();
         state.taken = SystemTime::now();
@@ -56,7 +53,6 @@ impl ConfigState {
         state.refused = None;
     }
 
-    /// Another one was refused.
     pub fn refused(&self, problem: String) {
         self.lock().refused = Some((SystemTime::now(), problem));
     }
@@ -71,7 +67,6 @@ impl ConfigState {
         self.lock().refused.is_none()
     }
 
-    /// The current state.
     pub fn picture(&self) -> ConfigPicture {
         let state = self.lock();
         ConfigPicture {

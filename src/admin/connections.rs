@@ -47,9 +47,6 @@ impl AdminConnections {
 }
 
 /// Serves one connection, until it ends, is too old, or another process answers here.
-///
-/// # Errors
-/// The error of the connection.
 pub async fn serve<S, Io>(io: Io, service: S, handed_over: &CancellationToken) -> Result<(), hyper::Error>
 where
     Io: AsyncRead + AsyncWrite + Unpin,

@@ -17,7 +17,6 @@ const WINDOW: usize = 60;
 /// Waits that ended in one second, by bucket.
 type Waits = [u32; WAIT_BUCKETS.len() + 1];
 
-/// The samples of every registry.
 #[derive(Debug, Default)]
 pub struct History {
     registries: BTreeMap<String, Track>,
@@ -26,11 +25,8 @@ pub struct History {
 /// The figures of one registry, read once a second.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reading {
-    /// Open sockets.
     pub open: usize,
-    /// Requests in the queue.
     pub waiting: usize,
-    /// The counters.
     pub so_far: SoFar,
 }
 

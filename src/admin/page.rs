@@ -26,7 +26,6 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::try_from(policy).expect("a policy is plain text")
 });
 
-/// The page.
 pub fn page() -> Response<Full<Bytes>> {
     let mut page = response(StatusCode::OK, "text/html; charset=utf-8", PAGE);
     let headers = page.headers_mut();

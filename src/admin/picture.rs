@@ -45,7 +45,6 @@ pub(super) struct RegistryPicture {
     pub clients: Vec<ClientPicture>,
     /// Clients beyond those.
     pub clients_left_out: usize,
-    /// The nodes of the mirror.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub upstreams: Vec<NodePicture>,
     /// Whether the registry is overloaded; not known of other hosts.
@@ -56,7 +55,6 @@ pub(super) struct RegistryPicture {
     pub used: Used,
 }
 
-/// Signs of overload of a registry.
 #[derive(Debug, Serialize)]
 pub(super) struct DistressShown {
     /// From 0 to 1.
@@ -82,14 +80,12 @@ impl DistressShown {
     }
 }
 
-/// One class of a registry.
 #[derive(Debug, Serialize)]
 pub(super) struct ClassPicture {
     pub waiting: usize,
     pub holding: usize,
 }
 
-/// One client of a registry.
 #[derive(Debug, Serialize)]
 pub(super) struct ClientPicture {
     client: String,

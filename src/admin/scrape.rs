@@ -5,18 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::picture::RegistryPicture;
 use crate::metrics::Scrape;
 
-/// The state of the process.
 pub(super) struct ProcessPicture {
     pub started: SystemTime,
-    /// Connections of clients.
     pub clients: usize,
-    /// When the config that holds was taken.
     pub config_taken: SystemTime,
-    /// Whether the file as it was read last is the config that holds.
     pub config_holds: bool,
 }
 
-/// The gauges of this moment.
 pub(super) fn scrape<'a>(
     process: &ProcessPicture,
     registries: impl Iterator<Item = (&'a str, RegistryPicture)>,

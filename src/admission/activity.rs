@@ -9,7 +9,6 @@ use std::time::Duration;
 use super::moment::Moment;
 use crate::metrics::Direction;
 
-/// The bytes of one connection so far.
 #[derive(Debug, Default)]
 pub struct Activity {
     up: AtomicU64,
@@ -19,7 +18,6 @@ pub struct Activity {
 }
 
 impl Activity {
-    /// So many bytes moved now.
     pub fn carried(&self, direction: Direction, bytes: usize, now: Moment) {
         let counter = match direction {
             Direction::Up => &self.up,
@@ -29,7 +27,6 @@ impl Activity {
         self.moved.store(now.nanos().max(1), Ordering::Relaxed);
     }
 
-    /// The bytes in this direction.
     pub fn bytes(&self, direction: Direction) -> u64 {
         match direction {
             Direction::Up => self.up.load(Ordering::Relaxed),

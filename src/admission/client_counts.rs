@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use super::request::{ClientId, Place};
 
-/// The waiting requests of all clients.
 #[derive(Debug, Default)]
 pub(super) struct ClientCounts {
     peers: Counted<Arc<str>, OfPeer>,

@@ -32,50 +32,28 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Let this request open a socket in a new slot.
-    Dial {
-        /// Whose turn it is.
-        place: Place,
-        /// The slot it has now.
-        slot: SlotId,
-        /// How long it waited.
-        waited: Duration,
-    },
+    Dial { place: Place, slot: SlotId, waited: Duration },
     /// Hand this request a kept connection.
     Reuse {
-        /// Whose turn it is.
         place: Place,
         /// The slot of the connection; it is active now.
         slot: SlotId,
-        /// How long it waited.
         waited: Duration,
     },
     /// Tell this request that it will not be admitted.
     Refuse {
-        /// The refused waiter.
         place: Place,
-        /// Why, and what to tell.
         refusal: Refusal,
         /// The owner of the ticket, with `Core::keep_place`, as soon as it knows: before that nobody can come
         /// back to it. `None`: it is not kept.
         may_return: Option<Owner>,
     },
     /// Close a kept connection in order. The slot is closing now, and comes back when the socket is gone.
-    Close {
-        /// The slot of the connection.
-        slot: SlotId,
-        /// The cause of the close.
-        cause: CloseCause,
-    },
+    Close { slot: SlotId, cause: CloseCause },
     /// Ask a quiet tunnel to close, because somebody waits. It answers by closing, or by going on.
-    Reclaim {
-        /// The slot of the tunnel.
-        slot: SlotId,
-        /// The evidence that it is idle.
-        evidence: Evidence,
-    },
+    Reclaim { slot: SlotId, evidence: Evidence },
 }
 
-/// The needs of a process that hands over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// Slots that are not the other process's: open here, granted and about to be used, or held by an older process.
@@ -100,13 +78,9 @@ pub enum CloseCause {
 /// A request that will not be admitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The bound that was met.
     pub reason: RefusalReason,
-    /// How long the request waited.
     pub waited: Duration,
-    /// Others waiting at that moment.
     pub waiting: usize,
-    /// Slots at that moment.
     pub slots: usize,
     /// When coming back makes sense.
     pub retry_after: Duration,
@@ -147,7 +121,6 @@ pub enum LimitedBy {
 }
 
 impl LimitedBy {
-    /// The word in status pages.
     pub fn as_str(self) -> &'static str {
         match self {
             LimitedBy::Paused => "paused",

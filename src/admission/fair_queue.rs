@@ -25,7 +25,6 @@ pub(super) struct Charge {
 /// Whether a request that is admitted was next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AdmittedAs {
-    /// It was next.
     Next,
     /// It passed those before it, with a connection that none of them could use.
     Passing,
@@ -88,7 +87,6 @@ impl FairQueue {
         self.weights = weights.to_vec();
     }
 
-    /// A request begins to wait.
     pub fn push(&mut self, principal: &Principal, lane: Lane, place: Place, now: Moment) {
         let (peer, name) = principal.client.parts();
         let peers = self.classes.inner(&principal.class);
@@ -144,7 +142,6 @@ impl FairQueue {
         self.classes.settle(&principal.class, charge.class, now);
     }
 
-    /// The request that is next.
     pub fn next(&self) -> Option<Place> {
         self.classes.next()?.next()?.next()?.next()
     }

@@ -86,12 +86,10 @@ impl<K, T> Default for FairRound<K, T> {
 }
 
 impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
-    /// Whether a flow waits.
     pub fn any_waits(&self) -> bool {
         !self.order.is_empty()
     }
 
-    /// The flow that is next.
     pub fn next(&self) -> Option<&T> {
         let (.., key) = self.order.first()?;
         self.get(key)

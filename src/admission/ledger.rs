@@ -11,7 +11,6 @@ use super::moment::Moment;
 use super::request::{ClientId, Place, Principal, SlotUse};
 use super::slot::{Counts, SlotId, SlotState};
 
-/// The book of taken slots.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     /// The oldest first: ids only rise.
@@ -24,7 +23,6 @@ pub(super) struct Ledger {
     next: u64,
 }
 
-/// One taken slot.
 #[derive(Clone, Debug)]
 pub(super) struct LedgerEntry {
     pub state: SlotState,
@@ -34,7 +32,6 @@ pub(super) struct LedgerEntry {
     pub dialled: bool,
     /// Whether a handshake is to come at once.
     fresh: bool,
-    /// The bytes of its connection.
     pub activity: Arc<Activity>,
     /// The request that it serves; `None` while it is pooled.
     pub occupant: Option<Occupant>,
@@ -83,12 +80,10 @@ impl Ledger {
         self.held.get(client).copied().unwrap_or(0)
     }
 
-    /// The request that a slot serves.
     pub fn occupant(&self, id: SlotId) -> Option<&Occupant> {
         self.entries.get(&id)?.occupant.as_ref()
     }
 
-    /// Taken slots by where their connections go.
     pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
         let mut targets = BTreeMap::new();
         for target in self.entries.values().filter_map(|entry| entry.target.clone()) {

@@ -18,14 +18,10 @@ pub struct Occupancy {
     pub left_out: usize,
 }
 
-/// One client's requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCount {
-    /// The client.
     pub principal: Principal,
-    /// Requests that wait.
     pub waiting: usize,
-    /// Slots that serve its requests.
     pub holding: usize,
 }
 

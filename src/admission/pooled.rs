@@ -50,7 +50,6 @@ impl PooledSlots {
         self.by_key.get(key)?.last().map(|(_, id)| *id)
     }
 
-    /// The keys for which connections are pooled.
     pub fn keys(&self) -> impl Iterator<Item = &ReuseKey> {
         self.by_key.keys()
     }
@@ -61,7 +60,6 @@ impl PooledSlots {
         (*expires <= now).then_some(*id)
     }
 
-    /// The next moment at which one expires.
     pub fn next_expiry(&self) -> Option<Moment> {
         self.by_expiry.first().map(|(expires, _)| *expires)
     }

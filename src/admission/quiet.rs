@@ -10,7 +10,6 @@ use super::moment::Moment;
 use super::request::ClientId;
 use super::slot::{Evidence, Quiet, SlotId};
 
-/// All quiet tunnels.
 #[derive(Debug, Default)]
 pub(super) struct QuietTunnels {
     tunnels: HashMap<SlotId, (ClientId, Quiet)>,
@@ -49,7 +48,6 @@ impl QuietTunnels {
         }
     }
 
-    /// The state of a quiet tunnel.
     pub fn get(&self, slot: SlotId) -> Option<&Quiet> {
         self.tunnels.get(&slot).map(|(_, quiet)| quiet)
     }

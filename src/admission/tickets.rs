@@ -20,7 +20,6 @@ const MAX_TICKETS_OF_ONE: usize = 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner(u64);
 
-/// All tickets.
 #[derive(Debug)]
 pub(super) struct Tickets {
     keep: Duration,

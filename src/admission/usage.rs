@@ -19,7 +19,6 @@ const KNOWN_AFTER: Duration = Duration::from_secs(1);
 /// Time for which slots were held, and in which they were busy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Used {
-    /// All slots together.
     pub held: Duration,
     /// The part of it in which they were busy.
     pub busy: Duration,
@@ -43,7 +42,6 @@ struct Meter {
 }
 
 impl Usage {
-    /// The slot was granted.
     pub fn granted(&mut self, slot: SlotId, now: Moment) {
         self.open.insert(slot, Meter { busy: true, busy_since: now, settled: now });
     }
@@ -60,7 +58,6 @@ impl Usage {
         }
     }
 
-    /// The slot came back.
     pub fn released(&mut self, slot: SlotId, now: Moment) {
         if let Some(meter) = self.open.remove(&slot) {
             self.settled.add(meter.until(now));
@@ -73,7 +70,6 @@ impl Usage {
         busy.map(|meter| now.since(meter.busy_since)).max().unwrap_or_default()
     }
 
-    /// The sums so far.
     pub fn used(&self, now: Moment) -> Used {
         let mut used = self.settled;
         for meter in self.open.values() {

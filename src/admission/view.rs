@@ -13,18 +13,14 @@ use super::slot::{Counts, Evidence, SlotId, SlotState};
 use super::usage::Used;
 use crate::metrics::Direction;
 
-/// The picture at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Slots.
     pub slots: usize,
     /// Those of them that are still held elsewhere: by another process, or from before a reload.
     pub reserved: usize,
     /// Taken ones by state.
     pub open: Counts,
-    /// Those who wait.
     pub waiting: usize,
-    /// Those who wait, by class.
     pub waiting_by_class: Vec<usize>,
     /// The time since the arrival of the one who waits longest.
     pub oldest_wait: Duration,
@@ -43,9 +39,7 @@ pub struct Snapshot {
 pub struct Explanation {
     /// The reason why the next waiter is not admitted, if there is a waiter.
     pub limited_by: Option<LimitedBy>,
-    /// Those who wait.
     pub waiters: Vec<WaiterInfo>,
-    /// Those who hold a slot.
     pub holders: Vec<HolderInfo>,
 }
 
@@ -54,7 +48,6 @@ pub struct Explanation {
 pub struct WaiterInfo {
     /// By arrival, from 1.
     pub position: usize,
-    /// The client.
     pub principal: Principal,
     /// The kind of the request.
     pub kind: SlotUse,
@@ -73,11 +66,8 @@ pub struct WaiterInfo {
 /// One who holds a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HolderInfo {
-    /// The slot.
     pub slot: SlotId,
-    /// The use of the slot.
     pub kind: SlotUse,
-    /// The state of its socket.
     pub state: SlotState,
     /// The time since it was granted.
     pub age: Duration,
@@ -96,7 +86,6 @@ pub struct HolderInfo {
 }
 
 impl Core {
-    /// The picture now.
     pub fn snapshot(&self, now: Moment) -> Snapshot {
         Snapshot {
             slots: self.books.limits.slots,
@@ -151,12 +140,10 @@ impl Core {
         oldest.collect()
     }
 
-    /// Numbers of waiters and holders by client, for at most `most` clients.
     pub fn occupancy(&self, most: usize) -> Occupancy {
         Occupancy::take(&self.books.queue, &self.books.ledger, self.books.limits.weights.len(), most)
     }
 
-    /// Taken slots by where their connections go.
     pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
         self.books.ledger.targets()
     }

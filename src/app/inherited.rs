@@ -17,7 +17,6 @@ use super::takeover::link::LINK;
 const UNIX: i32 = 1;
 const STREAM: i32 = 1;
 
-/// Inherited listeners that are not used yet.
 #[derive(Debug, Default)]
 pub struct Inherited {
     listeners: Vec<InheritedListener>,
@@ -33,9 +32,7 @@ struct InheritedListener {
 
 impl Inherited {
     /// Takes what the environment tells of. To be called once, before other threads run.
-    ///
-    /// # Errors
-    /// When a descriptor is not what it should be.
+    /// Fails when a descriptor is not what it should be.
     pub fn from_env() -> io::Result<Inherited> {
         let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut names = names.split(':');

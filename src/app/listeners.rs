@@ -16,7 +16,6 @@ const BACKLOG: i32 = 4096;
 /// Where a running sidecar listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenAddresses {
-    /// The proxy.
     pub proxy: SocketAddr,
     /// Health, metrics and status.
     pub admin: SocketAddr,
@@ -27,7 +26,6 @@ pub struct ListenAddresses {
 }
 
 impl ListenAddresses {
-    /// All of them.
     pub fn all(&self) -> impl Iterator<Item = SocketAddr> {
         let mirrors = self.mirrors.iter().map(|(_, address)| *address);
         [self.proxy, self.admin].into_iter().chain(self.metrics).chain(mirrors)
@@ -63,7 +61,6 @@ impl Service {
     }
 }
 
-/// One listener of this process.
 #[derive(Debug)]
 pub(super) struct Listener {
     pub service: Service,
@@ -75,18 +72,14 @@ pub(super) struct Listener {
 
 impl Listener {
     /// A copy of the socket, for the runtime to accept on. Must be called inside a tokio runtime.
-    ///
-    /// # Errors
-    /// When there are no descriptors left.
+    /// Fails when there are no descriptors left.
     pub fn accepting(&self) -> io::Result<TcpListener> {
         TcpListener::from_std(self.socket.try_clone()?)
     }
 }
 
 /// Takes the listeners that were inherited, and binds the others.
-///
-/// # Errors
-/// When one cannot be bound, or an inherited one is none that the config names.
+/// Fails when one cannot be bound, or an inherited one is none that the config names.
 pub(super) fn open(config: &Config, inherited: &mut Inherited) -> Result<Vec<Listener>, StartError> {
     let listen = &config.listen;
     let mut services = vec![(Service::Proxy, listen.proxy), (Service::Admin, listen.admin)];
@@ -114,7 +107,6 @@ pub(super) fn open(config: &Config, inherited: &mut Inherited) -> Result<Vec<Lis
     }
 }
 
-/// Where they listen.
 pub(super) fn addresses(listeners: &[Listener]) -> ListenAddresses {
     let at = |service: Service| listeners.iter().find(|listener| listener.service == service).map(|one| one.address);
     let mirrors = listeners.iter().filter_map(|listener| match &listener.service {
@@ -130,9 +122,7 @@ pub(super) fn addresses(listeners: &[Listener]) -> ListenAddresses {
 }
 
 /// Copies of them, by the names under which a successor looks for them.
-///
-/// # Errors
-/// When there are no descriptors left.
+/// Fails when there are no descriptors left.
 pub(super) fn copies(listeners: &[Listener]) -> io::Result<Vec<(String, OwnedFd)>> {
     listeners.iter().map(|listener| Ok((listener.service.name(), listener.socket.try_clone()?.into()))).collect()
 }

@@ -11,9 +11,6 @@ use crate::upstream::tls::{Tls, TlsTerms};
 pub type ReadTls = BTreeMap<String, Arc<Tls>>;
 
 /// Reads the TLS files of the config. A broken file is better reported now than at the first pull.
-///
-/// # Errors
-/// The problem of the first broken file.
 pub fn read_tls(config: &Config) -> Result<ReadTls, StartError> {
     let mut read = ReadTls::new();
     for registry in &config.registries {

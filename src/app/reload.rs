@@ -85,7 +85,6 @@ impl Reloader {
         Reloader { path, read, tls_files, config, assembly, reservations, state, set_level }
     }
 
-    /// The config that holds.
     pub fn config(&self) -> &Config {
         &self.config
     }

@@ -19,7 +19,6 @@ use tokio::time::{sleep, timeout};
 /// How long an ending process waits until systemd has heard its last words.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// Tells systemd.
 #[derive(Debug)]
 pub struct Systemd {
     words: UnboundedSender<Notice>,
@@ -46,7 +45,6 @@ impl Systemd {
         self.say(Notice::Ready);
     }
 
-    /// The order to stop was heard.
     pub fn stopping(&self) {
         self.say(Notice::Stopping);
     }

@@ -10,25 +10,17 @@ use crate::target::{BadTarget, Target};
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// GETs a path; gives back status and body.
-///
-/// # Errors
-/// When nobody listens there, or what answers is not HTTP; with the address.
+/// Fails when nobody listens there, or what answers is not HTTP; with the address.
 pub fn get(admin: &str, path: &str) -> Result<(u16, String), String> {
     ask("GET", admin, path)
 }
 
 /// POSTs to a path; gives back status and body.
-///
-/// # Errors
-/// As [`get`].
 pub fn post(admin: &str, path: &str) -> Result<(u16, String), String> {
     ask("POST", admin, path)
 }
 
 /// The `host:port` in an address that the operator gave: a URL, or `host:port` alone.
-///
-/// # Errors
-/// The problem of the address.
 pub fn authority(named: &str) -> Result<&str, String> {
     let wrong = |what: &str| Err(format!("--admin {named}: {what}"));
     let rest = match named.split_once("://") {

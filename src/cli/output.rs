@@ -4,9 +4,7 @@ use std::io::{self, Write};
 
 /// Prints to standard output; tells whether somebody still reads. That the reader has gone is no failure: it has seen what
 /// it wanted.
-///
-/// # Errors
-/// When it cannot be written for another reason.
+/// Fails when it cannot be written for another reason.
 pub fn print(text: &[u8]) -> Result<bool, String> {
     let mut out = io::stdout().lock();
     match out.write_all(text).and_then(|()| out.flush()) {

@@ -63,9 +63,7 @@ impl Paint {
 /// The room in a terminal.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
-    /// Characters in a line.
     pub columns: usize,
-    /// Lines.
     pub rows: usize,
 }
 

@@ -41,9 +41,7 @@ impl Look {
 }
 
 /// Shows the picture once.
-///
-/// # Errors
-/// When nobody answers there, or not as a sidecar does.
+/// Fails when nobody answers there, or not as a sidecar does.
 pub fn once(admin: &str, look: Look) -> Result<(), String> {
     let (status, body) = status(admin)?;
     let picture = if look.json { body } else { render(&status, look.paint) };
@@ -52,9 +50,7 @@ pub fn once(admin: &str, look: Look) -> Result<(), String> {
 
 /// Shows the picture each second, until Ctrl-C, or until nobody reads it any more. A sidecar that is away is told, and
 /// asked again.
-///
-/// # Errors
-/// When signals cannot be awaited, or nothing can be printed.
+/// Fails when signals cannot be awaited, or nothing can be printed.
 pub fn until_interrupted(admin: &str, look: Look) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
@@ -111,7 +107,6 @@ fn start(look: Look) -> String {
     if look.terminal && !look.json { REDRAW.to_owned() } else { String::new() }
 }
 
-/// `/status`, and its text.
 fn status(admin: &str) -> Result<(Value, String), String> {
     let (status, body) = ask::get(admin, "/status")?;
     if status != 200 {

@@ -58,7 +58,6 @@ impl Problems {
         Self { file: Some(file.to_owned()), ..self }
     }
 
-    /// The problems, in the order of their lines.
     pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
         self.problems.iter()
     }
@@ -96,15 +95,12 @@ impl std::error::Error for Problems {}
 /// Why a configuration file gave no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The file could not be read at all.
     #[error("cannot read {}: {cause}", .path.display())]
     Unreadable {
-        /// The file as it was named.
         path: PathBuf,
         /// The error of the operating system; part of the message, so not repeated as its source.
         cause: io::Error,
     },
-    /// The file was read, and is wrong.
     #[error(transparent)]
     Problems(Problems),
 }

@@ -34,7 +34,6 @@ pub(super) struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// The whole file.
     pub(super) fn root(table: &'a DeTable<'a>, report: &'a mut Report) -> Self {
         Section {
             whole: !report.lost_lines(),

@@ -13,9 +13,7 @@ pub struct Share(Fraction);
 
 impl Share {
     /// Reads `1/20`, `5%`, `2.5%`, `0.05` or `1`.
-    ///
-    /// # Errors
-    /// For any other text, and for a share that is not more than 0 and at most 1.
+    /// Fails for any other text, and for a share that is not more than 0 and at most 1.
     pub fn parse(text: &str) -> Result<Self, BadShare> {
         if text == "lease" {
             return Err(BadShare::Leased);
@@ -32,9 +30,6 @@ impl Share {
     }
 
     /// The slots of this share: `floor(cap x share)`, from 0 to the cap.
-    ///
-    /// # Panics
-    /// Never on systems where a `usize` has 32 bits or more.
     pub fn slots(self, cap: u32) -> usize {
         let slots = self.0.floor_times(u64::from(cap));
         usize::try_from(slots).expect("a share is at most 1, so the slots are at most the cap")

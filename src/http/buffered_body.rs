@@ -23,14 +23,12 @@ pub struct BufferedBody {
 }
 
 impl BufferedBody {
-    /// A body of which nothing was read.
     pub fn unread(body: AnswerBody) -> BufferedBody {
         let hint = body.size_hint();
         let rest = (!body.is_end_stream()).then_some(body);
         BufferedBody { frames: VecDeque::new(), data: BytesMut::new(), rest, hint }
     }
 
-    /// A body without bytes.
     pub fn empty() -> BufferedBody {
         BufferedBody { frames: VecDeque::new(), data: BytesMut::new(), rest: None, hint: SizeHint::with_exact(0) }
     }
@@ -54,12 +52,10 @@ impl BufferedBody {
         Ok(())
     }
 
-    /// Whether all of it was read.
     pub fn is_whole(&self) -> bool {
         self.rest.is_none()
     }
 
-    /// The bytes that were read.
     pub fn so_far(&self) -> &[u8] {
         &self.data
     }

@@ -30,9 +30,6 @@ pub struct Outbound {
 
 impl Outbound {
     /// The request for an absolute URL, and where it goes.
-    ///
-    /// # Errors
-    /// The answer to a request that is malformed or went in a circle.
     pub fn of_absolute(
         request: Request<Incoming>,
         proxy: &Proxy,
@@ -48,9 +45,6 @@ impl Outbound {
     }
 
     /// The request that came to a mirror.
-    ///
-    /// # Errors
-    /// The answer to a request that is malformed or went in a circle.
     pub fn of_origin_form(
         request: Request<Incoming>,
         proxy: &Proxy,
@@ -126,27 +120,22 @@ impl Outbound {
         part
     }
 
-    /// The lane of the request.
     pub fn lane(&self) -> Lane {
         self.lane
     }
 
-    /// Whether it may be sent more than once.
     pub fn is_repeatable(&self) -> bool {
         self.repeatable
     }
 
-    /// Its method.
     pub fn method(&self) -> &Method {
         &self.head.method
     }
 
-    /// Its path and query.
     pub fn uri(&self) -> &Uri {
         &self.head.uri
     }
 
-    /// Its credentials, if it has any.
     pub fn credentials(&self) -> Option<&HeaderValue> {
         let headers: &HeaderMap = &self.head.headers;
         headers.get(AUTHORIZATION)
@@ -157,7 +146,6 @@ impl Outbound {
         &self.key
     }
 
-    /// The request as it is sent.
     pub fn request(&self, body: RequestBody) -> Request<RequestBody> {
         Request::from_parts(self.head.clone(), body)
     }

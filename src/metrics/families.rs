@@ -30,7 +30,6 @@ impl Families {
         self.registry.gather()
     }
 
-    /// Sets a gauge.
     pub(super) fn set(&self, (name, help): Declaration, labels: &[(&str, &str)], value: f64) {
         let (names, values): (Vec<&str>, Vec<&str>) = labels.iter().copied().unzip();
         let family = self.family(name, || GaugeVec::new(Opts::new(name, help), &names));
@@ -44,13 +43,11 @@ impl Families {
         family.with_label_values(&values).inc_by(value);
     }
 
-    /// A counter with these labels.
     pub(super) fn counter(&self, (name, help): Declaration, labels: &[(&str, &str)]) -> IntCounter {
         let (names, values): (Vec<&str>, Vec<&str>) = labels.iter().copied().unzip();
         self.family(name, || IntCounterVec::new(Opts::new(name, help), &names)).with_label_values(&values)
     }
 
-    /// A histogram with these labels.
     pub(super) fn histogram(&self, (name, help): Declaration, buckets: &[f64], labels: &[(&str, &str)]) -> Histogram {
         let (names, values): (Vec<&str>, Vec<&str>) = labels.iter().copied().unzip();
         let options = || HistogramOpts::new(name, help).buckets(buckets.to_vec());

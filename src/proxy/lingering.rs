@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
 
-/// The lingering closes under way.
 #[derive(Debug, Default)]
 pub struct Lingering {
     /// The tokens that end each, oldest first.

@@ -15,7 +15,6 @@ use crate::target::{HostPattern, Origin, Target};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::{Destination, Upstream};
 
-/// One mirror.
 #[derive(Debug)]
 pub struct Mirror {
     /// Whose slots it takes.
@@ -34,9 +33,6 @@ pub struct Mirror {
 impl Mirror {
     /// The mirror at `address` of the registry at these nodes, which is known under `hosts`. With `rewrites`, links to the
     /// `public` targets lead back here.
-    ///
-    /// # Panics
-    /// Never: hosts and ports make a Host header.
     pub fn new(
         upstream: Arc<Upstream>,
         class: ClassId,
@@ -51,7 +47,6 @@ impl Mirror {
         Mirror { upstream, class, cluster, hosts, public, rewrites, address, host, key: ReuseKey::from(urls.join(" ")) }
     }
 
-    /// The Host header for the registry.
     pub fn host(&self) -> &HeaderValue {
         &self.host
     }
@@ -61,7 +56,6 @@ impl Mirror {
         &self.key
     }
 
-    /// The nodes.
     pub fn cluster(&self) -> &Arc<Cluster> {
         &self.cluster
     }

@@ -127,12 +127,10 @@ impl Record {
         (fields.ended_by, fields.evidence) = (what, evidence);
     }
 
-    /// The counters of its registry.
     pub fn metrics(&mut self) -> Arc<RegistryMetrics> {
         self.fields().metrics.clone()
     }
 
-    /// The counters of its bytes.
     pub fn carried(&mut self) -> Carried {
         self.fields().carried.clone()
     }

@@ -20,11 +20,9 @@ use crate::upstream::{Attempt, Failure, Patience, Upstream};
 /// The answer of roadstead itself to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Why.
     pub reason: Reason,
     /// The event and the setting behind it, in one sentence without a full stop.
     pub message: String,
-    /// How long the request waited for admission.
     pub waited: Duration,
     /// When coming back makes sense, where it ever does.
     pub retry_after: Option<Duration>,
@@ -37,7 +35,6 @@ pub struct Answer {
 pub struct Load {
     /// Sockets that may stand at once; `None` where nothing bounds them.
     pub slots: Option<usize>,
-    /// Requests in the queue.
     pub waiting: usize,
     /// The reason why the next waiter was not admitted.
     pub limited_by: Option<LimitedBy>,
@@ -194,7 +191,6 @@ impl Answer {
         Answer::plain(Reason::Draining, message)
     }
 
-    /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         match self.reason {
             Reason::QueueFull | Reason::QueueTimeout | Reason::Draining | Reason::TooManyClients => {

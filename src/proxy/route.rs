@@ -33,12 +33,10 @@ pub struct Routes {
     resolver: Arc<Resolver>,
 }
 
-/// One registry and its hosts.
 #[derive(Debug)]
 pub struct Claim {
     /// The hosts that the config lists.
     pub hosts: Vec<HostPattern>,
-    /// The registry.
     pub upstream: Arc<Upstream>,
     /// When its quiet tunnels may be taken.
     pub policy: Arc<ReclaimPolicy>,
@@ -51,7 +49,6 @@ pub struct Claim {
 pub struct Route {
     /// Whose slots it takes.
     pub upstream: Arc<Upstream>,
-    /// Where it goes.
     pub destination: Destination,
     /// When a quiet tunnel there may be taken.
     pub policy: Arc<ReclaimPolicy>,
@@ -93,12 +90,10 @@ impl Routes {
         &self.other_hosts.upstream
     }
 
-    /// All upstreams, other hosts last.
     pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.registries.iter().map(|claim| &claim.upstream).chain([&self.other_hosts.upstream])
     }
 
-    /// The registries alone.
     pub fn registries(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.registries.iter().map(|claim| &claim.upstream)
     }
@@ -108,7 +103,6 @@ impl Routes {
         self.registries.iter().find(|claim| claim.upstream.name == name)
     }
 
-    /// All registries, with what they claim.
     pub fn claims(&self) -> &[Claim] {
         &self.registries
     }

@@ -15,7 +15,6 @@ const MAX_KINDS: usize = 64;
 /// A request and its answer, by the length of their content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnswerShape {
-    /// The request.
     pub request: u32,
     /// The answer, with its head.
     pub answer: u32,

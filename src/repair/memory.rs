@@ -16,7 +16,6 @@ const MAX_REMEMBERED: usize = 10_000;
 pub struct Key(u64);
 
 impl Key {
-    /// The hash as a number.
     pub fn number(self) -> u64 {
         self.0
     }
@@ -33,7 +32,6 @@ pub struct Memory {
 pub struct Keys(RandomState);
 
 impl Keys {
-    /// The key of these texts.
     pub fn of(&self, texts: &[&[u8]]) -> Key {
         Key(self.0.hash_one(texts))
     }
@@ -50,12 +48,10 @@ impl Memory {
         }
     }
 
-    /// Forgets it.
     pub fn forget(&mut self, key: Key) {
         self.until.remove(&key);
     }
 
-    /// Whether it is remembered.
     pub fn knows(&self, key: Key, now: Moment) -> bool {
         self.until.get(&key).is_some_and(|until| *until > now)
     }

@@ -18,9 +18,7 @@ pub struct ObservedAnswer<'a> {
     pub method: &'a Method,
     /// Whether the request had credentials.
     pub authorized: bool,
-    /// The status of the answer.
     pub status: StatusCode,
-    /// Its headers.
     pub headers: &'a HeaderMap,
     /// Its body, as much as was read of it.
     pub body: &'a [u8],

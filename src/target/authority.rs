@@ -29,9 +29,7 @@ impl Target {
 
     /// Parses the authority of an absolute URL: `host` or `host:port`. An absent or empty port is `default_port`
     /// (RFC 3986 section 3.2.3).
-    ///
-    /// # Errors
-    /// For any part that is not a host or a port from 1 to 65535. User names in URLs are refused: they are a way to
+    /// Fails for any part that is not a host or a port from 1 to 65535. User names in URLs are refused: they are a way to
     /// make one host look like another.
     pub fn from_authority(authority: &str, default_port: u16) -> Result<Self, BadTarget> {
         let (host, port) = split(authority)?;
@@ -43,7 +41,6 @@ impl Target {
         Ok(Self { host, port })
     }
 
-    /// The host, in normal form.
     pub fn host(&self) -> &Host {
         &self.host
     }
@@ -126,34 +123,25 @@ impl fmt::Display for Host {
 /// Why a text is not a target. The messages do not repeat the text, which may hold a password or control characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadTarget {
-    /// A scheme, path, query or fragment is in the place of an authority.
     #[error("a scheme, path or query does not belong here: write host:port, such as harbor.example.com:443")]
     NotAuthority,
-    /// A user name or password is before the host.
     #[error("a user name before the host is not accepted: write host:port, such as harbor.example.com:443")]
     Userinfo,
-    /// There is no host.
     #[error("the host is missing: write host:port, such as harbor.example.com:443")]
     MissingHost,
-    /// There is no port, where one is required.
     #[error("the port is missing: write host:port, such as harbor.example.com:443")]
     MissingPort,
-    /// The port is not a number from 1 to 65535.
     #[error("the port is not a number from 1 to 65535")]
     BadPort,
-    /// An IPv6 address without brackets, or too many colons.
     #[error("more than one colon: write an IPv6 address in brackets, such as [2001:db8::1]:443")]
     UnbracketedV6,
-    /// The text in brackets is not an IPv6 address.
     #[error("not an IPv6 address in brackets: write it as [2001:db8::1]:443")]
     BadV6,
     /// An IPv6 address with a zone, which means something on one machine only.
     #[error("an IPv6 zone id is not accepted: write the address without the part behind %")]
     Zone,
-    /// A character that host names do not have.
     #[error("a host name has letters, digits, '-', '.' and '_' only: write other alphabets in their xn-- form")]
     BadCharacter,
-    /// The name, or a label of it, is empty or too long.
     #[error("a host name has at most 253 characters, and 1 to 63 between two dots")]
     BadLength,
     /// A name that ends in a number: resolvers read many spellings of an IPv4 address, such as `127.1`.
@@ -169,7 +157,6 @@ pub enum BadTarget {
 pub enum HostPattern {
     /// One host: `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address.
     Exact {
-        /// The host.
         host: Host,
         /// The only port that matches; `None` for every port.
         port: Option<u16>,

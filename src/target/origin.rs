@@ -9,20 +9,16 @@ use super::authority::{BadTarget, HostPattern, Target};
 pub struct Origin {
     /// Whether the scheme is `https`.
     pub secure: bool,
-    /// The host and port.
     pub target: Target,
 }
 
 /// Why a text is not an origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadOrigin {
-    /// It does not begin with `https://` or `http://`.
     #[error("a URL begins with https:// or http://, such as https://harbor.example.com")]
     Scheme,
-    /// A path, query or fragment follows.
     #[error("a path does not belong here: write the URL of the host alone, such as https://harbor.example.com")]
     Path,
-    /// The rest is not a host with or without a port.
     #[error(transparent)]
     Authority(#[from] BadTarget),
 }

@@ -28,7 +28,6 @@ enum Writing {
 }
 
 impl<S> EarlyAnswer<S> {
-    /// A stream on which nothing was written.
     pub fn new(stream: S) -> EarlyAnswer<S> {
         EarlyAnswer { stream, writing: Writing::NotBegun(None) }
     }

@@ -35,7 +35,6 @@ const MAX_LOOKUPS: usize = 32;
 /// Lookups at once of names that were resolved before.
 const MAX_REFRESHES: usize = 64;
 
-/// A caching resolver.
 #[derive(Debug)]
 pub struct Resolver {
     /// The exact names of `hosts`: never forgotten, never kept waiting for a thread.
@@ -49,7 +48,6 @@ pub struct Resolver {
     refreshes: Arc<Semaphore>,
 }
 
-/// One name.
 #[derive(Debug, Default)]
 struct Name {
     known: Mutex<Known>,
@@ -67,13 +65,10 @@ struct Known {
     lately: Vec<(IpAddr, Instant)>,
 }
 
-/// A name that could not be resolved.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("resolving {name}: {cause}")]
 pub struct ResolveError {
-    /// The name.
     pub name: String,
-    /// The error of the resolver.
     pub cause: String,
 }
 

@@ -25,7 +25,6 @@ use crate::target::Host;
 
 mod verify;
 
-/// The config of TLS to one registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsTerms {
     /// Authorities that are trusted beside the system's.
@@ -38,7 +37,6 @@ pub struct TlsTerms {
     pub insecure_skip_verify: bool,
 }
 
-/// Speaks TLS with one registry.
 pub struct Tls {
     terms: TlsTerms,
     built: OnceLock<Result<Arc<ClientConfig>, TlsError>>,
@@ -49,29 +47,18 @@ pub struct Tls {
 pub enum TlsError {
     /// A file cannot be read, or holds nothing of the kind.
     #[error("{key}: {path}: {reason}")]
-    File {
-        /// The setting.
-        key: &'static str,
-        /// Its value.
-        path: PathBuf,
-        /// The problem.
-        reason: String,
-    },
-    /// Nobody is trusted.
+    File { key: &'static str, path: PathBuf, reason: String },
     #[error(
         "tls.ca_file: this system has no root certificates, and no file lists any, so no registry can prove itself: set tls.ca_file"
     )]
     NoRoots,
-    /// Certificate and key do not belong together, or are of an unknown kind.
     #[error("tls.client_cert_file and tls.client_key_file: {0}")]
     Client(String),
-    /// The library does not take what it is given.
     #[error("TLS: {0}")]
     Unusable(String),
 }
 
 impl Tls {
-    /// TLS by these terms.
     pub fn new(terms: TlsTerms) -> Tls {
         Tls { terms, built: OnceLock::new() }
     }

@@ -16,7 +16,6 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 pub const LINK: &str = "roadstead-link";
 const READY: &str = "ready";
 
-/// A message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Message {
@@ -50,13 +49,10 @@ pub struct Holding {
 pub struct Waiting {
     /// The name of its class.
     pub class: String,
-    /// The client's name.
     pub client: String,
-    /// How many.
     pub requests: usize,
 }
 
-/// One end of the link.
 #[derive(Debug)]
 pub struct Link {
     lines: Split<BufReader<OwnedReadHalf>>,

@@ -32,23 +32,12 @@ pub struct Program {
     arguments: Vec<OsString>,
 }
 
-/// Why no other process took over.
 #[derive(Debug, thiserror::Error)]
 pub enum NoSuccessor {
-    /// It could not be started.
     #[error("cannot start {program}: {cause}")]
-    Start {
-        /// The binary.
-        program: PathBuf,
-        /// The error of the kernel.
-        cause: io::Error,
-    },
-    /// There are no descriptors left to hand over.
+    Start { program: PathBuf, cause: io::Error },
     #[error("cannot copy the listeners: {cause}")]
-    Descriptors {
-        /// The error of the kernel.
-        cause: io::Error,
-    },
+    Descriptors { cause: io::Error },
     /// It ended before it was ready; its own messages are in the log.
     #[error("the new process ended before it was ready ({0})")]
     Ended(String),
@@ -57,10 +46,8 @@ pub enum NoSuccessor {
     Late,
 }
 
-/// The process that takes over from this one.
 #[derive(Debug)]
 pub struct Successor {
-    /// Its process id.
     pub pid: u32,
     pub(super) link: Link,
     child: Option<Child>,
@@ -75,9 +62,7 @@ pub struct Predecessor {
 
 impl Program {
     /// How this process was started. To be asked at the start: later the binary may have been replaced.
-    ///
-    /// # Errors
-    /// When the system does not tell where the binary is.
+    /// Fails when the system does not tell where the binary is.
     pub fn of_this_process() -> io::Result<Program> {
         Ok(Program { path: env::current_exe()?, arguments: env::args_os().skip(1).collect() })
     }
@@ -89,9 +74,7 @@ impl Program {
     }
 
     /// Starts the like of this process on these listeners, and waits until it is ready.
-    ///
-    /// # Errors
-    /// When it does not come up; then everything is as before.
+    /// Fails when it does not come up; then everything is as before.
     pub async fn start(&self, listeners: Vec<(String, OwnedFd)>) -> Result<Successor, NoSuccessor> {
         let cannot = |cause| NoSuccessor::Start { program: self.path.clone(), cause };
         let (ours, theirs) = StdStream::pair().map_err(cannot)?;
@@ -167,9 +150,7 @@ impl Successor {
 
 impl Predecessor {
     /// Talks over an inherited link. Must be called inside a tokio runtime.
-    ///
-    /// # Errors
-    /// When it cannot be told when that process ends.
+    /// Fails when it cannot be told when that process ends.
     pub fn new(link: StdStream) -> io::Result<Predecessor> {
         let link = Link::over(link)?;
         // It has the other end of the link: as long as that is open, the number is its own.

@@ -57,12 +57,10 @@ impl Reservations {
         Arc::new(Reservations { proxy, changes, state: Mutex::new(state) })
     }
 
-    /// Whose gates these are.
     pub fn proxy(&self) -> &Arc<Proxy> {
         &self.proxy
     }
 
-    /// All upstreams.
     pub fn upstreams(&self) -> Vec<Arc<Upstream>> {
         self.proxy.settings().routes.upstreams().cloned().collect()
     }
@@ -207,7 +205,6 @@ pub fn concerns(holding: &Holding, claim: &Claim, held: &[Holding], claims: &[Cl
         || patterns(&holding.hosts).any(|there| claim.hosts.iter().any(|here| leads_to(&there, here)))
 }
 
-/// All slots of these.
 pub fn sum(held: &[Holding]) -> usize {
     held.iter().map(|holding| holding.slots).sum()
 }

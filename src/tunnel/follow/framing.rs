@@ -10,7 +10,6 @@ const HEADER: usize = 5;
 /// The longest that any version allows: TLS 1.2 lets encryption add 2,048 bytes (RFC 5246, section 6.2.3).
 const MAX_RECORD: u16 = (1 << 14) + 2048;
 
-/// A side of the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Client,

@@ -17,12 +17,10 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 
-/// Accepts or rejects the certificate of a registry.
 #[derive(Debug)]
 pub(super) struct Verifier {
     /// The rules of the web's certificates; `None` to accept all.
     pub(super) rules: Option<Arc<WebPkiServerVerifier>>,
-    /// The certificates in `ca_file`.
     pub(super) listed: Vec<CertificateDer<'static>>,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
