@@ -62,11 +62,14 @@ impl Core {
         let client = request.principal.client.clone();
         self.books.enqueue(request, now);
         // Nothing is reclaimed for a request that may not wait for it.
-        self.dispatch_with(self.surplus() == 0, now);
+        let may_wait = self.surplus() == 0;
+        self.dispatch_with(may_wait, now);
         while self.surplus() > 0
             && let Some(place) = self.books.queue.surplus(&client)
         {
             self.books.refuse(place, RefusalReason::QueueFull, now);
+        }
+        if !may_wait {
             self.dispatch(now);
         }
     }
