@@ -40,7 +40,6 @@ mod client_counts;
 pub mod core;
 #[cfg(test)]
 mod core_tests;
-mod deadlines;
 pub mod decision;
 #[cfg(test)]
 mod fair_histories_tests;
@@ -66,7 +65,6 @@ mod usage;
 mod view;
 mod wait_estimate;
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
@@ -107,6 +105,7 @@ struct Shared<P> {
 /// A ticket that a request came back with. Dropped unused, its place is kept again: the request ended before it asked, say
 /// because the name could not be resolved.
 #[must_use = "a ticket dropped unused keeps its place again"]
+#[derive(Debug)]
 pub struct Ticket<P> {
     gate: Gate<P>,
     place: Place,
@@ -124,19 +123,12 @@ impl<P> Ticket<P> {
 impl<P> Drop for Ticket<P> {
     fn drop(&mut self) {
         if !self.used {
-            let shared = &self.gate.shared;
-            shared.handover.give_back(self.place, self.owner, shared.now());
+            let now = self.gate.shared.now();
+            self.gate.shared.handover.with(|core| core.keep_place(self.place, self.owner, now));
         }
     }
 }
 
-impl<P> std::fmt::Debug for Ticket<P> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Ticket").field(&self.place).finish()
-    }
-}
-
-/// A request was admitted.
 #[must_use = "an admission dropped at once is given back at once"]
 #[derive(Debug)]
 pub enum Admission<P> {
@@ -165,16 +157,15 @@ impl<P: Send + 'static> Gate<P> {
     /// A place for a request of this client for this target that arrives now. With a ticket, it is the place of an earlier
     /// request, and the ticket is to be spent when it asks with [`Gate::admit`].
     pub fn place(&self, client: &ClientId, target: &str) -> (Place, Option<Ticket<P>>) {
-        let (place, owner) = self.shared.handover.place(client, target, self.shared.now());
+        let now = self.now();
+        let (place, owner) = self.shared.handover.with(|core| core.place(client, target, now));
         (place, owner.map(|owner| Ticket { gate: self.clone(), place, owner, used: false }))
     }
 
-    /// The epoch of this gate's time.
     pub fn epoch(&self) -> Instant {
         self.shared.epoch
     }
 
-    /// The time of this gate.
     pub fn now(&self) -> Moment {
         self.shared.now()
     }
@@ -193,38 +184,31 @@ impl<P: Send + 'static> Gate<P> {
         self.shared.settle(self.shared.handover.park(slot, key, connection, self.now()));
     }
 
-    /// Tells what happened to this slot; see [`Slot::tell`].
     pub fn tell(&self, slot: SlotId, event: SlotEvent) {
         SlotKeeper::tell(&*self.shared, slot, event, None);
     }
 
-    /// Tells that nothing moves on the connection in this slot; see [`Slot::quiet`].
     pub fn quiet(&self, slot: SlotId, quiet: Quiet, on_reclaim: OnReclaim) {
         SlotKeeper::tell(&*self.shared, slot, SlotEvent::Quiet(quiet), Some(on_reclaim));
     }
 
-    /// Reclaims one of these slots that lies idle for this client, which needs one of them, though others may be free.
-    pub fn reclaim_among(&self, among: &[SlotId], client: &ClientId) {
-        let now = self.now();
-        self.shared.settle(self.shared.handover.event(|core| core.reclaim_among(among, client, now)));
+    /// Reclaims one of these slots that lies idle for this client, whose target needs one of them, though others may be free.
+    pub fn reclaim_among(&self, among: &[SlotId], client: &ClientId, target: &Arc<str>) {
+        self.happen(|core, now| core.reclaim_among(among, client, target, now));
     }
 
-    /// Changes the number of slots; holders keep theirs.
     pub fn resize(&self, slots: usize) {
-        let now = self.now();
-        self.shared.settle(self.shared.handover.event(|core| core.resize(slots, now)));
+        self.happen(|core, now| core.resize(slots, now));
     }
 
     /// Lets go of the tokens that it could spend at once: they may have been spent elsewhere.
     pub fn spend_tokens(&self) {
-        let now = self.now();
-        self.shared.settle(self.shared.handover.event(|core| core.spend_tokens(now)));
+        self.happen(Core::spend_tokens);
     }
 
     /// Leaves this many of the slots to those who hold them elsewhere: another process, or who came before a reload.
     pub fn reserve(&self, slots: usize) {
-        let now = self.now();
-        self.shared.settle(self.shared.handover.event(|core| core.reserve(slots, now)));
+        self.happen(|core, now| core.reserve(slots, now));
     }
 
     /// Hands slots over to another process: a slot that is released is not used again here, and those who wait are served
@@ -242,61 +226,42 @@ impl<P: Send + 'static> Gate<P> {
         let _ = self.shared.changes.set(changes.clone());
     }
 
-    /// Changes what holds; who waits and who holds goes on, and what was drained is open again. The metrics may know more
-    /// classes than before.
+    /// Changes what holds; who waits and who holds goes on. The metrics may know more classes than before.
     pub fn change(&self, limits: Limits, metrics: Arc<RegistryMetrics>) {
-        let now = self.now();
         *self.shared.metrics.write().unwrap_or_else(PoisonError::into_inner) = metrics;
-        self.shared.settle(self.shared.handover.event(|core| core.change(limits, now)));
+        self.happen(|core, now| core.change(limits, now));
     }
 
-    /// Holds all admissions; who comes waits.
     pub fn pause(&self) {
-        let now = self.now();
-        self.shared.settle(self.shared.handover.event(|core| core.pause(now)));
+        self.happen(Core::pause);
     }
 
-    /// Goes on after a pause, in order.
     pub fn resume(&self) {
-        let now = self.now();
-        self.shared.settle(self.shared.handover.event(|core| core.resume(now)));
+        self.happen(Core::resume);
     }
 
     /// Closes kept connections and keeps none from now on; who waits is still served.
     pub fn drain(&self) {
-        let now = self.now();
-        self.shared.settle(self.shared.handover.event(|core| core.drain(now)));
+        self.happen(Core::drain);
     }
 
-    /// Refuses all who wait and all who come as draining.
     pub fn end(&self) {
+        self.happen(Core::end);
+    }
+
+    fn happen(&self, event: impl FnOnce(&mut Core, Moment)) {
         let now = self.now();
-        self.shared.settle(self.shared.handover.event(|core| core.end(now)));
+        self.shared.settle(self.shared.handover.event(|core| event(core, now)));
     }
 
-    /// Waiters and holders, at most `most` of each.
-    pub fn explain(&self, most: usize) -> Explanation {
-        self.shared.handover.explain(most, self.now())
+    /// A look at the core, at the present time.
+    pub fn look<T>(&self, look: impl FnOnce(&Core, Moment) -> T) -> T {
+        let now = self.now();
+        self.shared.handover.with(|core| look(core, now))
     }
 
-    /// Holders of a slot, oldest first, at most `most`.
-    pub fn holders(&self, most: usize) -> Vec<HolderInfo> {
-        self.shared.handover.holders(most, self.now())
-    }
-
-    /// Numbers of waiters and holders by client, for at most `most` clients.
-    pub fn occupancy(&self, most: usize) -> Occupancy {
-        self.shared.handover.occupancy(most)
-    }
-
-    /// Taken slots by where their connections go: host and port, or the URLs of all nodes.
-    pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
-        self.shared.handover.targets()
-    }
-
-    /// The picture now.
     pub fn snapshot(&self) -> Snapshot {
-        self.shared.handover.snapshot(self.now())
+        self.look(Core::snapshot)
     }
 }
 
@@ -374,7 +339,6 @@ async fn keep_time<P>(gate: Weak<Shared<P>>, alarm: Arc<Notify>) {
     }
 }
 
-/// Waiting for admission; see [`Gate::admit`].
 #[must_use = "nobody waits before the first poll"]
 pub struct Admit<'a, P: Send + 'static> {
     gate: &'a Gate<P>,

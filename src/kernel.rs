@@ -156,7 +156,7 @@ pub fn is_out_of_descriptors(error: &io::Error) -> bool {
 
 fn orphans_of_family(ipv4: bool, remotes: &[Remote]) -> Option<usize> {
     let kernel = open().ok()?;
-    send(&kernel, &question_about_all(ipv4), SendFlags::empty()).ok()?;
+    send(&kernel, &question_about(REQUEST_ALL, ipv4, STANDING), SendFlags::empty()).ok()?;
     let mut found = 0;
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -185,15 +185,15 @@ fn remote_of(message: &[u8], ipv4: bool) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-fn question_about_all(ipv4: bool) -> [u8; QUESTION] {
+/// A question about sockets in these states.
+fn question_about(request: u16, ipv4: bool, states: u32) -> [u8; QUESTION] {
     let mut question = [0; QUESTION];
     question[..4].copy_from_slice(&(u32::try_from(QUESTION).expect("a short message")).to_ne_bytes());
     question[4..6].copy_from_slice(&SOCKET.to_ne_bytes());
-    question[6..8].copy_from_slice(&REQUEST_ALL.to_ne_bytes());
-    let body = &mut question[HEADER..];
-    body[0] = if ipv4 { 2 } else { 10 };
-    body[1] = PROTOCOL_TCP;
-    body[4..8].copy_from_slice(&STANDING.to_ne_bytes());
+    question[6..8].copy_from_slice(&request.to_ne_bytes());
+    question[HEADER] = if ipv4 { 2 } else { 10 };
+    question[HEADER + 1] = PROTOCOL_TCP;
+    question[HEADER + 4..HEADER + 8].copy_from_slice(&states.to_ne_bytes());
     question
 }
 
@@ -208,15 +208,9 @@ fn ask(local: SocketAddr, remote: SocketAddr, more: u8) -> Option<Vec<u8>> {
 }
 
 fn question(local: SocketAddr, remote: SocketAddr, more: u8) -> [u8; QUESTION] {
-    let mut question = [0; QUESTION];
-    question[..4].copy_from_slice(&(u32::try_from(QUESTION).expect("a short message")).to_ne_bytes());
-    question[4..6].copy_from_slice(&SOCKET.to_ne_bytes());
-    question[6..8].copy_from_slice(&REQUEST_ONE.to_ne_bytes());
+    let mut question = question_about(REQUEST_ONE, local.is_ipv4(), u32::MAX);
     let body = &mut question[HEADER..];
-    body[0] = if local.is_ipv4() { 2 } else { 10 };
-    body[1] = PROTOCOL_TCP;
     body[2] = if more == NO_MORE { 0 } else { 1 << (more - 1) };
-    body[4..8].fill(0xff);
     body[8..10].copy_from_slice(&local.port().to_be_bytes());
     body[10..12].copy_from_slice(&remote.port().to_be_bytes());
     write_address(&mut body[12..28], local.ip());

@@ -14,6 +14,7 @@
 //! | handshaking | the handshake has begun and not ended | pullers give it 10 s | `unsure_after`, 10 s at least | `tests::grades_and_pauses` |
 //! | maybe answered | a first request, then one record that may be a session ticket | few registries think that long, none of them in the first record | 75 s | `histories::a_presumed_ticket_after_a_request_may_be_its_answer` |
 //! | stuck | half a record of the client's, or bytes that the client does not take | it does not move | `stall_timeout` | `stalls::a_client_that_takes_nothing_keeps_its_tunnel_no_longer_than_a_stall` |
+//! | slow | the client takes or sends less than `queue.least_rate` of what it owes | the operator said so | once it is `stall_timeout` behind | `stalls::a_client_slower_than_the_least_rate_gives_its_slot_up` |
 //! | in flight | a request without an answer | it is not | never | `reclaim::a_tunnel_with_a_request_in_flight_is_never_taken` |
 //!
 //! A reclaim that was a mistake is seen: a request that crosses our FIN, or more of an answer. With `learn` it doubles the
@@ -21,7 +22,9 @@
 
 mod answers;
 mod caution;
+mod client_debt;
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,6 +32,7 @@ use std::time::Duration;
 pub use self::answers::AnswerShape;
 use self::answers::Answers;
 use self::caution::Caution;
+pub use self::client_debt::ClientDebt;
 
 /// Pullers give the TLS handshake that long.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -47,6 +51,8 @@ pub struct Pauses {
     pub unsure: Duration,
     /// A request is under way that does not move.
     pub stalled: Duration,
+    /// The bytes a second below which a client is too slow, if any.
+    pub least_rate: Option<NonZeroU64>,
     /// Whether mistakes lengthen the pauses of the client that they hit.
     pub learn: bool,
 }
@@ -118,10 +124,16 @@ pub enum Grade {
     Handshaking,
     MaybeAnswered,
     Stuck,
+    Slow,
     InFlight,
 }
 
 impl Grade {
+    /// Whether the client has not taken all, so that its connection is reset and not closed in order.
+    pub fn cuts(self) -> bool {
+        matches!(self, Grade::Stuck | Grade::Slow)
+    }
+
     /// The word in the log.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -134,6 +146,7 @@ impl Grade {
             Grade::Handshaking => "handshaking",
             Grade::MaybeAnswered => "maybe_answered",
             Grade::Stuck => "stuck",
+            Grade::Slow => "slow",
             Grade::InFlight => "in_flight",
         }
     }
@@ -177,6 +190,11 @@ impl ReclaimPolicy {
         ReclaimPolicy { pauses, learned: self.learned.clone(), parked: self.parked.clone() }
     }
 
+    /// A client of a tunnel that owes nothing yet.
+    pub fn debt(&self) -> ClientDebt {
+        ClientDebt::new(self.pauses.least_rate, self.pauses.stalled)
+    }
+
     /// The settings.
     pub fn pauses(&self) -> Pauses {
         self.pauses
@@ -202,7 +220,7 @@ impl ReclaimPolicy {
 
     /// How long a tunnel of this client must have been quiet; `None` for ever.
     pub fn pause(&self, grade: Grade, client: &str) -> Option<Duration> {
-        let Pauses { idle, unused, unsure, stalled, learn } = self.pauses;
+        let Pauses { idle, unused, unsure, stalled, learn, .. } = self.pauses;
         let pause = match grade {
             Grade::Untouched | Grade::Goodbye | Grade::Answered | Grade::ShortEnd => idle,
             Grade::Unused => unused,
@@ -210,6 +228,7 @@ impl ReclaimPolicy {
             Grade::Handshaking => unsure.max(HANDSHAKE),
             Grade::MaybeAnswered => unsure.max(MAYBE_ANSWERED).min(stalled),
             Grade::Stuck => return Some(stalled),
+            Grade::Slow => return Some(Duration::ZERO),
             Grade::InFlight => return None,
         };
         let factor = if learn { self.learned().caution.factor(client) } else { 1 };
@@ -267,6 +286,7 @@ mod tests {
         unused: Duration::from_secs(3),
         unsure: Duration::from_secs(10),
         stalled: Duration::from_secs(300),
+        least_rate: None,
         learn: true,
     };
 
@@ -312,8 +332,7 @@ mod tests {
     #[test]
     fn short_pauses_are_taken_as_they_are() {
         let short = Duration::from_millis(20);
-        let policy =
-            ReclaimPolicy::new(Pauses { idle: short, unused: short, unsure: short, stalled: short, learn: true });
+        let policy = ReclaimPolicy::new(Pauses { idle: short, unused: short, unsure: short, stalled: short, ..PAUSES });
         for grade in [Grade::Untouched, Grade::Unused, Grade::Answered, Grade::Unsure, Grade::Stuck] {
             assert_eq!(policy.pause(grade, "client"), Some(short), "{grade:?}");
         }

@@ -160,7 +160,7 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
                     }
                 }
             }
-            End::Reclaimed(grade) if grade != Grade::Stuck => {
+            End::Reclaimed(grade) if !grade.cuts() => {
                 count(&metrics, grade);
                 let outcome = aftermath::close(registry, client, follower, grade, epoch).await;
                 return reclaimed(record, &metrics, &path, grade, outcome);
@@ -242,6 +242,6 @@ fn reclaimed_as(grade: Grade) -> Reclaimed {
         Grade::Untouched | Grade::Unused => Reclaimed::Unused,
         Grade::Goodbye | Grade::Answered | Grade::ShortEnd => Reclaimed::Idle,
         Grade::Unsure | Grade::Handshaking | Grade::MaybeAnswered => Reclaimed::Unsure,
-        Grade::Stuck | Grade::InFlight => Reclaimed::Stalled,
+        Grade::Stuck | Grade::Slow | Grade::InFlight => Reclaimed::Stalled,
     }
 }

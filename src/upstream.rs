@@ -26,7 +26,7 @@ pub use self::addresses::AddressPolicy;
 pub use self::attempt::{Attempt, Destination, Patience};
 pub use self::failure::Failure;
 pub use self::reach::Connected;
-pub use self::registry::{QueueTerms, Upstream};
+pub use self::registry::{NodeSlots, QueueTerms, Upstream};
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -82,7 +82,6 @@ fn the_core_reads_no_clock() {
         "reclaim",
         "fair_round",
         "client_counts",
-        "deadlines",
         "quiet",
         "outages",
         "rate",

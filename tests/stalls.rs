@@ -186,3 +186,75 @@ async fn a_visible_request_that_moves_slowly_is_not_cut() {
     }
     assert!(waiting.await.unwrap().is_ok());
 }
+
+/// While others wait, a client that takes or sends less than `queue.least_rate` gives its slot up: in a tunnel and in a
+/// visible request, taking an answer and sending an upload. Without the setting it keeps the slot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_slower_than_the_least_rate_gives_its_slot_up() {
+    let cases = ["tunnel down", "request down", "tunnel up", "request up"];
+    let all = cases.into_iter().flat_map(|case| [(case, ""), (case, "least_rate = \"100MiB/s\"")]);
+    let here = tokio::task::LocalSet::new();
+    let all: Vec<_> = all.map(|(case, rate)| here.spawn_local(drip_beside_a_waiter(case, rate))).collect();
+    here.run_until(async {
+        for one in all {
+            one.await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// A little again and again, sooner than a stall, so that something moves in the kernel.
+async fn drip_beside_a_waiter(case: &'static str, rate: &str) {
+    const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 67108864\r\n\r\n";
+    let goes_down = case.ends_with("down");
+    let stub = StubRegistry::raw(move |mut connection| async move {
+        let mut scratch = [0; 1024];
+        if goes_down && matches!(connection.read(&mut scratch).await, Ok(1..)) {
+            let _ = connection.write_all(HEAD.as_bytes()).await;
+            let _ = connection.write_all(&vec![7; MUCH]).await;
+        }
+        while matches!(connection.read(&mut scratch).await, Ok(1..)) {}
+    })
+    .await;
+    let settings = format!("stall_timeout = \"1500ms\"\n[registries.stub.queue]\n{rate}");
+    let sidecar = sidecar(&stub, &settings).await;
+    let is_tunnel = case.starts_with("tunnel");
+    let mut slow = if is_tunnel { tunnel(&sidecar, &stub).await } else { Wire::open(sidecar.proxy()).await.unwrap() };
+    let length = if goes_down { 0 } else { 5000 };
+    let post = format!("POST http://{0}/v2/ HTTP/1.1\r\nHost: {0}\r\nContent-Length: {length}\r\n\r\n", stub.address());
+    // The beginning of a TLS record of 4096 bytes.
+    let first = if case == "tunnel up" { "\x17\x03\x03\x10\x00" } else { &post };
+    slow.send(first.as_bytes()).await.unwrap();
+    eventually_is("the request to be there", Duration::from_secs(5), 1, async || stub.open()).await;
+    let (mut slow, _) = slow.into_parts();
+    let dripping = tokio::spawn(async move {
+        let mut portion = vec![0; 400_000];
+        loop {
+            let is_cut = if goes_down {
+                !matches!(slow.read(&mut portion).await, Ok(1..))
+            } else {
+                slow.write_all(b"x").await.is_err()
+            };
+            if is_cut {
+                return;
+            }
+            tokio::time::sleep(STALL / 10).await;
+        }
+    });
+    let began = Instant::now();
+    let next = tokio::time::timeout(STALL * 4, tunnel(&sidecar, &stub)).await;
+    let took = began.elapsed();
+    assert_eq!(next.is_ok(), !rate.is_empty(), "{case}, {rate:?}: {took:?}");
+    if next.is_ok() {
+        assert!(took >= STALL / 2, "{case}: {took:?}");
+        let of_slow = |line: &serde_json::Value| line["ended_by"] == "reclaim" && line["evidence"] == "slow";
+        eventually_is("its record", Duration::from_secs(5), 1, async || {
+            sidecar.finished().iter().filter(|line| of_slow(line)).count()
+        })
+        .await;
+        let finished = sidecar.finished();
+        let record = finished.iter().find(|line| of_slow(line)).unwrap();
+        assert_eq!(record["outcome"], "client_left", "{case}: {record}");
+    }
+    dripping.abort();
+}

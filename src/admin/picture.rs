@@ -98,7 +98,7 @@ impl RegistryPicture {
     /// The registry as it is now; `upstreams` are the nodes of its mirror.
     pub(super) fn of(upstream: &Upstream, upstreams: Vec<NodePicture>, parked: usize) -> RegistryPicture {
         let now = upstream.gate.snapshot();
-        let occupancy = upstream.gate.occupancy(MAX_CLIENTS);
+        let occupancy = upstream.gate.look(|core, _| core.occupancy(MAX_CLIENTS));
         let counts = now.waiting_by_class.iter().zip(&occupancy.holding_by_class);
         let counts = counts.map(|(waiting, holding)| ClassPicture { waiting: *waiting, holding: *holding });
         let clients = occupancy.clients.iter().map(|count| ClientPicture {
@@ -133,7 +133,7 @@ impl RegistryPicture {
 
 /// Waiters and holders, in `/queue`.
 pub(super) fn explanation(upstream: &Upstream) -> Value {
-    let explanation = upstream.gate.explain(MAX_EXPLAINED);
+    let explanation = upstream.gate.look(|core, now| core.explain(MAX_EXPLAINED, now));
     let class = |principal: &Principal| class_of(upstream, principal);
     let waiters = explanation.waiters.iter().map(|waiter| {
         json!({

@@ -34,13 +34,11 @@ pub(super) struct Books {
     pub bucket: Option<Bucket>,
     pub tickets: Tickets,
     pub outages: Outages,
-    /// How fast each class moves.
     pub wait_estimates: Vec<WaitEstimate>,
     pub usage: Usage,
     pub limited_by: Option<LimitedBy>,
     /// When the limit may end by time alone.
     pub limited_until: Option<Moment>,
-    /// Slots that are still held elsewhere.
     pub reserved: usize,
     /// While another process takes over: the slots that this one may use. A slot that is released is the other one's.
     pub own: Option<usize>,
@@ -71,7 +69,6 @@ impl Books {
         }
     }
 
-    /// Slots that this process may take.
     pub fn slots(&self) -> usize {
         self.limits.slots.saturating_sub(self.reserved).min(self.own.unwrap_or(usize::MAX))
     }
@@ -93,7 +90,6 @@ impl Books {
         self.limited_until = [self.limited_until, at].into_iter().flatten().min();
     }
 
-    /// A request begins to wait.
     pub fn enqueue(&mut self, request: AdmissionRequest, now: Moment) {
         let held_back = self.outages.hold_back(&request.target, request.place);
         self.touched.extend(request.reuse.clone());
@@ -175,7 +171,6 @@ impl Books {
         self.touched.extend(self.pooled.keys().cloned());
     }
 
-    /// The socket in this slot does something else now.
     pub fn enter(&mut self, slot: SlotId, state: SlotState, now: Moment) {
         self.pooled.remove(slot);
         self.quiet.remove(slot);
@@ -203,7 +198,6 @@ impl Books {
         Some(self.limits.idle_timeout.min(life_left)).filter(|keep| !keep.is_zero())
     }
 
-    /// Closes a pooled connection.
     pub fn close(&mut self, slot: SlotId, cause: CloseCause) {
         self.pooled.remove(slot);
         self.quiet.remove(slot);
@@ -211,25 +205,25 @@ impl Books {
         self.decisions.push_back(Decision::Close { slot, cause });
     }
 
-    /// Asks a quiet tunnel to close.
     pub fn ask_to_close(&mut self, slot: SlotId, evidence: Evidence) {
         self.quiet.mark_reclaimed(slot);
         self.decisions.push_back(Decision::Reclaim { slot, evidence });
     }
 
-    /// The socket is gone. A token that was not spent goes to a request that waits now.
-    pub fn release(&mut self, slot: SlotId, now: Moment) {
+    /// The socket is gone. A token that was not spent goes to a request that waits now. Whether the slot was taken until now.
+    pub fn release(&mut self, slot: SlotId, now: Moment) -> bool {
         self.pooled.remove(slot);
         self.quiet.remove(slot);
         self.usage.released(slot, now);
         self.settle(slot, now);
-        let Some(entry) = self.ledger.release(slot) else { return };
+        let Some(entry) = self.ledger.release(slot) else { return false };
         if let Some(own) = &mut self.own {
             *own = own.saturating_sub(1);
         }
         if let Some(bucket) = self.bucket.as_mut().filter(|_| !entry.dialled) {
             bucket.give_back();
         }
+        true
     }
 
     /// The slot serves its request no longer: what was charged in advance is corrected.

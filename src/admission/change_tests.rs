@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::Core;
-use super::decision::{Decision, Limits, Needs};
+use super::decision::{Decision, LimitedBy, Limits, Needs};
 use super::moment::Moment;
 use super::rate::RateLimit;
 use super::request::{AdmissionRequest, ClassId, Lane, Principal};
@@ -103,17 +103,6 @@ fn more_than_there_should_be_is_told_as_it_is() {
 }
 
 #[test]
-fn what_was_drained_is_open_again_after_a_change() {
-    let mut core = Core::new(limits(1, None, &[1]), at(0));
-    core.drain(at(0));
-    let slot = arrive(&mut core, 0, at(0))[0];
-    core.tell(slot, SlotEvent::Established(SlotState::Active), at(1));
-    core.change(limits(1, None, &[1]), at(3));
-    core.tell(slot, SlotEvent::Pooled("key".into()), at(4));
-    assert_eq!(core.next_decision(), None, "it is kept");
-}
-
-#[test]
 fn what_is_pooled_while_draining_is_closed() {
     let mut core = Core::new(limits(1, None, &[1]), at(0));
     core.drain(at(0));
@@ -175,4 +164,64 @@ fn draining_recalls_quiet_tunnels_though_nobody_waits() {
     assert_eq!((core.next_decision(), core.wake_at()), (None, Some(at(60))), "not before its pause is over");
     core.tick(at(60));
     assert_eq!(core.next_decision(), Some(Decision::Reclaim { slot, evidence: Evidence::Idle }));
+}
+
+/// Requests for a node that has no slot left wait without a look at the clock. One tries again when a slot comes back or lies
+/// idle, and the next one when that is connected.
+#[test]
+fn a_full_node_is_tried_again_when_a_slot_comes_back_and_not_before() {
+    let mut core = Core::new(limits(100, None, &[1]), at(0));
+    let ask = |place| AdmissionRequest {
+        place,
+        deadline: at(50_000),
+        principal: Principal { class: ClassId(0), client: "client".into() },
+        lane: Lane::Blob,
+        target: "registry:443".into(),
+        reuse: None,
+    };
+    let arrives = |core: &mut Core| {
+        let (place, _) = core.place(&"client".into(), "registry:443", at(0));
+        core.arrive(ask(place), at(0));
+    };
+    let tried = |core: &mut Core| match core.next_decision() {
+        Some(Decision::Dial { place, slot, .. }) => Some((place, slot)),
+        None => None,
+        other => panic!("{other:?}"),
+    };
+    let is_full = |core: &mut Core, (place, slot), now| {
+        core.tell(slot, SlotEvent::NodeFull, now);
+        core.tell(slot, SlotEvent::Released, now);
+        core.arrive(ask(place), now);
+    };
+    let established = SlotEvent::Established(SlotState::Active);
+    arrives(&mut core);
+    let (_, holder) = tried(&mut core).unwrap();
+    core.tell(holder, established.clone(), at(0));
+    for _ in 0..50 {
+        arrives(&mut core);
+        while let Some(one) = tried(&mut core) {
+            is_full(&mut core, one, at(1));
+        }
+    }
+    let snapshot = core.snapshot(at(1));
+    assert_eq!((snapshot.waiting, snapshot.limited_by), (50, Some(LimitedBy::Slots)));
+    assert_eq!(core.wake_at(), Some(at(50_000)), "no look before a deadline");
+    core.tell(holder, SlotEvent::Released, at(2));
+    let (_, second) = tried(&mut core).unwrap();
+    assert_eq!(tried(&mut core), None, "one at a time");
+    core.tell(second, established, at(2));
+    let third = tried(&mut core).unwrap();
+    is_full(&mut core, third, at(2));
+    assert_eq!((tried(&mut core), core.wake_at()), (None, Some(at(50_000))));
+    let quiet = Quiet { evidence: Evidence::Idle, since: at(3), from: at(1000), from_for_own: at(1000) };
+    core.tell(second, SlotEvent::Quiet(quiet), at(3));
+    let third = tried(&mut core).unwrap();
+    is_full(&mut core, third, at(3));
+    core.reclaim_among(&[second], &"client".into(), &"registry:443".into(), at(3));
+    assert_eq!((tried(&mut core), core.wake_at()), (None, Some(at(1000))), "when it may be reclaimed");
+    core.tick(at(1000));
+    let third = tried(&mut core).unwrap();
+    is_full(&mut core, third, at(1000));
+    core.reclaim_among(&[second], &"client".into(), &"registry:443".into(), at(1000));
+    assert_eq!(core.next_decision(), Some(Decision::Reclaim { slot: second, evidence: Evidence::Idle }));
 }

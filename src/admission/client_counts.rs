@@ -11,7 +11,6 @@ pub(super) struct ClientCounts {
     peers: Counted<Arc<str>, OfPeer>,
 }
 
-/// By user name.
 type OfPeer = Counted<Option<Arc<str>>, BTreeSet<Place>>;
 
 /// Keys that are counted. Those with a count of 0 are forgotten.

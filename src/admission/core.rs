@@ -16,7 +16,6 @@ use super::request::{AdmissionRequest, ClientId, Place};
 use super::slot::{Evidence, Quiet, SlotEvent, SlotId, SlotState};
 use super::tickets::Owner;
 
-/// The admission state of one registry.
 #[derive(Debug)]
 pub struct Core {
     pub(super) books: Books,
@@ -27,7 +26,6 @@ pub struct Core {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    /// All is open.
     Running,
     /// Requests that came are served, and nothing is pooled.
     Draining,
@@ -74,7 +72,6 @@ impl Core {
         }
     }
 
-    /// Waiting requests beyond `depth`.
     fn surplus(&self) -> usize {
         self.books.queue.len().saturating_sub(self.books.limits.depth)
     }
@@ -107,9 +104,27 @@ impl Core {
             }
             SlotEvent::Established(state) => self.established(slot, state, now),
             SlotEvent::Entered(state) => books.enter(slot, state, now),
-            SlotEvent::Quiet(quiet) => self.quiet(slot, quiet),
-            SlotEvent::Pooled(key) => books.pool(slot, key, self.mode == Mode::Running, now),
-            SlotEvent::Released => books.release(slot, now),
+            SlotEvent::NodeFull => {
+                if let Some(occupant) = books.ledger.occupant(slot)
+                    && books.outages.fill(&occupant.target, occupant.place)
+                {
+                    books.queue.hold_back(&occupant.target, now);
+                }
+                books.release(slot, now);
+            }
+            SlotEvent::Quiet(quiet) => {
+                self.quiet(slot, quiet);
+                self.books.outages.retry_full(now);
+            }
+            SlotEvent::Pooled(key) => {
+                books.pool(slot, key, self.mode == Mode::Running, now);
+                books.outages.retry_full(now);
+            }
+            SlotEvent::Released => {
+                if books.release(slot, now) {
+                    books.outages.retry_full(now);
+                }
+            }
         }
         self.dispatch(now);
     }
@@ -118,7 +133,7 @@ impl Core {
     fn established(&mut self, slot: SlotId, state: SlotState, now: Moment) {
         let books = &mut self.books;
         if let Some(occupant) = books.ledger.occupant(slot)
-            && books.outages.end(&occupant.target)
+            && books.outages.connected(&occupant.target, occupant.place, now)
         {
             books.queue.let_all_go(&occupant.target, now);
         }
@@ -143,9 +158,11 @@ impl Core {
         }
     }
 
-    /// This client needs one of these very slots, though others may be free: one that lies idle is reclaimed.
-    pub fn reclaim_among(&mut self, among: &[SlotId], client: &ClientId, now: Moment) {
-        reclaim::make_room_among(&mut self.books, among, client, now);
+    /// This client needs one of these very slots for this target, though others may be free: one that lies idle is reclaimed.
+    pub fn reclaim_among(&mut self, among: &[SlotId], client: &ClientId, target: &Arc<str>, now: Moment) {
+        if let Some(due) = reclaim::make_room_among(&mut self.books, among, client, now) {
+            self.books.outages.retry_at(target, due);
+        }
     }
 
     /// Holds all admissions. The queue stays and takes more.
@@ -154,16 +171,15 @@ impl Core {
         self.dispatch(now);
     }
 
-    /// Admits again, in order.
     pub fn resume(&mut self, now: Moment) {
         self.paused = false;
         self.books.touch_all();
         self.dispatch(now);
     }
 
-    /// Changes the number of slots. Holders keep theirs; fewer slots admit no request until enough have come back.
     pub fn resize(&mut self, slots: usize, now: Moment) {
         self.books.limits.slots = slots;
+        self.books.outages.retry_full(now);
         self.dispatch(now);
     }
 
@@ -185,12 +201,10 @@ impl Core {
     }
 
     /// Changes the limits. Requests that wait and slots that are held stay. Classes keep their numbers: there may be more of
-    /// them, never fewer. A drained gate is open again.
+    /// them, never fewer.
     pub fn change(&mut self, limits: Limits, now: Moment) {
         self.books.change(limits, now);
-        if self.mode == Mode::Draining {
-            self.mode = Mode::Running;
-        }
+        self.books.outages.retry_full(now);
         self.dispatch(now);
     }
 
@@ -215,12 +229,10 @@ impl Core {
         self.dispatch(now);
     }
 
-    /// Time has passed.
     pub fn tick(&mut self, now: Moment) {
         self.dispatch(now);
     }
 
-    /// The next decision that was made and not taken yet.
     pub fn next_decision(&mut self) -> Option<Decision> {
         self.books.decisions.pop_front()
     }
@@ -238,7 +250,6 @@ impl Core {
         self.books.ledger.get(slot).map(|entry| entry.activity.clone()).unwrap_or_default()
     }
 
-    /// Decides all that can be decided now.
     fn dispatch(&mut self, now: Moment) {
         self.dispatch_with(true, now);
     }
@@ -293,7 +304,6 @@ impl Core {
         }
     }
 
-    /// Admits in order until something limits.
     fn admit_all(&mut self, may_reclaim: bool, now: Moment) {
         let books = &mut self.books;
         if self.paused {
@@ -318,7 +328,7 @@ impl Core {
             }
         }
         if books.limited_by.is_none() && !books.queue.is_empty() {
-            books.limited_by = Some(LimitedBy::Unreachable);
+            books.limited_by = Some(if books.outages.any_out() { LimitedBy::Unreachable } else { LimitedBy::Slots });
         }
         books.match_pooled(now);
     }

@@ -7,7 +7,6 @@ use super::request::Place;
 use super::slot::{Evidence, SlotId};
 use super::tickets::Owner;
 
-/// The limits of one registry on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Sockets toward the registry at once; `usize::MAX` where nothing bounds them.
@@ -16,31 +15,28 @@ pub struct Limits {
     pub depth: usize,
     /// Token bucket on `connect()`; `None`: no rate limit.
     pub rate: Option<RateLimit>,
-    /// How long a kept connection may lie idle.
     pub idle_timeout: Duration,
-    /// How old a connection may get and still be kept.
     pub max_lifetime: Duration,
     /// Slots that may be dialling or shaking hands at once.
     pub max_connecting: usize,
     /// How long the place of one who left is kept for it.
     pub keep_place: Duration,
-    /// The weights of the classes; the first is `default`.
     pub weights: Vec<u32>,
 }
 
-/// An order to the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Let this request open a socket in a new slot.
-    Dial { place: Place, slot: SlotId, waited: Duration },
-    /// Hand this request a kept connection.
+    Dial {
+        place: Place,
+        slot: SlotId,
+        waited: Duration,
+    },
     Reuse {
         place: Place,
         /// The slot of the connection; it is active now.
         slot: SlotId,
         waited: Duration,
     },
-    /// Tell this request that it will not be admitted.
     Refuse {
         place: Place,
         refusal: Refusal,
@@ -49,9 +45,15 @@ pub enum Decision {
         may_return: Option<Owner>,
     },
     /// Close a kept connection in order. The slot is closing now, and comes back when the socket is gone.
-    Close { slot: SlotId, cause: CloseCause },
+    Close {
+        slot: SlotId,
+        cause: CloseCause,
+    },
     /// Ask a quiet tunnel to close, because somebody waits. It answers by closing, or by going on.
-    Reclaim { slot: SlotId, evidence: Evidence },
+    Reclaim {
+        slot: SlotId,
+        evidence: Evidence,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +64,6 @@ pub struct Needs {
     pub wanted: usize,
 }
 
-/// Why a kept connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseCause {
     /// Somebody waits who needs its slot.
@@ -75,7 +76,6 @@ pub enum CloseCause {
     Draining,
 }
 
-/// A request that will not be admitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub reason: RefusalReason,
@@ -95,7 +95,6 @@ pub struct Refusal {
 /// The bounds that may refuse a request because of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RefusalReason {
-    /// The queue has `depth` waiters.
     QueueFull,
     /// The request's own deadline came.
     QueueTimeout,
@@ -108,15 +107,11 @@ pub enum RefusalReason {
 /// The reason why the next waiter is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitedBy {
-    /// Admissions are held by the operator.
     Paused,
-    /// The registry takes no connections.
     Unreachable,
     /// `max_connecting` slots are dialling or shaking hands.
     Connecting,
-    /// No slot is free.
     Slots,
-    /// No token is due.
     Rate,
 }
 

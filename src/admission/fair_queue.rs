@@ -30,7 +30,6 @@ pub(super) enum AdmittedAs {
     Passing,
 }
 
-/// The order among all who wait.
 #[derive(Debug)]
 pub(super) struct FairQueue {
     weights: Vec<u32>,
@@ -41,7 +40,6 @@ type Peers = FairRound<Arc<str>, Clients>;
 /// By user name; `None`: the peer without one.
 type Clients = FairRound<Option<Arc<str>>, Lanes>;
 
-/// The requests of one client.
 #[derive(Debug, Default)]
 struct Lanes {
     small: BTreeSet<Place>,

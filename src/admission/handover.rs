@@ -5,7 +5,7 @@
 //! and connections are carried out of the lock in an [`Aftermath`]. No tokio types here, and no clock: the caller says
 //! what time it is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -14,12 +14,10 @@ use super::activity::Activity;
 use super::core::Core;
 use super::decision::{CloseCause, Decision, Refusal};
 use super::moment::Moment;
-use super::occupancy::Occupancy;
-use super::request::{AdmissionRequest, ClientId, Place, ReuseKey};
+use super::request::{AdmissionRequest, Place, ReuseKey};
 use super::slot::{Evidence, OnReclaim, SlotEvent, SlotId};
 use super::sync::{Mutex, MutexGuard};
 use super::tickets::Owner;
-use super::view::{Explanation, HolderInfo, Snapshot};
 
 /// The shared state of one gate; `P` is a kept connection.
 pub(super) struct Handover<P> {
@@ -42,13 +40,9 @@ enum Seat<P> {
     Called(Call<P>, Option<Owner>),
 }
 
-/// The result for a waiter.
 pub(super) enum Call<P> {
-    /// Open a socket in this slot.
     Dial { slot: SlotId, activity: Arc<Activity>, waited: Duration },
-    /// Use this connection.
     Reuse { slot: SlotId, kept: P, waited: Duration },
-    /// Go away.
     Refused(Refusal),
 }
 
@@ -79,16 +73,6 @@ impl<P> Handover<P> {
         let (seats, kept, quiet) = (HashMap::new(), HashMap::new(), HashMap::new());
         let state = State { core, seats, kept, quiet, armed: None };
         Handover { state: Mutex::new(state) }
-    }
-
-    /// A place for a request that arrives now, and whether it came back to it.
-    pub fn place(&self, client: &ClientId, target: &str, now: Moment) -> (Place, Option<Owner>) {
-        self.lock().core.place(client, target, now)
-    }
-
-    /// Keeps the place again of one who came back to it, and never sat down.
-    pub fn give_back(&self, place: Place, owner: Owner, now: Moment) {
-        self.lock().core.keep_place(place, owner, now);
     }
 
     /// Joins the queue. [`Handover::poll_call`] returns the result.
@@ -151,7 +135,6 @@ impl<P> Handover<P> {
         aftermath
     }
 
-    /// Lets an event happen to the core.
     pub fn event(&self, happen: impl FnOnce(&mut Core)) -> Aftermath<P> {
         let mut state = self.lock();
         happen(&mut state.core);
@@ -165,29 +148,9 @@ impl<P> Handover<P> {
         state.armed
     }
 
-    /// A snapshot of waiters and holders.
-    pub fn explain(&self, most: usize, now: Moment) -> Explanation {
-        self.lock().core.explain(most, now)
-    }
-
-    /// Holders of a slot.
-    pub fn holders(&self, most: usize, now: Moment) -> Vec<HolderInfo> {
-        self.lock().core.holders(most, now)
-    }
-
-    /// Numbers of waiters and holders by client.
-    pub fn occupancy(&self, most: usize) -> Occupancy {
-        self.lock().core.occupancy(most)
-    }
-
-    /// Taken slots by where their connections go.
-    pub fn targets(&self) -> BTreeMap<Arc<str>, usize> {
-        self.lock().core.targets()
-    }
-
-    /// The picture now.
-    pub fn snapshot(&self, now: Moment) -> Snapshot {
-        self.lock().core.snapshot(now)
+    /// Reads the core, or changes what decides nothing.
+    pub fn with<T>(&self, act: impl FnOnce(&mut Core) -> T) -> T {
+        act(&mut self.lock().core)
     }
 
     /// No code that runs under the lock leaves the state half changed and panics on purpose; should one panic all the

@@ -33,20 +33,17 @@ pub(super) struct LedgerEntry {
     /// Whether a handshake is to come at once.
     fresh: bool,
     pub activity: Arc<Activity>,
-    /// The request that it serves; `None` while it is pooled.
     pub occupant: Option<Occupant>,
     /// Where its connection goes, also while it serves no request.
     pub target: Option<Arc<str>>,
 }
 
-/// The request that a slot serves.
 #[derive(Clone, Debug)]
 pub(super) struct Occupant {
     pub principal: Principal,
     pub target: Arc<str>,
     pub slot_use: SlotUse,
     pub place: Place,
-    /// The charge in advance.
     pub charge: Charge,
 }
 

@@ -1,8 +1,11 @@
-//! Targets that take no connections.
+//! Targets that take no connections, and nodes that have no slot left.
 //!
 //! When every address of a target refused, no other request is sent there: those that wait for it are held back, and one at a
 //! time probes, with pauses that grow. The first connection that stands lets all of them go. Other targets of the same
 //! registry (another port, say) are not touched. An outage for which no request waits is forgotten when its pause is over.
+//!
+//! A target is *full* when its node has no slot of its own left. Requests for it are held back as well, and one at a time tries
+//! again, not after a pause, but when a slot of the registry comes back or lies idle.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,12 +18,16 @@ use crate::backoff::Backoff;
 /// The pauses before probes.
 const PROBES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
 
-/// The targets that are out.
+/// When a full target is tried again of which nothing lies idle: only an event tells.
+const NO_TIME: Moment = Moment(Duration::MAX);
+
 #[derive(Debug, Default)]
 pub(super) struct Outages {
     targets: HashMap<Arc<str>, Outage>,
     /// Those that another request may probe, by when.
     by_due: BTreeSet<(Moment, Arc<str>)>,
+    /// Those that are full.
+    full: BTreeSet<Arc<str>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -29,22 +36,57 @@ struct Outage {
     failures: u32,
     /// When the next probe may start.
     due: Moment,
-    /// The request that probes.
     probe: Option<Place>,
     /// Whether the probe is between two addresses: it holds no slot, but will ask for one at once.
     between: bool,
 }
 
 impl Outage {
+    const fn new(failures: u32, due: Moment) -> Outage {
+        Outage { failures, due, probe: None, between: false }
+    }
+
     /// Whether another request may probe when it is due.
     fn is_open(&self) -> bool {
-        self.probe.is_none() || self.between
+        (self.probe.is_none() || self.between) && self.due < NO_TIME
     }
 }
 
 impl Outages {
     pub fn is_out(&self, target: &str) -> bool {
-        self.targets.contains_key(target)
+        self.targets.contains_key(target) && !self.full.contains(target)
+    }
+
+    /// Whether a target is out that is not merely full.
+    pub fn any_out(&self) -> bool {
+        self.targets.len() > self.full.len()
+    }
+
+    /// The node of this request has no slot left. Tells whether that is news.
+    pub fn fill(&mut self, target: &Arc<str>, place: Place) -> bool {
+        if self.targets.contains_key(target) {
+            if self.is_probe(target, place) {
+                self.full.insert(target.clone());
+                self.change(target, |outage| *outage = Outage::new(0, NO_TIME));
+            }
+            return false;
+        }
+        self.full.insert(target.clone());
+        self.targets.insert(target.clone(), Outage::new(0, NO_TIME)).is_none()
+    }
+
+    /// A slot came back, or lies idle: full targets may be tried again.
+    pub fn retry_full(&mut self, now: Moment) {
+        for target in self.full.clone() {
+            self.change(&target, |outage| outage.due = now);
+        }
+    }
+
+    /// This full target may be tried again then: something there may be reclaimed.
+    pub fn retry_at(&mut self, target: &Arc<str>, due: Moment) {
+        if self.full.contains(target) {
+            self.change(target, |outage| outage.due = outage.due.min(due));
+        }
     }
 
     /// A request asks. Tells whether it is held back until the outage is over. The probe goes on to its next address.
@@ -63,12 +105,13 @@ impl Outages {
     pub fn fail(&mut self, target: &Arc<str>, place: Place, now: Moment) -> bool {
         let Some(outage) = self.targets.get(target) else {
             let due = now + PROBES.after(1);
-            self.targets.insert(target.clone(), Outage { failures: 1, due, probe: None, between: false });
+            self.targets.insert(target.clone(), Outage::new(1, due));
             self.by_due.insert((due, target.clone()));
             return true;
         };
         // One that was dialled before the outage was known tells nothing new.
         if outage.probe == Some(place) {
+            self.full.remove(target);
             self.change(target, |outage| {
                 outage.failures = outage.failures.saturating_add(1);
                 outage.due = now + PROBES.after(outage.failures);
@@ -89,8 +132,18 @@ impl Outages {
         }
     }
 
+    /// This request is connected. Tells whether an outage is over. Where the target was full, another request may try.
+    pub fn connected(&mut self, target: &Arc<str>, place: Place, now: Moment) -> bool {
+        if self.full.contains(target) {
+            self.leave(target, place, now);
+            return false;
+        }
+        self.end(target)
+    }
+
     /// The outage is over, or forgotten. Tells whether there was one.
     pub fn end(&mut self, target: &Arc<str>) -> bool {
+        self.full.remove(target);
         let ended = self.targets.remove(target);
         if let Some(outage) = ended {
             self.by_due.remove(&(outage.due, target.clone()));

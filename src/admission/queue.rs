@@ -7,12 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::client_counts::ClientCounts;
-use super::deadlines::Deadlines;
 use super::fair_queue::{AdmittedAs, Charge, FairQueue};
 use super::moment::Moment;
 use super::request::{AdmissionRequest, ClassId, ClientId, Place, Principal, ReuseKey};
 
-/// A request that waits.
 #[derive(Clone, Debug)]
 pub(super) struct Waiter {
     pub request: AdmissionRequest,
@@ -27,7 +25,6 @@ impl Waiter {
     }
 }
 
-/// The waiting requests.
 #[derive(Debug)]
 pub(super) struct WaitQueue {
     /// Boxed: what is searched, and moved when a request leaves, are the keys.
@@ -38,7 +35,7 @@ pub(super) struct WaitQueue {
     counts: ClientCounts,
     by_target: HashMap<Arc<str>, BTreeSet<Place>>,
     held_back: usize,
-    deadlines: Deadlines,
+    by_deadline: BTreeSet<(u64, Place)>,
     by_key: HashMap<ReuseKey, BTreeSet<Place>>,
     by_class: Vec<usize>,
 }
@@ -53,7 +50,7 @@ impl WaitQueue {
             counts: ClientCounts::default(),
             by_target: HashMap::new(),
             held_back: 0,
-            deadlines: Deadlines::default(),
+            by_deadline: BTreeSet::new(),
             by_key: HashMap::new(),
             by_class: vec![0; weights.len()],
         }
@@ -87,7 +84,6 @@ impl WaitQueue {
         self.by_class.resize(weights.len().max(self.by_class.len()), 0);
     }
 
-    /// A request begins to wait.
     pub fn push(&mut self, request: AdmissionRequest, held_back: bool, now: Moment) {
         let place = request.place;
         debug_assert!(!self.waiters.contains_key(&place), "a request waits once at a time");
@@ -100,7 +96,7 @@ impl WaitQueue {
         self.held_back += usize::from(held_back);
         self.counts.add(&request.principal.client, place);
         self.by_class[request.principal.class.0] += 1;
-        self.deadlines.add(request.deadline, place);
+        self.by_deadline.insert((request.deadline.nanos(), place));
         add(&mut self.by_target, &request.target, place);
         if let Some(key) = &request.reuse {
             add(&mut self.by_key, key, place);
@@ -178,9 +174,7 @@ impl WaitQueue {
         if let Some(key) = &request.reuse {
             remove(&mut self.by_key, key, place);
         }
-        let waiters = &self.waiters;
-        let deadline_of = |place| waiters.get(&place).map(|waiter| waiter.request.deadline);
-        self.deadlines.gone(request.deadline, place, waiters.len(), deadline_of);
+        self.by_deadline.remove(&(request.deadline.nanos(), place));
         Some(waiter)
     }
 
@@ -189,7 +183,6 @@ impl WaitQueue {
         self.counts.newest_of_greatest(newcomer)
     }
 
-    /// The request that is next.
     pub fn head(&self) -> Option<&Waiter> {
         let ahead = self.ahead.iter().filter_map(|place| self.get(*place)).find(|waiter| !waiter.held_back);
         ahead.or_else(|| self.get(self.order.next()?))
@@ -199,12 +192,10 @@ impl WaitQueue {
         self.waiters.get(&place).map(Box::as_ref)
     }
 
-    /// The request that has waited longest.
     pub fn first(&self) -> Option<&Waiter> {
         self.by_arrival().next()
     }
 
-    /// All who wait, by arrival.
     pub fn by_arrival(&self) -> impl Iterator<Item = &Waiter> {
         self.waiters.values().map(Box::as_ref)
     }
@@ -219,14 +210,12 @@ impl WaitQueue {
         self.by_key.get(key)?.first().copied()
     }
 
-    /// A request whose deadline has come.
     pub fn overdue(&self, now: Moment) -> Option<Place> {
-        self.deadlines.first().filter(|(deadline, _)| *deadline <= now).map(|(_, place)| place)
+        self.by_deadline.first().filter(|(deadline, _)| *deadline <= now.nanos()).map(|(_, place)| *place)
     }
 
-    /// The next deadline.
     pub fn next_deadline(&self) -> Option<Moment> {
-        self.deadlines.first().map(|(deadline, _)| deadline)
+        self.by_deadline.first().map(|(deadline, _)| Moment(Duration::from_nanos(*deadline)))
     }
 
     /// The time since the arrival of the request that has waited longest.

@@ -1,20 +1,11 @@
-//! The token bucket on `connect()`: governor's GCRA over a clock that the core sets.
+//! The token bucket on `connect()`: GCRA, the generic cell rate algorithm.
 //!
-//! Governor cannot be asked without taking, so the bucket knows beside it when governor's would be full again, which
-//! tells what it holds. Nor can governor be given back to: a token that comes back unspent is kept *in hand* for those
-//! who wait at that moment, and spilled when nobody does: kept for later it would add to a burst. Only the core calls
-//! it.
+//! All that it knows is when it would be full again; that tells what it holds. A token that comes back unspent is kept *in
+//! hand* for those who wait at that moment, and spilled when nobody does: kept for later it would add to a burst. Only the core
+//! calls it.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-use governor::clock::{Clock, Reference};
-use governor::middleware::NoOpMiddleware;
-use governor::nanos::Nanos;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
 
 use super::moment::Moment;
 
@@ -30,8 +21,6 @@ pub struct RateLimit {
 /// Tokens, one of which is spent by every `connect()`.
 #[derive(Debug)]
 pub struct Bucket {
-    limiter: RateLimiter<NotKeyed, InMemoryState, SetClock, NoOpMiddleware<Tick>>,
-    clock: SetClock,
     rate: RateLimit,
     in_hand: u32,
     /// When the bucket will be full, if nothing is taken: GCRA's theoretical arrival time.
@@ -40,22 +29,13 @@ pub struct Bucket {
 
 impl Bucket {
     /// A full bucket.
-    ///
-    /// # Panics
-    /// When the rate's period is zero, which the config refuses.
+    #[must_use]
     pub fn new(rate: RateLimit, now: Moment) -> Bucket {
-        let clock = SetClock::default();
-        clock.set(now);
-        let quota =
-            Quota::with_period(rate.period).expect("the config refuses a period of zero").allow_burst(rate.burst);
-        let limiter = RateLimiter::direct_with_clock(quota, clock.clone());
-        Bucket { limiter, clock, rate, in_hand: 0, full_at: now }
+        Bucket { rate, in_hand: 0, full_at: now }
     }
 
     /// The same bucket at another rate: it holds the tokens that are left, as far as they fit.
-    ///
-    /// # Panics
-    /// As [`Bucket::new`].
+    #[must_use]
     pub fn changed(self, rate: RateLimit, now: Moment) -> Bucket {
         if rate == self.rate {
             return self;
@@ -87,14 +67,11 @@ impl Bucket {
             self.in_hand -= 1;
             return Ok(());
         }
-        self.clock.set(now);
-        match self.limiter.check() {
-            Ok(()) => {
-                self.full_at = self.full_at.max(now) + self.rate.period;
-                Ok(())
-            }
-            Err(not_until) => Err(now + not_until.wait_time_from(self.clock.now())),
+        if self.available(now) == 0 {
+            return Err(self.next_due(now).expect("it is not full"));
         }
+        self.full_at = self.full_at.max(now) + self.rate.period;
+        Ok(())
     }
 
     /// Tokens that can be spent now and later; not those in hand, which are for now or never.
@@ -123,47 +100,6 @@ impl Bucket {
     /// Lets go of tokens that were given back and that nobody waited for.
     pub fn spill(&mut self) {
         self.in_hand = 0;
-    }
-}
-
-/// A clock that stands where it was last set.
-#[derive(Clone, Debug, Default)]
-struct SetClock(Arc<AtomicU64>);
-
-impl SetClock {
-    fn set(&self, now: Moment) {
-        let nanos = now.nanos();
-        self.0.store(nanos, Ordering::Relaxed);
-    }
-}
-
-impl Clock for SetClock {
-    type Instant = Tick;
-
-    fn now(&self) -> Tick {
-        Tick(Nanos::new(self.0.load(Ordering::Relaxed)))
-    }
-}
-
-/// A reading of [`SetClock`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Tick(Nanos);
-
-impl std::ops::Add<Nanos> for Tick {
-    type Output = Tick;
-
-    fn add(self, span: Nanos) -> Tick {
-        Tick(self.0 + span)
-    }
-}
-
-impl Reference for Tick {
-    fn duration_since(&self, earlier: Tick) -> Nanos {
-        self.0.saturating_sub(earlier.0)
-    }
-
-    fn saturating_sub(&self, span: Nanos) -> Tick {
-        Tick(self.0.saturating_sub(span))
     }
 }
 

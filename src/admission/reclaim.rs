@@ -54,23 +54,26 @@ fn wanted(books: &Books, tokens: usize) -> usize {
     (awaited + excess).saturating_sub(books.ledger.counts().closing + books.quiet.reclaimed())
 }
 
-/// Reclaims one of these very slots for this client, though others may be free.
-pub(super) fn make_room_among(books: &mut Books, among: &[SlotId], client: &ClientId, now: Moment) {
+/// Reclaims one of these very slots for this client, though others may be free. If none may be reclaimed yet, tells when one may.
+pub(super) fn make_room_among(books: &mut Books, among: &[SlotId], client: &ClientId, now: Moment) -> Option<Moment> {
     let is_on_its_way = |slot: &SlotId| {
         let is_closing = books.ledger.get(*slot).is_some_and(|entry| entry.state == SlotState::Closing);
         is_closing || books.quiet.is_reclaimed(*slot)
     };
     if among.iter().any(is_on_its_way) {
-        return;
+        return None;
     }
     if let Some(slot) = among.iter().find(|slot| books.pooled.contains(**slot)) {
-        return books.close(*slot, CloseCause::Reclaimed);
+        books.close(*slot, CloseCause::Reclaimed);
+        return None;
     }
     let holds = |client: &ClientId| books.ledger.held_by(client);
     let eligible = books.quiet.choose(client, |waiting| waiting == client, holds, usize::MAX, now);
     if let Some((slot, evidence)) = eligible.into_iter().find(|(slot, _)| among.contains(slot)) {
         books.ask_to_close(slot, evidence);
+        return None;
     }
+    among.iter().filter_map(|slot| books.quiet.get(*slot)).map(|quiet| quiet.due(true)).min()
 }
 
 /// Closes pooled connections that expired or exceed the slots.

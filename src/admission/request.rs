@@ -42,12 +42,10 @@ impl fmt::Display for ClientId {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClassId(pub usize);
 
-/// The client of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Principal {
     /// The class that it shares with others.
     pub class: ClassId,
-    /// The client itself.
     pub client: ClientId,
 }
 
@@ -61,7 +59,6 @@ pub enum Lane {
 }
 
 impl Lane {
-    /// The word in status pages.
     pub fn as_str(self) -> &'static str {
         match self {
             Lane::Small => "small",
@@ -99,7 +96,6 @@ impl Place {
         self.sequence & AHEAD != 0
     }
 
-    /// When the request first arrived.
     pub fn arrived(self) -> Moment {
         Moment(Duration::from_nanos(self.arrived))
     }
@@ -108,16 +104,11 @@ impl Place {
 /// The key for reuse of a connection: the authority (and later the scheme) that it was opened to.
 pub type ReuseKey = Arc<str>;
 
-/// A request for admission.
 #[derive(Clone, Debug)]
 pub struct AdmissionRequest {
-    /// Where the request stands in the order.
     pub place: Place,
-    /// When waiting ends with a refusal.
     pub deadline: Moment,
-    /// The client.
     pub principal: Principal,
-    /// The lane of the request.
     pub lane: Lane,
     /// Where the request wants to go; a ticket is for the same target.
     pub target: Arc<str>,
@@ -133,19 +124,15 @@ impl AdmissionRequest {
     }
 }
 
-/// The use of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SlotUse {
-    /// A CONNECT.
     Tunnel,
-    /// A request that is visible as HTTP.
     Request,
     /// No request: a connection that is pooled for the next one.
     Pooled,
 }
 
 impl SlotUse {
-    /// The word in status pages.
     pub fn as_str(self) -> &'static str {
         match self {
             SlotUse::Tunnel => "tunnel",

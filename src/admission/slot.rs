@@ -30,7 +30,6 @@ pub enum SlotState {
 }
 
 impl SlotState {
-    /// The word in status pages and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             SlotState::Connecting => "connecting",
@@ -41,21 +40,15 @@ impl SlotState {
     }
 }
 
-/// Taken slots by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Slots in [`SlotState::Connecting`].
     pub connecting: usize,
-    /// Slots in [`SlotState::Active`].
     pub active: usize,
-    /// Slots in [`SlotState::Idle`].
     pub idle: usize,
-    /// Slots in [`SlotState::Closing`].
     pub closing: usize,
 }
 
 impl Counts {
-    /// All taken slots.
     pub fn open(self) -> usize {
         self.connecting + self.active + self.idle + self.closing
     }
@@ -84,7 +77,6 @@ pub enum Evidence {
 }
 
 impl Evidence {
-    /// The word in status pages.
     pub fn as_str(self) -> &'static str {
         match self {
             Evidence::Unused => "unused",
@@ -95,12 +87,10 @@ impl Evidence {
     }
 }
 
-/// A quiet tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quiet {
     /// How sure it is that nothing is under way.
     pub evidence: Evidence,
-    /// Since when nothing moved.
     pub since: Moment,
     /// From when on it may be recalled.
     pub from: Moment,
@@ -127,6 +117,8 @@ pub enum SlotEvent {
     DialRefused,
     /// Every address of the target refused, this one last. The slot is released next.
     Unreachable,
+    /// The node of the request has no slot of its own left. The slot goes back, and its request asks again.
+    NodeFull,
     /// The connection is open: [`SlotState::Active`], or [`SlotState::Idle`] if a handshake of others comes at once.
     Established(SlotState),
     /// The socket does something else now.
@@ -139,11 +131,9 @@ pub enum SlotEvent {
     Released,
 }
 
-/// The receiver of the events of a [`Slot`].
 pub trait SlotKeeper: Send + Sync {
     /// This happened to the slot. `on_reclaim` comes with [`SlotEvent::Quiet`].
     fn tell(&self, id: SlotId, event: SlotEvent, on_reclaim: Option<OnReclaim>);
-    /// The current time.
     fn now(&self) -> Moment;
 }
 
@@ -161,17 +151,14 @@ impl Slot {
         Slot { id, activity, keeper }
     }
 
-    /// The name of this slot.
     pub fn id(&self) -> SlotId {
         self.id
     }
 
-    /// The bytes that the connection has carried.
     pub fn activity(&self) -> Arc<Activity> {
         self.activity.clone()
     }
 
-    /// Reports an event of the slot.
     pub fn tell(&self, event: SlotEvent) {
         self.keeper.tell(self.id, event, None);
     }

@@ -24,18 +24,15 @@ pub struct Used {
     pub busy: Duration,
 }
 
-/// The sums of one registry.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
     settled: Used,
     open: HashMap<SlotId, Meter>,
 }
 
-/// One slot.
 #[derive(Clone, Copy, Debug)]
 struct Meter {
     busy: bool,
-    /// Since when it is busy.
     busy_since: Moment,
     /// Up to here it is in the sums.
     settled: Moment,

@@ -18,13 +18,11 @@ pub struct Snapshot {
     pub slots: usize,
     /// Those of them that are still held elsewhere: by another process, or from before a reload.
     pub reserved: usize,
-    /// Taken ones by state.
     pub open: Counts,
     pub waiting: usize,
     pub waiting_by_class: Vec<usize>,
     /// The time since the arrival of the one who waits longest.
     pub oldest_wait: Duration,
-    /// Whether admissions are held.
     pub paused: bool,
     /// The reason why the next waiter is not admitted, if there is a waiter.
     pub limited_by: Option<LimitedBy>,
@@ -34,7 +32,6 @@ pub struct Snapshot {
     pub longest_busy: Duration,
 }
 
-/// A snapshot of waiters and holders.
 #[derive(Clone, Debug)]
 pub struct Explanation {
     /// The reason why the next waiter is not admitted, if there is a waiter.
@@ -43,17 +40,14 @@ pub struct Explanation {
     pub holders: Vec<HolderInfo>,
 }
 
-/// One who waits.
 #[derive(Clone, Debug)]
 pub struct WaiterInfo {
     /// By arrival, from 1.
     pub position: usize,
     pub principal: Principal,
-    /// The kind of the request.
     pub kind: SlotUse,
     /// Among its client's own requests.
     pub lane: Lane,
-    /// Where it wants to go.
     pub target: Arc<str>,
     /// The time since it first arrived.
     pub age: Duration,
@@ -63,7 +57,6 @@ pub struct WaiterInfo {
     pub expected_wait: Option<Duration>,
 }
 
-/// One who holds a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HolderInfo {
     pub slot: SlotId,
@@ -73,9 +66,7 @@ pub struct HolderInfo {
     pub age: Duration,
     /// The time since its connection last carried a byte; `None` before the first.
     pub last_bytes: Option<Duration>,
-    /// Bytes that its connection has carried to the registry.
     pub bytes_up: u64,
-    /// And from the registry.
     pub bytes_down: u64,
     /// The evidence about a quiet tunnel, and for how long it has been quiet.
     pub quiet: Option<(Evidence, Duration)>,

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::num::NonZeroU64;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -27,7 +28,7 @@ use crate::upstream::connect::ConnectionTerms;
 use crate::upstream::http::PooledConnection;
 use crate::upstream::resolve::Resolver;
 use crate::upstream::tls::{Tls, TlsTerms};
-use crate::upstream::{AddressPolicy, QueueTerms, Upstream};
+use crate::upstream::{AddressPolicy, NodeSlots, QueueTerms, Upstream};
 
 /// The timeout for other hosts, which have no settings of a registry.
 const OTHER_HOSTS_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -96,7 +97,11 @@ impl Assembly {
             Claim {
                 hosts: claimed_hosts(registry),
                 upstream: Arc::new(upstream_of(registry, cluster.as_ref(), before.as_ref(), &common)),
-                policy: policy_of(registry.reclaim, before.as_ref().map(|before| before.claim)),
+                policy: policy_of(
+                    registry.reclaim,
+                    registry.queue.least_rate,
+                    before.as_ref().map(|before| before.claim),
+                ),
                 cluster,
             }
         });
@@ -105,7 +110,7 @@ impl Assembly {
             hosts: Vec::new(),
             upstream: Arc::new(other_hosts(before.map(|(_, settings)| &**settings.routes.other_hosts()), &common)),
             // Slots do not bind there, but draining takes quiet tunnels.
-            policy: policy_of(ReclaimConfig::default(), None),
+            policy: policy_of(ReclaimConfig::default(), None, None),
             cluster: None,
         };
         Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, common.resolver)
@@ -119,7 +124,6 @@ impl Assembly {
             let Some((mirror, cluster)) = registry.mirror.as_ref().zip(claim.cluster.clone()) else { continue };
             let Some((_, address)) = address else { continue };
             let class = self.classes.iter().position(|class| *class == mirror.class).unwrap_or_default();
-            claim.upstream.size(registry.slots, &cluster);
             let (upstream, hosts) = (claim.upstream.clone(), registry.hosts.clone());
             let public = registry.public_targets();
             let mirror = Mirror::new(upstream, ClassId(class), cluster, hosts, public, mirror.rewrite, *address);
@@ -180,9 +184,9 @@ fn cluster_of(registry: &config::RegistryConfig, before: Option<&Before<'_>>) ->
 }
 
 /// The lessons of earlier tunnels stay, whatever the settings.
-fn policy_of(reclaim: ReclaimConfig, before: Option<&Claim>) -> Arc<ReclaimPolicy> {
-    let ReclaimConfig { idle_after, unused_after, unsure_after, stall_timeout, learn } = reclaim;
-    let pauses = Pauses { idle: idle_after, unused: unused_after, unsure: unsure_after, stalled: stall_timeout, learn };
+fn policy_of(reclaim: ReclaimConfig, least_rate: Option<NonZeroU64>, before: Option<&Claim>) -> Arc<ReclaimPolicy> {
+    let ReclaimConfig { idle_after: idle, unused_after: unused, unsure_after: unsure, stall_timeout, learn } = reclaim;
+    let pauses = Pauses { idle, unused, unsure, stalled: stall_timeout, least_rate, learn };
     Arc::new(before.map_or_else(|| ReclaimPolicy::new(pauses), |before| before.policy.with(pauses)))
 }
 
@@ -215,10 +219,12 @@ fn upstream_of(
     let metrics = common.metrics.of_registry(&registry.name, &common.names);
     let tls = common.tls.get(&registry.name).cloned();
     let slots_of_each = slots_of_each(registry);
-    let living = nodes.map(|nodes| nodes.living().max(1));
+    let sized = before.map(|before| before.claim.upstream.sized.clone()).unwrap_or_default();
+    // Locked until the gate knows: the last word counts.
+    let mut base = sized.lock().unwrap_or_else(PoisonError::into_inner);
+    *base = slots_of_each.zip(nodes).map(|(of_each, nodes)| NodeSlots { of_each, nodes: nodes.clone() });
     let limits = Limits {
-        // Those of a node that is out are not there.
-        slots: slots_of_each.zip(living).map_or(registry.slots, |(slots, living)| (slots * living).min(registry.slots)),
+        slots: base.as_ref().map_or(registry.slots, NodeSlots::all),
         depth: registry.queue.depth,
         rate: registry.rate.map(|rate| RateLimit { period: rate.period, burst: rate.burst }),
         idle_timeout: registry.idle_timeout,
@@ -227,14 +233,17 @@ fn upstream_of(
         keep_place: registry.queue.keep_place,
         weights: common.weights(),
     };
+    let gate = gate(before.map(|before| &before.claim.upstream.gate), limits, &metrics);
+    drop(base);
     Upstream {
         name: registry.name.clone(),
-        gate: gate(before.map(|before| &before.claim.upstream.gate), limits, &metrics),
+        gate,
         metrics,
         terms: ConnectionTerms {
             connect_timeout: registry.connect_timeout,
             linger: registry.linger,
             stall_timeout: registry.reclaim.stall_timeout,
+            least_rate: registry.queue.least_rate,
         },
         addresses: AddressPolicy {
             listed: claimed_hosts(registry).iter().filter_map(HostPattern::exact_host).filter_map(Host::ip).collect(),
@@ -250,7 +259,7 @@ fn upstream_of(
         tls: tls.unwrap_or_else(|| Arc::new(Tls::new(tls_terms(&registry.tls)))),
         repair: repair_of(registry, before),
         slots_of_each,
-        sized: before.map(|before| before.claim.upstream.sized.clone()).unwrap_or_default(),
+        sized,
         resolver: common.resolver.clone(),
         ended: common.ended.clone(),
     }
@@ -283,6 +292,7 @@ fn other_hosts(before: Option<&Upstream>, common: &Common<'_>) -> Upstream {
             connect_timeout: OTHER_HOSTS_CONNECT_TIMEOUT,
             linger: LINGER,
             stall_timeout: ReclaimConfig::default().stall_timeout,
+            least_rate: None,
         },
         addresses: AddressPolicy { listed: Vec::new(), own: common.own.clone() },
         retry_until_deadline: false,
@@ -317,8 +327,8 @@ mod tests {
         let route = settings.routes.find(&Target::from_connect("192.0.2.1:443").unwrap(), false).await.unwrap();
         assert_eq!(route.upstream.name, OTHER_HOSTS);
         let seconds = Duration::from_secs;
-        let default =
-            Pauses { idle: seconds(1), unused: seconds(3), unsure: seconds(10), stalled: seconds(300), learn: true };
+        let (idle, unused, unsure, stalled) = (seconds(1), seconds(3), seconds(10), seconds(300));
+        let default = Pauses { idle, unused, unsure, stalled, least_rate: None, learn: true };
         assert_eq!(route.policy.pauses(), default);
     }
 }

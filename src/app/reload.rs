@@ -159,7 +159,7 @@ impl Reloader {
 /// The hosts to which connections may stand that count somewhere else: at the registry that has the host until now, or
 /// among other hosts. Each with what to do.
 fn moved_hosts(config: &Config, routes: &Routes) -> Vec<String> {
-    let open = routes.other_hosts().gate.targets();
+    let open = routes.other_hosts().gate.look(|core, _| core.targets());
     let mut moved = Vec::new();
     for registry in &config.registries {
         let had = routes.claim(&registry.name).map_or(&[][..], |claim| &claim.hosts);

@@ -105,6 +105,7 @@ fn registry(all: &mut Listing, registry: &RegistryConfig) {
     all.span("queue.tunnel_timeout", registry.queue.tunnel_timeout);
     all.span("queue.request_timeout", registry.queue.request_timeout);
     all.span("queue.keep_place", registry.queue.keep_place);
+    all.maybe("queue.least_rate", registry.queue.least_rate.map(|rate| format!("{rate} B/s")));
     all.span("reclaim.idle_after", registry.reclaim.idle_after);
     all.span("reclaim.unused_after", registry.reclaim.unused_after);
     all.span("reclaim.unsure_after", registry.reclaim.unsure_after);

@@ -3,6 +3,7 @@
 //! Every field has the name of its key. Nothing here reads a file or checks a value.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -176,6 +177,8 @@ pub struct QueueConfig {
     pub request_timeout: Duration,
     /// How long the place of a client that left unserved is reserved for it. Default 30 s.
     pub keep_place: Duration,
+    /// The bytes a second below which a transfer is stalled while others wait; `None` (the default) for no bound.
+    pub least_rate: Option<NonZeroU64>,
 }
 
 /// The part `reclaim` of a registry: how long a tunnel must have been quiet before it is reclaimed for a waiter.

@@ -10,7 +10,7 @@ use super::model::{QueueConfig, ReclaimConfig, RegistryConfig};
 use super::rate::ConnectRate;
 use super::reader::{Read, Section};
 use super::share::Share;
-use super::value::{count, decimal, duration, flag, host, share, whole};
+use super::value::{bytes_per_second, count, decimal, duration, flag, host, share, whole};
 use crate::target::HostPattern;
 
 /// The label of targets without a registry in metrics, so no registry may be called that.
@@ -90,11 +90,13 @@ fn queue(section: &mut Section<'_>) -> Read<QueueConfig> {
     let tunnel_timeout = section.optional("tunnel_timeout", seconds(50), duration);
     let request_timeout = section.optional("request_timeout", seconds(25), duration);
     let keep_place = section.optional("keep_place", seconds(30), duration);
+    let least_rate = section.maybe("least_rate", bytes_per_second);
     Ok(QueueConfig {
         depth: depth?,
         tunnel_timeout: tunnel_timeout?,
         request_timeout: request_timeout?,
         keep_place: keep_place?,
+        least_rate: least_rate?,
     })
 }
 

@@ -74,6 +74,7 @@ fn the_least_file_gives_the_defaults() {
                 tunnel_timeout: seconds(50),
                 request_timeout: seconds(25),
                 keep_place: seconds(30),
+                least_rate: None,
             },
             reclaim: ReclaimConfig {
                 idle_after: seconds(1),
@@ -150,8 +151,13 @@ policy = "deny"
     assert_eq!((rate.period, rate.burst.get()), (Duration::from_millis(400), 7));
     let timeouts = [zebra.connect_timeout, zebra.linger, zebra.max_lifetime, zebra.idle_timeout];
     assert_eq!(timeouts, [8, 9, 10, 11].map(seconds));
-    let expected =
-        QueueConfig { depth: 0, tunnel_timeout: seconds(12), request_timeout: seconds(13), keep_place: seconds(30) };
+    let expected = QueueConfig {
+        depth: 0,
+        tunnel_timeout: seconds(12),
+        request_timeout: seconds(13),
+        keep_place: seconds(30),
+        least_rate: None,
+    };
     assert_eq!(zebra.queue, expected);
 }
 
@@ -623,7 +629,7 @@ fn commented_settings_of_the_shipped_file_are_the_defaults() {
         let text = uncommented(&[number]);
         assert_eq!(Config::parse(&text).as_ref(), Ok(&shipped), "line {}", number + 1);
     }
-    assert_eq!(examples.len(), 23);
+    assert_eq!(examples.len(), 24);
     let with_examples = Config::parse(&uncommented(&examples)).unwrap();
     assert!(with_examples.listen.metrics.is_some());
     assert!(!with_examples.listen.allow_clients.is_empty());

@@ -4,6 +4,7 @@
 //! They know neither keys nor lines; `settings` chooses them, and the reader calls them.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +22,9 @@ pub(super) type Parsed<T> = Result<T, String>;
 
 /// The longest duration of any setting: a week. More is a slip of the unit.
 const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// The greatest rate of bytes. More is a slip of the unit.
+const MAX_BYTES_PER_SECOND: u64 = 1000 << 20;
 
 /// A duration with its unit, more than 0 and up to a week.
 pub(super) fn duration(value: &DeValue<'_>) -> Parsed<Duration> {
@@ -126,6 +130,22 @@ pub(super) fn decimal(value: &DeValue<'_>) -> Parsed<Fraction> {
         other => return Err(expected("a number", other)),
     };
     Fraction::decimal(&text).ok_or_else(|| "must be a number, 0 or more, with at most 18 digits".to_owned())
+}
+
+/// Bytes a second: `"1KiB/s"`.
+pub(super) fn bytes_per_second(value: &DeValue<'_>) -> Parsed<NonZeroU64> {
+    const UNITS: [(&str, u64); 5] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("kB", 1_000), ("MB", 1_000_000), ("B", 1)];
+    let text = text(value)?;
+    let (amount, unit) = text
+        .strip_suffix("/s")
+        .and_then(|amount| UNITS.iter().find_map(|(unit, size)| Some((amount.strip_suffix(unit)?.trim_end(), *size))))
+        .unwrap_or_default();
+    let digits = amount.bytes().all(|byte| byte.is_ascii_digit());
+    let bytes = amount.parse().ok().filter(|_| digits).and_then(|amount: u64| amount.checked_mul(unit));
+    let bytes = bytes.filter(|bytes| *bytes <= MAX_BYTES_PER_SECOND).and_then(NonZeroU64::new);
+    bytes.ok_or_else(|| {
+        format!("{text:?} is not a rate such as \"1KiB/s\", of at least 1 B/s and at most 1000 MiB/s (B, kB, KiB, MB or MiB)")
+    })
 }
 
 /// A share of a cap.
@@ -261,6 +281,28 @@ mod tests {
         for toml in ["1.0", "'5'", "true"] {
             assert!(reason(toml, whole(1..=1000)).starts_with("expected a whole number"));
         }
+    }
+
+    #[test]
+    fn rates_of_bytes_have_a_unit_and_a_second() {
+        for (toml, bytes) in
+            [("'1KiB/s'", 1024), ("'16 MiB/s'", 16 << 20), ("'5kB/s'", 5000), ("'2MB/s'", 2_000_000), ("'700B/s'", 700)]
+        {
+            assert_eq!(read(toml, bytes_per_second).unwrap().get(), bytes, "{toml}");
+        }
+        for toml in [
+            "'1KiB'",
+            "'KiB/s'",
+            "'0B/s'",
+            "'1.5KiB/s'",
+            "'+1B/s'",
+            "'1001MiB/s'",
+            "'1kib/s'",
+            "'99999999999999999999B/s'",
+        ] {
+            assert!(reason(toml, bytes_per_second).contains("is not a rate such as \"1KiB/s\""), "{toml}");
+        }
+        assert!(reason("1024", bytes_per_second).starts_with("expected a string"));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::proxy::record::{Kind, Record, shown};
 use crate::proxy::respond::Answer;
 use crate::proxy::rewrite::Rewrite;
 use crate::proxy::{Entry, Proxy};
+use crate::reclaim::Grade;
 use crate::tunnel::{self, NoTunnel, Tunnel};
 use crate::upstream::request_body::RequestBody;
 use crate::upstream::{Destination, Patience, Upstream};
@@ -140,8 +141,14 @@ impl Arrival<'_> {
             }
             // It took the connection to the registry with it, whose fault that is not.
             Err(_) if upload.is_broken() => {
+                let problem = if upload.is_slow() {
+                    record.ended_by("reclaim", Grade::Slow.as_str());
+                    "the body of the request came slower than queue.least_rate while others waited"
+                } else {
+                    "the body of the request broke off, or cannot be read"
+                };
                 record.client_left();
-                let answer = Answer::plain(Reason::BadRequest, "the body of the request broke off, or cannot be read");
+                let answer = Answer::plain(Reason::BadRequest, problem);
                 return answer.to_response(&upstream.name).map(Reply::Own);
             }
             Err(failure) => {

@@ -119,10 +119,10 @@ impl Exchange<'_> {
 
     /// A connection to send it on; `None` when another step is due.
     async fn connection(&self, attempt: &mut Attempt) -> Result<Option<PooledConnection>, Failure> {
-        let (gate, longest) = (&self.upstream.gate, self.upstream.terms.stall_timeout);
+        let (gate, terms) = (&self.upstream.gate, self.upstream.terms);
         let started = match self.upstream.step(attempt).await? {
             None => return Ok(None),
-            Some(Connected::New(established)) => PooledConnection::start(established, gate, longest).await,
+            Some(Connected::New(established)) => PooledConnection::start(established, gate, terms).await,
             Some(Connected::Pooled(pooled)) if self.upstream.begin_move(&pooled, &attempt.destination) => {
                 attempt.reuse = None;
                 return Ok(None);

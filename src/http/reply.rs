@@ -15,6 +15,7 @@ use super::request_phase::RequestPhase;
 use super::resuming::Resumable;
 use crate::proxy::client::Client;
 use crate::proxy::record::{Carried, Record};
+use crate::reclaim::Grade;
 use crate::upstream::request_body::Upload;
 
 /// The body of what the client is answered.
@@ -81,7 +82,12 @@ impl Relayed {
     fn broke_off(&mut self) {
         self.client.cut();
         match self.record.take() {
-            Some(record) if self.upload.is_broken() => record.client_left(),
+            Some(mut record) if self.upload.is_broken() => {
+                if self.upload.is_slow() {
+                    record.ended_by("reclaim", Grade::Slow.as_str());
+                }
+                record.client_left();
+            }
             Some(record) => record.upstream_failed(),
             None => {}
         }

@@ -114,7 +114,7 @@ pub enum Reclaimed {
     Idle,
     /// A tunnel that lay still, though an answer may have been under way.
     Unsure,
-    /// A tunnel whose request did not move for `reclaim.stall_timeout`.
+    /// A request that did not move for `reclaim.stall_timeout`, or whose client was slower than `queue.least_rate`.
     Stalled,
 }
 

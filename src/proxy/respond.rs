@@ -57,7 +57,7 @@ impl Load {
             limited_by: refusal.limited_by,
             position: refusal.position,
             expected_wait: refusal.expected_wait,
-            holders: upstream.gate.holders(MOST_HOLDERS),
+            holders: upstream.gate.look(|core, now| core.holders(MOST_HOLDERS, now)),
         }
     }
 
@@ -68,7 +68,7 @@ impl Load {
             slots: (now.slots != usize::MAX).then_some(now.slots),
             waiting: now.waiting,
             limited_by: Some(LimitedBy::Unreachable),
-            holders: upstream.gate.holders(MOST_HOLDERS),
+            holders: upstream.gate.look(|core, now| core.holders(MOST_HOLDERS, now)),
             ..Load::default()
         };
         upstream.retry_until_deadline.then(|| Box::new(load()))

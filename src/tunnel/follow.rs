@@ -92,6 +92,11 @@ impl Follower {
         matches!(self.phase, Phase::Handshake(_)) && self.doing() == Doing::InFlight && !self.talk.is_asked()
     }
 
+    /// Whether the client has sent half a record.
+    pub fn is_request_cut(&self) -> bool {
+        self.client.inside()
+    }
+
     /// All that is known of the tunnel.
     pub fn observe(&self) -> Observation {
         let is_open = matches!(self.phase, Phase::Open) && !self.client.inside();
@@ -102,7 +107,7 @@ impl Follower {
                 Some(_) if self.is_handshaking() => Opening::Handshaking,
                 Some(_) => Opening::Over,
             },
-            request_is_cut: self.client.inside(),
+            request_is_cut: self.is_request_cut(),
             // In TLS 1.3 the server has sent something since the request: tickets, or the whole answer if it sends none.
             perhaps_answered: is_open && self.talk.is_perhaps_answered(),
             exchange: self.talk.exchange(self.server.inside()).filter(|_| is_open),

@@ -22,6 +22,8 @@ pub(super) struct Flow {
     buffer: Vec<u8>,
     /// Bytes of the buffer that the kernel has taken.
     written: usize,
+    /// Bytes that the sink has taken since they were asked for last.
+    taken: u64,
     ended: bool,
 }
 
@@ -43,6 +45,11 @@ impl Flow {
         self.written < self.buffer.len()
     }
 
+    /// Bytes that the sink has taken since the last call.
+    pub fn take_taken(&mut self) -> u64 {
+        std::mem::take(&mut self.taken)
+    }
+
     /// Whether it waits for bytes of the source.
     pub fn reads(&self) -> bool {
         !self.ended && !self.holds_bytes()
@@ -55,7 +62,7 @@ impl Flow {
 
     /// Ends the direction: its sink takes nothing any more.
     pub fn abandon(&mut self) {
-        *self = Flow { ended: true, ..Flow::default() };
+        *self = Flow { ended: true, taken: self.taken, ..Flow::default() };
     }
 
     /// Moves bytes until a socket has to be waited for, or for a while. `passing` is shown all bytes before they are written.
@@ -74,7 +81,7 @@ impl Flow {
             self.buffer.reserve_exact(BUFFER);
             match source.try_read_buf(&mut self.buffer) {
                 Ok(0) => {
-                    *self = Flow { ended: true, ..Flow::default() };
+                    self.abandon();
                     return tcp::finish(sink).map_err(|_| Broken::Sink);
                 }
                 Ok(_) => passing(&self.buffer),
@@ -91,7 +98,10 @@ impl Flow {
     fn write(&mut self, sink: &TcpStream) -> io::Result<bool> {
         while self.holds_bytes() {
             match sink.try_write(&self.buffer[self.written..]) {
-                Ok(written) => self.written += written,
+                Ok(written) => {
+                    self.written += written;
+                    self.taken += written as u64;
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             }

@@ -21,7 +21,7 @@ use crate::admission::{Gate, Moment, Quiet, SlotEvent, SlotState};
 use crate::kernel;
 use crate::metrics::{Direction, RegistryMetrics};
 use crate::proxy::record::Carried;
-use crate::reclaim::{Doing, Grade, ReclaimPolicy};
+use crate::reclaim::{AnswerShape, ClientDebt, Doing, Grade, ReclaimPolicy};
 use crate::tcp;
 use crate::upstream::http::PooledConnection;
 use crate::upstream::socket::{Manner, Socket};
@@ -47,8 +47,8 @@ pub(super) enum End {
     ClientBroke,
     /// The registry's connection broke.
     RegistryBroke,
-    /// Its slot goes to a request that waits. The client has been sent our FIN, but for [`Grade::Stuck`]; the registry's
-    /// socket does not know yet how to close.
+    /// Its slot goes to a request that waits. The client has been sent our FIN, unless the grade [cuts](Grade::cuts); the
+    /// registry's socket does not know yet how to close.
     Reclaimed(Grade),
     /// Its slot goes to a request that waits, and the client need not know: no byte went either way.
     Parked,
@@ -84,6 +84,7 @@ pub(super) struct TunnelState<'a> {
     up_refused: bool,
     told: Told,
     jam: Option<Jam>,
+    debt: ClientDebt,
     /// When a tunnel that could not go is looked at again, and the pause after that.
     retry: Option<Instant>,
     retry_pause: Duration,
@@ -138,6 +139,7 @@ impl<'a> TunnelState<'a> {
             up_refused: false,
             told: Told::Opened,
             jam: None,
+            debt: policy.debt(),
             retry: None,
             retry_pause: WORTH_TELLING,
         };
@@ -157,6 +159,7 @@ impl<'a> TunnelState<'a> {
             return end;
         }
         loop {
+            self.note_debt();
             if let Some(next) = self.next_look()
                 && (!armed || next < timer.deadline())
             {
@@ -288,6 +291,9 @@ impl<'a> TunnelState<'a> {
         if let Some(lesson) = self.follower.take_lesson() {
             self.policy.learn(lesson);
         }
+        if self.told.is_slow() && self.is_too_slow() {
+            return;
+        }
         let state = if self.follower.is_handshaking() { SlotState::Connecting } else { SlotState::Active };
         match &mut self.told {
             Told::Busy { state: told, looked } if *told == state => *looked = false,
@@ -315,7 +321,8 @@ impl<'a> TunnelState<'a> {
         };
         let pause = if self.follower.is_handshaking() { HANDSHAKE_WORTH_TELLING } else { WORTH_TELLING };
         let quiet = self.told.is_untold().then(|| self.retry.unwrap_or(self.epoch + self.follower.since() + pause));
-        half_closed.into_iter().chain(quiet).min()
+        let too_slow = if self.told.is_slow() { None } else { self.debt.left(self.epoch.elapsed()) };
+        half_closed.into_iter().chain(quiet).chain(too_slow.map(|left| Instant::now() + left)).min()
     }
 
     fn look(&mut self) -> Option<End> {
@@ -329,6 +336,10 @@ impl<'a> TunnelState<'a> {
                 return Some(End::RegistryBroke);
             }
             _ => {}
+        }
+        if self.is_too_slow() && !self.told.is_slow() {
+            self.tell(Grade::Slow, Duration::ZERO, None);
+            return None;
         }
         let pause = if self.follower.is_handshaking() { HANDSHAKE_WORTH_TELLING } else { WORTH_TELLING };
         let due = self.retry.unwrap_or(self.epoch + self.follower.since() + pause);
@@ -359,9 +370,12 @@ impl<'a> TunnelState<'a> {
         let Some(pause) = self.policy.pause(grade, self.client_name) else {
             return self.told.looked();
         };
+        self.tell(grade, pause, seen.exchange.filter(|_| grade == Grade::Answered));
+    }
+
+    fn tell(&mut self, grade: Grade, pause: Duration, answered: Option<AnswerShape>) {
         let since = Moment(self.follower.since());
         let (reclaim, asked) = oneshot::channel();
-        let answered = seen.exchange.filter(|_| grade == Grade::Answered);
         self.told = Told::Quiet { grade, answered, asked: Some(asked) };
         self.registry.slot().quiet(
             Quiet { evidence: evidence_of(grade), since, from: since + pause, from_for_own: since + pause },
@@ -377,6 +391,7 @@ impl<'a> TunnelState<'a> {
         let Told::Quiet { grade, .. } = self.told else { return None };
         self.jam = self.jammed().map(|bytes| Jam::goes_on(self.jam, bytes, self.follower.since()));
         let may_go = match (self.jam, grade) {
+            (_, Grade::Slow) => self.is_too_slow().then_some(End::Reclaimed(Grade::Slow)),
             (Some(jam), _) if jam.since.elapsed() >= self.policy.pauses().stalled => Some(End::Reclaimed(Grade::Stuck)),
             (Some(_), _) => None,
             (None, Grade::Stuck) => Some(End::Reclaimed(Grade::Stuck)),
@@ -401,6 +416,18 @@ impl<'a> TunnelState<'a> {
             self.retry_pause = MAX_RETRY.min(self.retry_pause * 2);
         }
         may_go
+    }
+
+    /// Counts the time in which the client does not take what is held for it, or has sent half a record and is asked for more.
+    fn note_debt(&mut self) {
+        let owes_rest = self.up.reads() && self.follower.is_request_cut() && !self.follower.is_handshaking();
+        let owes = self.down.holds_bytes() || owes_rest;
+        let moved = self.up.take_taken() + self.down.take_taken();
+        self.debt.note(owes, moved, self.epoch.elapsed());
+    }
+
+    fn is_too_slow(&self) -> bool {
+        self.debt.left(self.epoch.elapsed()).is_some_and(|left| left.is_zero())
     }
 
     /// Bytes that the client does not take, in the kernel or before it; how many there are before it is not counted.

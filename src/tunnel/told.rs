@@ -22,6 +22,11 @@ impl Told {
         matches!(self, Told::Opened | Told::Busy { looked: false, .. })
     }
 
+    /// Whether the gate knows that the client is too slow.
+    pub fn is_slow(&self) -> bool {
+        matches!(self, Told::Quiet { grade: Grade::Slow, .. })
+    }
+
     /// Nothing is to be told of the present silence.
     pub fn looked(&mut self) {
         if let Told::Busy { looked, .. } = self {
@@ -43,7 +48,7 @@ pub(super) fn evidence_of(grade: Grade) -> Evidence {
         Grade::Untouched | Grade::Unused => Evidence::Unused,
         Grade::Goodbye | Grade::Answered | Grade::ShortEnd => Evidence::Idle,
         Grade::Unsure | Grade::Handshaking | Grade::MaybeAnswered => Evidence::Unsure,
-        Grade::Stuck | Grade::InFlight => Evidence::Stalled,
+        Grade::Stuck | Grade::Slow | Grade::InFlight => Evidence::Stalled,
     }
 }
 

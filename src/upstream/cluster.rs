@@ -106,13 +106,22 @@ impl Cluster {
 
     /// Takes the node for the next connection from those at `candidates`, which are numbers of nodes: one that is due to be
     /// tried; of those that are in, the one with the fewest connections; where all are out, the one that is due first.
-    /// `None` when no candidate has fewer connections than `most`.
-    #[must_use]
-    pub fn pick(self: &Arc<Cluster>, candidates: &[usize], most: Option<usize>, now: Moment) -> Option<NodePermit> {
+    /// `None`, and `is_full` is called, when no candidate has fewer connections than `most`.
+    pub fn pick(
+        self: &Arc<Cluster>,
+        candidates: &[usize],
+        most: Option<usize>,
+        is_full: impl FnOnce(),
+        now: Moment,
+    ) -> Option<NodePermit> {
         let mut book = self.lock();
         let node = |index: usize| &book[&self.origins[index]];
         let with_room = candidates.iter().copied().filter(|index| most.is_none_or(|most| node(*index).open < most));
-        let index = with_room.min_by_key(|index| node(*index).preference(now))?;
+        let Some(index) = with_room.min_by_key(|index| node(*index).preference(now)) else {
+            // Locked: no slot of a node comes back in between.
+            is_full();
+            return None;
+        };
         let node = self.node(&mut book, index);
         node.open += 1;
         let probe = node.begin_probe();
@@ -121,7 +130,6 @@ impl Cluster {
 
     /// Whether a pooled connection to this node is to be closed for a new one, and counts that one: another node has fewer even
     /// with one more, or one is due to be tried and has fewer than `most`. `true` at most once in a while.
-    #[must_use]
     pub fn begin_move(&self, index: usize, most: Option<usize>, now: Moment) -> bool {
         let book = self.lock();
         let node = |index: usize| &book[&self.origins[index]];
@@ -141,14 +149,12 @@ impl Cluster {
     }
 
     /// The name of this node cannot be resolved: it is left out. Returns whether it was in until now.
-    #[must_use]
     pub fn leave_out(&self, index: usize, now: Moment) -> bool {
         let mut book = self.lock();
         let node = self.node(&mut book, index);
         node.may_be_dialled(now) && node.leave_out(now)
     }
 
-    /// How many nodes are in.
     pub fn living(&self) -> usize {
         let book = self.lock();
         self.origins.iter().filter(|origin| !book[origin].is_out()).count()
@@ -172,7 +178,6 @@ impl Cluster {
         self.lock()[&self.origins[index]].slots.iter().copied().collect()
     }
 
-    /// The state of each node.
     pub fn nodes(&self) -> Vec<NodePicture> {
         let book = self.lock();
         let picture = |origin: &Origin| {
@@ -242,7 +247,6 @@ impl Node {
 }
 
 impl NodePermit {
-    /// Its number.
     pub fn index(&self) -> usize {
         self.index
     }
@@ -254,13 +258,11 @@ impl NodePermit {
     }
 
     /// It accepted the connection. Returns whether it was out until now.
-    #[must_use]
     pub fn dialled(&self) -> bool {
         self.on_page(|node| node.out.take().is_some())
     }
 
     /// It did not accept the connection: it is left out. Returns whether it was in until now.
-    #[must_use]
     pub fn failed(&self, now: Moment) -> bool {
         // One outage, however many meet it that were dialled before.
         self.on_page(|node| (!node.is_out() || node.tried_by(self.probe).is_some()) && node.leave_out(now))
@@ -300,7 +302,7 @@ mod tests {
 
     fn pick(cluster: &Arc<Cluster>, now: Moment) -> NodePermit {
         let all: Vec<usize> = (0..cluster.origins().len()).collect();
-        cluster.pick(&all, None, now).unwrap()
+        cluster.pick(&all, None, || (), now).unwrap()
     }
 
     #[test]
@@ -346,7 +348,7 @@ mod tests {
     #[test]
     fn no_node_takes_more_than_its_own_slots() {
         let cluster = cluster(2);
-        let permits: Vec<NodePermit> = (0..9).filter_map(|_| cluster.pick(&[0, 1], Some(3), at(0))).collect();
+        let permits: Vec<NodePermit> = (0..9).filter_map(|_| cluster.pick(&[0, 1], Some(3), || (), at(0))).collect();
         assert_eq!(permits.len(), 6);
         assert_eq!(cluster.nodes().iter().map(|node| node.open).collect::<Vec<_>>(), [3, 3]);
     }
@@ -388,7 +390,7 @@ mod tests {
         drop(probe);
         assert!(late.index() == 0 && pick(&cluster, at(1100)).index() == 1, "one at a time");
         // A faster probe took its place and was lost again.
-        let faster = cluster.pick(&[0], None, at(1100)).unwrap();
+        let faster = cluster.pick(&[0], None, || (), at(1100)).unwrap();
         assert!(faster.dialled() && faster.failed(at(1100)));
         let probe = pick(&cluster, at(1200));
         assert!(!late.failed(at(1200)));
@@ -437,16 +439,16 @@ mod tests {
         assert!(!cluster.begin_move(0, Some(1), at(99)));
         assert!(cluster.begin_move(0, Some(1), at(100)));
         drop(held);
-        let probe = cluster.pick(&[0, 1], Some(1), at(100)).unwrap();
+        let probe = cluster.pick(&[0, 1], Some(1), || (), at(100)).unwrap();
         assert_eq!(probe.index(), 1, "it is the one that is out, though the other one has none either");
         assert!(!probe.failed(at(100)));
         drop(probe);
-        let held = cluster.pick(&[0, 1], Some(1), at(100)).unwrap();
+        let held = cluster.pick(&[0, 1], Some(1), || (), at(100)).unwrap();
         assert_eq!(held.index(), 0);
         assert!(!cluster.begin_move(0, Some(1), at(299)), "its pauses grow, and with them those between moves");
         assert!(cluster.begin_move(0, Some(1), at(300)));
         drop(held);
-        assert!(cluster.pick(&[0, 1], Some(1), at(300)).unwrap().dialled());
+        assert!(cluster.pick(&[0, 1], Some(1), || (), at(300)).unwrap().dialled());
     }
 
     /// Open connections at a node that is out fill it: connections of other nodes are not closed for it, its own are.
@@ -500,6 +502,6 @@ mod tests {
 
     #[test]
     fn without_candidates_there_is_nothing_to_take() {
-        assert!(cluster(2).pick(&[], None, at(0)).is_none());
+        assert!(cluster(2).pick(&[], None, || (), at(0)).is_none());
     }
 }

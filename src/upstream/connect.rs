@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct ConnectionTerms {
     pub linger: Duration,
     /// How long a request may lie still where somebody waits for its slot.
     pub stall_timeout: Duration,
+    /// The bytes a second below which a client is too slow while others wait, if any.
+    pub least_rate: Option<NonZeroU64>,
 }
 
 /// Why an address did not take the connection.

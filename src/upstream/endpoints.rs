@@ -52,13 +52,13 @@ impl Round {
         self.hosts[node.index()].left.is_empty()
     }
 
-    /// The next address; `None` when no node has one of its slots left, where each has `slots_of_each`.
-    pub fn next(&mut self, slots_of_each: Option<usize>, now: Moment) -> Option<Endpoint> {
+    /// The next address; `None`, and `is_full` is called, when no node has one of its slots left, where each has `slots_of_each`.
+    pub fn next(&mut self, slots_of_each: Option<usize>, is_full: impl FnOnce(), now: Moment) -> Option<Endpoint> {
         let node_permit = match &self.cluster {
             None => None,
             Some(cluster) => {
                 let left = (0..self.hosts.len()).filter(|index| !self.hosts[*index].left.is_empty());
-                Some(cluster.pick(&left.collect::<Vec<_>>(), slots_of_each, now)?)
+                Some(cluster.pick(&left.collect::<Vec<_>>(), slots_of_each, is_full, now)?)
             }
         };
         let host = &mut self.hosts[node_permit.as_ref().map_or(0, NodePermit::index)];

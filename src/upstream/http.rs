@@ -19,13 +19,14 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::cluster::NodePermit;
-use super::connect::{Established, socket_of};
+use super::connect::{ConnectionTerms, Established, socket_of};
 use super::early_answer::EarlyAnswer;
 use super::request_body::{RequestBody, Upload};
 use super::socket::{Ending, Glance, Manner};
 use super::stall::{Lookout, Pending};
 use crate::admission::{Gate, ReuseKey, SlotId};
 use crate::metrics::Reclaimed;
+use crate::reclaim::ClientDebt;
 
 /// How long the last bytes of a request may take to the registry after its answer was read to the end.
 const LONGEST_REST_OF_REQUEST: Duration = Duration::from_secs(1);
@@ -50,6 +51,7 @@ pub struct PooledConnection {
     task: AbortHandle,
     /// The number of its node, where the registry has several.
     node: Option<usize>,
+    terms: ConnectionTerms,
     /// Whether it carried a request before.
     used: bool,
 }
@@ -71,19 +73,19 @@ pub enum SendError {
 }
 
 impl PooledConnection {
-    /// Starts HTTP/1.1 on a connection that stands, on which a request may lie still for `longest_stall` while others wait
-    /// at the gate. Fails when hyper refuses the connection; it does not at present.
+    /// Starts HTTP/1.1 on a connection that stands. Fails when hyper refuses the connection; it does not at present.
     pub async fn start(
         established: Established,
         gate: &Gate<PooledConnection>,
-        longest_stall: Duration,
+        terms: ConnectionTerms,
     ) -> Result<PooledConnection, hyper::Error> {
         let socket = socket_of(&established);
         let (ending, glance, metrics) = (socket.ending(), socket.glance(), socket.metrics());
         let (slot, pending) = (socket.slot().id(), Pending::default());
         let node = socket.node_permit().map(NodePermit::index);
         let activity = socket.slot().activity();
-        let lookout = Lookout { pending: pending.clone(), activity, slot, gate: gate.clone(), longest: longest_stall };
+        let lookout =
+            Lookout { pending: pending.clone(), activity, slot, gate: gate.clone(), longest: terms.stall_timeout };
         ending.set(Manner::InOrder);
         let (sender, connection) = Builder::new()
             .max_buf_size(BUFFER)
@@ -103,7 +105,8 @@ impl PooledConnection {
                 }
             }
         });
-        Ok(PooledConnection { sender, ending, slot, pending, glance, node, task: task.abort_handle(), used: false })
+        let task = task.abort_handle();
+        Ok(PooledConnection { sender, ending, slot, pending, glance, node, task, terms, used: false })
     }
 
     /// Ends it at once, whatever is under way.
@@ -137,9 +140,10 @@ impl PooledConnection {
         key: ReuseKey,
     ) -> Result<Response<AnswerBody>, SendError> {
         let was_pooled = std::mem::replace(&mut self.used, true);
-        self.pending.begin(gate.now());
         let is_personal = binds_connection(request.headers());
         let upload = request.body().upload();
+        upload.begin(ClientDebt::new(self.terms.least_rate, self.terms.stall_timeout));
+        self.pending.begin(upload.clone(), gate.now());
         let mut underway = Underway { connection: Some(self), gate, key, upload, is_final: false, is_reusable: false };
         match underway.sender().try_send_request(request).await {
             Ok(answer) => {
@@ -233,11 +237,19 @@ impl Drop for Underway {
 pub struct AnswerBody {
     body: Incoming,
     underway: Option<Underway>,
+    /// The bytes of the last frame.
+    handed_on: usize,
 }
 
 impl AnswerBody {
     fn new(body: Incoming, underway: Underway) -> AnswerBody {
-        AnswerBody { body, underway: Some(underway) }
+        AnswerBody { body, underway: Some(underway), handed_on: 0 }
+    }
+
+    fn note(&self, owes: bool, moved: usize) {
+        if let Some(underway) = &self.underway {
+            underway.upload.note(owes, moved);
+        }
     }
 
     fn check_end(&mut self) {
@@ -266,7 +278,14 @@ impl Body for AnswerBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
+        // Nobody asks for more before the client has taken what came before.
+        let taken = std::mem::take(&mut this.handed_on);
+        this.note(false, taken);
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            this.handed_on = frame.data_ref().map_or(0, Bytes::len);
+            this.note(true, 0);
+        }
         match &frame {
             // Nobody polls again after trailers.
             Some(Ok(frame)) if frame.is_trailers() => this.complete(),

@@ -98,8 +98,12 @@ impl Upstream {
 
     /// Dials the next address. `None` when it does not take the connection, or when its node has no slot of its own left.
     async fn dial(&self, slot: Slot, round: &mut Round, attempt: &mut Attempt) -> Option<Connected> {
-        let Some(endpoint) = round.next(self.slots_of_each, self.gate.now()) else {
-            self.wait_for_full_node(slot, attempt).await;
+        // A node slot that comes back from now on is told to the gate after this, and the request is tried again.
+        let is_full = || slot.tell(SlotEvent::NodeFull);
+        let Some(endpoint) = round.next(self.slots_of_each, is_full, self.gate.now()) else {
+            if let Some((cluster, node)) = attempt.destination.cluster.as_ref().zip(attempt.destination.node) {
+                self.gate.reclaim_among(&cluster.slots_of(node), &attempt.principal.client, &attempt.name);
+            }
             return None;
         };
         if self.is_held(attempt, endpoint.node_permit.as_ref().map(NodePermit::index)) {
@@ -120,16 +124,6 @@ impl Upstream {
                 None
             }
         }
-    }
-
-    /// The node has no slot left, though there are others: slot and token go back until that has settled.
-    async fn wait_for_full_node(&self, slot: Slot, attempt: &Attempt) {
-        const FULL_NODE_PAUSE: Duration = Duration::from_millis(100);
-        drop(slot);
-        if let Some((cluster, node)) = attempt.destination.cluster.as_ref().zip(attempt.destination.node) {
-            self.gate.reclaim_among(&cluster.slots_of(node), &attempt.principal.client);
-        }
-        tokio::time::sleep(FULL_NODE_PAUSE).await;
     }
 
     /// Every address was tried once. Another round follows where a moment later may be better.

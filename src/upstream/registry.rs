@@ -55,13 +55,13 @@ pub struct Upstream {
 /// Slots that each node has for itself.
 #[derive(Debug)]
 pub struct NodeSlots {
-    of_each: usize,
-    nodes: Arc<Cluster>,
+    pub of_each: usize,
+    pub nodes: Arc<Cluster>,
 }
 
 impl NodeSlots {
     /// Those of the nodes that take connections, or of one where none does.
-    fn all(&self) -> usize {
+    pub fn all(&self) -> usize {
         self.of_each * self.nodes.living().max(1)
     }
 }
@@ -141,16 +141,8 @@ impl Upstream {
         }
     }
 
-    /// It has so many slots, or as many as these nodes have together that take connections.
-    pub fn size(&self, slots: usize, cluster: &Arc<Cluster>) {
-        let mut sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
-        *sized = self.slots_of_each.map(|of_each| NodeSlots { of_each, nodes: cluster.clone() });
-        self.gate.resize(sized.as_ref().map_or(slots, NodeSlots::all));
-    }
-
     /// Takes the turn to give this pooled connection up for a new one, if one is due: another node has fewer connections, or
     /// is to be tried.
-    #[must_use]
     pub fn begin_move(&self, pooled: &PooledConnection, destination: &Destination) -> bool {
         let (Some(cluster), Some(node), None) = (&destination.cluster, pooled.node(), destination.node) else {
             return false;

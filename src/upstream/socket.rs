@@ -41,14 +41,14 @@ pub struct Socket {
 /// Receives the bytes that a registry sends after our FIN.
 type LastWords = Box<dyn FnMut(&[u8]) + Send + Sync>;
 
-/// The fields drop in this order: the socket closes before the slot returns.
+/// The fields drop in this order: the socket closes before the slot of its node, and that of the gate, return.
 #[derive(Debug)]
 struct Inner {
     /// Shared only with a [`Glance`], for as long as that looks.
     stream: Arc<TcpStream>,
-    slot: Slot,
     /// To which node it leads, where there is a choice.
     node_permit: Option<NodePermit>,
+    slot: Slot,
 }
 
 /// A look at a socket that somebody else owns.

@@ -1,37 +1,37 @@
 //! A connection on which a visible request does not move: after a very long time it is reclaimed for a waiter, like a tunnel.
 //!
-//! Neither a registry that never answers nor a client that takes nothing may hold a slot for ever.
+//! Neither a registry that never answers nor a client that takes nothing, or less than `queue.least_rate`, may hold a slot for
+//! ever.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use super::request_body::Upload;
 use crate::admission::{Activity, Evidence, Gate, Moment, Quiet, SlotEvent, SlotId, SlotState};
 
 /// How often a request that does not move is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Since when a request is under way on a connection, if one is.
+/// The request that is under way on a connection, and since when.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pending(Arc<AtomicU64>);
+pub(super) struct Pending(Arc<Mutex<Option<(Moment, Upload)>>>);
 
 impl Pending {
     /// A request begins.
-    pub fn begin(&self, now: Moment) {
-        self.0.store(now.nanos().max(1), Ordering::Release);
+    pub fn begin(&self, upload: Upload, now: Moment) {
+        *self.lock() = Some((now, upload));
     }
 
     /// Its answer was read to the end.
     pub fn end(&self) {
-        self.0.store(0, Ordering::Release);
+        *self.lock() = None;
     }
 
-    fn since(&self) -> Option<Moment> {
-        let began = self.0.load(Ordering::Acquire);
-        (began > 0).then(|| Moment(Duration::from_nanos(began)))
+    fn lock(&self) -> MutexGuard<'_, Option<(Moment, Upload)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -53,12 +53,12 @@ impl<P: Send + 'static> Lookout<P> {
     /// Completes when the connection is to be cut for a waiter.
     pub async fn reclaimed(self) {
         loop {
-            match self.silence().map(|silence| self.longest.saturating_sub(silence)) {
+            match self.left() {
                 None => sleep(self.longest).await,
                 Some(left) if !left.is_zero() => sleep(left).await,
                 Some(_) => {
                     tokio::select! {
-                        Ok(()) = self.tell() => if self.is_stalled() { return },
+                        Ok(()) = self.tell() => if self.is_stalled() { return self.blame() },
                         () = self.moves() => {}
                     }
                     // Also if it ended meanwhile and another one began: the report of a stall must not outlive it.
@@ -68,15 +68,27 @@ impl<P: Send + 'static> Lookout<P> {
         }
     }
 
-    /// How long nothing has moved of the request that is under way.
-    fn silence(&self) -> Option<Duration> {
-        let (began, now) = (self.pending.since()?, self.gate.now());
-        let waits = now.since(began);
-        Some(self.activity.silence(now).map_or(waits, |silence| silence.min(waits)))
+    /// The time until the request that is under way may be cut, if nothing moves.
+    fn left(&self) -> Option<Duration> {
+        let pending = self.pending.lock();
+        let (began, upload) = pending.as_ref()?;
+        let now = self.gate.now();
+        let waits = now.since(*began);
+        let silence = self.activity.silence(now).map_or(waits, |silence| silence.min(waits));
+        let left = self.longest.saturating_sub(silence);
+        Some(upload.left().map_or(left, |until_slow| until_slow.min(left)))
     }
 
     fn is_stalled(&self) -> bool {
-        self.silence().is_some_and(|silence| silence >= self.longest)
+        self.left().is_some_and(|left| left.is_zero())
+    }
+
+    fn blame(&self) {
+        if let Some((_, upload)) = &*self.pending.lock()
+            && upload.left().is_some_and(|left| left.is_zero())
+        {
+            upload.end_as_slow();
+        }
     }
 
     async fn moves(&self) {

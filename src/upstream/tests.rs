@@ -40,6 +40,7 @@ pub(crate) fn upstream() -> Upstream {
             connect_timeout: Duration::from_secs(5),
             linger: Duration::from_secs(1),
             stall_timeout: Duration::from_secs(300),
+            least_rate: None,
         },
         addresses: AddressPolicy::default(),
         retry_until_deadline: true,
@@ -106,14 +107,17 @@ async fn the_slots_of_nodes_follow_from_the_config_that_holds() {
     };
     let (cluster, others) = (nodes(), nodes());
     let before = Upstream { slots_of_each: Some(10), ..upstream() };
-    before.size(20, &cluster);
     let (gate, sized) = (before.gate.clone(), before.sized.clone());
     let after = Upstream { slots_of_each: Some(2), gate, sized, ..upstream() };
-    after.size(4, &cluster);
+    let reload = |nodes: &Arc<Cluster>| {
+        *after.sized.lock().unwrap() = Some(NodeSlots { of_each: 2, nodes: nodes.clone() });
+        after.gate.resize(4);
+    };
+    reload(&cluster);
     assert!(cluster.leave_out(0, before.gate.now()));
     before.nodes_changed(&destination(&cluster));
     assert_eq!(after.gate.snapshot().slots, 2);
-    after.size(4, &others);
+    reload(&others);
     before.nodes_changed(&destination(&cluster));
     assert_eq!(after.gate.snapshot().slots, 4, "these nodes are not asked any more");
 }

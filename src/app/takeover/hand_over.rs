@@ -73,7 +73,7 @@ impl Handed {
         let _ = upstream.gate.hand_over(0);
         upstream.gate.resume();
         // Another name of the same address counts here as well.
-        let open = upstream.gate.targets();
+        let open = upstream.gate.look(|core, _| core.targets());
         let others = open.keys().filter_map(|name| Target::from_connect(name).ok());
         let others = others.filter(|target| !hosts.iter().any(|host| host.matches(target)));
         let hosts = hosts.iter().map(ToString::to_string).chain(others.map(|target| target.to_string())).collect();
@@ -86,7 +86,8 @@ impl Handed {
         let needs = upstream.gate.hand_over(self.heard - self.known);
         self.known = self.heard;
         let mut wanted = needs.wanted;
-        let clients = if wanted > 0 { upstream.gate.occupancy(usize::MAX).clients } else { Vec::new() };
+        let clients =
+            if wanted > 0 { upstream.gate.look(|core, _| core.occupancy(usize::MAX)).clients } else { Vec::new() };
         let mut waiting = Vec::new();
         for client in clients.iter().filter(|client| client.waiting > 0) {
             let requests = client.waiting.min(wanted);
@@ -103,7 +104,7 @@ impl Handed {
 /// processes toward registries that this one does not have.
 fn beside(reservations: &Reservations) -> Vec<Holding> {
     let settings = reservations.proxy().settings();
-    let open = settings.routes.other_hosts().gate.targets();
+    let open = settings.routes.other_hosts().gate.look(|core, _| core.targets());
     let other_hosts = open.into_iter().map(|(target, slots)| {
         let (name, hosts) = (OTHER_HOSTS.to_owned(), vec![target.to_string()]);
         Holding { name, hosts, slots, ..Holding::default() }

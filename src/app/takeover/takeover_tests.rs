@@ -140,7 +140,8 @@ async fn a_granted_slot_counts_for_its_client() {
     older.tell(&held(9, 0, 2)).await.unwrap();
     assert_eq!(older.next().await, Some(granted(1)));
     let here = async || {
-        let client = gate.occupancy(1).clients.first().map(|client| (client.waiting, client.holding));
+        let client =
+            gate.look(|core, _| core.occupancy(1)).clients.first().map(|client| (client.waiting, client.holding));
         (client, gate.snapshot().reserved)
     };
     eventually_is("one to wait", SOON, (Some((1, 1)), 9), here).await;

@@ -13,8 +13,6 @@ mod client_counts;
 mod core;
 #[path = "../../../src/admission/core_tests.rs"]
 mod core_tests;
-#[path = "../../../src/admission/deadlines.rs"]
-mod deadlines;
 #[path = "../../../src/admission/decision.rs"]
 mod decision;
 #[path = "../../../src/admission/fair_histories_tests.rs"]

@@ -80,7 +80,7 @@ impl Harbor {
 
     /// Somebody sits down, and has not been called yet.
     fn seat(&self, deadline: Moment, reuse: Option<&str>) -> Waiter {
-        let (place, _) = self.handover.place(&"client".into(), "target:443", START);
+        let (place, _) = self.handover.with(|core| core.place(&"client".into(), "target:443", START));
         let principal = Principal { class: ClassId::default(), client: "client".into() };
         let target = "target:443".into();
         let reuse = reuse.map(ReuseKey::from);
@@ -99,7 +99,7 @@ impl Harbor {
 
     /// After all are gone, nothing is taken and nobody waits.
     fn assert_left_clean(&self) {
-        let snapshot = self.handover.snapshot(START);
+        let snapshot = self.handover.with(|core| core.snapshot(START));
         assert_eq!((snapshot.open.open(), snapshot.waiting), (0, 0));
     }
 }
@@ -241,7 +241,7 @@ fn a_grant_and_fewer_slots_admit_no_more_than_fit() {
         let waiter = beside(&harbor, |harbor| waiting.wait_for_slot(harbor));
         harbor.release(first);
         operator.join().unwrap();
-        let snapshot = harbor.handover.snapshot(START);
+        let snapshot = harbor.handover.with(|core| core.snapshot(START));
         assert!(matches!((snapshot.open.open(), snapshot.waiting), (2, 0) | (1, 1)), "{snapshot:?}");
         harbor.release(second);
         let slot = waiter.join().unwrap();
