@@ -3,10 +3,6 @@
 //! A request of the client's that comes now has crossed our FIN on the wire. More of an answer means that the registry had
 //! only paused. The slot does not wait for the client.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::follow::Follower;
@@ -36,47 +32,27 @@ pub(super) async fn close(
     grade: Grade,
     epoch: Instant,
 ) -> ReclaimOutcome {
-    let cut = hear_registry_out(registry, follower.clone(), grade, epoch);
-    let mut spoke = false;
-    let show = |bytes: &[u8]| {
+    let (mut of_registry, before) = (follower.clone(), follower.answered());
+    let was_inside = follower.is_inside_servers_record();
+    let (mut heard, mut went_on, mut spoke) = (0, false, false);
+    let from_registry = |bytes: &[u8]| {
+        heard += bytes.len();
+        of_registry.server_sent(bytes, epoch.elapsed());
+        // Where nothing can be told from records, much is more of an answer.
+        let in_doubt = grade == Grade::Unsure && heard > MAX_GOODBYE;
+        went_on |= was_inside || in_doubt || of_registry.answered() != before;
+    };
+    let from_client = |bytes: &[u8]| {
         spoke = true;
         follower.client_sent(bytes, epoch.elapsed());
     };
-    client.brief_lingering_close(show).await;
-    if cut.await {
+    // The socket of the registry goes when its side has ended, whatever the client does.
+    tokio::join!(registry.lingering_close(from_registry), client.brief_lingering_close(from_client));
+    if went_on {
         ReclaimOutcome::Cut
     } else if spoke && follower.doing() == Doing::InFlight {
         ReclaimOutcome::Crossed
     } else {
         ReclaimOutcome::Clean
-    }
-}
-
-/// Ends the registry's side in order. The returned receiver completes when the registry has ended, and tells whether it went on
-/// with an answer.
-fn hear_registry_out(
-    registry: Socket,
-    mut follower: Follower,
-    grade: Grade,
-    epoch: Instant,
-) -> impl Future<Output = bool> {
-    let (before, was_inside) = (follower.answered(), follower.is_inside_servers_record());
-    let went_on = Arc::new(AtomicBool::new(false));
-    let (mut heard, told) = (0, went_on.clone());
-    // The sender goes with the socket.
-    let (closed, ended) = oneshot::channel::<()>();
-    registry.lingering_close_showing(move |bytes| {
-        let _ = &closed;
-        heard += bytes.len();
-        follower.server_sent(bytes, epoch.elapsed());
-        // Where nothing can be told from records, much is more of an answer.
-        let in_doubt = grade == Grade::Unsure && heard > MAX_GOODBYE;
-        if was_inside || in_doubt || follower.answered() != before {
-            told.store(true, Ordering::Relaxed);
-        }
-    });
-    async move {
-        let _ = ended.await;
-        went_on.load(Ordering::Relaxed)
     }
 }

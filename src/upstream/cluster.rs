@@ -27,11 +27,20 @@ pub struct Cluster {
     origins: Vec<Origin>,
     /// The state of each, and of those that other lists of the same registry have.
     book: Arc<Mutex<Book>>,
-    /// When the next connection may move.
-    next_move: Mutex<Moment>,
 }
 
-type Book = HashMap<Origin, Node>;
+#[derive(Debug, Default)]
+struct Book {
+    nodes: HashMap<Origin, Node>,
+    /// When the next connection may move.
+    next_move: Moment,
+}
+
+impl Book {
+    fn node(&mut self, origin: &Origin) -> &mut Node {
+        self.nodes.get_mut(origin).expect("a node is never forgotten")
+    }
+}
 
 /// One node, as the admin endpoints show it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -91,12 +100,11 @@ impl Cluster {
     }
 
     fn of(book: Arc<Mutex<Book>>, origins: Vec<Origin>) -> Arc<Cluster> {
-        let mut nodes = book.lock().unwrap_or_else(PoisonError::into_inner);
-        for origin in &origins {
-            nodes.entry(origin.clone()).or_default();
+        let cluster = Cluster { origins, book };
+        for origin in &cluster.origins {
+            cluster.lock().nodes.entry(origin.clone()).or_default();
         }
-        drop(nodes);
-        Arc::new(Cluster { origins, book, next_move: Mutex::default() })
+        Arc::new(cluster)
     }
 
     /// The nodes, in the order of the config.
@@ -115,14 +123,14 @@ impl Cluster {
         now: Moment,
     ) -> Option<NodePermit> {
         let mut book = self.lock();
-        let node = |index: usize| &book[&self.origins[index]];
+        let node = |index: usize| &book.nodes[&self.origins[index]];
         let with_room = candidates.iter().copied().filter(|index| most.is_none_or(|most| node(*index).open < most));
         let Some(index) = with_room.min_by_key(|index| node(*index).preference(now)) else {
             // Locked: no slot of a node comes back in between.
             is_full();
             return None;
         };
-        let node = self.node(&mut book, index);
+        let node = book.node(&self.origins[index]);
         node.open += 1;
         let probe = node.begin_probe();
         Some(NodePermit { cluster: self.clone(), index, probe, slot: None })
@@ -131,8 +139,8 @@ impl Cluster {
     /// Whether a pooled connection to this node is to be closed for a new one, and counts that one: another node has fewer even
     /// with one more, or one is due to be tried and has fewer than `most`. `true` at most once in a while.
     pub fn begin_move(&self, index: usize, most: Option<usize>, now: Moment) -> bool {
-        let book = self.lock();
-        let node = |index: usize| &book[&self.origins[index]];
+        let mut book = self.lock();
+        let node = |index: usize| &book.nodes[&self.origins[index]];
         let has_better = self.all().any(|other| !node(other).is_out() && node(other).open + 2 <= node(index).open);
         // A connection that moves away makes room at its own node.
         let has_room = |other: usize| most.is_none_or(|most| node(other).open < most + usize::from(other == index));
@@ -140,10 +148,9 @@ impl Cluster {
         if !has_better && !tries {
             return false;
         }
-        let mut next = self.next_move.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = *next <= now;
+        let is_due = book.next_move <= now;
         if is_due {
-            *next = now + MOVE_PAUSE;
+            book.next_move = now + MOVE_PAUSE;
         }
         is_due
     }
@@ -151,19 +158,19 @@ impl Cluster {
     /// The name of this node cannot be resolved: it is left out. Returns whether it was in until now.
     pub fn leave_out(&self, index: usize, now: Moment) -> bool {
         let mut book = self.lock();
-        let node = self.node(&mut book, index);
+        let node = book.node(&self.origins[index]);
         node.may_be_dialled(now) && node.leave_out(now)
     }
 
     pub fn living(&self) -> usize {
         let book = self.lock();
-        self.origins.iter().filter(|origin| !book[origin].is_out()).count()
+        self.origins.iter().filter(|origin| !book.nodes[*origin].is_out()).count()
     }
 
     /// The nodes whose addresses are wanted: those that are in or due to be tried; where no node is in, all of them.
     pub fn wanted(&self, now: Moment) -> Vec<usize> {
         let book = self.lock();
-        let node = |index: usize| &book[&self.origins[index]];
+        let node = |index: usize| &book.nodes[&self.origins[index]];
         let none_in = self.all().all(|index| node(index).is_out());
         self.all().filter(|index| none_in || node(*index).may_be_dialled(now)).collect()
     }
@@ -175,20 +182,16 @@ impl Cluster {
 
     /// The slots of the open sockets at this node.
     pub fn slots_of(&self, index: usize) -> Vec<SlotId> {
-        self.lock()[&self.origins[index]].slots.iter().copied().collect()
+        self.lock().node(&self.origins[index]).slots.iter().copied().collect()
     }
 
     pub fn nodes(&self) -> Vec<NodePicture> {
         let book = self.lock();
         let picture = |origin: &Origin| {
-            let node = &book[origin];
+            let node = &book.nodes[origin];
             NodePicture { url: origin.to_string(), open: node.open, up: !node.is_out() }
         };
         self.origins.iter().map(picture).collect()
-    }
-
-    fn node<'a>(&self, book: &'a mut Book, index: usize) -> &'a mut Node {
-        book.get_mut(&self.origins[index]).expect("a node is never forgotten")
     }
 
     fn all(&self) -> Range<usize> {
@@ -269,7 +272,7 @@ impl NodePermit {
     }
 
     fn on_page<T>(&self, act: impl FnOnce(&mut Node) -> T) -> T {
-        act(self.cluster.node(&mut self.cluster.lock(), self.index))
+        act(self.cluster.lock().node(&self.cluster.origins[self.index]))
     }
 }
 

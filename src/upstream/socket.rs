@@ -27,19 +27,15 @@ const LEAST_HOLD: Duration = Duration::from_millis(10);
 const LONGEST_HOLD: Duration = Duration::from_millis(500);
 
 /// A socket toward a registry. Dropping it closes the connection and then gives the slot back.
+#[derive(Debug)]
 pub struct Socket {
     /// `None` only while being dropped.
     inner: Option<Inner>,
     ending: Ending,
     linger: Duration,
     round_trip: Duration,
-    /// Shown what the registry still says while the connection is closed in order.
-    last_words: Option<LastWords>,
     metrics: Arc<RegistryMetrics>,
 }
-
-/// Receives the bytes that a registry sends after our FIN.
-type LastWords = Box<dyn FnMut(&[u8]) + Send + Sync>;
 
 /// The fields drop in this order: the socket closes before the slot of its node, and that of the gate, return.
 #[derive(Debug)]
@@ -112,13 +108,15 @@ impl Socket {
             node_permit.lives_in(slot.id());
         }
         let inner = Some(Inner { stream: Arc::new(stream), slot, node_permit });
-        Socket { inner, ending: Ending::default(), linger, round_trip: Duration::ZERO, last_words: None, metrics }
+        Socket { inner, ending: Ending::default(), linger, round_trip: Duration::ZERO, metrics }
     }
 
     /// Closes it in order, and shows what the registry still says until its own end.
-    pub fn lingering_close_showing(mut self, show: impl FnMut(&[u8]) + Send + Sync + 'static) {
+    pub async fn lingering_close(self, show: impl FnMut(&[u8])) {
         self.ending.set(Manner::InOrder);
-        self.last_words = Some(Box::new(show));
+        self.slot().tell(SlotEvent::Entered(SlotState::Closing));
+        let confirmed = close_in_order(self.stream(), Instant::now() + self.linger, show).await;
+        self.ending.set(if confirmed { Manner::Confirmed } else { Manner::Cut });
     }
 
     /// `connect()` succeeded, and took one round trip.
@@ -161,12 +159,6 @@ impl Socket {
     }
 }
 
-impl std::fmt::Debug for Socket {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Socket").field("inner", &self.inner).field("ending", &self.ending).finish_non_exhaustive()
-    }
-}
-
 impl Drop for Socket {
     fn drop(&mut self) {
         let Some(inner) = self.inner.take() else { return };
@@ -177,10 +169,7 @@ impl Drop for Socket {
         inner.slot.tell(SlotEvent::Entered(SlotState::Closing));
         let hold = (self.round_trip * 2).clamp(LEAST_HOLD, LONGEST_HOLD);
         match Handle::try_current() {
-            Ok(runtime) => {
-                let show = self.last_words.take().unwrap_or_else(|| Box::new(|_| ()));
-                runtime.spawn(close(inner, manner, self.linger, hold, show));
-            }
+            Ok(runtime) => drop(runtime.spawn(close(inner, manner, self.linger, hold))),
             // The runtime is gone, and soon the process: nobody will ask for the slot.
             Err(_) => tcp::reset_on_close(&inner.stream),
         }
@@ -188,15 +177,14 @@ impl Drop for Socket {
 }
 
 /// Closes the connection, then gives the slot back.
-async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration, mut show: LastWords) {
+async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration) {
     let Inner { stream, slot, node_permit } = inner;
     let deadline = Instant::now() + linger;
     let confirmed = match manner {
         Manner::Cut | Manner::NeverStood => false,
-        Manner::InOrder => close_in_order(&stream, deadline, &mut show).await,
+        Manner::InOrder => close_in_order(&stream, deadline, |_| ()).await,
         Manner::Confirmed => timeout_at(deadline, tcp::fin_acknowledged(&stream)).await.is_ok(),
     };
-    drop(show);
     if !confirmed {
         tcp::reset_on_close(&stream);
     }
@@ -221,7 +209,7 @@ async fn unshared(mut stream: Arc<TcpStream>) -> TcpStream {
 
 /// Our FIN, and the registry's. True when it confirmed ours with its own; false when it had ended first, and so may not
 /// have seen our end yet, or when it does not answer in time.
-async fn close_in_order(stream: &TcpStream, deadline: Instant, show: &mut LastWords) -> bool {
+async fn close_in_order(stream: &TcpStream, deadline: Instant, show: impl FnMut(&[u8])) -> bool {
     let registry_was_first = tcp::has_ended(stream);
     let longest = deadline - Instant::now();
     let linger = Linger { most_bytes: usize::MAX, longest, longest_silence: longest };

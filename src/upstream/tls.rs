@@ -42,20 +42,19 @@ pub struct Tls {
     built: OnceLock<Result<Arc<ClientConfig>, TlsError>>,
 }
 
-/// Why the settings do not make a TLS client. It never shows what stands in a file.
+/// Why the settings do not make a TLS client: the setting, and what is wrong. It never shows what stands in a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TlsError {
-    /// A file cannot be read, or holds nothing of the kind.
-    #[error("{key}: {path}: {reason}")]
-    File { key: &'static str, path: PathBuf, reason: String },
-    #[error(
-        "tls.ca_file: this system has no root certificates, and no file lists any, so no registry can prove itself: set tls.ca_file"
-    )]
-    NoRoots,
-    #[error("tls.client_cert_file and tls.client_key_file: {0}")]
-    Client(String),
-    #[error("TLS: {0}")]
-    Unusable(String),
+#[error("{0}")]
+pub struct TlsError(String);
+
+impl TlsError {
+    fn unusable(error: impl fmt::Display) -> TlsError {
+        TlsError(format!("TLS: {error}"))
+    }
+
+    fn unreadable(key: &'static str, path: &Path, reason: impl fmt::Display) -> TlsError {
+        TlsError(format!("{key}: {}: {reason}", path.display()))
+    }
 }
 
 impl Tls {
@@ -114,7 +113,7 @@ impl fmt::Debug for Tls {
 
 fn server_name(host: &Host) -> Result<ServerName<'static>, TlsError> {
     match host {
-        Host::Name(name) => ServerName::try_from(name.clone()).map_err(|error| TlsError::Unusable(error.to_string())),
+        Host::Name(name) => ServerName::try_from(name.clone()).map_err(TlsError::unusable),
         Host::V4(ip) => Ok(ServerName::from(IpAddr::from(*ip))),
         Host::V6(ip) => Ok(ServerName::from(IpAddr::from(*ip))),
     }
@@ -173,7 +172,7 @@ fn build(terms: &TlsTerms) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(|error| TlsError::Unusable(error.to_string()))?;
+        .map_err(TlsError::unusable)?;
     let listed = match &terms.ca_file {
         Some(path) => certificates("tls.ca_file", path)?,
         None => Vec::new(),
@@ -185,7 +184,8 @@ fn build(terms: &TlsTerms) -> Result<ClientConfig, TlsError> {
         Some((certificate, key)) => {
             let chain = certificates("tls.client_cert_file", certificate)?;
             let key = private_key("tls.client_key_file", key)?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| TlsError::Client(error.to_string()))?
+            let unfit = |error| TlsError(format!("tls.client_cert_file and tls.client_key_file: {error}"));
+            builder.with_client_auth_cert(chain, key).map_err(unfit)?
         }
         None => builder.with_no_client_auth(),
     };
@@ -206,27 +206,26 @@ fn rules(
     }
     roots.add_parsable_certificates(system.certs);
     for (path, certificate) in terms.ca_file.iter().flat_map(|path| listed.iter().map(move |one| (path, one))) {
-        roots.add(certificate.clone()).map_err(|error| unreadable("tls.ca_file", path, error.to_string()))?;
+        roots.add(certificate.clone()).map_err(|error| TlsError::unreadable("tls.ca_file", path, error))?;
     }
     if roots.is_empty() {
-        return Err(TlsError::NoRoots);
+        let cure = "this system has no root certificates, and no file lists any, so no registry can prove itself";
+        return Err(TlsError(format!("tls.ca_file: {cure}: set tls.ca_file")));
     }
-    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .map_err(|error| TlsError::Unusable(error.to_string()))
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().map_err(TlsError::unusable)
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
-        Ok(found) if found.is_empty() => Err(unreadable(key, path, "there is no certificate in it".to_owned())),
+        Ok(found) if found.is_empty() => Err(TlsError::unreadable(key, path, "there is no certificate in it")),
         Ok(found) => Ok(found),
-        Err(error) => Err(unreadable(key, path, in_our_words(&error))),
+        Err(error) => Err(TlsError::unreadable(key, path, in_our_words(&error))),
     }
 }
 
 fn private_key(key: &'static str, path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| unreadable(key, path, in_our_words(&error)))
+    PrivateKeyDer::from_pem_file(path).map_err(|error| TlsError::unreadable(key, path, in_our_words(&error)))
 }
 
 /// The library's own words may quote the file, and with it the key.
@@ -236,10 +235,6 @@ fn in_our_words(error: &pem::Error) -> String {
         pem::Error::NoItemsFound => "there is nothing of the kind in it".to_owned(),
         _ => "it is not in PEM: BEGIN and END lines of their own, and base64 between them".to_owned(),
     }
-}
-
-fn unreadable(key: &'static str, path: &Path, reason: String) -> TlsError {
-    TlsError::File { key, path: path.to_owned(), reason }
 }
 
 #[cfg(test)]
