@@ -1,11 +1,17 @@
-//! The token bucket on `connect()`: GCRA, the generic cell rate algorithm.
+//! The token bucket on `connect()`: governor's GCRA over a clock that the core sets.
 //!
-//! All that it knows is when it would be full again; that tells what it holds. A token that comes back unspent is kept *in
-//! hand* for those who wait at that moment, and spilled when nobody does: kept for later it would add to a burst. Only the core
-//! calls it.
+//! Governor cannot be asked without taking, so the bucket knows beside it when governor's would be full again, which tells what
+//! it holds. Nor can governor be given back to: a token that comes back unspent is kept *in hand* for those who wait at that
+//! moment, and spilled when nobody does: kept for later it would add to a burst. Only the core calls it.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
+
+use governor::clock::{Clock, FakeRelativeClock};
+use governor::middleware::NoOpMiddleware;
+use governor::nanos::Nanos;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
 
 use super::moment::Moment;
 
@@ -21,6 +27,9 @@ pub struct RateLimit {
 /// Tokens, one of which is spent by every `connect()`.
 #[derive(Debug)]
 pub struct Bucket {
+    limiter: RateLimiter<NotKeyed, InMemoryState, FakeRelativeClock, NoOpMiddleware<Nanos>>,
+    clock: FakeRelativeClock,
+    clock_at: Moment,
     rate: RateLimit,
     in_hand: u32,
     /// When the bucket will be full, if nothing is taken: GCRA's theoretical arrival time.
@@ -29,12 +38,22 @@ pub struct Bucket {
 
 impl Bucket {
     /// A full bucket.
+    ///
+    /// # Panics
+    /// When the rate's period is zero, which the config refuses.
     #[must_use]
     pub fn new(rate: RateLimit, now: Moment) -> Bucket {
-        Bucket { rate, in_hand: 0, full_at: now }
+        let clock = FakeRelativeClock::default();
+        let quota =
+            Quota::with_period(rate.period).expect("the config refuses a period of zero").allow_burst(rate.burst);
+        let limiter = RateLimiter::direct_with_clock(quota, clock.clone());
+        Bucket { limiter, clock, clock_at: now, rate, in_hand: 0, full_at: now }
     }
 
     /// The same bucket at another rate: it holds the tokens that are left, as far as they fit.
+    ///
+    /// # Panics
+    /// As [`Bucket::new`].
     #[must_use]
     pub fn changed(self, rate: RateLimit, now: Moment) -> Bucket {
         if rate == self.rate {
@@ -67,11 +86,15 @@ impl Bucket {
             self.in_hand -= 1;
             return Ok(());
         }
-        if self.available(now) == 0 {
-            return Err(self.next_due(now).expect("it is not full"));
+        self.clock.advance(now.since(self.clock_at));
+        self.clock_at = self.clock_at.max(now);
+        match self.limiter.check() {
+            Ok(()) => {
+                self.full_at = self.full_at.max(now) + self.rate.period;
+                Ok(())
+            }
+            Err(not_until) => Err(now + not_until.wait_time_from(self.clock.now())),
         }
-        self.full_at = self.full_at.max(now) + self.rate.period;
-        Ok(())
     }
 
     /// Tokens that can be spent now and later; not those in hand, which are for now or never.
