@@ -15,7 +15,7 @@ mod scrape;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Map;
 use tokio::net::{TcpListener, TcpStream};
@@ -78,7 +79,7 @@ impl Admin {
             seconds.tick().await;
             let settings = self.proxy.settings();
             let readings = settings.routes.registries().map(|upstream| (upstream.name.clone(), reading(upstream)));
-            self.history.lock().unwrap_or_else(PoisonError::into_inner).record(readings);
+            self.history.lock().record(readings);
         }
     }
 
@@ -217,7 +218,7 @@ impl Admin {
     }
 
     fn history(&self) -> Response<Full<Bytes>> {
-        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let history = self.history.lock();
         let body = serde_json::json!({ "step_seconds": 1, "registries": history.past() });
         drop(history);
         response(StatusCode::OK, "application/json", format!("{body}\n"))

@@ -12,9 +12,9 @@ pub mod reasks;
 pub mod signs;
 pub mod tokens;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use self::gateway::Gateways;
@@ -63,7 +63,7 @@ impl Repair {
 
     /// The registry did something that shows distress, when `subject` was asked for.
     pub fn note(&self, cause: Cause, subject: Key, now: Moment) {
-        let mut distress = lock(&self.distress);
+        let mut distress = self.distress.lock();
         let was_on = distress.is_on(now);
         distress.note(cause, subject.number(), now);
         if !was_on && distress.is_on(now) {
@@ -74,29 +74,29 @@ impl Repair {
     /// The same for a sign that the holder of these credentials may have caused. It counts only where they were served well
     /// within the last minute.
     pub fn note_doubtful(&self, sign: Sign, subject: Key, credentials: Option<Key>, now: Moment) {
-        if credentials.is_some_and(|credentials| lock(&self.served).knows(credentials, now)) {
+        if credentials.is_some_and(|credentials| self.served.lock().knows(credentials, now)) {
             self.note(Cause::Answer(sign), subject, now);
         }
     }
 
     /// An answer took so long.
     pub fn answered(&self, took: Duration, subject: Key, now: Moment) {
-        lock(&self.distress).answered(took, subject.number(), now);
+        self.distress.lock().answered(took, subject.number(), now);
     }
 
     /// These credentials were served well.
     pub fn served_well(&self, credentials: Key, now: Moment) {
-        lock(&self.served).remember(credentials, now);
+        self.served.lock().remember(credentials, now);
     }
 
     /// Whether the registry is in distress: no answer of it that could be a sign is believed.
     pub fn is_distressed(&self, now: Moment) -> bool {
-        lock(&self.distress).is_on(now)
+        self.distress.lock().is_on(now)
     }
 
     /// Its state for status and metrics.
     pub fn distress(&self, now: Moment) -> DistressPicture {
-        lock(&self.distress).picture(now)
+        self.distress.lock().picture(now)
     }
 
     /// Completes when distress begins; at once where it is on.
@@ -112,22 +112,18 @@ impl Repair {
 
     /// Whether a denial proved real not long ago.
     pub fn knows_denial(&self, denial: Key, now: Moment) -> bool {
-        lock(&self.denials).knows(denial, now)
+        self.denials.lock().knows(denial, now)
     }
 
     /// A denial proved to be none.
     pub fn forget_denial(&self, denial: Key) {
-        lock(&self.denials).forget(denial);
+        self.denials.lock().forget(denial);
     }
 
     /// A denial proved real.
     pub fn remember_denial(&self, denial: Key, now: Moment) {
-        lock(&self.denials).remember(denial, now);
+        self.denials.lock().remember(denial, now);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How often one request was asked again, and for what.

@@ -1,9 +1,9 @@
 //! The state of the config for the admin endpoints: when it was taken, and the problem of a refused one.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::config::changes::Change;
@@ -46,7 +46,7 @@ impl ConfigState {
     }
 
     pub fn taken(&self, changes: &[Change]) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.taken = SystemTime::now();
         state.reloads += 1;
         state.changes = changes.iter().map(ToString::to_string).collect();
@@ -54,21 +54,21 @@ impl ConfigState {
     }
 
     pub fn refused(&self, problem: String) {
-        self.lock().refused = Some((SystemTime::now(), problem));
+        self.state.lock().refused = Some((SystemTime::now(), problem));
     }
 
     /// When the config that holds was taken.
     pub fn taken_at(&self) -> SystemTime {
-        self.lock().taken
+        self.state.lock().taken
     }
 
     /// Whether the file as it was read last is the config that holds.
     pub fn holds(&self) -> bool {
-        self.lock().refused.is_none()
+        self.state.lock().refused.is_none()
     }
 
     pub fn picture(&self) -> ConfigPicture {
-        let state = self.lock();
+        let state = self.state.lock();
         ConfigPicture {
             file: self.file.display().to_string(),
             age_seconds: age(state.taken),
@@ -77,10 +77,6 @@ impl ConfigState {
             problem: state.refused.as_ref().map(|(_, problem)| problem.clone()),
             problem_age_seconds: state.refused.as_ref().map(|(at, _)| age(*at)),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Readings> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -36,7 +36,6 @@ const OTHER_HOSTS_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// And how long they, and whoever has no setting for it, linger.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
-/// Builds what a config asks for.
 #[derive(Debug)]
 pub(super) struct Assembly {
     metrics: Arc<Metrics>,
@@ -221,7 +220,7 @@ fn upstream_of(
     let slots_of_each = slots_of_each(registry);
     let sized = before.map(|before| before.claim.upstream.sized.clone()).unwrap_or_default();
     // Locked until the gate knows: the last word counts.
-    let mut base = sized.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut base = sized.lock();
     *base = slots_of_each.zip(nodes).map(|(of_each, nodes)| NodeSlots { of_each, nodes: nodes.clone() });
     let limits = Limits {
         slots: base.as_ref().map_or(registry.slots, NodeSlots::all),

@@ -4,8 +4,8 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{
@@ -56,7 +56,7 @@ impl Families {
 
     /// The family of this name, made and registered if it is new.
     fn family<F: Collector + Clone + Send + 'static>(&self, name: &'static str, make: impl FnOnce() -> Result<F>) -> F {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         let family = known.entry(name).or_insert_with(|| {
             let family = make().expect("names and labels are valid");
             self.registry.register(Box::new(family.clone())).expect("each name is registered once");

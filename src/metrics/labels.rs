@@ -7,10 +7,8 @@ pub trait Label: Copy + Debug + 'static {
     /// The words, in the order of the variants.
     const WORDS: &'static [&'static str];
 
-    /// The place of this variant among them.
     fn index(self) -> usize;
 
-    /// The word of this variant.
     fn as_str(self) -> &'static str {
         Self::WORDS[self.index()]
     }
@@ -40,9 +38,7 @@ impl Label for Outcome {
 /// The end of a wait. Waits of clients that left are measured like any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitOutcome {
-    /// With an admission.
     Admitted,
-    /// With a refusal.
     Refused,
     /// The client left while it waited.
     ClientLeft,
@@ -170,7 +166,6 @@ impl Label for Sign {
     }
 }
 
-/// The direction of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the client to the registry.

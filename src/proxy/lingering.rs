@@ -3,8 +3,8 @@
 //! They count as clients. The oldest is reset when `max_clients` is reached.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
@@ -43,6 +43,6 @@ impl Lingering {
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut VecDeque<CancellationToken>) -> T) -> T {
-        change(&mut self.oldest_first.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.oldest_first.lock())
     }
 }

@@ -69,12 +69,10 @@ impl Follower {
         self.sent(Side::Client, bytes, now);
     }
 
-    /// The server sent these bytes.
     pub fn server_sent(&mut self, bytes: &[u8], now: Duration) {
         self.sent(Side::Server, bytes, now);
     }
 
-    /// The state of the tunnel.
     pub fn doing(&self) -> Doing {
         match &self.phase {
             Phase::Lost if self.last_side == Some(Side::Client) => Doing::InFlight,

@@ -8,8 +8,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::admission::{Moment, SlotId};
 use crate::backoff::Backoff;
@@ -21,7 +23,6 @@ const PROBE_PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration:
 /// The pause between two connections that move from one node to another: a move costs a dial and a handshake.
 const MOVE_PAUSE: Duration = Duration::from_millis(100);
 
-/// The nodes, in the order of the config.
 #[derive(Debug)]
 pub struct Cluster {
     origins: Vec<Origin>,
@@ -42,7 +43,6 @@ impl Book {
     }
 }
 
-/// One node, as the admin endpoints show it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct NodePicture {
     /// Its URL, without a path.
@@ -53,10 +53,8 @@ pub struct NodePicture {
     pub up: bool,
 }
 
-/// The state of a node.
 #[derive(Debug, Default)]
 struct Node {
-    /// Open and dialling sockets.
     open: usize,
     /// The slots of the open ones.
     slots: BTreeSet<SlotId>,
@@ -102,7 +100,7 @@ impl Cluster {
     fn of(book: Arc<Mutex<Book>>, origins: Vec<Origin>) -> Arc<Cluster> {
         let cluster = Cluster { origins, book };
         for origin in &cluster.origins {
-            cluster.lock().nodes.entry(origin.clone()).or_default();
+            cluster.book.lock().nodes.entry(origin.clone()).or_default();
         }
         Arc::new(cluster)
     }
@@ -122,7 +120,7 @@ impl Cluster {
         is_full: impl FnOnce(),
         now: Moment,
     ) -> Option<NodePermit> {
-        let mut book = self.lock();
+        let mut book = self.book.lock();
         let node = |index: usize| &book.nodes[&self.origins[index]];
         let with_room = candidates.iter().copied().filter(|index| most.is_none_or(|most| node(*index).open < most));
         let Some(index) = with_room.min_by_key(|index| node(*index).preference(now)) else {
@@ -139,7 +137,7 @@ impl Cluster {
     /// Whether a pooled connection to this node is to be closed for a new one, and counts that one: another node has fewer even
     /// with one more, or one is due to be tried and has fewer than `most`. `true` at most once in a while.
     pub fn begin_move(&self, index: usize, most: Option<usize>, now: Moment) -> bool {
-        let mut book = self.lock();
+        let mut book = self.book.lock();
         let node = |index: usize| &book.nodes[&self.origins[index]];
         let has_better = self.all().any(|other| !node(other).is_out() && node(other).open + 2 <= node(index).open);
         // A connection that moves away makes room at its own node.
@@ -157,36 +155,34 @@ impl Cluster {
 
     /// The name of this node cannot be resolved: it is left out. Returns whether it was in until now.
     pub fn leave_out(&self, index: usize, now: Moment) -> bool {
-        let mut book = self.lock();
+        let mut book = self.book.lock();
         let node = book.node(&self.origins[index]);
         node.may_be_dialled(now) && node.leave_out(now)
     }
 
     pub fn living(&self) -> usize {
-        let book = self.lock();
+        let book = self.book.lock();
         self.origins.iter().filter(|origin| !book.nodes[*origin].is_out()).count()
     }
 
     /// The nodes whose addresses are wanted: those that are in or due to be tried; where no node is in, all of them.
     pub fn wanted(&self, now: Moment) -> Vec<usize> {
-        let book = self.lock();
+        let book = self.book.lock();
         let node = |index: usize| &book.nodes[&self.origins[index]];
         let none_in = self.all().all(|index| node(index).is_out());
         self.all().filter(|index| none_in || node(*index).may_be_dialled(now)).collect()
     }
 
-    /// The number of the node at this target.
     pub fn node_at(&self, target: &Target) -> Option<usize> {
         self.origins.iter().position(|origin| origin.target == *target)
     }
 
-    /// The slots of the open sockets at this node.
     pub fn slots_of(&self, index: usize) -> Vec<SlotId> {
-        self.lock().node(&self.origins[index]).slots.iter().copied().collect()
+        self.book.lock().node(&self.origins[index]).slots.iter().copied().collect()
     }
 
     pub fn nodes(&self) -> Vec<NodePicture> {
-        let book = self.lock();
+        let book = self.book.lock();
         let picture = |origin: &Origin| {
             let node = &book.nodes[origin];
             NodePicture { url: origin.to_string(), open: node.open, up: !node.is_out() }
@@ -196,10 +192,6 @@ impl Cluster {
 
     fn all(&self) -> Range<usize> {
         0..self.origins.len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -214,7 +206,6 @@ impl Node {
         }
     }
 
-    /// Whether it is left out.
     fn is_out(&self) -> bool {
         self.out.is_some()
     }
@@ -254,7 +245,6 @@ impl NodePermit {
         self.index
     }
 
-    /// Its socket lives in this slot.
     pub fn lives_in(&mut self, slot: SlotId) {
         self.slot = Some(slot);
         self.on_page(|node| node.slots.insert(slot));
@@ -272,7 +262,7 @@ impl NodePermit {
     }
 
     fn on_page<T>(&self, act: impl FnOnce(&mut Node) -> T) -> T {
-        act(self.cluster.lock().node(&self.cluster.origins[self.index]))
+        act(self.cluster.book.lock().node(&self.cluster.origins[self.index]))
     }
 }
 

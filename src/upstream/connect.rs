@@ -26,10 +26,8 @@ use crate::tcp;
 /// The pauses of a dial for which there is no descriptor.
 const DESCRIPTOR_PAUSES: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
 
-/// The terms of every connection to one registry.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionTerms {
-    /// The longest time that `connect()` may take.
     pub connect_timeout: Duration,
     /// The longest wait for the registry's FIN after ours.
     pub linger: Duration,
@@ -42,10 +40,8 @@ pub struct ConnectionTerms {
 /// Why an address did not take the connection.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The kernel, or the other side, said no.
     #[error("connecting to {0}: {1}")]
     Failed(SocketAddr, #[source] io::Error),
-    /// Nobody said anything.
     #[error("connecting to {0}: no answer within connect_timeout ({1:?})")]
     TimedOut(SocketAddr, Duration),
     /// This process has no descriptor left: that says nothing about the other side.

@@ -49,10 +49,8 @@ pub struct PooledConnection {
     /// The task that reads and writes. It ends by itself once what was written is taken; a registry that takes nothing
     /// would keep it for ever.
     task: AbortHandle,
-    /// The number of its node, where the registry has several.
     node: Option<usize>,
     terms: ConnectionTerms,
-    /// Whether it carried a request before.
     used: bool,
 }
 
@@ -63,7 +61,6 @@ pub enum SendError {
     Unsent(Box<Request<RequestBody>>),
     /// The connection ended before the head of the answer.
     Died {
-        /// The error of hyper.
         cause: hyper::Error,
         /// Whether the connection had been pooled, so that the registry may have closed it before it saw the request.
         was_pooled: bool,
@@ -115,12 +112,10 @@ impl PooledConnection {
         self.task.abort();
     }
 
-    /// The number of its node, where the registry has several.
     pub fn node(&self) -> Option<usize> {
         self.node
     }
 
-    /// Whether it carried a request before.
     pub fn is_used(&self) -> bool {
         self.used
     }
@@ -143,7 +138,7 @@ impl PooledConnection {
         let is_personal = binds_connection(request.headers());
         let upload = request.body().upload();
         upload.begin(ClientDebt::new(self.terms.least_rate, self.terms.stall_timeout));
-        self.pending.begin(upload.clone(), gate.now());
+        *self.pending.lock() = Some((gate.now(), upload.clone()));
         let mut underway = Underway { connection: Some(self), gate, key, upload, is_final: false, is_reusable: false };
         match underway.sender().try_send_request(request).await {
             Ok(answer) => {
@@ -215,7 +210,7 @@ impl Underway {
         tokio::spawn(async move {
             let ready = connection.sender.ready();
             let ready = if is_whole { timeout(LONGEST_REST_OF_REQUEST, ready).await } else { Ok(ready.await) };
-            connection.pending.end();
+            *connection.pending.lock() = None;
             match ready {
                 Ok(Ok(())) if is_reusable => gate.park(connection.slot, key, connection),
                 Ok(_) => {}

@@ -1,8 +1,9 @@
 //! One registry, or all other hosts, as seen by those who want to reach it: its gate, its settings, its nodes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -18,26 +19,17 @@ use crate::admission::{Gate, Lane, Moment, Principal, ReuseKey, SlotUse};
 use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
 use crate::repair::Repair;
 
-/// One registry, or all other hosts, as seen by those who want to reach it.
 #[derive(Debug)]
 pub struct Upstream {
-    /// The registry's name, as in the config.
     pub name: String,
-    /// Decides who may open a socket.
     pub gate: Gate<PooledConnection>,
-    /// Counters and histograms.
     pub metrics: Arc<RegistryMetrics>,
-    /// The terms of each connection.
     pub terms: ConnectionTerms,
-    /// The addresses that may be dialled.
     pub addresses: AddressPolicy,
     /// Whether a dial that failed is tried again until the request's patience ends; if not, it is answered at once.
     pub retry_until_deadline: bool,
-    /// The terms of its queue.
     pub queue: QueueTerms,
-    /// The names of the classes, in their order.
     pub classes: Arc<[String]>,
-    /// How TLS is spoken to it.
     pub tls: Arc<Tls>,
     /// The rules of repair, and the level of distress.
     pub repair: Arc<Repair>,
@@ -52,7 +44,6 @@ pub struct Upstream {
     pub ended: CancellationToken,
 }
 
-/// Slots that each node has for itself.
 #[derive(Debug)]
 pub struct NodeSlots {
     pub of_each: usize,
@@ -69,7 +60,6 @@ impl NodeSlots {
 /// The terms of the queue of one registry.
 #[derive(Clone, Debug)]
 pub struct QueueTerms {
-    /// Waiters at once.
     pub depth: usize,
     /// The longest wait of a CONNECT, by class.
     pub tunnel_timeout: Vec<Duration>,
@@ -135,7 +125,7 @@ impl Upstream {
             "nodes that take connections"
         );
         // In order: the last word counts. The nodes may be others now, but what is known of them is the same.
-        let sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
+        let sized = self.sized.lock();
         if let Some(sized) = &*sized {
             self.gate.resize(sized.all());
         }

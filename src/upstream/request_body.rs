@@ -1,13 +1,14 @@
 //! The body of a request, as it comes from the client: counted, and followed to its end.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::reclaim::ClientDebt;
@@ -17,66 +18,73 @@ use crate::reclaim::ClientDebt;
 pub struct Upload {
     /// Bytes that were taken of it.
     bytes: Arc<AtomicU64>,
-    state: Arc<AtomicU8>,
-    /// Counted from the instant.
-    debt: Arc<Mutex<(Instant, ClientDebt)>>,
+    state: Arc<Mutex<UploadState>>,
 }
 
-const UNDER_WAY: u8 = 0;
-const WHOLE: u8 = 1;
-const BROKEN: u8 = 2;
-const SLOW: u8 = 3;
+#[derive(Debug)]
+struct UploadState {
+    progress: Progress,
+    began: Instant,
+    /// Counted from then.
+    debt: ClientDebt,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    UnderWay,
+    Whole,
+    /// It ended in the middle, or cannot be read.
+    Broken,
+    /// It came too slowly, or its answer was taken too slowly.
+    Slow,
+}
 
 impl Upload {
     fn new(is_whole: bool, bytes: Arc<AtomicU64>) -> Upload {
-        let debt = (Instant::now(), ClientDebt::new(None, Duration::MAX));
-        let state = AtomicU8::new(if is_whole { WHOLE } else { UNDER_WAY });
-        Upload { bytes, state: Arc::new(state), debt: Arc::new(Mutex::new(debt)) }
+        let progress = if is_whole { Progress::Whole } else { Progress::UnderWay };
+        let state = UploadState { progress, began: Instant::now(), debt: ClientDebt::new(None, Duration::MAX) };
+        Upload { bytes, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Whether all of it was taken.
     pub fn is_whole(&self) -> bool {
-        self.state.load(Ordering::Acquire) == WHOLE
+        self.state.lock().progress == Progress::Whole
     }
 
-    /// Whether it ended in the middle, or cannot be read, or came too slowly: the client's fault.
+    /// Whether it ended by the client's fault.
     pub fn is_broken(&self) -> bool {
-        matches!(self.state.load(Ordering::Acquire), BROKEN | SLOW)
+        matches!(self.state.lock().progress, Progress::Broken | Progress::Slow)
     }
 
     /// Whether the request was ended because its client was too slow.
     pub fn is_slow(&self) -> bool {
-        self.state.load(Ordering::Acquire) == SLOW
+        self.state.lock().progress == Progress::Slow
     }
 
     /// Ends the request because its client is too slow.
     pub(super) fn end_as_slow(&self) {
-        self.state.store(SLOW, Ordering::Release);
+        self.state.lock().progress = Progress::Slow;
     }
 
     /// The request is on its way now, with a client that owes nothing yet.
     pub(super) fn begin(&self, debt: ClientDebt) {
-        *self.debt() = (Instant::now(), debt);
+        let mut state = self.state.lock();
+        (state.began, state.debt) = (Instant::now(), debt);
     }
 
     /// From now on the client owes bytes, or owes none; see [`ClientDebt::note`].
     pub(super) fn note(&self, owes: bool, moved: usize) {
-        let (began, debt) = &mut *self.debt();
-        debt.note(owes, moved as u64, began.elapsed());
+        let mut state = self.state.lock();
+        let now = state.began.elapsed();
+        state.debt.note(owes, moved as u64, now);
     }
 
     /// The time until the client is too slow; see [`ClientDebt::left`].
     pub(super) fn left(&self) -> Option<Duration> {
-        let (began, debt) = &*self.debt();
-        debt.left(began.elapsed())
-    }
-
-    fn debt(&self) -> MutexGuard<'_, (Instant, ClientDebt)> {
-        self.debt.lock().unwrap_or_else(PoisonError::into_inner)
+        let state = self.state.lock();
+        state.debt.left(state.began.elapsed())
     }
 }
 
-/// The body of a request.
 #[derive(Debug)]
 pub struct RequestBody {
     /// `None`: no body.
@@ -96,7 +104,6 @@ impl RequestBody {
         RequestBody { body: None, upload: Upload::new(true, Arc::default()) }
     }
 
-    /// Tells how far it got.
     pub fn upload(&self) -> Upload {
         self.upload.clone()
     }
@@ -114,18 +121,18 @@ impl Body for RequestBody {
             this.upload.note(true, 0);
             return Poll::Pending;
         };
-        let state = match &frame {
+        let progress = match &frame {
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
                 this.upload.note(false, bytes);
                 this.upload.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
                 // Nobody polls again after trailers.
-                if frame.is_trailers() || body.is_end_stream() { WHOLE } else { UNDER_WAY }
+                if frame.is_trailers() || body.is_end_stream() { Progress::Whole } else { Progress::UnderWay }
             }
-            Some(Err(_)) => BROKEN,
-            None => WHOLE,
+            Some(Err(_)) => Progress::Broken,
+            None => Progress::Whole,
         };
-        this.upload.state.store(state, Ordering::Release);
+        this.upload.state.lock().progress = progress;
         Poll::Ready(frame)
     }
 

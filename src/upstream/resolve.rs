@@ -10,9 +10,10 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
@@ -79,16 +80,6 @@ impl ResolveError {
     }
 }
 
-/// The next step for a name.
-enum Look {
-    /// There is an answer that is good.
-    Good(Result<Vec<IpAddr>, String>),
-    /// A lookup is under way; a stale answer may be there.
-    Asking(Vec<IpAddr>),
-    /// A lookup is needed; a stale answer may be there.
-    Ask(Vec<IpAddr>),
-}
-
 impl Resolver {
     /// As if the system's resolver kept silent about this name for as long as the guard lives.
     #[cfg(test)]
@@ -96,12 +87,12 @@ impl Resolver {
         struct Silence(Arc<Name>);
         impl Drop for Silence {
             fn drop(&mut self) {
-                self.0.lock().is_asking = false;
+                self.0.known.lock().is_asking = false;
                 self.0.looked_up.notify_waiters();
             }
         }
         let name = self.entry(name);
-        name.lock().is_asking = true;
+        name.known.lock().is_asking = true;
         Silence(name)
     }
 
@@ -127,7 +118,7 @@ impl Resolver {
     /// One for other `hosts`, that knows what `self` knows: it may be needed to bridge an outage.
     pub fn followed_by(&self, hosts: impl Iterator<Item = HostPattern>) -> Resolver {
         let mut next = Resolver::new(hosts);
-        let mut known = self.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut known = self.others.lock().clone();
         known.extend(self.listed.clone());
         for (name, entry) in &mut next.listed {
             if let Some(before) = known.remove(name) {
@@ -154,11 +145,11 @@ impl Resolver {
 
     /// The addresses that the names of this pattern gave lately.
     pub fn lately(&self, pattern: &HostPattern) -> Vec<IpAddr> {
-        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = self.others.lock();
         let names = self.listed.iter().chain(others.iter());
         let covered = names.filter(|(name, _)| pattern.covers_host(&Host::Name((*name).clone())));
         let since = Instant::now();
-        covered.flat_map(|(_, name)| name.lock().lately(since)).collect()
+        covered.flat_map(|(_, name)| name.known.lock().lately(since)).collect()
     }
 
     async fn resolve_name<F>(&self, name: &str, ask: impl FnOnce(String) -> F) -> Result<Vec<IpAddr>, ResolveError>
@@ -170,28 +161,39 @@ impl Resolver {
         loop {
             let mut looked_up = pin!(entry.looked_up.notified());
             looked_up.as_mut().enable();
-            let look = entry.lock().look();
-            match look {
-                Look::Good(answer) => {
-                    return answer.map_err(|cause| ResolveError { name: name.to_owned(), cause });
+            let (stale, is_asking) = {
+                let known = entry.known.lock();
+                if known.is_good(Instant::now()) {
+                    return known.answer().map_err(|cause| ResolveError { name: name.to_owned(), cause });
                 }
-                Look::Asking(stale) if stale.is_empty() => looked_up.await,
-                Look::Asking(stale) => return Ok(stale),
-                Look::Ask(stale) => {
-                    let permit = tokio::select! {
-                        biased;
-                        permit = self.permit(name, &stale) => permit,
-                        // Another caller had it looked up meanwhile.
-                        () = looked_up.as_mut() => continue,
-                    };
-                    let Some(permit) = permit else { return Ok(stale) };
-                    if let Some(ask) = ask.take_if(|_| entry.begin()) {
-                        tokio::spawn(entry.clone().look_up(permit, ask(name.to_owned())));
-                    }
-                    if !stale.is_empty() && timeout(STALE_PATIENCE, looked_up).await.is_err() {
-                        return Ok(stale);
-                    }
-                }
+                (known.addresses.clone(), known.is_asking)
+            };
+            if is_asking && stale.is_empty() {
+                looked_up.await;
+                continue;
+            }
+            if is_asking {
+                return Ok(stale);
+            }
+            let permit = tokio::select! {
+                biased;
+                permit = self.permit(name, &stale) => permit,
+                // Another caller had it looked up meanwhile.
+                () = looked_up.as_mut() => continue,
+            };
+            let Some(permit) = permit else { return Ok(stale) };
+            if let Some(ask) = ask.take_if(|_| !std::mem::replace(&mut entry.known.lock().is_asking, true)) {
+                // A task of its own: this caller may leave, and the answer is for all.
+                let (entry, lookup) = (entry.clone(), ask(name.to_owned()));
+                tokio::spawn(async move {
+                    let answer = lookup.await;
+                    drop(permit);
+                    entry.known.lock().learn(answer);
+                    entry.looked_up.notify_waiters();
+                });
+            }
+            if !stale.is_empty() && timeout(STALE_PATIENCE, looked_up).await.is_err() {
+                return Ok(stale);
             }
         }
     }
@@ -215,7 +217,7 @@ impl Resolver {
         if let Some(listed) = self.listed.get(name) {
             return listed.clone();
         }
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut others = self.others.lock();
         if others.len() >= MAX_NAMES && !others.contains_key(name) {
             make_room(&mut others);
         }
@@ -227,34 +229,11 @@ impl Resolver {
 fn make_room(names: &mut HashMap<String, Arc<Name>>) {
     let now = Instant::now();
     let is_used = |name: &Arc<Name>| Arc::strong_count(name) > 1;
-    let is_resolved = |name: &Arc<Name>| !name.lock().addresses.is_empty();
+    let is_resolved = |name: &Arc<Name>| !name.known.lock().addresses.is_empty();
     let many = names.values().filter(|name| is_resolved(name)).count() >= MAX_NAMES;
-    names.retain(|_, name| is_used(name) || name.lock().is_good(now) || !many && is_resolved(name));
+    names.retain(|_, name| is_used(name) || name.known.lock().is_good(now) || !many && is_resolved(name));
     if many && names.len() >= MAX_NAMES {
         names.retain(|_, name| is_used(name));
-    }
-}
-
-impl Name {
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Begins a lookup, unless one is under way.
-    fn begin(&self) -> bool {
-        !std::mem::replace(&mut self.lock().is_asking, true)
-    }
-
-    /// Runs as a task of its own: the caller that began it may leave, and the answer is for all who ask.
-    async fn look_up(
-        self: Arc<Name>,
-        permit: Option<OwnedSemaphorePermit>,
-        lookup: impl Future<Output = io::Result<Vec<IpAddr>>>,
-    ) {
-        let answer = lookup.await;
-        drop(permit);
-        self.lock().learn(answer);
-        self.looked_up.notify_waiters();
     }
 }
 
@@ -263,13 +242,9 @@ impl Known {
         self.good_until.is_some_and(|until| now < until)
     }
 
-    fn look(&self) -> Look {
-        let stale = self.addresses.clone();
-        if self.is_good(Instant::now()) {
-            let failed = self.failure.clone().filter(|_| stale.is_empty());
-            return Look::Good(failed.map_or(Ok(stale), Err));
-        }
-        if self.is_asking { Look::Asking(stale) } else { Look::Ask(stale) }
+    fn answer(&self) -> Result<Vec<IpAddr>, String> {
+        let failed = self.failure.clone().filter(|_| self.addresses.is_empty());
+        failed.map_or_else(|| Ok(self.addresses.clone()), Err)
     }
 
     fn learn(&mut self, answer: io::Result<Vec<IpAddr>>) {
@@ -386,7 +361,7 @@ mod tests {
         for number in 0..3 * MAX_NAMES {
             resolver.resolve_name(&format!("host-{number}"), |_| answer(FIRST)).await.unwrap();
         }
-        assert!(resolver.others.lock().unwrap().len() <= MAX_NAMES);
+        assert!(resolver.others.lock().len() <= MAX_NAMES);
     }
 
     #[tokio::test(start_paused = true)]

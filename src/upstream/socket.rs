@@ -7,10 +7,11 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -70,7 +71,6 @@ impl Glance {
 #[derive(Clone, Debug, Default)]
 pub struct Ending(Arc<Mutex<Manner>>);
 
-/// How a socket is closed.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Manner {
     /// With a reset: the transfer is abandoned in the middle.
@@ -87,11 +87,11 @@ pub enum Manner {
 impl Ending {
     /// From now on a drop closes so.
     pub fn set(&self, manner: Manner) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = manner;
+        *self.0.lock() = manner;
     }
 
     fn manner(&self) -> Manner {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock()
     }
 }
 
@@ -129,7 +129,6 @@ impl Socket {
         &self.inner().slot
     }
 
-    /// The counters of its registry.
     pub(super) fn metrics(&self) -> Arc<RegistryMetrics> {
         self.metrics.clone()
     }
@@ -144,12 +143,10 @@ impl Socket {
         Glance(Arc::downgrade(&self.inner().stream))
     }
 
-    /// The stream, for relaying.
     pub fn stream(&self) -> &TcpStream {
         &self.inner().stream
     }
 
-    /// The handle that says how it is to be closed.
     pub fn ending(&self) -> Ending {
         self.ending.clone()
     }

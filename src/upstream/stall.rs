@@ -3,9 +3,10 @@
 //! Neither a registry that never answers nor a client that takes nothing, or less than `queue.least_rate`, may hold a slot for
 //! ever.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
@@ -16,34 +17,13 @@ use crate::admission::{Activity, Evidence, Gate, Moment, Quiet, SlotEvent, SlotI
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The request that is under way on a connection, and since when.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Pending(Arc<Mutex<Option<(Moment, Upload)>>>);
-
-impl Pending {
-    /// A request begins.
-    pub fn begin(&self, upload: Upload, now: Moment) {
-        *self.lock() = Some((now, upload));
-    }
-
-    /// Its answer was read to the end.
-    pub fn end(&self) {
-        *self.lock() = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<(Moment, Upload)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+pub(super) type Pending = Arc<Mutex<Option<(Moment, Upload)>>>;
 
 /// Looks for a request that does not move on one connection.
 pub(super) struct Lookout<P> {
-    /// The request.
     pub pending: Pending,
-    /// The bytes of the connection.
     pub activity: Arc<Activity>,
-    /// Its slot.
     pub slot: SlotId,
-    /// The receiver of events.
     pub gate: Gate<P>,
     /// How long a request may lie still.
     pub longest: Duration,

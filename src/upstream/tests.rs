@@ -110,7 +110,7 @@ async fn the_slots_of_nodes_follow_from_the_config_that_holds() {
     let (gate, sized) = (before.gate.clone(), before.sized.clone());
     let after = Upstream { slots_of_each: Some(2), gate, sized, ..upstream() };
     let reload = |nodes: &Arc<Cluster>| {
-        *after.sized.lock().unwrap() = Some(NodeSlots { of_each: 2, nodes: nodes.clone() });
+        *after.sized.lock() = Some(NodeSlots { of_each: 2, nodes: nodes.clone() });
         after.gate.resize(4);
     };
     reload(&cluster);

@@ -6,8 +6,9 @@
 //! granted; the rest is reserved.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::link::Holding;
@@ -67,7 +68,7 @@ impl Reservations {
 
     /// Lets other settings hold.
     pub fn replace(&self, settings: Settings) {
-        let state = self.lock();
+        let state = self.state.lock();
         settings.routes.upstreams().for_each(|upstream| upstream.gate.tell_changes(&self.changes));
         self.proxy.replace(settings);
         self.reserve(&state);
@@ -88,7 +89,7 @@ impl Reservations {
     /// Completes when there is no process before this one, and the kernel holds nothing of one.
     pub async fn until_others_are_gone(&self) {
         let are_gone = || {
-            let state = self.lock();
+            let state = self.state.lock();
             !state.has_predecessor && sum(&state.orphans) == 0
         };
         self.until(are_gone).await;
@@ -96,7 +97,7 @@ impl Reservations {
 
     /// Sets the slots of earlier processes; `None`: not known yet.
     pub fn set_held(&self, held: Option<Vec<Holding>>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         (state.has_predecessor, state.held) = (true, held);
         self.reserve(&state);
         state.give_back();
@@ -104,7 +105,7 @@ impl Reservations {
 
     /// The process before this one has ended.
     pub fn predecessor_ended(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         (state.has_predecessor, state.held) = (false, Some(Vec::new()));
         state.granted.clear();
         self.reserve(&state);
@@ -114,7 +115,7 @@ impl Reservations {
 
     /// Sets the sockets that the kernel still closes.
     pub fn set_orphans(&self, orphans: Vec<Holding>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.orphans = orphans;
         self.reserve(&state);
         self.changes.notify_waiters();
@@ -122,7 +123,7 @@ impl Reservations {
 
     /// A slot is granted to the process before this one, for its registry of this name. How many of each were so far.
     pub fn grant(&self, name: &str, slot: GrantedSlot) -> BTreeMap<String, usize> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         *state.granted.entry(name.to_owned()).or_default() += 1;
         if !slot.is_empty() {
             state.granted_slots.entry(name.to_owned()).or_default().push(slot);
@@ -134,7 +135,7 @@ impl Reservations {
     pub fn held_beside(&self) -> Vec<Holding> {
         let settings = self.proxy.settings();
         let claims = settings.routes.claims();
-        let state = self.lock();
+        let state = self.state.lock();
         let held: &[Holding] = state.held.as_deref().unwrap_or_default();
         let is_ours = |holding: &&Holding| claims.iter().any(|claim| concerns(holding, claim, held, claims));
         let older = held.iter().filter(|holding| holding.slots > 0 && !is_ours(holding));
@@ -156,10 +157,6 @@ impl Reservations {
             let orphans = state.orphans.iter().filter(|holding| concerns(holding, claim, &state.orphans, claims));
             gate.reserve(there + orphans.map(|holding| holding.slots).sum::<usize>());
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
