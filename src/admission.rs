@@ -192,9 +192,9 @@ impl<P: Send + 'static> Gate<P> {
         SlotKeeper::tell(&*self.shared, slot, SlotEvent::Quiet(quiet), Some(on_reclaim));
     }
 
-    /// Reclaims one of these slots that lies idle for this client, whose target needs one of them, though others may be free.
-    pub fn reclaim_among(&self, among: &[SlotId], client: &ClientId, target: &Arc<str>) {
-        self.happen(|core, now| core.reclaim_among(among, client, target, now));
+    /// Reclaims one of these slots that lies idle for this target, which needs one of them, though others may be free.
+    pub fn reclaim_among(&self, among: &[SlotId], target: &Arc<str>) {
+        self.happen(|core, now| core.reclaim_among(among, target, now));
     }
 
     pub fn resize(&self, slots: usize) {

@@ -7,7 +7,7 @@
 //! |---|---|---|---|---|
 //! | untouched | no byte either way | the tunnel has no state: the registry's connection is opened again when the first byte comes (parked) | `idle_after` | `reclaim::an_unused_tunnel_gives_way_after_its_pause` |
 //! | goodbye | one side said that it closes | nothing follows | `idle_after` | `histories::a_goodbye_is_neither_request_nor_answer` |
-//! | unused | the handshake ended, no request | a client that wants the connection asks at once | `unused_after` | `tests::grades_and_pauses` |
+//! | unused | the handshake ended, no request | a client that wants the connection asks at once | `unused_after`; 1 s where few requests of its client come late | `live_pulls::clients_that_take_their_time_before_a_request_are_never_cut` |
 //! | answered | an answer as long as others after which the client asked again | it has ended | `idle_after` | `cut_answers::an_answer_that_is_cut_is_no_success` |
 //! | short end | a short last record, in a tunnel in which short ones are rare | a sender with more to say fills its records | `idle_after` | `properties::a_short_end_is_believed_only_where_short_records_are_rare` |
 //! | unsure | none of these | nobody stalls that long | `unsure_after` | `cut_answers::an_answer_that_is_cut_is_no_success` |
@@ -17,8 +17,13 @@
 //! | slow | the client takes or sends less than `queue.least_rate` of what it owes | the operator said so | once it is `stall_timeout` behind | `stalls::a_client_slower_than_the_least_rate_gives_its_slot_up` |
 //! | in flight | a request without an answer | it is not | never | `reclaim::a_tunnel_with_a_request_in_flight_is_never_taken` |
 //!
+//! How soon a client asks after its handshake is measured with `learn`: of its tunnels that got no request for half a second,
+//! those that got one in the next half, and those that did not or were taken before they could. Where at most a quarter did, a
+//! tunnel without a request is one that lost a race of dials, and is as safe as one after an answer.
+//!
 //! A reclaim that was a mistake is seen: a request that crosses our FIN, or more of an answer. With `learn` it doubles the
-//! pauses of its client; a thousand reclaims without one halve them again. Pauses never fall below the settings.
+//! pauses of its client; a thousand reclaims without one halve them again. The other
+//! pauses never fall below the settings.
 
 mod answers;
 mod caution;
@@ -36,6 +41,10 @@ pub use self::client_debt::ClientDebt;
 
 /// Pullers give the TLS handshake that long.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// The shortest pause of a client whose requests come at once, and when it is known that no request came at once.
+const AT_ONCE: Duration = Duration::from_secs(1);
+const NOT_AT_ONCE: Duration = Duration::from_millis(500);
 
 /// The pause where one record may be a session ticket or a whole answer.
 const MAYBE_ANSWERED: Duration = Duration::from_secs(75);
@@ -221,8 +230,11 @@ impl ReclaimPolicy {
     /// How long a tunnel of this client must have been quiet; `None` for ever.
     pub fn pause(&self, grade: Grade, client: &str) -> Option<Duration> {
         let Pauses { idle, unused, unsure, stalled, learn, .. } = self.pauses;
+        let learned = learn.then(|| self.learned());
+        let asks_at_once = learned.as_ref().is_some_and(|learned| learned.caution.asks_at_once(client));
         let pause = match grade {
             Grade::Untouched | Grade::Goodbye | Grade::Answered | Grade::ShortEnd => idle,
+            Grade::Unused if asks_at_once => unused.min(idle.max(AT_ONCE)),
             Grade::Unused => unused,
             Grade::Unsure => unsure,
             Grade::Handshaking => unsure.max(HANDSHAKE),
@@ -231,8 +243,7 @@ impl ReclaimPolicy {
             Grade::Slow => return Some(Duration::ZERO),
             Grade::InFlight => return None,
         };
-        let factor = if learn { self.learned().caution.factor(client) } else { 1 };
-        Some(pause * factor)
+        Some(pause * learned.map_or(1, |learned| learned.caution.factor(client)))
     }
 
     /// One more tunnel is parked.
@@ -265,6 +276,13 @@ impl ReclaimPolicy {
     /// An answer that was graded [`Grade::Answered`] went on.
     pub fn went_on(&self, exchange: AnswerShape) {
         self.learned().answers.went_on(exchange.request, exchange.answer);
+    }
+
+    /// A tunnel of this client lay so long without a request after its handshake; then it got one, or was taken.
+    pub fn unasked(&self, client: &str, quiet: Duration, asked: bool) {
+        if quiet >= NOT_AT_ONCE && (asked || quiet >= AT_ONCE) {
+            self.learned().caution.unasked(client, asked && quiet < AT_ONCE);
+        }
     }
 
     /// A tunnel of this client was taken, and that was a mistake or was none.
@@ -351,6 +369,28 @@ mod tests {
             let longer = policy.with(Pauses { idle: PAUSES.idle * 3, ..policy.pauses() });
             assert_eq!(longer.pause(Grade::Answered, "one"), Some(PAUSES.idle * 3 * expected));
         }
+    }
+
+    #[test]
+    fn the_pause_of_an_unused_tunnel_is_short_where_no_request_comes_late() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let moments = |policy: &ReclaimPolicy, all: &[(u64, bool)]| {
+            for (quiet, asked) in all.repeat(20) {
+                policy.unasked("client", Duration::from_millis(quiet), asked);
+            }
+            policy.pause(Grade::Unused, "client").unwrap()
+        };
+        let policy = ReclaimPolicy::new(PAUSES);
+        assert_eq!(moments(&policy, &[(499, true), (499, false), (999, false)]), PAUSES.unused, "too soon to tell");
+        assert_eq!(moments(&policy, &[(1000, false), (2000, true)]), SECOND);
+        assert_eq!(policy.pause(Grade::Unused, "other"), Some(PAUSES.unused));
+        policy.reclaimed("client", true);
+        assert_eq!(policy.pause(Grade::Unused, "client"), Some(SECOND * 2), "a mistake counts here, too");
+        assert_eq!(moments(&policy, &[(500, true), (999, true), (3000, false)]), PAUSES.unused * 2);
+        let unlearned = ReclaimPolicy::new(Pauses { learn: false, ..PAUSES });
+        assert_eq!(moments(&unlearned, &[(3000, false)]), PAUSES.unused);
+        let longer = ReclaimPolicy::new(Pauses { idle: SECOND * 2, ..PAUSES });
+        assert_eq!(moments(&longer, &[(3000, false)]), SECOND * 2, "never below the pause after an answer");
     }
 
     /// One proof of tickets outweighs any number of hints that there are none.

@@ -16,7 +16,7 @@ use super::queue::WaitQueue;
 use super::quiet::QuietTunnels;
 use super::rate::Bucket;
 use super::request::{AdmissionRequest, ClassId, Place, ReuseKey};
-use super::slot::{Evidence, SlotId, SlotState};
+use super::slot::{SlotId, SlotState};
 use super::tickets::Tickets;
 use super::usage::Usage;
 use super::wait_estimate::WaitEstimate;
@@ -24,12 +24,18 @@ use super::wait_estimate::WaitEstimate;
 /// Positions are counted so far. A refusal costs the same in the longest queue.
 const MAX_POSITION: usize = 1000;
 
+/// The shortest pause of a tunnel that has carried a request, at the defaults: slots that come free by themselves are counted for
+/// so long.
+const TURNOVER: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(super) struct Books {
     pub limits: Limits,
     pub ledger: Ledger,
     pub pooled: PooledSlots,
     pub quiet: QuietTunnels,
+    /// When slots came free by themselves, lately.
+    freed: VecDeque<Moment>,
     pub queue: WaitQueue,
     pub bucket: Option<Bucket>,
     pub tickets: Tickets,
@@ -54,6 +60,7 @@ impl Books {
             ledger: Ledger::default(),
             pooled: PooledSlots::default(),
             quiet: QuietTunnels::default(),
+            freed: VecDeque::new(),
             queue: WaitQueue::new(&limits.weights),
             tickets: Tickets::new(limits.keep_place),
             outages: Outages::default(),
@@ -202,12 +209,27 @@ impl Books {
         self.pooled.remove(slot);
         self.quiet.remove(slot);
         self.ledger.enter(slot, SlotState::Closing);
+        self.ledger.mark_taken(slot);
         self.decisions.push_back(Decision::Close { slot, cause });
     }
 
-    pub fn ask_to_close(&mut self, slot: SlotId, evidence: Evidence) {
+    pub fn ask_to_close(&mut self, slot: SlotId) {
         self.quiet.mark_reclaimed(slot);
-        self.decisions.push_back(Decision::Reclaim { slot, evidence });
+        self.ledger.mark_taken(slot);
+        self.decisions.push_back(Decision::Reclaim { slot });
+    }
+
+    /// How many slots came free by themselves within the last [`TURNOVER`].
+    pub fn freed_lately(&mut self, now: Moment) -> usize {
+        let is_old = |freed: &Moment| now.since(*freed) >= TURNOVER;
+        self.freed.drain(..self.freed.partition_point(is_old));
+        self.freed.len()
+    }
+
+    /// When those will be fewer than so many, if none comes free.
+    pub fn fewer_freed_than(&self, most: usize) -> Moment {
+        let last_too_many = self.freed.len().checked_sub(most).and_then(|at| self.freed.get(at));
+        last_too_many.map_or(Moment::default(), |freed| *freed + TURNOVER)
     }
 
     /// The socket is gone. A token that was not spent goes to a request that waits now. Whether the slot was taken until now.
@@ -217,6 +239,10 @@ impl Books {
         self.usage.released(slot, now);
         self.settle(slot, now);
         let Some(entry) = self.ledger.release(slot) else { return false };
+        if !entry.taken {
+            self.freed_lately(now);
+            self.freed.push_back(now);
+        }
         if let Some(own) = &mut self.own {
             *own = own.saturating_sub(1);
         }

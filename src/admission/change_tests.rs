@@ -147,23 +147,31 @@ fn who_waits_keeps_its_place_and_classes_may_be_added() {
     assert_eq!(given(&mut core).len(), 1, "more slots are there at once");
 }
 
+/// A quiet tunnel goes for nobody, also while the process drains. It goes for a request that waits here, and for another
+/// process that takes over.
 #[test]
-fn draining_recalls_quiet_tunnels_though_nobody_waits() {
-    let mut core = Core::new(limits(2, None, &[1]), at(0));
-    let slot = arrive(&mut core, 0, at(0))[0];
-    core.tell(slot, SlotEvent::Established(SlotState::Active), at(1));
-    let quiet = Quiet { evidence: Evidence::Idle, since: at(10), from: at(60), from_for_own: at(60) };
-    let mut running = Core::new(limits(2, None, &[1]), at(0));
-    let other = arrive(&mut running, 0, at(0))[0];
-    running.tell(other, SlotEvent::Established(SlotState::Active), at(1));
-    running.tell(other, SlotEvent::Quiet(quiet.clone()), at(20));
-    running.tick(at(100));
-    assert_eq!(running.next_decision(), None, "nobody waits, and nothing drains");
-    core.tell(slot, SlotEvent::Quiet(quiet), at(20));
-    core.drain(at(30));
-    assert_eq!((core.next_decision(), core.wake_at()), (None, Some(at(60))), "not before its pause is over");
-    core.tick(at(60));
-    assert_eq!(core.next_decision(), Some(Decision::Reclaim { slot, evidence: Evidence::Idle }));
+fn draining_reclaims_quiet_tunnels_for_those_who_can_use_the_slot() {
+    let quiet_tunnel = || {
+        let mut core = Core::new(limits(1, None, &[1]), at(0));
+        let slot = arrive(&mut core, 0, at(0))[0];
+        core.tell(slot, SlotEvent::Established(SlotState::Active), at(1));
+        core.tell(slot, SlotEvent::Quiet(Quiet { evidence: Evidence::Idle, since: at(10), from: at(60) }), at(20));
+        core.drain(at(30));
+        (core, slot)
+    };
+    let (mut alone, _) = quiet_tunnel();
+    alone.tick(at(1000));
+    assert_eq!((alone.next_decision(), alone.wake_at()), (None, None), "nobody waits");
+    let (mut wanted, slot) = quiet_tunnel();
+    assert_eq!(arrive(&mut wanted, 0, at(40)), []);
+    assert_eq!(wanted.wake_at(), Some(at(60)), "not before its pause is over");
+    wanted.tick(at(60));
+    assert_eq!(wanted.next_decision(), Some(Decision::Reclaim { slot }));
+    let (mut followed, slot) = quiet_tunnel();
+    followed.hand_over(0, at(40));
+    assert_eq!((followed.next_decision(), followed.wake_at()), (None, Some(at(60))));
+    followed.tick(at(60));
+    assert_eq!(followed.next_decision(), Some(Decision::Reclaim { slot }));
 }
 
 /// Requests for a node that has no slot left wait without a look at the clock. One tries again when a slot comes back or lies
@@ -213,15 +221,15 @@ fn a_full_node_is_tried_again_when_a_slot_comes_back_and_not_before() {
     let third = tried(&mut core).unwrap();
     is_full(&mut core, third, at(2));
     assert_eq!((tried(&mut core), core.wake_at()), (None, Some(at(50_000))));
-    let quiet = Quiet { evidence: Evidence::Idle, since: at(3), from: at(1000), from_for_own: at(1000) };
+    let quiet = Quiet { evidence: Evidence::Idle, since: at(3), from: at(1000) };
     core.tell(second, SlotEvent::Quiet(quiet), at(3));
     let third = tried(&mut core).unwrap();
     is_full(&mut core, third, at(3));
-    core.reclaim_among(&[second], &"client".into(), &"registry:443".into(), at(3));
+    core.reclaim_among(&[second], &"registry:443".into(), at(3));
     assert_eq!((tried(&mut core), core.wake_at()), (None, Some(at(1000))), "when it may be reclaimed");
     core.tick(at(1000));
     let third = tried(&mut core).unwrap();
     is_full(&mut core, third, at(1000));
-    core.reclaim_among(&[second], &"client".into(), &"registry:443".into(), at(1000));
-    assert_eq!(core.next_decision(), Some(Decision::Reclaim { slot: second, evidence: Evidence::Idle }));
+    core.reclaim_among(&[second], &"registry:443".into(), at(1000));
+    assert_eq!(core.next_decision(), Some(Decision::Reclaim { slot: second }));
 }

@@ -145,22 +145,19 @@ impl Core {
 
     fn quiet(&mut self, slot: SlotId, quiet: Quiet) {
         let books = &mut self.books;
-        let client = books.ledger.occupant(slot).map(|occupant| occupant.principal.client.clone());
         let state = match quiet.evidence {
             Evidence::Unused | Evidence::Idle => SlotState::Idle,
             Evidence::Unsure | Evidence::Stalled => SlotState::Active,
         };
-        if let Some(client) = client
-            && books.ledger.enter(slot, state)
-        {
+        if books.ledger.occupant(slot).is_some() && books.ledger.enter(slot, state) {
             books.usage.set_busy(slot, quiet.evidence == Evidence::Stalled, quiet.since);
-            books.quiet.add(slot, client, quiet);
+            books.quiet.add(slot, quiet);
         }
     }
 
-    /// This client needs one of these very slots for this target, though others may be free: one that lies idle is reclaimed.
-    pub fn reclaim_among(&mut self, among: &[SlotId], client: &ClientId, target: &Arc<str>, now: Moment) {
-        if let Some(due) = reclaim::make_room_among(&mut self.books, among, client, now) {
+    /// One of these very slots is needed for this target, though others may be free: one that lies idle is reclaimed.
+    pub fn reclaim_among(&mut self, among: &[SlotId], target: &Arc<str>, now: Moment) {
+        if let Some(due) = reclaim::make_room_among(&mut self.books, among, now) {
             self.books.outages.retry_at(target, due);
         }
     }
@@ -215,7 +212,7 @@ impl Core {
         }
     }
 
-    /// Serves the requests that came, pools no connection, and lets quiet tunnels go as if a request waited.
+    /// Serves the requests that came, and pools no connection.
     pub fn drain(&mut self, now: Moment) {
         if self.mode == Mode::Running {
             self.mode = Mode::Draining;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::rate::RateLimit;
 use super::request::Place;
-use super::slot::{Evidence, SlotId};
+use super::slot::SlotId;
 use super::tickets::Owner;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,6 @@ pub enum Decision {
     /// Ask a quiet tunnel to close, because somebody waits. It answers by closing, or by going on.
     Reclaim {
         slot: SlotId,
-        evidence: Evidence,
     },
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::fair_round::{FairRound, GrantCharge};
 use super::moment::Moment;
-use super::request::{ClassId, ClientId, Lane, Place, Principal};
+use super::request::{ClassId, Lane, Place, Principal};
 
 /// How often a blob may be passed over by small requests of the same client.
 const MAX_PASSES: u8 = 8;
@@ -144,13 +144,6 @@ impl FairQueue {
         self.classes.next()?.next()?.next()?.next()
     }
 
-    /// Whether this client waits, in whatever class.
-    pub fn waits(&self, client: &ClientId) -> bool {
-        let (peer, name) = client.parts();
-        let waits = |class| Some(!self.classes.get(&ClassId(class))?.get(peer)?.get(name)?.is_empty());
-        (0..self.weights.len()).any(|class| waits(class).unwrap_or(false))
-    }
-
     fn weight(&self, class: ClassId) -> u32 {
         self.weights.get(class.0).copied().unwrap_or(1)
     }
@@ -162,6 +155,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::fair_round::MAX_REMEMBERED;
+    use super::super::request::ClientId;
     use super::*;
 
     fn principal(class: usize, client: &str) -> Principal {

@@ -15,7 +15,7 @@ use super::core::Core;
 use super::decision::{CloseCause, Decision, Refusal};
 use super::moment::Moment;
 use super::request::{AdmissionRequest, Place, ReuseKey};
-use super::slot::{Evidence, OnReclaim, SlotEvent, SlotId};
+use super::slot::{OnReclaim, SlotEvent, SlotId};
 use super::sync::{Mutex, MutexGuard};
 use super::tickets::Owner;
 
@@ -51,7 +51,7 @@ pub(super) enum Call<P> {
 pub(super) struct Aftermath<P> {
     wakers: Vec<Waker>,
     closed: Vec<(P, CloseCause)>,
-    reclaimed: Vec<(OnReclaim, Evidence)>,
+    reclaimed: Vec<OnReclaim>,
     /// The driver must look at [`Handover::wake_at`] anew.
     pub rearm: bool,
 }
@@ -61,7 +61,7 @@ impl<P> Aftermath<P> {
     /// because somebody waits.
     pub fn settle(self) -> usize {
         self.wakers.into_iter().for_each(Waker::wake);
-        self.reclaimed.into_iter().for_each(|(reclaim, evidence)| reclaim(evidence));
+        self.reclaimed.into_iter().for_each(|reclaim| reclaim());
         let reclaimed = self.closed.iter().filter(|(_, cause)| *cause == CloseCause::Reclaimed).count();
         drop(self.closed);
         reclaimed
@@ -197,9 +197,7 @@ impl<P> State<P> {
                 Decision::Close { slot, cause } => {
                     closed.extend(self.kept.remove(&slot).map(|connection| (connection, cause)));
                 }
-                Decision::Reclaim { slot, evidence } => {
-                    reclaimed.extend(self.quiet.remove(&slot).map(|reclaim| (reclaim, evidence)));
-                }
+                Decision::Reclaim { slot } => reclaimed.extend(self.quiet.remove(&slot)),
             }
         }
         let wake_at = self.core.wake_at();

@@ -2,13 +2,13 @@
 //!
 //! [`Ledger`] is the core's book: one entry per slot that is taken, moved between states by one function.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::activity::Activity;
 use super::fair_queue::Charge;
 use super::moment::Moment;
-use super::request::{ClientId, Place, Principal, SlotUse};
+use super::request::{Place, Principal, SlotUse};
 use super::slot::{Counts, SlotId, SlotState};
 
 #[derive(Debug, Default)]
@@ -18,8 +18,6 @@ pub(super) struct Ledger {
     counts: Counts,
     /// Slots whose connection stands, with a handshake to come.
     fresh: usize,
-    /// Slots that serve a client's requests, by client; none of them 0.
-    held: HashMap<ClientId, usize>,
     next: u64,
 }
 
@@ -32,6 +30,8 @@ pub(super) struct LedgerEntry {
     pub dialled: bool,
     /// Whether a handshake is to come at once.
     fresh: bool,
+    /// Whether its connection was asked to end, and has not moved since.
+    pub taken: bool,
     pub activity: Arc<Activity>,
     pub occupant: Option<Occupant>,
     /// Where its connection goes, also while it serves no request.
@@ -72,11 +72,6 @@ impl Ledger {
         self.entries.get(&id)
     }
 
-    /// Slots that serve this client's requests.
-    pub fn held_by(&self, client: &ClientId) -> usize {
-        self.held.get(client).copied().unwrap_or(0)
-    }
-
     pub fn occupant(&self, id: SlotId) -> Option<&Occupant> {
         self.entries.get(&id)?.occupant.as_ref()
     }
@@ -97,7 +92,6 @@ impl Ledger {
     /// A slot that serves no request serves this one now.
     pub fn occupy(&mut self, id: SlotId, occupant: Occupant) {
         if let Some(entry) = self.entries.get_mut(&id) {
-            *self.held.entry(occupant.principal.client.clone()).or_default() += 1;
             entry.target = Some(occupant.target.clone());
             let before = entry.occupant.replace(occupant);
             debug_assert!(before.is_none(), "a slot serves one request at a time");
@@ -106,14 +100,7 @@ impl Ledger {
 
     /// The slot serves no request now. Tells which it served.
     pub fn clear_occupant(&mut self, id: SlotId) -> Option<Occupant> {
-        let occupant = self.entries.get_mut(&id)?.occupant.take()?;
-        let client = &occupant.principal.client;
-        let held = self.held.get_mut(client).expect("it held this slot");
-        *held -= 1;
-        if *held == 0 {
-            self.held.remove(client);
-        }
-        Some(occupant)
+        self.entries.get_mut(&id)?.occupant.take()
     }
 
     /// Takes a new slot, in [`SlotState::Connecting`].
@@ -122,10 +109,18 @@ impl Ledger {
         self.next += 1;
         let activity = Arc::default();
         let (state, occupant, target) = (SlotState::Connecting, None, None);
-        let entry = LedgerEntry { state, born: now, dialled: false, fresh: false, activity, occupant, target };
+        let entry =
+            LedgerEntry { state, born: now, dialled: false, fresh: false, taken: false, activity, occupant, target };
         self.entries.insert(id, entry);
         self.counts.connecting += 1;
         id
+    }
+
+    /// It was asked to end its connection.
+    pub fn mark_taken(&mut self, id: SlotId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.taken = true;
+        }
     }
 
     pub fn mark_dialled(&mut self, id: SlotId) {
@@ -144,6 +139,7 @@ impl Ledger {
         if entry.state == SlotState::Closing {
             return state == SlotState::Closing;
         }
+        entry.taken &= state == SlotState::Closing;
         *self.counts.of(entry.state) -= 1;
         entry.state = state;
         *self.counts.of(state) += 1;
@@ -157,39 +153,5 @@ impl Ledger {
         *self.counts.of(entry.state) -= 1;
         self.fresh -= usize::from(entry.fresh);
         Some(entry)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::fair_queue::{AdmittedAs, FairQueue};
-    use super::super::request::{ClassId, Lane};
-    use super::*;
-
-    #[test]
-    fn a_client_holds_the_slots_that_serve_its_requests() {
-        let (mut ledger, now) = (Ledger::default(), Moment::default());
-        let (principal, place) = (Principal { class: ClassId::default(), client: "one".into() }, Place::new(now, 1));
-        let mut queue = FairQueue::new(&[1]);
-        queue.push(&principal, Lane::Blob, place, now);
-        let charge = queue.take(&principal, Lane::Blob, place, AdmittedAs::Next, now);
-        let occupant = Occupant {
-            principal: principal.clone(),
-            target: "target:443".into(),
-            slot_use: SlotUse::Tunnel,
-            place,
-            charge,
-        };
-        let slots = [ledger.take(now), ledger.take(now), ledger.take(now)];
-        for slot in slots {
-            ledger.occupy(slot, occupant.clone());
-        }
-        assert_eq!((ledger.held_by(&principal.client), ledger.held_by(&"other".into())), (3, 0));
-        ledger.clear_occupant(slots[0]);
-        ledger.release(slots[0]);
-        ledger.release(slots[1]);
-        assert_eq!(ledger.held_by(&principal.client), 1);
-        ledger.clear_occupant(slots[2]);
-        assert!(ledger.held.is_empty());
     }
 }

@@ -73,11 +73,6 @@ impl WaitQueue {
         self.by_class.get(class.0).copied().unwrap_or(0)
     }
 
-    /// Whether this client waits and is not held back.
-    pub fn waits(&self, client: &ClientId) -> bool {
-        self.order.waits(client)
-    }
-
     /// Classes have these weights from now on. There may be more of them, never fewer.
     pub fn change_weights(&mut self, weights: &[u32]) {
         self.order.change_weights(weights);

@@ -3,7 +3,6 @@
 use super::books::Books;
 use super::decision::CloseCause;
 use super::moment::Moment;
-use super::request::ClientId;
 use super::slot::{SlotId, SlotState};
 
 /// Reclaims one connection for each request that waits beyond the slots that are on their way back, and none for which no token
@@ -24,21 +23,18 @@ pub(super) fn make_room(books: &mut Books, now: Moment) {
     }
 }
 
+/// Slots that came free by themselves lately are expected to go on doing so: requests that will have one of those need no
+/// tunnel.
 fn reclaim_quiet(books: &mut Books, tokens: usize, now: Moment) {
-    let Some(client) = books.queue.head().map(|head| head.request.principal.client.clone()) else { return };
-    let most = wanted(books, tokens);
-    if most == 0 {
-        return;
+    let expected = books.freed_lately(now);
+    let most = wanted(books, tokens).saturating_sub(expected);
+    for slot in books.quiet.due(now).into_iter().take(most) {
+        books.ask_to_close(slot);
     }
-    let waits = |client: &ClientId| books.queue.waits(client);
-    let holds = |client: &ClientId| books.ledger.held_by(client);
-    for (slot, evidence) in books.quiet.choose(&client, waits, holds, most, now) {
-        books.ask_to_close(slot, evidence);
-    }
-    // All that were due are among them.
-    if wanted(books, tokens) > 0 {
-        let next_due = books.quiet.next_due(|client| books.queue.waits(client));
-        books.wake_no_later(next_due);
+    let left = wanted(books, tokens);
+    if left > 0 {
+        let fewer = books.fewer_freed_than(left);
+        books.wake_no_later(books.quiet.next_due().map(|due| due.max(fewer)));
     }
 }
 
@@ -54,8 +50,8 @@ fn wanted(books: &Books, tokens: usize) -> usize {
     (awaited + excess).saturating_sub(books.ledger.counts().closing + books.quiet.reclaimed())
 }
 
-/// Reclaims one of these very slots for this client, though others may be free. If none may be reclaimed yet, tells when one may.
-pub(super) fn make_room_among(books: &mut Books, among: &[SlotId], client: &ClientId, now: Moment) -> Option<Moment> {
+/// Reclaims one of these very slots, though others may be free. If none may be reclaimed yet, tells when one may.
+pub(super) fn make_room_among(books: &mut Books, among: &[SlotId], now: Moment) -> Option<Moment> {
     let is_on_its_way = |slot: &SlotId| {
         let is_closing = books.ledger.get(*slot).is_some_and(|entry| entry.state == SlotState::Closing);
         is_closing || books.quiet.is_reclaimed(*slot)
@@ -67,13 +63,11 @@ pub(super) fn make_room_among(books: &mut Books, among: &[SlotId], client: &Clie
         books.close(*slot, CloseCause::Reclaimed);
         return None;
     }
-    let holds = |client: &ClientId| books.ledger.held_by(client);
-    let eligible = books.quiet.choose(client, |waiting| waiting == client, holds, usize::MAX, now);
-    if let Some((slot, evidence)) = eligible.into_iter().find(|(slot, _)| among.contains(slot)) {
-        books.ask_to_close(slot, evidence);
+    if let Some(slot) = books.quiet.due(now).into_iter().find(|slot| among.contains(slot)) {
+        books.ask_to_close(slot);
         return None;
     }
-    among.iter().filter_map(|slot| books.quiet.get(*slot)).map(|quiet| quiet.due(true)).min()
+    among.iter().filter_map(|slot| books.quiet.get(*slot)).map(|quiet| quiet.from).min()
 }
 
 /// Closes pooled connections that expired or exceed the slots.
@@ -88,14 +82,17 @@ pub(super) fn close_surplus(books: &mut Books, now: Moment) {
     }
 }
 
-/// Closes what lies idle, though no request waits: quiet tunnels as soon as they may be reclaimed.
+/// Closes the pooled connections. Where another process takes over, quiet tunnels go as if a request waited: their slots are
+/// of use there.
 pub(super) fn drain(books: &mut Books, now: Moment) {
     while let Some(slot) = books.pooled.nearest_to_its_end() {
         books.close(slot, CloseCause::Draining);
     }
-    for (slot, evidence) in books.quiet.choose(&"".into(), |_| false, |_| 0, usize::MAX, now) {
-        books.ask_to_close(slot, evidence);
+    if books.own.is_none() {
+        return;
     }
-    let next_due = books.quiet.next_due(|_| false);
-    books.wake_no_later(next_due);
+    for slot in books.quiet.due(now) {
+        books.ask_to_close(slot);
+    }
+    books.wake_no_later(books.quiet.next_due());
 }

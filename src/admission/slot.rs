@@ -92,21 +92,12 @@ pub struct Quiet {
     /// How sure it is that nothing is under way.
     pub evidence: Evidence,
     pub since: Moment,
-    /// From when on it may be recalled.
+    /// From when on it may be reclaimed.
     pub from: Moment,
-    /// The time from which it may be reclaimed for its own client, which waits for another connection.
-    pub from_for_own: Moment,
 }
 
-impl Quiet {
-    /// From when on it may be reclaimed, for its own client or for another one.
-    pub(super) fn due(&self, own: bool) -> Moment {
-        if own { self.from.min(self.from_for_own) } else { self.from }
-    }
-}
-
-/// Asks a quiet tunnel to close, telling it what spoke for it being idle.
-pub type OnReclaim = Box<dyn FnOnce(Evidence) + Send>;
+/// Asks a quiet tunnel to close.
+pub type OnReclaim = Box<dyn FnOnce() + Send>;
 
 /// An event of a slot, from its holder to the core. The proxy reports everything about a slot as one of these.
 #[derive(Clone, Debug, PartialEq, Eq)]

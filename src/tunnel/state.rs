@@ -304,6 +304,11 @@ impl<'a> TunnelState<'a> {
                 {
                     self.policy.went_on(*answered);
                 }
+                if let Told::Quiet { grade: Grade::Unused, since, .. } = told
+                    && side == Side::Client
+                {
+                    self.policy.unasked(self.client_name, self.follower.since().saturating_sub(*since), true);
+                }
                 *told = Told::Busy { state, looked: false };
                 self.registry.slot().tell(SlotEvent::Entered(state));
             }
@@ -374,13 +379,13 @@ impl<'a> TunnelState<'a> {
     }
 
     fn tell(&mut self, grade: Grade, pause: Duration, answered: Option<AnswerShape>) {
-        let since = Moment(self.follower.since());
+        let since = self.follower.since();
         let (reclaim, asked) = oneshot::channel();
-        self.told = Told::Quiet { grade, answered, asked: Some(asked) };
+        self.told = Told::Quiet { grade, since, answered, asked: Some(asked) };
         self.registry.slot().quiet(
-            Quiet { evidence: evidence_of(grade), since, from: since + pause, from_for_own: since + pause },
+            Quiet { evidence: evidence_of(grade), since: Moment(since), from: Moment(since + pause) },
             // The tunnel may have moved, or ended, in this very moment.
-            Box::new(move |_| {
+            Box::new(move || {
                 let _ = reclaim.send(());
             }),
         );
@@ -404,6 +409,9 @@ impl<'a> TunnelState<'a> {
             (None, grade) => {
                 // At once: whatever is done before widens the gap through which a request may slip.
                 let _ = tcp::finish(self.client);
+                if grade == Grade::Unused {
+                    self.policy.unasked(self.client_name, self.silence(), false);
+                }
                 Some(End::Reclaimed(grade))
             }
         };

@@ -1,5 +1,7 @@
 //! The gate's picture of a tunnel.
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
 use crate::admission::{Evidence, SlotState};
@@ -13,7 +15,7 @@ pub(super) enum Told {
     /// It moves; `looked` if nothing is to be told of the present silence.
     Busy { state: SlotState, looked: bool },
     /// It lies quiet; `answered` is the answer that is believed to be over.
-    Quiet { grade: Grade, answered: Option<AnswerShape>, asked: Option<oneshot::Receiver<()>> },
+    Quiet { grade: Grade, since: Duration, answered: Option<AnswerShape>, asked: Option<oneshot::Receiver<()>> },
 }
 
 impl Told {

@@ -102,7 +102,7 @@ impl Upstream {
         let is_full = || slot.tell(SlotEvent::NodeFull);
         let Some(endpoint) = round.next(self.slots_of_each, is_full, self.gate.now()) else {
             if let Some((cluster, node)) = attempt.destination.cluster.as_ref().zip(attempt.destination.node) {
-                self.gate.reclaim_among(&cluster.slots_of(node), &attempt.principal.client, &attempt.name);
+                self.gate.reclaim_among(&cluster.slots_of(node), &attempt.name);
             }
             return None;
         };

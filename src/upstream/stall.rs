@@ -82,11 +82,11 @@ impl<P: Send + 'static> Lookout<P> {
         let (reclaim, reclaimed) = oneshot::channel();
         let from = self.gate.now();
         let since = from - self.longest;
-        let quiet = Quiet { evidence: Evidence::Stalled, since, from, from_for_own: from };
+        let quiet = Quiet { evidence: Evidence::Stalled, since, from };
         self.gate.quiet(
             self.slot,
             quiet,
-            Box::new(move |_| {
+            Box::new(move || {
                 // It may have moved, or ended, in this very moment.
                 let _ = reclaim.send(());
             }),
