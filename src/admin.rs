@@ -34,6 +34,7 @@ use self::config_state::{ConfigPicture, ConfigState};
 use self::history::{History, Reading};
 use self::picture::{RegistryPicture, explanation};
 use self::scrape::{ProcessPicture, scrape};
+use crate::admission::core::Core;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::upstream::Upstream;
@@ -160,8 +161,8 @@ impl Admin {
             return response(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", told);
         };
         match (action, method == Method::POST) {
-            ("pause", true) => upstream.gate.pause(),
-            ("resume", true) => upstream.gate.resume(),
+            ("pause", true) => upstream.gate.happen(Core::pause),
+            ("resume", true) => upstream.gate.happen(Core::resume),
             ("pause" | "resume", false) => return text(StatusCode::METHOD_NOT_ALLOWED, "POST only\n"),
             _ => return text(StatusCode::NOT_FOUND, "a registry can pause and resume\n"),
         }

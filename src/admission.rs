@@ -197,20 +197,6 @@ impl<P: Send + 'static> Gate<P> {
         self.happen(|core, now| core.reclaim_among(among, target, now));
     }
 
-    pub fn resize(&self, slots: usize) {
-        self.happen(|core, now| core.resize(slots, now));
-    }
-
-    /// Lets go of the tokens that it could spend at once: they may have been spent elsewhere.
-    pub fn spend_tokens(&self) {
-        self.happen(Core::spend_tokens);
-    }
-
-    /// Leaves this many of the slots to those who hold them elsewhere: another process, or who came before a reload.
-    pub fn reserve(&self, slots: usize) {
-        self.happen(|core, now| core.reserve(slots, now));
-    }
-
     /// Hands slots over to another process: a slot that is released is not used again here, and those who wait are served
     /// by what that process grants, `granted` more from now on. Tells what is needed, in one step.
     #[must_use = "the other process has to know"]
@@ -232,24 +218,8 @@ impl<P: Send + 'static> Gate<P> {
         self.happen(|core, now| core.change(limits, now));
     }
 
-    pub fn pause(&self) {
-        self.happen(Core::pause);
-    }
-
-    pub fn resume(&self) {
-        self.happen(Core::resume);
-    }
-
-    /// Closes kept connections and keeps none from now on; who waits is still served.
-    pub fn drain(&self) {
-        self.happen(Core::drain);
-    }
-
-    pub fn end(&self) {
-        self.happen(Core::end);
-    }
-
-    fn happen(&self, event: impl FnOnce(&mut Core, Moment)) {
+    /// Lets an event happen to the core.
+    pub fn happen(&self, event: impl FnOnce(&mut Core, Moment)) {
         let now = self.now();
         self.shared.settle(self.shared.handover.event(|core| event(core, now)));
     }

@@ -34,6 +34,7 @@ use self::takeover::reservations::Reservations;
 use self::takeover::take_over::take_over;
 use crate::admin::config_state::ConfigState;
 use crate::admin::{Admin, Scope};
+use crate::admission::core::Core;
 use crate::config::Config;
 use crate::kernel;
 use crate::listener::{self, ClientDescriptors};
@@ -191,7 +192,7 @@ impl Running {
         self.draining.cancel();
         self.proxy.tasks().close();
         for upstream in self.upstreams() {
-            upstream.gate.drain();
+            upstream.gate.happen(Core::drain);
         }
     }
 
@@ -202,7 +203,7 @@ impl Running {
         if timeout_at(deadline, tasks.wait()).await.is_ok() {
             return;
         }
-        self.upstreams().iter().for_each(|upstream| upstream.gate.end());
+        self.upstreams().iter().for_each(|upstream| upstream.gate.happen(Core::end));
         self.ended.cancel();
         let _ = timeout_at(deadline + LAST_WORDS, tasks.wait()).await;
         self.cut_short.cancel();

@@ -26,6 +26,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use self::request_phase::RequestPhase;
 use crate::metrics::Reason;
 use crate::proxy::client::{Client, ClientIo};
+use crate::proxy::connections::CountedClient;
 use crate::proxy::record::Kind;
 use crate::proxy::{Entry, Proxy};
 use crate::upstream::http::BUFFER;
@@ -39,9 +40,15 @@ const LAST_CHANCE: Duration = Duration::from_secs(1);
 
 /// Serves a client's connection with hyper, starting with the bytes that were read already. Whether it is left to close
 /// lingeringly: an answer was the last, and the client may still be sending.
-pub async fn serve(proxy: &Arc<Proxy>, entry: Entry, client: &Arc<Client>, replay: Bytes) -> bool {
+pub async fn serve(
+    proxy: &Arc<Proxy>,
+    entry: Entry,
+    client: &Arc<Client>,
+    counted: Arc<CountedClient>,
+    replay: Bytes,
+) -> bool {
     let io = TokioIo::new(ClientIo::new(client.clone(), replay));
-    let phase = RequestPhase::default();
+    let phase = RequestPhase::new(counted.clone());
     let service =
         service_fn(|request| forward::answer(proxy.clone(), entry.clone(), client.clone(), phase.clone(), request));
     let mut connection = pin!(
@@ -58,7 +65,12 @@ pub async fn serve(proxy: &Arc<Proxy>, entry: Entry, client: &Arc<Client>, repla
     let served = loop {
         tokio::select! {
             served = connection.as_mut() => break served,
-            () = async { proxy.draining().await; phase.idle_for(LAST_CHANCE).await }, if !told => {
+            () = async {
+                tokio::select! {
+                    () = async { proxy.draining().await; phase.idle_for(LAST_CHANCE).await } => {}
+                    () = counted.closes() => {}
+                }
+            }, if !told => {
                 connection.as_mut().graceful_shutdown();
                 told = true;
             }

@@ -9,21 +9,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
 
 use crate::http;
 use crate::kernel;
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::proxy::client::Client;
+use crate::proxy::connections::CountedClient;
 use crate::proxy::head::{self, FirstHead, HeadError};
 use crate::proxy::record::Kind;
 use crate::proxy::respond::Answer;
 use crate::proxy::{ClientTerms, Entry, Proxy};
 use crate::tunnel;
 
-/// The longest wait for a client that leaves, where there is no descriptor for another one.
-const MAX_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// The pause before another client is accepted, where there was no descriptor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a first head may take once draining has begun: a connection that was opened ahead of its use must not keep the
 /// process.
@@ -32,39 +33,16 @@ const LAST_HEAD: Duration = Duration::from_secs(1);
 /// The descriptors that clients may take, on all listeners together. The rest is for dials: a client that is accepted and
 /// cannot be served is worse off than one that waits in the backlog.
 #[derive(Clone, Debug)]
-pub struct ClientDescriptors {
-    free: Arc<Semaphore>,
-    returned: Arc<Notify>,
-}
-
-/// A descriptor that a client may take.
-#[derive(Debug)]
-pub struct ClientDescriptor {
-    _permit: Option<OwnedSemaphorePermit>,
-    returned: Arc<Notify>,
-}
+pub struct ClientDescriptors(Arc<Semaphore>);
 
 impl ClientDescriptors {
     /// So many.
     pub fn new(most: usize) -> ClientDescriptors {
-        let free = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
-        ClientDescriptors { free, returned: Arc::default() }
+        ClientDescriptors(Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))))
     }
 
-    async fn take(&self) -> ClientDescriptor {
-        let permit = self.free.clone().acquire_owned().await.ok();
-        ClientDescriptor { _permit: permit, returned: self.returned.clone() }
-    }
-
-    /// Completes when a client has left.
-    async fn returned(&self) {
-        let _ = timeout(MAX_ACCEPT_PAUSE, self.returned.notified()).await;
-    }
-}
-
-impl Drop for ClientDescriptor {
-    fn drop(&mut self) {
-        self.returned.notify_waiters();
+    async fn take(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.clone().acquire_owned().await.ok()
     }
 }
 
@@ -80,11 +58,11 @@ pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, entry: Entry, desc
             () = proxy.draining() => return,
         };
         match accepted {
-            Ok((stream, peer, descriptor)) => serve(&proxy, stream, peer, entry.clone(), Some(descriptor)),
+            Ok((stream, peer, descriptor)) => serve(&proxy, stream, peer, entry.clone(), descriptor),
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed: it waits in the backlog");
                 if kernel::is_out_of_descriptors(&error) {
-                    descriptors.returned().await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -101,7 +79,13 @@ pub fn serve_backlog(proxy: &Arc<Proxy>, listener: &StdListener, entry: &Entry) 
     }
 }
 
-fn serve(proxy: &Arc<Proxy>, stream: TcpStream, peer: SocketAddr, entry: Entry, descriptor: Option<ClientDescriptor>) {
+fn serve(
+    proxy: &Arc<Proxy>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    entry: Entry,
+    descriptor: Option<OwnedSemaphorePermit>,
+) {
     let served = serve_client(proxy.clone(), stream, peer, entry);
     proxy.tasks().spawn(async move {
         served.await;
@@ -115,21 +99,24 @@ async fn serve_client(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, en
     if let Err(answer) = welcome(&terms, peer.ip()) {
         return turn_away(&proxy, &client, answer).await;
     }
-    let Some(_counted) = proxy.count_client(terms.max_clients) else {
+    let Some(counted) = proxy.count_client(&client, terms.max_clients) else {
         let message = format!("too many client connections (listen.max_clients = {})", terms.max_clients);
         return turn_away(&proxy, &client, Answer::plain(Reason::TooManyClients, message)).await;
     };
-    let answer = match (first_head(&proxy, &client, terms.head_timeout).await, &entry) {
+    counted.set_idle(true);
+    let head = first_head(&proxy, &client, &counted, terms.head_timeout).await;
+    counted.set_idle(false);
+    let answer = match (head, &entry) {
         (Ok(FirstHead::Connect(connect)), Entry::Proxy) => {
-            return tunnel::serve(&proxy, client, connect).await;
+            return tunnel::serve(&proxy, client, &counted, connect).await;
         }
         (Ok(FirstHead::Connect(_)), Entry::Mirror(_)) => {
             Answer::plain(Reason::BadRequest, "this is a registry mirror: point HTTPS_PROXY at listen.proxy")
         }
         (Ok(FirstHead::Other(bytes)), _) => {
-            let lingers = http::serve(&proxy, entry, &client, bytes).await;
+            let lingers = http::serve(&proxy, entry, &client, counted.clone(), bytes).await;
             if lingers {
-                proxy.lingering_close(&client).await;
+                proxy.lingering_close(&client, &counted).await;
             }
             return;
         }
@@ -139,14 +126,21 @@ async fn serve_client(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, en
         (Err(error @ HeadError::Malformed(_)), _) => Answer::plain(Reason::BadRequest, error.to_string()),
     };
     if tell(&proxy, &client, answer).await {
-        proxy.lingering_close(&client).await;
+        proxy.lingering_close(&client, &counted).await;
     }
 }
 
-async fn first_head(proxy: &Proxy, client: &Client, head_timeout: Duration) -> Result<FirstHead, HeadError> {
+async fn first_head(
+    proxy: &Proxy,
+    client: &Client,
+    counted: &CountedClient,
+    head_timeout: Duration,
+) -> Result<FirstHead, HeadError> {
     tokio::select! {
+        biased;
         head = head::read(client.stream(), head_timeout) => head,
-        () = async { proxy.draining().await; tokio::time::sleep(LAST_HEAD).await } => Err(HeadError::Silent),
+        () = counted.closes() => Err(HeadError::Silent),
+        () = async { proxy.draining().await; sleep(LAST_HEAD).await } => Err(HeadError::Silent),
     }
 }
 

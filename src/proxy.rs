@@ -5,9 +5,9 @@
 
 pub mod client;
 pub mod clients;
+pub mod connections;
 pub mod credentials;
 pub mod head;
-pub mod lingering;
 pub mod mirror;
 pub mod record;
 pub mod respond;
@@ -15,7 +15,6 @@ pub mod rewrite;
 pub mod route;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -26,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use self::client::Client;
 use self::clients::Classes;
-use self::lingering::Lingering;
+use self::connections::{ClientConnections, CountedClient};
 use self::mirror::Mirror;
 use self::record::{Kind, Record};
 use self::respond::Answer;
@@ -72,8 +71,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Proxy {
     settings: RwLock<Arc<Settings>>,
-    clients: AtomicUsize,
-    lingering: Lingering,
+    clients: Arc<ClientConnections>,
     /// The name with which this process signs messages in Via; unlike that of any other.
     pseudonym: String,
     draining: CancellationToken,
@@ -89,30 +87,31 @@ impl Proxy {
         draining: CancellationToken,
         cut_short: CancellationToken,
     ) -> Arc<Proxy> {
-        let (clients, lingering) = Default::default();
+        let (clients, tasks) = Default::default();
         let settings = RwLock::new(Arc::new(settings));
-        let tasks = TaskTracker::new();
-        Arc::new(Proxy { settings, clients, lingering, pseudonym, draining, cut_short, tasks })
+        Arc::new(Proxy { settings, clients, pseudonym, draining, cut_short, tasks })
     }
 
-    /// Counts one more connection of a client; `None` when `max_clients` stand already, and none of them only lingers.
-    pub(crate) fn count_client(self: &Arc<Self>, max_clients: usize) -> Option<CountedClient> {
-        let counted = CountedClient(self.clone());
-        let fits = self.clients.fetch_add(1, Ordering::Relaxed) < max_clients;
-        (fits || self.lingering.evict_oldest()).then_some(counted)
+    /// Counts one more connection of a client; `None` when `max_clients` stand already, and none makes room.
+    pub(crate) fn count_client(&self, client: &Arc<Client>, max_clients: usize) -> Option<Arc<CountedClient>> {
+        let counted = self.clients.count(clients::peer_of(client), client);
+        let fits = self.clients.standing() <= max_clients;
+        (fits || counted.make_room()).then(|| Arc::new(counted))
     }
 
     /// Closes a connection after its last answer so that the client can read it, whatever it still sends.
-    pub(crate) async fn lingering_close(&self, client: &Client) {
+    pub(crate) async fn lingering_close(&self, client: &Client, counted: &CountedClient) {
+        counted.lingers();
         tokio::select! {
-            () = self.lingering.close(client) => {}
+            () = client.lingering_close() => {}
+            () = counted.closes() => client.cut(),
             () = self.cut_short() => client.cut(),
         }
     }
 
     /// Connections of clients that stand.
     pub fn clients(&self) -> usize {
-        self.clients.load(Ordering::Relaxed)
+        self.clients.standing()
     }
 
     /// The settings in force.
@@ -187,15 +186,5 @@ impl Proxy {
     pub(crate) fn has_signed(&self, headers: &HeaderMap) -> bool {
         let mut values = headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
         values.any(|value| value.contains(&self.pseudonym))
-    }
-}
-
-/// A connection of a client, counted while it stands.
-#[derive(Debug)]
-pub struct CountedClient(Arc<Proxy>);
-
-impl Drop for CountedClient {
-    fn drop(&mut self) {
-        self.0.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -27,6 +27,7 @@ use crate::admission::{self, Lane, Principal, SlotEvent, SlotState};
 use crate::metrics::{Reason, Reclaimed, RegistryMetrics};
 use crate::proxy::Proxy;
 use crate::proxy::client::Client;
+use crate::proxy::connections::CountedClient;
 use crate::proxy::head::Connect;
 use crate::proxy::record::{Kind, Record};
 use crate::proxy::respond::Answer;
@@ -62,18 +63,18 @@ impl Tunnel {
 pub struct NoTunnel(pub Option<(Answer, String)>);
 
 /// Serves one CONNECT on a connection of its own, from the answer to the end of the tunnel.
-pub async fn serve(proxy: &Proxy, client: Arc<Client>, connect: Connect) {
+pub async fn serve(proxy: &Proxy, client: Arc<Client>, counted: &CountedClient, connect: Connect) {
     let principal = proxy.settings().classes.principal(connect.proxy_authorization.as_deref(), &client);
     let opened = open(proxy, &client, &connect.authority, principal).await;
     match opened {
         Ok(tunnel) => {
             if client.write_all(ESTABLISHED).await.is_ok() {
-                carry(proxy, tunnel, &client, connect.early).await;
+                carry(proxy, tunnel, (&client, counted), connect.early).await;
             }
         }
         Err(NoTunnel(Some((answer, registry)))) => {
             if client.write_all(&answer.to_bytes(&registry)).await.is_ok() {
-                proxy.lingering_close(&client).await;
+                proxy.lingering_close(&client, counted).await;
             }
         }
         Err(NoTunnel(None)) => {}
@@ -128,7 +129,7 @@ fn refuse(record: Record, answer: Answer, registry: Option<&str>) -> NoTunnel {
 }
 
 /// Carries bytes until the tunnel ends, or until the process does.
-pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes) {
+pub async fn carry(proxy: &Proxy, tunnel: Tunnel, (client, counted): (&Client, &CountedClient), early: Bytes) {
     let Tunnel { mut socket, mut record, mut path } = tunnel;
     let (metrics, carried) = (record.metrics(), record.carried());
     let client_name = path.attempt.principal.client.to_string();
@@ -147,7 +148,7 @@ pub async fn carry(proxy: &Proxy, tunnel: Tunnel, client: &Client, early: Bytes)
         match end {
             End::Parked => {
                 metrics.reclaimed(Reclaimed::Unused);
-                match parked::wait(proxy, client, &mut path, registry).await {
+                match parked::wait(proxy, (client, counted), &mut path, registry).await {
                     Unparked::Again(again) => socket = again,
                     Unparked::Ended(ended_by) => {
                         record.ended_by(ended_by, "");

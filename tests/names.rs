@@ -6,7 +6,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use roadstead_test_support::real::find_program;
-use roadstead_test_support::{KEEP_TUNNELS, Sidecar, StubRegistry, Wire, config, connect_through};
+use roadstead_test_support::{
+    KEEP_TUNNELS, Sidecar, StubRegistry, Wire, config, connect_through, eventually_is, get_through,
+};
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::task::JoinHandle;
@@ -184,4 +186,52 @@ async fn reqwest_keeps_a_name_without_a_password() {
         let by_url = |proxy| reqwest::Proxy::all(format!("http://kubelet@{proxy}")).unwrap();
         assert_is_kubelet(&reqwest_waits(by_url, scheme).await, kind);
     }
+}
+
+/// Where `max_clients` stand, the greediest client's longest idle connection closes for another client: one that is silent as well
+/// as one that was answered. A connection with a request under way stays, and a client makes no room for itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_of_the_greediest_client_closes_for_another_client() {
+    let own = std::fs::metadata("/proc/self").expect("this process").uid();
+    if own != 0 {
+        return; // Only root can be somebody else.
+    }
+    let stub = StubRegistry::builder().start().await;
+    let url = format!("http://{}/v2/", stub.address());
+    let registry = format!("[registries.stub]\nhosts = [\"{}\"]\ncap = 9\nshare = 1\n", stub.address());
+    let file = config(&registry).replacen("[listen]\n", "[listen]\nmax_clients = 4\n", 1);
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &file).await;
+    let mut greedy = Vec::new();
+    for _ in 0..4 {
+        greedy.push(Wire::open(sidecar.proxy()).await.unwrap());
+    }
+    // The first two were answered after the others came, so these are idle for longer.
+    for wire in &mut greedy[..2] {
+        assert_eq!(wire.get(&url, &[]).await.unwrap().status(), 200);
+    }
+    assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 503, "not for itself");
+    stub.hold();
+    let busy = format!("GET {url} HTTP/1.1\r\nHost: {}\r\n\r\n", stub.address());
+    greedy[1].send(busy.as_bytes()).await.unwrap();
+    eventually_is("the request to be there", Duration::from_secs(5), 3, async || stub.requests()).await;
+    let nameless = ["--proxy".to_owned(), format!("http://{}", sidecar.proxy())];
+    let other = |url: &str| curl_of(Some(65_534), &nameless, url.to_owned(), false);
+    let mut waiting = Vec::new();
+    for (number, closed) in [2, 3, 0].into_iter().enumerate() {
+        waiting.push(other(&url));
+        if number < 2 {
+            assert_eq!(greedy[closed].receive().await.unwrap(), "", "{closed} is closed in order");
+            eventually_is("the newcomer's request", Duration::from_secs(5), 4 + number, async || stub.requests()).await;
+        }
+    }
+    // Two and two: the third of the other client has as many as the greediest.
+    let (_, said) = waiting.pop().unwrap().await.unwrap();
+    assert!(said.contains("503"), "{said}");
+    stub.release();
+    for one in waiting {
+        let (ended_well, said) = one.await.unwrap();
+        assert!(ended_well && said.contains(" 200 "), "{said}");
+    }
+    assert_eq!(greedy[1].read_answer().await.unwrap().status(), 200, "what is under way is not cut");
+    assert_eq!(greedy[0].get(&url, &[]).await.unwrap().status(), 200, "nor what is not in excess");
 }

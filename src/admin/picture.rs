@@ -39,7 +39,7 @@ pub(super) struct RegistryPicture {
     pub paused: bool,
     /// The reason why the next waiter is not admitted.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limited_by: Option<&'static str>,
+    pub limited_by: Option<LimitedBy>,
     pub classes: BTreeMap<String, ClassPicture>,
     /// The clients with the most requests first.
     pub clients: Vec<ClientPicture>,
@@ -120,7 +120,7 @@ impl RegistryPicture {
             parked,
             oldest_wait_seconds: seconds(now.oldest_wait),
             paused: now.paused,
-            limited_by: now.limited_by.map(LimitedBy::as_str),
+            limited_by: now.limited_by,
             classes: upstream.classes.iter().cloned().zip(counts).collect(),
             clients: clients.collect(),
             clients_left_out: occupancy.left_out,
@@ -140,8 +140,8 @@ pub(super) fn explanation(upstream: &Upstream) -> Value {
             "position": waiter.position,
             "client": waiter.principal.client.to_string(),
             "class": class(&waiter.principal),
-            "kind": waiter.kind.as_str(),
-            "lane": waiter.lane.as_str(),
+            "kind": waiter.kind,
+            "lane": waiter.lane,
             "target": &*waiter.target,
             "waited_seconds": seconds(waiter.age),
             "patience_left_seconds": seconds(waiter.patience_left),
@@ -154,19 +154,19 @@ pub(super) fn explanation(upstream: &Upstream) -> Value {
             "client": principal.map(|principal| principal.client.to_string()),
             "class": principal.map(class),
             "target": target.map(|target| &**target),
-            "kind": holder.kind.as_str(),
-            "state": holder.state.as_str(),
+            "kind": holder.kind,
+            "state": holder.state,
             "age_seconds": seconds(holder.age),
             "last_bytes_seconds": holder.last_bytes.map(seconds),
             "bytes_up": holder.bytes_up,
             "bytes_down": holder.bytes_down,
-            "doing": holder.quiet.map(|(evidence, _)| evidence.as_str()),
+            "doing": holder.quiet.map(|(evidence, _)| evidence),
             "quiet_seconds": holder.quiet.map(|(_, quiet)| seconds(quiet)),
             "reclaimed": holder.reclaimed,
         })
     });
     json!({
-        "limited_by": explanation.limited_by.map(LimitedBy::as_str),
+        "limited_by": explanation.limited_by,
         "waiting": waiters.collect::<Vec<_>>(),
         "holders": holders.collect::<Vec<_>>(),
     })

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::rate::RateLimit;
 use super::request::Place;
 use super::slot::SlotId;
@@ -104,24 +106,15 @@ pub enum RefusalReason {
 }
 
 /// The reason why the next waiter is not admitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LimitedBy {
     Paused,
     Unreachable,
     /// `max_connecting` slots are dialling or shaking hands.
+    #[serde(rename = "max_connecting")]
     Connecting,
     Slots,
+    #[serde(rename = "rate_per_second")]
     Rate,
-}
-
-impl LimitedBy {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LimitedBy::Paused => "paused",
-            LimitedBy::Unreachable => "unreachable",
-            LimitedBy::Connecting => "max_connecting",
-            LimitedBy::Slots => "slots",
-            LimitedBy::Rate => "rate_per_second",
-        }
-    }
 }

@@ -38,10 +38,6 @@ pub struct Bucket {
 
 impl Bucket {
     /// A full bucket.
-    ///
-    /// # Panics
-    /// When the rate's period is zero, which the config refuses.
-    #[must_use]
     pub fn new(rate: RateLimit, now: Moment) -> Bucket {
         let clock = FakeRelativeClock::default();
         let quota =
@@ -51,10 +47,6 @@ impl Bucket {
     }
 
     /// The same bucket at another rate: it holds the tokens that are left, as far as they fit.
-    ///
-    /// # Panics
-    /// As [`Bucket::new`].
-    #[must_use]
     pub fn changed(self, rate: RateLimit, now: Moment) -> Bucket {
         if rate == self.rate {
             return self;
@@ -77,10 +69,7 @@ impl Bucket {
         }
     }
 
-    /// Spends one token.
-    ///
-    /// # Errors
-    /// When none is due: the moment to ask again.
+    /// Spends one token; where none is due, tells when to ask again.
     pub fn take(&mut self, now: Moment) -> Result<(), Moment> {
         if self.in_hand > 0 {
             self.in_hand -= 1;

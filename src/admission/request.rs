@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::moment::Moment;
 
 /// A client: a peer that the kernel vouches for, and the user name that it gives, if it gives one.
@@ -50,21 +52,13 @@ pub struct Principal {
 }
 
 /// The lane of a request, for the order among one client's own requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Lane {
     /// Small, and others wait for its answer: tokens, manifests, anything that is not a blob.
     Small,
     /// A blob, or a tunnel, in which nothing can be told apart.
     Blob,
-}
-
-impl Lane {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Lane::Small => "small",
-            Lane::Blob => "blob",
-        }
-    }
 }
 
 /// Marks the places that go before all others. No process counts that far.
@@ -124,20 +118,12 @@ impl AdmissionRequest {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SlotUse {
     Tunnel,
     Request,
     /// No request: a connection that is pooled for the next one.
+    #[serde(rename = "kept")]
     Pooled,
-}
-
-impl SlotUse {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            SlotUse::Tunnel => "tunnel",
-            SlotUse::Request => "request",
-            SlotUse::Pooled => "kept",
-        }
-    }
 }

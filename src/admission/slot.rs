@@ -7,6 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::activity::Activity;
 use super::moment::Moment;
 use super::request::ReuseKey;
@@ -17,7 +19,8 @@ use crate::metrics::Direction;
 pub struct SlotId(pub(super) u64);
 
 /// The state of the socket in a slot. All four count as open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SlotState {
     /// Granted, dialling or handshaking; also a tunnel in which client and registry shake hands.
     Connecting,
@@ -27,17 +30,6 @@ pub enum SlotState {
     Idle,
     /// On its way out: our end was announced or the connection was cut, the registry's side may not know yet.
     Closing,
-}
-
-impl SlotState {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            SlotState::Connecting => "connecting",
-            SlotState::Active => "active",
-            SlotState::Idle => "idle",
-            SlotState::Closing => "closing",
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,7 +56,8 @@ impl Counts {
 }
 
 /// The evidence that a tunnel is idle, surest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Evidence {
     /// It never carried a request.
     Unused,
@@ -73,18 +66,8 @@ pub enum Evidence {
     /// Nothing moves, but an answer may be under way.
     Unsure,
     /// A request is under way, and has not moved for very long.
+    #[serde(rename = "in_flight")]
     Stalled,
-}
-
-impl Evidence {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Evidence::Unused => "unused",
-            Evidence::Idle => "idle",
-            Evidence::Unsure => "unsure",
-            Evidence::Stalled => "in_flight",
-        }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

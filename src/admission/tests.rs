@@ -225,7 +225,7 @@ async fn draining_closes_what_is_kept_and_still_admits_who_waits() {
     let dropped = Arc::new(AtomicUsize::new(0));
     let held = slot(&gate).await;
     gate.park(held.id(), ReuseKey::from("a:80"), Connection(dropped.clone()));
-    gate.drain();
+    gate.happen(Core::drain);
     assert_eq!(dropped.load(Ordering::SeqCst), 1);
     let waiter = queue_up(&gate, LONG);
     settle().await;
@@ -233,7 +233,7 @@ async fn draining_closes_what_is_kept_and_still_admits_who_waits() {
     let Ok(Admission::New(held)) = waiter.await.unwrap() else { panic!("not admitted") };
     let late = queue_up(&gate, LONG);
     settle().await;
-    gate.end();
+    gate.happen(Core::end);
     assert_eq!(late.await.unwrap().unwrap_err().reason, RefusalReason::Draining);
     drop(held);
 }

@@ -25,6 +25,7 @@ use crate::admission::{self, Principal};
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::proxy::client::{Client, ClientIo};
 use crate::proxy::clients::Classes;
+use crate::proxy::connections::CountedClient;
 use crate::proxy::record::{Kind, Record, shown};
 use crate::proxy::respond::Answer;
 use crate::proxy::rewrite::Rewrite;
@@ -52,7 +53,9 @@ pub async fn answer(
     let has_body = !request.body().is_end_stream();
     let arrival = Arrival { proxy: &proxy, client: &client, phase: &phase };
     let mut response = match entry {
-        Entry::Proxy if request.method() == Method::CONNECT => answer_connect(&proxy, &client, request).await?,
+        Entry::Proxy if request.method() == Method::CONNECT => {
+            answer_connect(&proxy, &client, phase.connection(), request).await?
+        }
         Entry::Proxy => arrival.at_proxy(request).await,
         Entry::Mirror(registry) => arrival.at_mirror(&registry, request).await?,
     };
@@ -197,6 +200,7 @@ fn refuse(record: Record, answer: &Answer, registry: &str) -> Response<Reply> {
 async fn answer_connect(
     proxy: &Arc<Proxy>,
     client: &Arc<Client>,
+    counted: Arc<CountedClient>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Reply>, ClientLeft> {
     let principal = principal_of(proxy, &request, client);
@@ -213,7 +217,7 @@ async fn answer_connect(
             let upgrade = hyper::upgrade::on(&mut request);
             // The answers before it are read first, which may take long: no handshake is to come at once.
             tunnel.lies_idle();
-            proxy.tasks().spawn(carry_upgraded(proxy.clone(), client.clone(), tunnel, upgrade));
+            proxy.tasks().spawn(carry_upgraded(proxy.clone(), (client.clone(), counted), tunnel, upgrade));
             Ok(Response::new(Reply::Own(Full::default())))
         }
         Err(NoTunnel(Some((answer, registry)))) => Ok(refuse_connect(&answer, &registry)),
@@ -228,10 +232,15 @@ fn refuse_connect(answer: &Answer, registry: &str) -> Response<Reply> {
     response
 }
 
-async fn carry_upgraded(proxy: Arc<Proxy>, client: Arc<Client>, tunnel: Tunnel, upgrade: OnUpgrade) {
+async fn carry_upgraded(
+    proxy: Arc<Proxy>,
+    (client, counted): (Arc<Client>, Arc<CountedClient>),
+    tunnel: Tunnel,
+    upgrade: OnUpgrade,
+) {
     // Dropping the tunnel records that the client left, or that it never takes the answer before this one.
     let Ok(Ok(upgraded)) = timeout(tunnel.longest_stall(), upgrade).await else { return };
     let Ok(parts) = upgraded.downcast::<TokioIo<ClientIo>>() else { return };
     let unread = [parts.read_buf, parts.io.into_inner().into_unread()].concat();
-    tunnel::carry(&proxy, tunnel, &client, Bytes::from(unread)).await;
+    tunnel::carry(&proxy, tunnel, (&client, &counted), Bytes::from(unread)).await;
 }

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::proxy::connections::CountedClient;
 use crate::tcp::LOOK_AGAIN;
 
 /// The phase of the requests of one connection.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct RequestPhase(Arc<Counts>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Counts {
+    connection: Arc<CountedClient>,
     /// Whether the answer to the last request is not complete.
     active: AtomicBool,
     /// How often hyper handed over a request.
@@ -21,15 +23,30 @@ struct Counts {
 }
 
 impl RequestPhase {
+    pub fn new(connection: Arc<CountedClient>) -> RequestPhase {
+        let (active, requests) = Default::default();
+        RequestPhase(Arc::new(Counts { connection, active, requests }))
+    }
+
+    /// The connection of these requests.
+    pub fn connection(&self) -> Arc<CountedClient> {
+        self.0.connection.clone()
+    }
+
     /// A request was handed over.
     pub fn begin(&self) {
-        self.0.active.store(true, Ordering::Relaxed);
+        self.set_active(true);
         self.0.requests.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Its answer is complete.
     pub fn end(&self) {
-        self.0.active.store(false, Ordering::Relaxed);
+        self.set_active(false);
+    }
+
+    fn set_active(&self, active: bool) {
+        self.0.active.store(active, Ordering::Relaxed);
+        self.0.connection.set_idle(!active);
     }
 
     /// Completes when a request was handed over, and since then none was under way for so long.

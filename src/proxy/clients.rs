@@ -50,7 +50,7 @@ impl Classes {
 
     /// The client of a request, where all clients have one class.
     pub fn principal_of_class(class: ClassId, client: &Client) -> Principal {
-        Principal { class, client: Peer::of(client).to_string().into() }
+        Principal { class, client: peer_of(client) }
     }
 
     fn class(&self, name: Option<&str>, peer: Peer) -> ClassId {
@@ -65,6 +65,11 @@ impl Classes {
         let matching = without_names.filter_map(|(index, class)| Some((peer.range_in(class)?, ClassId(index))));
         matching.max_by_key(|(range, _)| *range).map(|(_, class)| class).unwrap_or_default()
     }
+}
+
+/// A client by what the kernel vouches for.
+pub fn peer_of(client: &Client) -> ClientId {
+    Peer::of(client).to_string().into()
 }
 
 impl Peer {

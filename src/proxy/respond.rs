@@ -12,7 +12,7 @@ use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFT
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use crate::admission::{HolderInfo, LimitedBy, Refusal, RefusalReason};
+use crate::admission::{HolderInfo, LimitedBy, Refusal, RefusalReason, SlotState, SlotUse};
 use crate::metrics::{Label, Reason};
 use crate::upstream::connect::DialError;
 use crate::upstream::{Attempt, Failure, Patience, Upstream};
@@ -329,7 +329,7 @@ struct Detail<'a> {
 /// Why the request was not admitted.
 #[derive(Serialize)]
 struct Why {
-    limited_by: Option<&'static str>,
+    limited_by: Option<LimitedBy>,
     position: Option<usize>,
     expected_wait_seconds: Option<f64>,
     holders: Vec<Holder>,
@@ -338,8 +338,8 @@ struct Why {
 #[derive(Serialize)]
 struct Holder {
     client: Option<String>,
-    kind: &'static str,
-    state: &'static str,
+    kind: SlotUse,
+    state: SlotState,
     age_seconds: f64,
     last_bytes_seconds: Option<f64>,
 }
@@ -348,13 +348,13 @@ impl Why {
     fn of(load: &Load) -> Why {
         let holders = load.holders.iter().map(|holder| Holder {
             client: holder.occupant.as_ref().map(|(principal, _)| principal.client.to_string()),
-            kind: holder.kind.as_str(),
-            state: holder.state.as_str(),
+            kind: holder.kind,
+            state: holder.state,
             age_seconds: seconds(holder.age),
             last_bytes_seconds: holder.last_bytes.map(seconds),
         });
         Why {
-            limited_by: load.limited_by.map(LimitedBy::as_str),
+            limited_by: load.limited_by,
             position: load.position,
             expected_wait_seconds: load.expected_wait.map(seconds),
             holders: holders.collect(),

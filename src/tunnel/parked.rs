@@ -11,6 +11,7 @@ use super::path::RegistryPath;
 use crate::metrics::Reason;
 use crate::proxy::Proxy;
 use crate::proxy::client::Client;
+use crate::proxy::connections::CountedClient;
 use crate::upstream::socket::{Manner, Socket};
 
 /// How long a tunnel stays parked. No puller keeps an idle connection for longer.
@@ -30,16 +31,24 @@ pub(super) enum Unparked {
 }
 
 /// Gives the registry's connection up, and waits for the client's first byte.
-pub(super) async fn wait(proxy: &Proxy, client: &Client, path: &mut RegistryPath, registry: Socket) -> Unparked {
+pub(super) async fn wait(
+    proxy: &Proxy,
+    (client, counted): (&Client, &CountedClient),
+    path: &mut RegistryPath,
+    registry: Socket,
+) -> Unparked {
     registry.ending().set(Manner::InOrder);
     drop(registry);
     let parked = path.policy.park();
+    counted.set_idle(true);
     let speaks = tokio::select! {
         speaks = client.speaks() => speaks,
         () = sleep(MAX_PARKED) => false,
         () = proxy.draining() => false,
+        () = counted.closes() => false,
         () = proxy.cut_short() => return Unparked::Refused(Reason::Draining),
     };
+    counted.set_idle(false);
     if !speaks {
         let ended_by = if client.has_ended() { "client" } else { "parked" };
         client.brief_lingering_close(|_| ()).await;

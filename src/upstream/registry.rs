@@ -127,7 +127,8 @@ impl Upstream {
         // In order: the last word counts. The nodes may be others now, but what is known of them is the same.
         let sized = self.sized.lock();
         if let Some(sized) = &*sized {
-            self.gate.resize(sized.all());
+            let slots = sized.all();
+            self.gate.happen(|core, now| core.resize(slots, now));
         }
     }
 

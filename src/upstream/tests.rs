@@ -111,7 +111,7 @@ async fn the_slots_of_nodes_follow_from_the_config_that_holds() {
     let after = Upstream { slots_of_each: Some(2), gate, sized, ..upstream() };
     let reload = |nodes: &Arc<Cluster>| {
         *after.sized.lock() = Some(NodeSlots { of_each: 2, nodes: nodes.clone() });
-        after.gate.resize(4);
+        after.gate.happen(|core, now| core.resize(4, now));
     };
     reload(&cluster);
     assert!(cluster.leave_out(0, before.gate.now()));

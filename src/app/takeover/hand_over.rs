@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::link::{Holding, Message, Waiting};
 use super::process::Successor;
 use super::reservations::Reservations;
+use crate::admission::core::Core;
 use crate::metrics::OTHER_HOSTS;
 use crate::proxy::route::Claim;
 use crate::target::Target;
@@ -71,7 +72,7 @@ impl Handed {
     fn new(claim: &Claim) -> Handed {
         let Claim { upstream, hosts, .. } = claim;
         let _ = upstream.gate.hand_over(0);
-        upstream.gate.resume();
+        upstream.gate.happen(Core::resume);
         // Another name of the same address counts here as well.
         let open = upstream.gate.look(|core, _| core.targets());
         let others = open.keys().filter_map(|name| Target::from_connect(name).ok());

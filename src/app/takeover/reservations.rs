@@ -155,7 +155,8 @@ impl Reservations {
                 },
             );
             let orphans = state.orphans.iter().filter(|holding| concerns(holding, claim, &state.orphans, claims));
-            gate.reserve(there + orphans.map(|holding| holding.slots).sum::<usize>());
+            let reserved = there + orphans.map(|holding| holding.slots).sum::<usize>();
+            gate.happen(|core, now| core.reserve(reserved, now));
         }
     }
 }

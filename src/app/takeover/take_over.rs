@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::link::{Holding, Message, Waiting};
 use super::process::Predecessor;
 use super::reservations::{GrantedSlot, Reservations, concerns, sum};
+use crate::admission::core::Core;
 use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Lane, Principal, SlotEvent, SlotState};
 use crate::kernel::{self, Remote};
 use crate::proxy::Proxy;
@@ -44,7 +45,7 @@ pub async fn take_over(link: Option<UnixStream>, reservations: &Arc<Reservations
     let mut predecessor = Predecessor::new(link)?;
     reservations.set_held(None);
     // Each hand-over would begin with a burst.
-    reservations.proxy().settings().routes.registries().for_each(|upstream| upstream.gate.spend_tokens());
+    reservations.proxy().settings().routes.registries().for_each(|upstream| upstream.gate.happen(Core::spend_tokens));
     // Another one may have taken over before this one, and died.
     look_for_orphans(reservations).await;
     predecessor.link.ready().await?;
@@ -177,7 +178,7 @@ async fn slot_of_each(name: String, queues: Vec<(Gate<PooledConnection>, Princip
 /// Holds the admissions of these, and of no others.
 fn pause(proxy: &Proxy, paused: &BTreeSet<String>) {
     for upstream in proxy.settings().routes.registries() {
-        if paused.contains(&upstream.name) { upstream.gate.pause() } else { upstream.gate.resume() }
+        upstream.gate.happen(if paused.contains(&upstream.name) { Core::pause } else { Core::resume });
     }
 }
 

@@ -15,6 +15,7 @@ use super::link::{Holding, Link, Message, Waiting};
 use super::process::Successor;
 use super::reservations::Reservations;
 use super::take_over::take_over;
+use crate::admission::core::Core;
 use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Lane, Principal, Slot};
 use crate::app::assembly::Assembly;
 use crate::app::listeners::ListenAddresses;
@@ -174,7 +175,7 @@ async fn a_process_that_is_not_understood_may_hold_everything_as_long_as_it_live
 #[tokio::test]
 async fn a_pause_is_handed_over_to_a_process_that_is_not_understood() {
     let (process, gate) = process();
-    gate.pause();
+    gate.happen(Core::pause);
     let waiting = tokio::spawn(slot(gate.clone()));
     eventually_is("one to wait", SOON, 1, async || gate.snapshot().waiting).await;
     let mut newer = to_a_newer_one(&process);
