@@ -13,7 +13,8 @@ use std::time::Duration;
 use prometheus::core::Metric;
 use prometheus::{Encoder, Histogram, IntCounter, TextEncoder};
 
-use self::families::{Counters, Families};
+use self::families::Counters;
+pub use self::families::Families;
 pub use self::labels::{Connection, Direction, Label, Outcome, Reason, Reclaimed, Sign, WaitOutcome};
 
 /// The registry label of hosts that no registry lists.
@@ -41,29 +42,11 @@ impl Metrics {
     }
 
     /// The text of `/metrics`, with these gauges.
-    pub fn render(&self, gauges: &Scrape) -> String {
-        let families = [self.counted.gather(), gauges.families.gather()].concat();
+    pub fn render(&self, gauges: &Families) -> String {
+        let families = [self.counted.gather(), gauges.gather()].concat();
         let mut text = Vec::new();
         TextEncoder::new().encode(&families, &mut text).expect("writing to memory does not fail");
         String::from_utf8(text).expect("metrics are text")
-    }
-}
-
-/// Values of one moment, for one answer of `/metrics`.
-#[derive(Debug, Default)]
-pub struct Scrape {
-    families: Families,
-}
-
-impl Scrape {
-    /// Adds a gauge; `declaration` is its name and the sentence that explains it.
-    pub fn gauge(&self, declaration: (&'static str, &'static str), labels: &[(&str, &str)], value: f64) {
-        self.families.set(declaration, labels, value);
-    }
-
-    /// Adds a counter that another part counts.
-    pub fn counter(&self, declaration: (&'static str, &'static str), labels: &[(&str, &str)], value: f64) {
-        self.families.count(declaration, labels, value);
     }
 }
 
@@ -280,11 +263,11 @@ mod tests {
         for _ in 0..2 {
             metrics.of_registry("stub", &["default".to_owned()]).refused(Reason::QueueFull);
         }
-        let scrape = Scrape::default();
+        let scrape = Families::default();
         scrape.gauge(("roadstead_slots", "Slots."), &[("registry", "stub")], 3.0);
         let text = metrics.render(&scrape);
         assert!(text.contains("roadstead_refused_total{reason=\"queue_full\",registry=\"stub\"} 2"), "{text}");
         assert!(text.contains("roadstead_slots{registry=\"stub\"} 3"), "{text}");
-        assert!(!metrics.render(&Scrape::default()).contains("roadstead_slots"));
+        assert!(!metrics.render(&Families::default()).contains("roadstead_slots"));
     }
 }

@@ -35,6 +35,20 @@ async fn stage(slots: usize) -> (StubRegistry, Sidecar) {
     (stub, sidecar)
 }
 
+/// A registry whose first connection is kept after one answer, and closed when the next request is on its way.
+async fn closed_at_the_second_request() -> (StubRegistry, Arc<Mutex<Vec<(u64, Head)>>>, Sidecar, Wire) {
+    let (stub, seen) = scripted(|number, index| match (number, index) {
+        (0, 1..) => None,
+        _ => Some(ok("Content-Length: 2\r\n", "{}")),
+    })
+    .await;
+    let sidecar = sidecar_for(&[stub.address()], 1, "").await;
+    let mut client = client_of(&sidecar).await;
+    assert_eq!(client.get(&url(&stub, "/1"), &[]).await.unwrap().status(), 200);
+    sidecar.until("stub", "idle", 1).await;
+    (stub, seen, sidecar, client)
+}
+
 async fn client_of(sidecar: &Sidecar) -> Wire {
     Wire::open(sidecar.proxy()).await.expect("the proxy accepts")
 }
@@ -408,15 +422,7 @@ async fn a_registry_that_lingers_is_reset_before_the_slot_is_given_on() {
 /// sent once more on a new one, and its client sees nothing of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kept_connection_that_the_registry_closed_is_replaced_unseen() {
-    let (stub, seen) = scripted(|number, index| match (number, index) {
-        (0, 1..) => None,
-        _ => Some(ok("Content-Length: 2\r\n", "{}")),
-    })
-    .await;
-    let sidecar = sidecar_for(&[stub.address()], 1, "").await;
-    let mut client = client_of(&sidecar).await;
-    assert_eq!(client.get(&url(&stub, "/1"), &[]).await.unwrap().status(), 200);
-    sidecar.until("stub", "idle", 1).await;
+    let (stub, seen, sidecar, mut client) = closed_at_the_second_request().await;
     assert_eq!(client.get(&url(&stub, "/2"), &[]).await.unwrap().status(), 200);
     let targets: Vec<(u64, String)> =
         seen.lock().unwrap().iter().map(|(number, head)| (*number, head.target().to_owned())).collect();
@@ -427,15 +433,7 @@ async fn a_kept_connection_that_the_registry_closed_is_replaced_unseen() {
 /// A request that may change something is not sent twice: its client gets an error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_is_never_sent_twice() {
-    let (stub, seen) = scripted(|number, index| match (number, index) {
-        (0, 1..) => None,
-        _ => Some(ok("Content-Length: 2\r\n", "{}")),
-    })
-    .await;
-    let sidecar = sidecar_for(&[stub.address()], 1, "").await;
-    let mut client = client_of(&sidecar).await;
-    assert_eq!(client.get(&url(&stub, "/1"), &[]).await.unwrap().status(), 200);
-    sidecar.until("stub", "idle", 1).await;
+    let (stub, seen, sidecar, mut client) = closed_at_the_second_request().await;
     let answer = send(&mut client, "POST", &url(&stub, "/2"), &["Content-Length: 3"], b"abc").await;
     assert_eq!(answer.status(), 502);
     assert_eq!(answer.json()["errors"][0]["detail"]["reason"], "upstream_unreachable");

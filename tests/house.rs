@@ -4,14 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use roadstead_test_support::rust_files;
 
 /// A file is shorter than this, before its inline tests.
 const MAX_FILE_LINES: usize = 500;
 /// A function is no longer than this.
 const MAX_FUNCTION_LINES: usize = 60;
 /// All files of `src` together, before their inline tests, are no longer than this. The goal is 17,000: lower it with the total.
-const MAX_LINES: usize = 21_650;
+const MAX_LINES: usize = 21_600;
 
 /// Private words that the terms of the field replaced. No type, field, function or file has one in its name.
 const OLD_WORDS: &[&str] = &[
@@ -235,19 +237,6 @@ impl Sources {
         }
         found
     }
-}
-
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files.extend(rust_files(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    files
 }
 
 /// The comments of a file: adjacent lines make one comment, up to an empty one.

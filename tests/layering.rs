@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use roadstead_test_support::rust_files;
+
 /// The layers from the bottom to the top. Neighbours on one level may meet only where it says so.
 const LAYERS: [&[&str]; 8] = [
     &["config", "target", "address", "metrics", "kernel", "tcp", "backoff"],
@@ -124,19 +126,6 @@ fn every_promise_names_a_test_that_exists() {
         }
     }
     assert!(promised >= 15, "found only {promised}");
-}
-
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files.extend(rust_files(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    files
 }
 
 /// The top-level module that a file belongs to; none for the crate's roots.

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::picture::RegistryPicture;
-use crate::metrics::Scrape;
+use crate::metrics::Families;
 
 pub(super) struct ProcessPicture {
     pub started: SystemTime,
@@ -15,8 +15,8 @@ pub(super) struct ProcessPicture {
 pub(super) fn scrape<'a>(
     process: &ProcessPicture,
     registries: impl Iterator<Item = (&'a str, RegistryPicture)>,
-) -> Scrape {
-    let scrape = Scrape::default();
+) -> Families {
+    let scrape = Families::default();
     add_process(&scrape, process);
     for (name, picture) in registries {
         add_registry(&scrape, name, &picture);
@@ -31,7 +31,7 @@ pub(super) fn scrape<'a>(
     scrape
 }
 
-fn add_process(scrape: &Scrape, process: &ProcessPicture) {
+fn add_process(scrape: &Families, process: &ProcessPicture) {
     let version = [("version", env!("CARGO_PKG_VERSION"))];
     scrape.gauge(("roadstead_build_info", "Always 1; the version is in the label."), &version, 1.0);
     let started = "Start of the process, in seconds since the epoch.";
@@ -45,7 +45,7 @@ fn add_process(scrape: &Scrape, process: &ProcessPicture) {
     scrape.gauge(metric, &[], since_epoch(process.config_taken));
 }
 
-fn add_registry(scrape: &Scrape, name: &str, picture: &RegistryPicture) {
+fn add_registry(scrape: &Families, name: &str, picture: &RegistryPicture) {
     let registry = ("registry", name);
     if let Some((slots, reserved)) = picture.slots.zip(picture.reserved) {
         scrape.gauge(("roadstead_slots", "Sockets that may be open at once."), &[registry], number(slots));
@@ -74,9 +74,9 @@ fn add_registry(scrape: &Scrape, name: &str, picture: &RegistryPicture) {
     }
     let busy = "Time in which slots were dialling or carried bytes or a request, all slots together.";
     let metric = ("roadstead_slot_busy_seconds_total", busy);
-    scrape.counter(metric, &[registry], picture.used.busy.as_secs_f64());
+    scrape.count(metric, &[registry], picture.used.busy.as_secs_f64());
     let metric = ("roadstead_slot_held_seconds_total", "Time for which slots were held, all slots together.");
-    scrape.counter(metric, &[registry], picture.used.held.as_secs_f64());
+    scrape.count(metric, &[registry], picture.used.held.as_secs_f64());
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges are floats; counts stay far below 2^52")]

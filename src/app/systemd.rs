@@ -67,12 +67,6 @@ impl Systemd {
     }
 }
 
-impl Default for Systemd {
-    fn default() -> Systemd {
-        Systemd::new()
-    }
-}
-
 async fn speak(mut words: UnboundedReceiver<Notice>) {
     let mut is_ready = false;
     loop {

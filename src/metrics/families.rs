@@ -15,11 +15,11 @@ use prometheus::{
 use super::labels::Label;
 
 /// A name and the one sentence that explains it.
-type Declaration = (&'static str, &'static str);
+pub type Declaration = (&'static str, &'static str);
 
-/// The families of one set of metrics.
+/// The families of one set of metrics: the counters of the process, or the values of one moment for one answer of `/metrics`.
 #[derive(Debug, Default)]
-pub(super) struct Families {
+pub struct Families {
     registry: Registry,
     known: Mutex<HashMap<&'static str, Box<dyn Any + Send>>>,
 }
@@ -30,14 +30,14 @@ impl Families {
         self.registry.gather()
     }
 
-    pub(super) fn set(&self, (name, help): Declaration, labels: &[(&str, &str)], value: f64) {
+    pub fn gauge(&self, (name, help): Declaration, labels: &[(&str, &str)], value: f64) {
         let (names, values): (Vec<&str>, Vec<&str>) = labels.iter().copied().unzip();
         let family = self.family(name, || GaugeVec::new(Opts::new(name, help), &names));
         family.with_label_values(&values).set(value);
     }
 
-    /// Sets a counter that is new.
-    pub(super) fn count(&self, (name, help): Declaration, labels: &[(&str, &str)], value: f64) {
+    /// Adds a counter that another part counts.
+    pub fn count(&self, (name, help): Declaration, labels: &[(&str, &str)], value: f64) {
         let (names, values): (Vec<&str>, Vec<&str>) = labels.iter().copied().unzip();
         let family = self.family(name, || CounterVec::new(Opts::new(name, help), &names));
         family.with_label_values(&values).inc_by(value);

@@ -19,10 +19,8 @@ pub struct AddressPolicy {
 }
 
 impl AddressPolicy {
-    /// Whether this address may be dialled; a loopback address only where the operator listed the very host.
-    ///
-    /// # Errors
-    /// The reason against it.
+    /// The reason why this address may not be dialled, if there is one; a loopback address may only where the operator listed
+    /// the very host.
     pub fn check(&self, address: SocketAddr, listed_host: bool) -> Result<(), Failure> {
         if self.own.iter().any(|own| is_same(*own, address)) {
             return Err(Failure::Loop(address));
@@ -37,10 +35,7 @@ impl AddressPolicy {
         if fine { Ok(()) } else { Err(Failure::Denied(address.ip(), class)) }
     }
 
-    /// Those of these addresses that may be dialled; at least one.
-    ///
-    /// # Errors
-    /// The reason against the first one, if none may be dialled.
+    /// Those of these addresses that may be dialled; if none may, the reason against the first one.
     pub fn allowed(
         &self,
         addresses: impl Iterator<Item = SocketAddr>,

@@ -25,13 +25,16 @@ pub(super) struct Verifier {
     pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// Why a certificate was rejected, and what to do.
+/// A rejected certificate, with the reason and the cure.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("the certificate with the SHA-256 fingerprint {fingerprint} is rejected for {name}: {reason}")]
-pub(super) struct Rejected {
-    fingerprint: String,
-    name: String,
-    reason: String,
+#[error("{0}")]
+pub(super) struct Rejected(String);
+
+impl Rejected {
+    fn new(certificate: &CertificateDer<'_>, name: &ServerName<'_>, error: &CertificateError) -> Rejected {
+        let (fingerprint, name, reason) = (fingerprint(certificate), name.to_str(), reason(error));
+        Rejected(format!("the certificate with the SHA-256 fingerprint {fingerprint} is rejected for {name}: {reason}"))
+    }
 }
 
 impl ServerCertVerifier for Verifier {
@@ -44,8 +47,7 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let Some(rules) = &self.rules else { return Ok(ServerCertVerified::assertion()) };
-        let verified = rules.verify_server_cert(end_entity, intermediates, name, ocsp, now);
-        let verified = match verified {
+        let verified = match rules.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
             // Its time was checked before that; its name was not.
             Err(Error::InvalidCertificate(error)) if lacks_issuer_only(&error) && self.listed.contains(end_entity) => {
                 ParsedCertificate::try_from(end_entity)
@@ -56,11 +58,7 @@ impl ServerCertVerifier for Verifier {
         };
         verified.map_err(|error| match error {
             Error::InvalidCertificate(error) => {
-                let rejected = Rejected {
-                    fingerprint: fingerprint(end_entity),
-                    name: name.to_str().into_owned(),
-                    reason: reason(&error),
-                };
+                let rejected = Rejected::new(end_entity, name, &error);
                 Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(rejected))))
             }
             other => other,

@@ -23,6 +23,7 @@ mod random;
 pub mod real;
 mod scale;
 mod sidecar;
+mod sources;
 mod storm;
 mod stub;
 
@@ -36,5 +37,6 @@ pub use puller::{Load, Puller, Reclaims};
 pub use random::Random;
 pub use scale::scale;
 pub use sidecar::{KEEP_TUNNELS, Sidecar, Signal, config};
+pub use sources::rust_files;
 pub use storm::{Cuts, Destination, Progress, Storm, Tally};
 pub use stub::{StubBuilder, StubConnection, StubRegistry, blob_of, digest_of, manifest_of};
