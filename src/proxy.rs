@@ -95,7 +95,7 @@ impl Proxy {
     /// Counts one more connection of a client; `None` when `max_clients` stand already, and none makes room.
     pub(crate) fn count_client(&self, client: &Arc<Client>, max_clients: usize) -> Option<Arc<CountedClient>> {
         let counted = self.clients.count(clients::peer_of(client), client);
-        let fits = self.clients.standing() <= max_clients;
+        let fits = self.clients.open() <= max_clients;
         (fits || counted.make_room()).then(|| Arc::new(counted))
     }
 
@@ -111,7 +111,7 @@ impl Proxy {
 
     /// Connections of clients that stand.
     pub fn clients(&self) -> usize {
-        self.clients.standing()
+        self.clients.open()
     }
 
     /// The settings in force.

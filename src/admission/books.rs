@@ -43,7 +43,6 @@ pub(super) struct Books {
     pub wait_estimates: Vec<WaitEstimate>,
     pub usage: Usage,
     pub limited_by: Option<LimitedBy>,
-    /// When the limit may end by time alone.
     pub limited_until: Option<Moment>,
     pub reserved: usize,
     /// While another process takes over: the slots that this one may use. A slot that is released is the other one's.
@@ -113,7 +112,6 @@ impl Books {
         true
     }
 
-    /// Slot and token together, or neither.
     pub fn take_slot_and_token(&mut self, now: Moment) -> Result<SlotId, LimitedBy> {
         if self.ledger.open() >= self.slots() {
             return Err(LimitedBy::Slots);

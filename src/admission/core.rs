@@ -76,7 +76,6 @@ impl Core {
         self.books.queue.len().saturating_sub(self.books.limits.depth)
     }
 
-    /// A waiting request has left. Without effect if a decision was already made.
     pub fn leave(&mut self, place: Place, now: Moment) {
         if self.books.leave(place, now) {
             self.dispatch(now);
@@ -162,7 +161,6 @@ impl Core {
         }
     }
 
-    /// Holds all admissions. The queue stays and takes more.
     pub fn pause(&mut self, now: Moment) {
         self.paused = true;
         self.dispatch(now);
@@ -180,7 +178,6 @@ impl Core {
         self.dispatch(now);
     }
 
-    /// Leaves this many of the slots to those who hold them elsewhere.
     pub fn reserve(&mut self, slots: usize, now: Moment) {
         self.books.reserved = slots;
         self.dispatch(now);
@@ -220,7 +217,6 @@ impl Core {
         self.dispatch(now);
     }
 
-    /// Refuses all requests that wait and all that come.
     pub fn end(&mut self, now: Moment) {
         self.mode = Mode::Ended;
         self.dispatch(now);

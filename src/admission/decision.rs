@@ -19,7 +19,6 @@ pub struct Limits {
     pub rate: Option<RateLimit>,
     pub idle_timeout: Duration,
     pub max_lifetime: Duration,
-    /// Slots that may be dialling or shaking hands at once.
     pub max_connecting: usize,
     /// How long the place of one who left is kept for it.
     pub keep_place: Duration,
@@ -61,7 +60,6 @@ pub enum Decision {
 pub struct Needs {
     /// Slots that are not the other process's: open here, granted and about to be used, or held by an older process.
     pub slots: usize,
-    /// Those who wait for a further grant.
     pub wanted: usize,
 }
 
@@ -73,7 +71,6 @@ pub enum CloseCause {
     Expired,
     /// More connections stand than there are slots now.
     Shrunk,
-    /// The process is going down.
     Draining,
 }
 
@@ -83,7 +80,6 @@ pub struct Refusal {
     pub waited: Duration,
     pub waiting: usize,
     pub slots: usize,
-    /// When coming back makes sense.
     pub retry_after: Duration,
     /// The reason why the next waiter was not admitted; `None` if waiting was not the cause.
     pub limited_by: Option<LimitedBy>,

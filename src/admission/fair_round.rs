@@ -120,7 +120,6 @@ impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
         });
     }
 
-    /// The flow waits no more.
     pub fn rest(&mut self, key: &K, now: Moment) {
         self.advance(now);
         self.change(key, |flow| flow.waits = false);
@@ -157,7 +156,6 @@ impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
         share
     }
 
-    /// A slot of this flow came back.
     pub fn settle(&mut self, key: &K, share: GrantCharge, now: Moment) {
         self.advance(now);
         let Some(flow) = self.flows.get(key) else { return };

@@ -26,7 +26,6 @@ pub(super) struct Outages {
     targets: HashMap<Arc<str>, Outage>,
     /// Those that another request may probe, by when.
     by_due: BTreeSet<(Moment, Arc<str>)>,
-    /// Those that are full.
     full: BTreeSet<Arc<str>>,
 }
 

@@ -99,7 +99,6 @@ impl WaitQueue {
         self.waiters.insert(place, Box::new(Waiter { request, since: now, held_back }));
     }
 
-    /// Holds all requests for this target back.
     pub fn hold_back(&mut self, target: &Arc<str>, now: Moment) {
         for place in self.by_target.get(target).into_iter().flatten() {
             let waiter = self.waiters.get_mut(place).expect("a target's requests wait");
@@ -117,7 +116,6 @@ impl WaitQueue {
         Some(place)
     }
 
-    /// Lets all requests for this target be next again.
     pub fn let_all_go(&mut self, target: &Arc<str>, now: Moment) {
         for place in self.by_target.get(target).cloned().unwrap_or_default() {
             self.let_go(place, now);
@@ -132,7 +130,6 @@ impl WaitQueue {
         }
     }
 
-    /// Takes out a request that is not admitted.
     pub fn remove(&mut self, place: Place, now: Moment) -> Option<Waiter> {
         let waiter = self.detach(place)?;
         if waiter.held_back {
@@ -154,7 +151,6 @@ impl WaitQueue {
         Some((waiter, charge))
     }
 
-    /// A slot came back.
     pub fn settle(&mut self, principal: &Principal, charge: Charge, now: Moment) {
         self.order.settle(principal, charge, now);
     }

@@ -24,7 +24,6 @@ pub struct SlotId(pub(super) u64);
 pub enum SlotState {
     /// Granted, dialling or handshaking; also a tunnel in which client and registry shake hands.
     Connecting,
-    /// Carrying a request, or a tunnel in use.
     Active,
     /// Without work: pooled for reuse, or a tunnel that has carried nothing yet.
     Idle,
@@ -59,7 +58,6 @@ impl Counts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Evidence {
-    /// It never carried a request.
     Unused,
     /// The client sent a request, and the registry answered in full, as far as the records show.
     Idle,
@@ -95,7 +93,6 @@ pub enum SlotEvent {
     NodeFull,
     /// The connection is open: [`SlotState::Active`], or [`SlotState::Idle`] if a handshake of others comes at once.
     Established(SlotState),
-    /// The socket does something else now.
     Entered(SlotState),
     /// Nothing moves on the connection, and it may be reclaimed. It answers by closing, or with another event.
     Quiet(Quiet),

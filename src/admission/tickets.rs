@@ -31,7 +31,6 @@ pub(super) struct Tickets {
 }
 
 impl Tickets {
-    /// Keeps each ticket for so long.
     pub fn new(keep: Duration) -> Tickets {
         let (hasher, ends, counts, by_end) = Default::default();
         Tickets { keep, hasher, ends, counts, by_end }

@@ -26,7 +26,6 @@ pub struct Snapshot {
     pub paused: bool,
     /// The reason why the next waiter is not admitted, if there is a waiter.
     pub limited_by: Option<LimitedBy>,
-    /// How long slots were held and busy so far.
     pub used: Used,
     /// How long the slot has been busy that is so for longest.
     pub longest_busy: Duration,
@@ -42,14 +41,12 @@ pub struct Explanation {
 
 #[derive(Clone, Debug)]
 pub struct WaiterInfo {
-    /// By arrival, from 1.
     pub position: usize,
     pub principal: Principal,
     pub kind: SlotUse,
     /// Among its client's own requests.
     pub lane: Lane,
     pub target: Arc<str>,
-    /// The time since it first arrived.
     pub age: Duration,
     /// The time until its patience ends.
     pub patience_left: Duration,
@@ -62,7 +59,6 @@ pub struct HolderInfo {
     pub slot: SlotId,
     pub kind: SlotUse,
     pub state: SlotState,
-    /// The time since it was granted.
     pub age: Duration,
     /// The time since its connection last carried a byte; `None` before the first.
     pub last_bytes: Option<Duration>,

@@ -9,7 +9,6 @@ use tokio::time::Instant;
 use crate::proxy::connections::CountedClient;
 use crate::tcp::LOOK_AGAIN;
 
-/// The phase of the requests of one connection.
 #[derive(Clone, Debug)]
 pub struct RequestPhase(Arc<Counts>);
 
@@ -28,7 +27,6 @@ impl RequestPhase {
         RequestPhase(Arc::new(Counts { connection, active, requests }))
     }
 
-    /// The connection of these requests.
     pub fn connection(&self) -> Arc<CountedClient> {
         self.0.connection.clone()
     }

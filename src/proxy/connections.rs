@@ -15,23 +15,21 @@ use super::client::Client;
 use crate::admission::ClientId;
 use crate::tcp;
 
-/// All connections of clients.
 #[derive(Debug, Default)]
 pub struct ClientConnections(Mutex<Book>);
 
 #[derive(Debug, Default)]
 struct Book {
-    standing: usize,
+    open: usize,
     owners: HashMap<ClientId, Owned>,
     /// The oldest first.
     lingering: BTreeMap<u64, CancellationToken>,
     next: u64,
 }
 
-/// The connections of one client.
 #[derive(Debug, Default)]
 struct Owned {
-    standing: usize,
+    open: usize,
     /// The longest idle first.
     idle: BTreeMap<u64, (Weak<Client>, CancellationToken)>,
 }
@@ -51,14 +49,14 @@ impl ClientConnections {
     /// Counts one more. It is busy.
     pub fn count(self: &Arc<Self>, owner: ClientId, client: &Arc<Client>) -> CountedClient {
         let mut book = self.lock();
-        book.standing += 1;
-        book.owners.entry(owner.clone()).or_default().standing += 1;
+        book.open += 1;
+        book.owners.entry(owner.clone()).or_default().open += 1;
         let (idle, closes) = Default::default();
         CountedClient { all: self.clone(), owner, client: Arc::downgrade(client), idle, closes }
     }
 
-    pub fn standing(&self) -> usize {
-        self.lock().standing
+    pub fn open(&self) -> usize {
+        self.lock().open
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
@@ -102,10 +100,10 @@ impl CountedClient {
             closes.cancel();
             return true;
         }
-        let own = book.owners.get(&self.owner).map_or(0, |owned| owned.standing);
-        let others = book.owners.iter_mut().filter(|(owner, owned)| **owner != self.owner && owned.standing > own);
+        let own = book.owners.get(&self.owner).map_or(0, |owned| owned.open);
+        let others = book.owners.iter_mut().filter(|(owner, owned)| **owner != self.owner && owned.open > own);
         let Some((_, greediest)) =
-            others.filter(|(_, owned)| !owned.idle.is_empty()).max_by_key(|(_, owned)| owned.standing)
+            others.filter(|(_, owned)| !owned.idle.is_empty()).max_by_key(|(_, owned)| owned.open)
         else {
             return false;
         };
@@ -120,12 +118,12 @@ impl CountedClient {
 impl Drop for CountedClient {
     fn drop(&mut self) {
         let mut book = self.all.lock();
-        book.standing -= 1;
+        book.open -= 1;
         book.lingering.remove(self.idle.get_mut());
         let Some(owned) = book.owners.get_mut(&self.owner) else { return };
-        owned.standing -= 1;
+        owned.open -= 1;
         owned.idle.remove(self.idle.get_mut());
-        if owned.standing == 0 {
+        if owned.open == 0 {
             book.owners.remove(&self.owner);
         }
     }

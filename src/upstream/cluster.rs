@@ -105,7 +105,6 @@ impl Cluster {
         Arc::new(cluster)
     }
 
-    /// The nodes, in the order of the config.
     pub fn origins(&self) -> &[Origin] {
         &self.origins
     }
