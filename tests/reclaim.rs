@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use roadstead_test_support::{
-    Outcomes, Sidecar, SocketWatch, StubRegistry, Wire, config, connect_through, eventually_is,
+    Outcomes, Sidecar, SocketWatch, StubRegistry, Wire, config, connect_through, eventually_is, scale,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -40,6 +40,10 @@ async fn an_unused_tunnel_gives_way_after_its_pause() {
     assert!(parked.is_silent(Duration::from_millis(50)).await, "it knows nothing");
     let status = sidecar.status().await["registries"]["stub"].clone();
     assert_eq!((&status["open"], &status["parked"]), (&1.into(), &1.into()));
+    let metrics = sidecar.metrics().await;
+    let open = ["connecting", "active", "idle", "closing"]
+        .map(|state| metrics.count("roadstead_open_connections", &[("registry", "stub"), ("state", state)]));
+    assert_eq!((open.iter().sum(), metrics.count("roadstead_parked_tunnels", &[("registry", "stub")])), (1_u64, 1));
     assert_eq!(reclaimed(&sidecar, "unused").await, 1);
     // Others wait already when it speaks.
     let waiting: Vec<_> = (0..3)
@@ -79,6 +83,34 @@ async fn nothing_is_parked_while_a_slot_is_busy_for_long() {
     assert_eq!(busy.read_answer().await.unwrap().status(), 200);
     drop(busy);
     assert!(waiting.await.unwrap().is_ok());
+}
+
+/// A parked tunnel counts as a client. It ends in order after 90 s, for which only a soak waits, and not before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parked_tunnel_counts_as_a_client_and_ends_after_ninety_seconds() {
+    let stub = StubRegistry::builder().start().await;
+    let registry = format!(
+        "[registries.stub]\nhosts = [\"{}\"]\ncap = 1\nshare = 1\n[registries.stub.reclaim]\nidle_after = \"100ms\"\n",
+        stub.address()
+    );
+    let file = config(&registry).replacen("[listen]\n", "[listen]\nmax_clients = 2\n", 1);
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &file).await;
+    let mut parked = tunnel(&sidecar, &stub).await;
+    let mut busy = tunnel(&sidecar, &stub).await;
+    let began = Instant::now();
+    assert_eq!(busy.get("/v2/", &["Host: stub"]).await.unwrap().status(), 200);
+    sidecar.until("stub", "parked", 1).await;
+    let refused = connect_through(sidecar.proxy(), &stub.address().to_string(), &[]).await.unwrap_err();
+    assert!(refused.reason().contains("listen.max_clients = 2"), "{}", refused.reason());
+    if !scale(false, true) {
+        assert!(parked.is_silent(Duration::from_secs(1)).await);
+        return;
+    }
+    assert_eq!(parked.receive().await.unwrap(), "", "an orderly end");
+    let took = began.elapsed();
+    assert!(took >= Duration::from_secs(88) && took < Duration::from_secs(95), "{took:?}");
+    sidecar.until_outcomes("stub", Outcomes { served: 1, ..Outcomes::default() }).await;
+    sidecar.until("stub", "parked", 0).await;
 }
 
 /// A parked tunnel whose client speaks and finds no slot within eight seconds is reset, and its outcome says so.

@@ -62,6 +62,8 @@ fn add_registry(scrape: &Families, name: &str, picture: &RegistryPicture) {
         let open = "Open sockets, by what they do: connecting, active, idle, closing.";
         scrape.gauge(("roadstead_open_connections", open), &[registry, ("state", state)], number(sockets));
     }
+    let parked = "Tunnels that gave their slots up before their first byte; they hold no slot.";
+    scrape.gauge(("roadstead_parked_tunnels", parked), &[registry], number(picture.parked));
     for (class, counts) in &picture.classes {
         let metric = ("roadstead_waiting", "Requests in the queue.");
         scrape.gauge(metric, &[registry, ("class", class)], number(counts.waiting));

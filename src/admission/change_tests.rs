@@ -8,7 +8,7 @@ use super::core::Core;
 use super::decision::{Decision, LimitedBy, Limits, Needs};
 use super::moment::Moment;
 use super::rate::RateLimit;
-use super::request::{AdmissionRequest, ClassId, Lane, Principal};
+use super::request::{AdmissionRequest, ClassId, Lane, Place, Principal};
 use super::slot::{Evidence, Quiet, SlotEvent, SlotId, SlotState};
 
 fn at(millis: u64) -> Moment {
@@ -232,4 +232,46 @@ fn a_full_node_is_tried_again_when_a_slot_comes_back_and_not_before() {
     is_full(&mut core, third, at(1000));
     core.reclaim_among(&[second], &"registry:443".into(), at(1000));
     assert_eq!(core.next_decision(), Some(Decision::Reclaim { slot: second }));
+}
+
+/// Parked tunnels whose clients speak go before all who wait, whatever the weights, and among themselves in the order in which
+/// they came first. One whose target is out is passed over, and one that leaves is forgotten.
+#[test]
+fn parked_tunnels_go_before_all_who_wait_in_their_first_order() {
+    // Those that speak, in this order; the one that is out; the one that leaves; the order in which they are admitted.
+    for (speaking, out, leaving, expected) in [
+        (&[0][..], None, None, &[0][..]),
+        (&[2, 0, 1], None, None, &[0, 1, 2]),
+        (&[1, 2], Some(1), None, &[2]),
+        (&[2, 1, 0], None, Some(0), &[1, 2]),
+        (&[0, 1, 2], Some(2), Some(1), &[0]),
+    ] {
+        let mut core = Core::new(limits(1, None, &[1, 1000]), at(0));
+        let holder = arrive(&mut core, 0, at(0))[0];
+        let target = |parked: usize| -> Arc<str> { format!("registry-{parked}:443").as_str().into() };
+        let parked: Vec<Place> = (0..3).map(|number| core.place(&"parked".into(), &target(number), at(1)).0).collect();
+        if let Some(out) = out {
+            core.books.outages.fail(&target(out), parked[out], at(1));
+        }
+        assert_eq!([arrive(&mut core, 1, at(2)), arrive(&mut core, 0, at(3))], [[], []]);
+        for &number in speaking {
+            let principal = Principal { class: ClassId(0), client: "parked".into() };
+            let (place, target, deadline) = (parked[number].ahead(), target(number), at(9000));
+            core.arrive(AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None }, at(4));
+        }
+        if let Some(leaving) = leaving {
+            core.leave(parked[leaving].ahead(), at(5));
+        }
+        let (mut slot, mut admitted) = (holder, Vec::new());
+        for _ in 0..=expected.len() {
+            core.tell(slot, SlotEvent::Released, at(6));
+            let Some(Decision::Dial { place, slot: next, .. }) = core.next_decision() else {
+                panic!("nobody is admitted")
+            };
+            slot = next;
+            admitted.push(parked.iter().position(|parked| parked.ahead() == place));
+        }
+        let expected: Vec<_> = expected.iter().copied().map(Some).chain([None]).collect();
+        assert_eq!(admitted, expected, "{speaking:?}");
+    }
 }
