@@ -403,7 +403,7 @@ impl Signals {
 fn start_logging(config: &Config) -> SetLevel {
     let from_env = EnvFilter::try_from_default_env();
     let is_fixed = from_env.is_ok();
-    let filter = from_env.unwrap_or_else(|_| EnvFilter::new(&config.log.level));
+    let filter = from_env.unwrap_or_else(|_| EnvFilter::new(config.log.level));
     let (filter, handle) = reload::Layer::new(filter);
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);

@@ -6,20 +6,17 @@
 //! loads it, and hands the parts of [`Config`] to those that need them.
 
 pub mod changes;
-mod claims;
-mod classes;
+mod checks;
 mod fraction;
-mod http;
-mod listen;
 mod model;
 mod problem;
 mod rate;
 mod reader;
-mod registries;
-mod report;
-mod settings;
+mod registry;
 mod share;
+mod shown;
 mod syntax;
+mod table;
 mod value;
 mod warnings;
 
@@ -28,31 +25,21 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-pub use model::{
-    ClassConfig, Config, DEFAULT_CLASS, ListenConfig, LogConfig, LogFormat, MirrorConfig, OtherHosts, QueueConfig,
-    ReclaimConfig, RegistryConfig, RepairConfig, TlsConfig,
-};
+pub use model::{ClassConfig, Config, ListenConfig, LogConfig, LogFormat, OtherHosts};
 pub use problem::{LoadError, Problem, Problems};
 pub use rate::ConnectRate;
+pub use registry::{DEFAULT_CLASS, MirrorConfig, QueueConfig, ReclaimConfig, RegistryConfig, RepairConfig, TlsConfig};
 pub use share::{BadShare, Share};
 
-use reader::Section;
-use report::Report;
+use reader::{Report, Section};
 
 impl Config {
     /// Reads a configuration from the text of its file.
     /// Fails with every problem of the text, in the order of its lines.
     pub fn parse(text: &str) -> Result<Self, Problems> {
-        let (root, errors) = DeTable::parse_recoverable(text);
-        let mut report = Report::new(text);
-        for error in &errors {
-            syntax::note(error, text, &mut report);
-        }
-        let mut root = Section::root(root.get_ref(), &mut report);
-        let config = root.read_whole(settings::config);
-        match config {
-            Ok(config) if report.is_empty() => Ok(config),
-            _ => Err(report.into_problems()),
+        match Config::read_text(text) {
+            (config, problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(Problems { file: None, problems }),
         }
     }
 
@@ -60,21 +47,36 @@ impl Config {
     /// that refused it goes on with the one before.
     /// Fails when the file cannot be read.
     pub fn admin_address(path: &Path) -> Result<SocketAddr, LoadError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|cause| LoadError::Unreadable { path: path.to_owned(), cause })?;
-        let (root, _) = DeTable::parse_recoverable(&text);
-        let admin = root.get_ref().get("listen").and_then(|listen| listen.get_ref().get("admin"));
-        let named = admin.and_then(|admin| value::address(admin.get_ref()).ok());
-        Ok(named.unwrap_or(listen::DEFAULT_ADMIN))
+        Ok(Config::read_text(&text_of(path)?).0.listen.admin)
     }
 
     /// Reads the configuration file at `path`.
     /// Fails when the file cannot be read, or with every problem in it.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|cause| LoadError::Unreadable { path: path.to_owned(), cause })?;
-        Self::parse(&text).map_err(|problems| LoadError::Problems(problems.in_file(path)))
+        let parsed = Config::parse(&text_of(path)?);
+        parsed.map_err(|problems| LoadError::Problems(Problems { file: Some(path.to_owned()), ..problems }))
     }
+
+    /// The configuration of the text as far as it can be read, and its problems, in the order of its lines.
+    fn read_text(text: &str) -> (Config, Vec<Problem>) {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        let mut report = Report::new(text);
+        for error in &errors {
+            syntax::note(error, text, &mut report);
+        }
+        let mut config = Config::default();
+        let mut root = Section::root(root.get_ref(), &mut report);
+        root.read_whole(|root| config.read(root));
+        checks::check(&config, &mut root);
+        config.warnings = warnings::about(&config, |key| root.line_of(key));
+        config.settings = report.settings;
+        report.problems.sort_by_key(|problem| problem.line);
+        (config, report.problems)
+    }
+}
+
+fn text_of(path: &Path) -> Result<String, LoadError> {
+    std::fs::read_to_string(path).map_err(|cause| LoadError::Unreadable { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]

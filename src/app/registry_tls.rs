@@ -25,6 +25,7 @@ pub fn read_tls(config: &Config) -> Result<ReadTls, StartError> {
 }
 
 pub(super) fn tls_terms(tls: &config::TlsConfig) -> TlsTerms {
-    let config::TlsConfig { ca_file, client, server_name, insecure_skip_verify } = tls.clone();
-    TlsTerms { ca_file, client, server_name, insecure_skip_verify }
+    let config::TlsConfig { ca_file, client_cert_file, client_key_file, server_name, insecure_skip_verify } =
+        tls.clone();
+    TlsTerms { ca_file, client: client_cert_file.zip(client_key_file), server_name, insecure_skip_verify }
 }

@@ -115,7 +115,7 @@ impl Reloader {
                 self.state.taken(&changes);
                 // Last, so that the old level says what has changed.
                 if changes.iter().any(|change| change.key == "log.level") {
-                    (self.set_level)(&self.config.log.level);
+                    (self.set_level)(self.config.log.level);
                 }
             }
             Err(refused) => {
@@ -214,7 +214,6 @@ fn digest_of(file: &Path) -> Option<Vec<u8>> {
 /// The TLS files that a config names.
 fn tls_files(config: &Config) -> Vec<PathBuf> {
     let tls = config.registries.iter().map(|registry| &registry.tls);
-    let files = tls
-        .flat_map(|tls| tls.ca_file.iter().chain(tls.client.iter().flat_map(|(certificate, key)| [certificate, key])));
+    let files = tls.flat_map(|tls| [&tls.ca_file, &tls.client_cert_file, &tls.client_key_file]).flatten();
     files.cloned().collect()
 }

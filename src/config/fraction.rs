@@ -7,13 +7,15 @@ use std::fmt;
 
 /// An exact number of zero or more, in lowest terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Fraction {
+pub struct Fraction {
     numerator: u64,
     /// Never 0.
     denominator: u64,
 }
 
 impl Fraction {
+    pub(super) const ONE: Fraction = Fraction { numerator: 1, denominator: 1 };
+
     /// `None` for a denominator of 0.
     pub(super) fn new(numerator: u64, denominator: u64) -> Option<Self> {
         let divisor = greatest_common_divisor(numerator, denominator);

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// One thing in the file that is wrong, or that is allowed but likely not meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,39 +42,14 @@ impl fmt::Display for Problem {
 /// jump to, or as `line 12: ...` for a text without a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
-    file: Option<PathBuf>,
-    problems: Vec<Problem>,
-}
-
-impl Problems {
-    /// Orders the problems of one text by line.
-    pub(super) fn new(mut problems: Vec<Problem>) -> Self {
-        problems.sort_by_key(|problem| problem.line);
-        Self { file: None, problems }
-    }
-
-    /// Names the file that the text came from.
-    pub(super) fn in_file(self, file: &Path) -> Self {
-        Self { file: Some(file.to_owned()), ..self }
-    }
-
-    pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
-        self.problems.iter()
-    }
-}
-
-impl<'a> IntoIterator for &'a Problems {
-    type Item = &'a Problem;
-    type IntoIter = std::slice::Iter<'a, Problem>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
+    pub(super) file: Option<PathBuf>,
+    /// The problems, in the order of their lines.
+    pub problems: Vec<Problem>,
 }
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.iter().enumerate() {
+        for (index, problem) in self.problems.iter().enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
             }
@@ -115,10 +90,11 @@ mod tests {
 
     #[test]
     fn problems_are_shown_one_a_line_in_the_order_of_the_file() {
-        let problems = Problems::new(vec![problem("listen.proxy", 7, "is required"), problem("", 2, "unclosed table")]);
+        let problems = vec![problem("", 2, "unclosed table"), problem("listen.proxy", 7, "is required")];
+        let problems = Problems { file: None, problems };
         let shown = problems.to_string();
         assert_eq!(shown, "line 2: unclosed table\nline 7: listen.proxy: is required");
-        let shown = problems.in_file(Path::new("etc/sidecar.toml")).to_string();
+        let shown = Problems { file: Some("etc/sidecar.toml".into()), ..problems }.to_string();
         assert_eq!(shown, "etc/sidecar.toml:2: unclosed table\netc/sidecar.toml:7: listen.proxy: is required");
     }
 }

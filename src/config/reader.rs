@@ -1,22 +1,63 @@
-//! The walk over the tables of the file: hands each setting to the function that reads it, and
-//! notes everything that is wrong on the way.
+//! The walk over the tables of the file: it hands each setting to the function that reads it, and notes every problem.
 //!
-//! It knows paths, lines and keys, and nothing of what the settings mean. A read that fails notes
-//! its problem and goes on, so that one reading finds all of them. `settings` calls it.
+//! It knows paths, lines and keys, and nothing of what the settings mean. A setting with a problem keeps its default, so
+//! one reading finds all problems. The tables of `model` call it.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
 use super::problem::Problem;
-use super::report::Report;
+use super::shown::{Shown, ShownSettings};
+use super::value::Parsed;
 
-/// Stands for a value that could not be read: the problem is in the report, and no caller needs to say
-/// more about it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Noted;
+/// Longest name of a table, in bytes.
+const MAX_NAME: usize = 63;
 
-/// A value, unless its problem has been noted.
-pub(super) type Read<T> = Result<T, Noted>;
+/// The problems and the settings of one text, while it is read.
+pub(super) struct Report {
+    /// The byte offset behind each line feed of the text, ascending.
+    line_starts: Vec<usize>,
+    pub(super) problems: Vec<Problem>,
+    pub(super) settings: ShownSettings,
+    /// The keys that have a problem, or may be in lost lines.
+    unsound: BTreeSet<String>,
+    /// Lines that are not TOML, or lost their table: what was recovered from them is a guess.
+    broken: Vec<Range<usize>>,
+}
+
+impl Report {
+    pub(super) fn new(text: &str) -> Report {
+        Report {
+            line_starts: text.match_indices('\n').map(|(offset, _)| offset + 1).collect(),
+            problems: Vec::new(),
+            settings: ShownSettings::new(),
+            unsound: BTreeSet::new(),
+            broken: Vec::new(),
+        }
+    }
+
+    /// The line, counted from 1, that holds the byte at `offset`.
+    pub(super) fn line_at(&self, offset: usize) -> usize {
+        1 + self.line_starts.partition_point(|start| *start <= offset)
+    }
+
+    /// Notes a problem that makes all `lines` unreadable.
+    pub(super) fn note_broken(&mut self, problem: Problem, lines: Range<usize>) {
+        self.note(problem);
+        self.broken.push(lines);
+    }
+
+    /// Notes a problem, unless its line is known to be broken.
+    fn note(&mut self, problem: Problem) {
+        self.unsound.insert(problem.key.clone());
+        if !self.broken.iter().any(|lines| lines.contains(&problem.line)) {
+            self.problems.push(problem);
+        }
+    }
+}
 
 /// One table of the file (or the place for one), while it is read.
 pub(super) struct Section<'a> {
@@ -35,161 +76,184 @@ pub(super) struct Section<'a> {
 
 impl<'a> Section<'a> {
     pub(super) fn root(table: &'a DeTable<'a>, report: &'a mut Report) -> Self {
-        Section {
-            whole: !report.lost_lines(),
-            report,
-            table: Some(table),
-            path: String::new(),
-            line: 1,
-            known: Vec::new(),
-        }
+        let whole = report.broken.is_empty();
+        Section { whole, report, table: Some(table), path: String::new(), line: 1, known: Vec::new() }
     }
 
     /// Reads a setting that has a default.
-    pub(super) fn optional<T>(
+    pub(super) fn value<T: Shown>(
         &mut self,
         key: &'static str,
-        default: T,
-        read: impl FnOnce(&DeValue<'_>) -> Result<T, String>,
-    ) -> Read<T> {
-        match self.find(key) {
-            None => Ok(default),
-            Some(value) => read(value).map_err(|reason| self.problem(key, reason)),
+        field: &mut T,
+        read: impl FnOnce(&DeValue<'_>) -> Parsed<T>,
+    ) {
+        match self.find(key).map(read) {
+            Some(Ok(value)) => *field = value,
+            Some(Err(reason)) => self.problem(key, reason),
+            None => {}
         }
-    }
-
-    /// Reads a setting that may be absent.
-    pub(super) fn maybe<T>(
-        &mut self,
-        key: &'static str,
-        read: impl FnOnce(&DeValue<'_>) -> Result<T, String>,
-    ) -> Read<Option<T>> {
-        self.optional(key, None, |value| read(value).map(Some))
+        self.record(key, field);
     }
 
     /// Reads a setting that must be there; `example` shows how to write it.
-    pub(super) fn required<T>(
+    pub(super) fn required<T: Shown>(
         &mut self,
         key: &'static str,
+        field: &mut T,
         example: &str,
-        read: impl FnOnce(&DeValue<'_>) -> Result<T, String>,
-    ) -> Read<T> {
-        match self.find(key) {
-            None => Err(self.required_but_absent(key, example)),
-            Some(value) => read(value).map_err(|reason| self.problem(key, reason)),
-        }
+        read: impl FnOnce(&DeValue<'_>) -> Parsed<T>,
+    ) {
+        self.value(key, field, read);
+        self.demand(key, example);
     }
 
-    /// Reads a list that may be absent, but not empty: what nothing in it would mean is better
-    /// said by leaving it out. Each bad element is noted on its own line.
+    /// Reads a list that may be absent, but not empty: an empty list could be read as "none" or as "any". Each bad
+    /// element is noted on its own line.
     pub(super) fn list<T>(
         &mut self,
         key: &'static str,
+        field: &mut Vec<T>,
         example: &str,
-        mut read: impl FnMut(&DeValue<'_>) -> Result<T, String>,
-    ) -> Read<Option<Vec<T>>> {
-        let elements = match self.find(key) {
-            None => return Ok(None),
+        read: impl Fn(&DeValue<'_>) -> Parsed<T>,
+    ) where
+        Vec<T>: Shown,
+    {
+        match self.find(key) {
+            None => {}
             Some(DeValue::Array(elements)) if elements.is_empty() => {
-                return Err(self.problem(key, format!("is empty: write {key} = {example}")));
+                self.problem(key, format!("is empty: write {key} = {example}"));
             }
-            Some(DeValue::Array(elements)) => elements,
+            Some(DeValue::Array(elements)) => {
+                for (index, element) in elements.iter().enumerate() {
+                    match read(element.get_ref()) {
+                        Ok(element) => field.push(element),
+                        Err(reason) => self.problem_in(key, index, reason),
+                    }
+                }
+            }
             Some(other) => {
                 let found = other.type_str();
-                let reason = format!("expected a list, found {found}: write {key} = {example}");
-                return Err(self.problem(key, reason));
+                self.problem(key, format!("expected a list, found {found}: write {key} = {example}"));
             }
-        };
-        all(elements.iter().map(|element| {
-            let line = self.report.line_at(element.span().start);
-            read(element.get_ref()).map_err(|reason| self.problem_at(line, key, reason))
-        }))
-        .map(Some)
+        }
+        self.record(key, field);
+    }
+
+    /// Reads a list that must be there.
+    pub(super) fn required_list<T>(
+        &mut self,
+        key: &'static str,
+        field: &mut Vec<T>,
+        example: &str,
+        read: impl Fn(&DeValue<'_>) -> Parsed<T>,
+    ) where
+        Vec<T>: Shown,
+    {
+        self.list(key, field, example, read);
+        self.demand(key, example);
     }
 
     /// Reads the table under `key`. When the file does not have it, all its settings are absent.
-    pub(super) fn table<T>(&mut self, key: &'static str, read: impl FnOnce(&mut Section<'_>) -> Read<T>) -> Read<T> {
+    pub(super) fn table<T>(&mut self, key: &'static str, field: &mut T, read: impl FnOnce(&mut T, &mut Section<'_>)) {
         let found = self.find(key);
-        self.descend(key, found, read)
+        self.descend(key, found, |section| read(field, section));
     }
 
     /// Reads the table under `key`, if the file has it.
-    pub(super) fn optional_table<T>(
+    pub(super) fn optional_table<T: Default>(
         &mut self,
         key: &'static str,
-        read: impl FnOnce(&mut Section<'_>) -> Read<T>,
-    ) -> Read<Option<T>> {
-        match self.find(key) {
-            None => Ok(None),
-            found => self.descend(key, found, read).map(Some),
+        field: &mut Option<T>,
+        read: impl FnOnce(&mut T, &mut Section<'_>),
+    ) {
+        if let found @ Some(_) = self.find(key) {
+            self.descend(key, found, |section| read(field.insert(T::default()), section));
         }
     }
 
     /// Reads every table in this one, in the order of the file, with the name of each.
-    pub(super) fn each_table<T>(&mut self, mut read: impl FnMut(&str, &mut Section<'_>) -> Read<T>) -> Read<Vec<T>> {
+    pub(super) fn each_table<T>(&mut self, mut read: impl FnMut(&str, &mut Section<'_>) -> T) -> Vec<T> {
         let mut entries: Vec<_> = self.table.into_iter().flatten().collect();
         // The map is ordered by name.
         entries.sort_by_key(|(key, _)| key.span().start);
-        all(entries.into_iter().map(|(key, value)| {
+        let each = entries.into_iter().map(|(key, value)| {
             let name: &str = key.get_ref();
             self.known.push(name);
             self.descend(name, Some(value.get_ref()), |section| read(name, section))
-        }))
+        });
+        each.collect()
     }
 
     /// Reads this section, then notes the keys in it that nobody asked for.
-    pub(super) fn read_whole<T>(&mut self, read: impl FnOnce(&mut Self) -> Read<T>) -> Read<T> {
+    pub(super) fn read_whole<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> T {
         let result = read(self);
-        let unknown = self.unknown_keys();
-        for key in &unknown {
+        let keys = self.table.into_iter().flat_map(|table| table.keys()).map(|key| -> &str { key.get_ref() });
+        for key in keys.filter(|key| !self.known.contains(key)).collect::<Vec<_>>() {
             self.problem(key, unknown_key(key, &self.known));
         }
-        if unknown.is_empty() { result } else { Err(Noted) }
+        result
     }
 
     /// Notes a problem with a setting of this section, or with the section itself for an empty key.
-    pub(super) fn problem(&mut self, key: &str, reason: String) -> Noted {
-        self.problem_at(self.line_of(key), key, reason)
+    pub(super) fn problem(&mut self, key: &str, reason: String) {
+        self.report.note(Problem { key: self.path_of(key), line: self.line_of(key), reason });
+    }
+
+    /// Notes a problem with an element of a list, or with the value in its place.
+    pub(super) fn problem_in(&mut self, key: &str, index: usize, reason: String) {
+        let element = self.find_below(key).and_then(|(_, value)| value.get_ref().as_array()?.get(index));
+        let line = element.map_or_else(|| self.line_of(key), |element| self.report.line_at(element.span().start));
+        self.report.note(Problem { key: self.path_of(key), line, reason });
     }
 
     /// Notes that something should be there and is not.
-    pub(super) fn missing(&mut self, key: &str, reason: String) -> Noted {
-        if self.whole { self.problem(key, reason) } else { Noted }
-    }
-
-    /// Notes that a setting must be there and is not; `example` shows how to write it.
-    pub(super) fn required_but_absent(&mut self, key: &str, example: &str) -> Noted {
-        self.missing(key, format!("is required, for instance {key} = {example}"))
-    }
-
-    /// The line of a setting, also of one in a table below (`queue.depth`). When it is absent, the
-    /// line of the table that should hold it.
-    pub(super) fn line_of(&self, key: &str) -> usize {
-        let mut line = self.line;
-        let mut table = self.table;
-        for part in key.split('.') {
-            let Some((key, value)) = table.and_then(|table| table.get_key_value(part)) else {
-                break;
-            };
-            line = self.report.line_at(key.span().start);
-            table = value.get_ref().as_table();
+    pub(super) fn missing(&mut self, key: &str, reason: String) {
+        if self.whole {
+            self.problem(key, reason);
+        } else {
+            self.report.unsound.insert(self.path_of(key));
         }
-        line
+    }
+
+    /// Whether no problem with this setting is known.
+    pub(super) fn is_sound(&self, key: &str) -> bool {
+        !self.report.unsound.contains(&self.path_of(key))
+    }
+
+    /// Notes the name of this table if metrics and messages could not carry it.
+    pub(super) fn check_name(&mut self, what: &str, name: &str) {
+        let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(allowed) {
+            let reason = format!(
+                "the name of a {what} has 1 to {MAX_NAME} characters, each a lower-case letter, a digit, '_' or '-'"
+            );
+            self.problem("", reason);
+        }
+    }
+
+    /// Records the value that a setting has.
+    pub(super) fn record(&mut self, key: &str, value: &impl Shown) {
+        self.report.settings.extend(value.shown().map(|shown| (self.path_of(key), shown)));
+    }
+
+    /// The line of a setting, also of one in a table below (`queue.depth`). When it is absent, the line of the table that
+    /// should hold it.
+    pub(super) fn line_of(&self, key: &str) -> usize {
+        let found = self.find_below(key).map(|(key, _)| self.report.line_at(key.span().start));
+        let table = || key.rsplit_once('.').map_or(self.line, |(table, _)| self.line_of(table));
+        found.unwrap_or_else(table)
     }
 
     /// The full path of a key of this section; of the section itself for an empty key.
     pub(super) fn path_of(&self, key: &str) -> String {
-        match (self.path.as_str(), key) {
-            ("", key) => key.to_owned(),
-            (path, "") => path.to_owned(),
-            (path, key) => format!("{path}.{key}"),
-        }
+        [self.path.as_str(), key].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".")
     }
 
-    fn problem_at(&mut self, line: usize, key: &str, reason: String) -> Noted {
-        let key = self.path_of(key);
-        self.report.note(Problem { key, line, reason });
-        Noted
+    /// Notes a setting that is required and absent.
+    fn demand(&mut self, key: &str, example: &str) {
+        if self.find_below(key).is_none() {
+            self.missing(key, format!("is required, for instance {key} = {example}"));
+        }
     }
 
     fn find(&mut self, key: &'static str) -> Option<&'a DeValue<'a>> {
@@ -197,17 +261,19 @@ impl<'a> Section<'a> {
         self.table?.get(key).map(Spanned::get_ref)
     }
 
-    fn descend<T>(
-        &mut self,
-        key: &str,
-        found: Option<&DeValue<'_>>,
-        read: impl FnOnce(&mut Section<'_>) -> Read<T>,
-    ) -> Read<T> {
+    /// A setting of this section, or of a table below.
+    fn find_below(&self, key: &str) -> Option<(&'a Spanned<DeString<'a>>, &'a Spanned<DeValue<'a>>)> {
+        let (tables, key) = key.rsplit_once('.').map_or((None, key), |(tables, key)| (Some(tables), key));
+        let mut parts = tables.into_iter().flat_map(|tables| tables.split('.'));
+        let table = parts.try_fold(self.table?, |table, part| table.get(part)?.get_ref().as_table())?;
+        table.get_key_value(key)
+    }
+
+    fn descend<T>(&mut self, key: &str, found: Option<&DeValue<'_>>, read: impl FnOnce(&mut Section<'_>) -> T) -> T {
         let misplaced = found.filter(|value| !value.is_table());
         if let Some(value) = misplaced {
-            let path = self.path_of(key);
-            let found = value.type_str();
-            self.problem(key, format!("expected a table [{path}], found {found}"));
+            let reason = format!("expected a table [{}], found {}", self.path_of(key), value.type_str());
+            self.problem(key, reason);
         }
         let mut section = Section {
             table: found.and_then(DeValue::as_table),
@@ -219,19 +285,6 @@ impl<'a> Section<'a> {
         };
         section.read_whole(read)
     }
-
-    fn unknown_keys(&self) -> Vec<&'a str> {
-        let keys = self.table.into_iter().flat_map(|table| table.keys());
-        let keys = keys.map(|key| -> &str { key.get_ref() });
-        keys.filter(|key| !self.known.contains(key)).collect()
-    }
-}
-
-/// All values, if there is none without. Collecting into a `Result` at once would stop at the first
-/// problem, and the others would not be noted.
-fn all<T>(reads: impl Iterator<Item = Read<T>>) -> Read<Vec<T>> {
-    let reads: Vec<_> = reads.collect();
-    reads.into_iter().collect()
 }
 
 /// Says that a key is unknown, and which one may have been meant.

@@ -12,6 +12,9 @@ use super::fraction::Fraction;
 pub struct Share(Fraction);
 
 impl Share {
+    /// All of the cap.
+    pub(super) const WHOLE: Share = Share(Fraction::ONE);
+
     /// Reads `1/20`, `5%`, `2.5%`, `0.05` or `1`.
     /// Fails for any other text, and for a share that is not more than 0 and at most 1.
     pub fn parse(text: &str) -> Result<Self, BadShare> {

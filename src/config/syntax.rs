@@ -5,7 +5,7 @@
 //! before the settings are read.
 
 use super::problem::Problem;
-use super::report::Report;
+use super::reader::Report;
 
 /// Notes an error of the TOML parser.
 pub(super) fn note(error: &toml::de::Error, text: &str, report: &mut Report) {

@@ -19,7 +19,7 @@ share = '1/20'
 fn problems(text: &str) -> Vec<String> {
     let problems = Config::parse(text).unwrap_err();
     let shown = |p: &Problem| format!("{} {}: {}", p.line, p.key, p.reason);
-    problems.iter().map(shown).collect()
+    problems.problems.iter().map(shown).collect()
 }
 
 /// Asserts that a text has exactly these problems, each given by how it begins.
@@ -55,7 +55,7 @@ fn the_least_file_gives_the_defaults() {
             max_clients: 20_000,
             head_timeout: seconds(10),
         },
-        log: LogConfig { format: LogFormat::Text, level: "info".to_owned() },
+        log: LogConfig { format: LogFormat::Text, level: "info" },
         classes: vec![ClassConfig::default()],
         registries: vec![RegistryConfig {
             name: "harbor".to_owned(),
@@ -63,6 +63,8 @@ fn the_least_file_gives_the_defaults() {
             cap: 200,
             share: Share::parse("1/20").unwrap(),
             slots: 10,
+            rate_per_second: None,
+            burst: None,
             rate: None,
             connect_timeout: seconds(5),
             linger: seconds(1),
@@ -89,6 +91,7 @@ fn the_least_file_gives_the_defaults() {
         }],
         other_hosts: OtherHosts::Direct,
         warnings: Vec::new(),
+        settings: Config::parse(LEAST).unwrap().settings,
     };
     assert_eq!(Config::parse(LEAST), Ok(expected));
 }
@@ -198,6 +201,21 @@ redis = "redis://127.0.0.1:6379/0"
     );
 }
 
+/// Its meaning for other settings is not known.
+#[test]
+fn a_setting_with_a_problem_is_reported_once() {
+    for (lines, expected) in [
+        ("[listen]\nproxy = 1\nadmin = '127.0.0.1:4128'", "6 listen.proxy: expected a string"),
+        ("[listen]\nproxy = '0.0.0.0:1'\nallow_clients = 1", "7 listen.allow_clients: expected a list"),
+        ("[registries.b]\nhosts = [1, 'harbor.example.com']\ncap = 1\nshare = 1", "6 registries.b.hosts: expected"),
+        ("[registries.b]\nhosts = ['b']\ncap = 0\nshare = '1/2'", "7 registries.b.cap: must be"),
+        ("rate_per_second = true\nburst = 1", "5 registries.harbor.rate_per_second: expected"),
+        ("tls.client_cert_file = 'a'\ntls.client_key_file = ''", "6 registries.harbor.tls.client_key_file: is empty"),
+    ] {
+        assert_problems(&with(lines), &[expected]);
+    }
+}
+
 #[test]
 fn keys_that_are_not_built_are_unknown() {
     for (lines, expected) in [
@@ -236,7 +254,8 @@ ambiguous_401 = 2
     let registry = &config.registries[0];
     let tls = TlsConfig {
         ca_file: Some("/ca.pem".into()),
-        client: Some(("/cert.pem".into(), "/key.pem".into())),
+        client_cert_file: Some("/cert.pem".into()),
+        client_key_file: Some("/key.pem".into()),
         server_name: Some(Host::Name("zot.example.com".to_owned())),
         insecure_skip_verify: true,
     };

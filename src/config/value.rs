@@ -1,9 +1,9 @@
 //! How one value is read: durations, addresses, numbers, words.
 //!
 //! Each function takes a TOML value and gives what it means, or the reason why it means nothing.
-//! They know neither keys nor lines; `settings` chooses them, and the reader calls them.
+//! They know neither keys nor lines; the tables of `model` and `registry` choose them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -19,6 +19,9 @@ use crate::target::{Host, HostPattern, Origin};
 
 /// The meaning of a value, or the reason why it has none.
 pub(super) type Parsed<T> = Result<T, String>;
+
+/// The most of anything that is counted. More is a slip of the pen, and would not fit a machine.
+pub(super) const MAX_COUNT: u32 = 1_000_000;
 
 /// The longest duration of any setting: a week. More is a slip of the unit.
 const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -51,14 +54,14 @@ fn no_unit(number: &str) -> String {
 
 /// An IP address and a port.
 pub(super) fn address(value: &DeValue<'_>) -> Parsed<SocketAddr> {
-    let text = text(value)?;
+    let text = quoted(value)?;
     text.parse()
         .map_err(|_| format!("{text:?} is not an IP address and port, such as \"127.0.0.1:4128\" or \"[::1]:4128\""))
 }
 
 /// A range of client addresses, or a single one.
 pub(super) fn network(value: &DeValue<'_>) -> Parsed<IpNet> {
-    let text = text(value)?;
+    let text = quoted(value)?;
     let single = || text.parse::<IpAddr>().ok().map(IpNet::from);
     let range = text.parse().ok().or_else(single);
     range
@@ -68,35 +71,39 @@ pub(super) fn network(value: &DeValue<'_>) -> Parsed<IpNet> {
 
 /// A host pattern.
 pub(super) fn host(value: &DeValue<'_>) -> Parsed<HostPattern> {
-    HostPattern::parse(text(value)?).map_err(|error| error.to_string())
+    HostPattern::parse(quoted(value)?).map_err(|error| error.to_string())
 }
 
 /// A DNS name.
 pub(super) fn name(value: &DeValue<'_>) -> Parsed<Host> {
-    let text = text(value)?;
+    let text = quoted(value)?;
     match HostPattern::parse(text) {
         Ok(HostPattern::Exact { host: host @ Host::Name(_), port: None }) => Ok(host),
         _ => Err(format!("{text:?} is not a name alone, such as \"harbor.example.com\"")),
     }
 }
 
-/// The URL of a host, or a list of them.
+/// The URL of a host, or a list of them, each once.
 pub(super) fn origins(value: &DeValue<'_>) -> Parsed<Vec<Origin>> {
-    match value {
-        DeValue::Array(urls) if urls.is_empty() => Err("is empty: write at least one URL".to_owned()),
-        DeValue::Array(urls) => urls.iter().map(|url| origin(url.get_ref())).collect(),
-        url => origin(url).map(|origin| vec![origin]),
+    let origins = match value {
+        DeValue::Array(urls) if urls.is_empty() => return Err("is empty: write at least one URL".to_owned()),
+        DeValue::Array(urls) => urls.iter().map(|url| origin(url.get_ref())).collect::<Parsed<Vec<Origin>>>()?,
+        url => vec![origin(url)?],
+    };
+    match origins.iter().enumerate().find(|(index, origin)| origins[..*index].contains(origin)) {
+        Some((_, twice)) => Err(format!("{twice} is listed twice: remove one")),
+        None => Ok(origins),
     }
 }
 
 fn origin(value: &DeValue<'_>) -> Parsed<Origin> {
-    let text = text(value)?;
+    let text = quoted(value)?;
     Origin::parse(text).map_err(|error| format!("{text:?} is not the URL of a host: {error}"))
 }
 
 /// The path of a file.
 pub(super) fn path(value: &DeValue<'_>) -> Parsed<PathBuf> {
-    let text = text(value)?;
+    let text = quoted(value)?;
     if text.is_empty() { Err("is empty: write the path of a file".to_owned()) } else { Ok(PathBuf::from(text)) }
 }
 
@@ -135,7 +142,7 @@ pub(super) fn decimal(value: &DeValue<'_>) -> Parsed<Fraction> {
 /// Bytes a second: `"1KiB/s"`.
 pub(super) fn bytes_per_second(value: &DeValue<'_>) -> Parsed<NonZeroU64> {
     const UNITS: [(&str, u64); 5] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("kB", 1_000), ("MB", 1_000_000), ("B", 1)];
-    let text = text(value)?;
+    let text = quoted(value)?;
     let (amount, unit) = text
         .strip_suffix("/s")
         .and_then(|amount| UNITS.iter().find_map(|(unit, size)| Some((amount.strip_suffix(unit)?.trim_end(), *size))))
@@ -168,9 +175,9 @@ pub(super) fn flag(value: &DeValue<'_>) -> Parsed<bool> {
 }
 
 /// One word of a closed set.
-pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Parsed<T> {
+pub(super) fn word<T: Copy, const N: usize>(words: [(&'static str, T); N]) -> impl Fn(&DeValue<'_>) -> Parsed<T> {
     move |value| {
-        let text = text(value)?;
+        let text = quoted(value)?;
         let found = words.iter().find(|(word, _)| *word == text);
         found.map(|(_, meaning)| *meaning).ok_or_else(|| {
             let all: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
@@ -180,7 +187,25 @@ pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Par
 }
 
 /// A string.
-pub(super) fn text<'a>(value: &'a DeValue<'_>) -> Parsed<&'a str> {
+pub(super) fn text(value: &DeValue<'_>) -> Parsed<String> {
+    quoted(value).map(str::to_owned)
+}
+
+/// A setting that may be absent.
+pub(super) fn some<T>(read: impl Fn(&DeValue<'_>) -> Parsed<T>) -> impl Fn(&DeValue<'_>) -> Parsed<Option<T>> {
+    move |value| read(value).map(Some)
+}
+
+/// An address on this machine.
+pub(super) const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+pub(super) const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn quoted<'a>(value: &'a DeValue<'_>) -> Parsed<&'a str> {
     value.as_str().ok_or_else(|| expected("a string in quotes", value))
 }
 
@@ -327,7 +352,7 @@ mod tests {
 
     #[test]
     fn words_come_from_a_closed_set() {
-        let choice = word(&[("direct", 1), ("deny", 2)]);
+        let choice = word([("direct", 1), ("deny", 2)]);
         assert_eq!(read("'deny'", &choice), Ok(2));
         assert_eq!(reason("'Deny'", &choice), r#""Deny" is not one of "direct", "deny""#);
         assert_eq!(reason("1", &choice), "expected a string in quotes, found integer");

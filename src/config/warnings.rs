@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
-use super::model::{Config, MirrorConfig, ReclaimConfig, RegistryConfig};
+use super::model::Config;
 use super::problem::Problem;
+use super::registry::{MirrorConfig, ReclaimConfig, RegistryConfig};
 use crate::target::{Host, HostPattern};
 
 /// How long Go's HTTP client, and with it most pullers, waits for the answer to a CONNECT.
