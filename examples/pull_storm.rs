@@ -77,7 +77,7 @@ async fn through_the_sidecar(options: Options) -> Result<Run, Box<dyn Error>> {
     let config = Config::parse(&sidecar_toml(options, &registry))?;
     let start = Start { file: Path::new("the example's own"), config, inherited: Inherited::default() };
     let running = app::start(start, Box::new(|_| {})).await?;
-    let result = run("through roadstead", options, Destination::Connect(running.addresses().proxy), &registry).await;
+    let result = run("through roadstead", options, Destination::Connect(running.addresses().proxy()), &registry).await;
     running.drain().await;
     Ok(result)
 }

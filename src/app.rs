@@ -20,11 +20,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use self::assembly::{Assembly, LINGER};
+use self::assembly::Assembly;
 pub use self::error::StartError;
 use self::inherited::Inherited;
 pub use self::listeners::ListenAddresses;
-use self::listeners::{Listener, Service};
+use self::listeners::Listener;
 pub use self::registry_tls::read_tls;
 use self::reload::Reloader;
 pub use self::reload::SetLevel;
@@ -35,7 +35,7 @@ use self::takeover::take_over::take_over;
 use crate::admin::config_state::ConfigState;
 use crate::admin::{Admin, Scope};
 use crate::admission::core::Core;
-use crate::config::Config;
+use crate::config::{Config, Service};
 use crate::kernel;
 use crate::listener::{self, ClientDescriptors};
 use crate::metrics::Metrics;
@@ -217,7 +217,7 @@ impl Running {
     /// Closing takes no longer than the longest `linger` and the hold that follows it.
     async fn until_sockets_are_gone(&self) {
         let upstreams = self.upstreams();
-        let longest_linger = upstreams.iter().map(|upstream| upstream.terms.linger).max().unwrap_or(LINGER);
+        let longest_linger = upstreams.iter().map(|upstream| upstream.terms.linger).max().unwrap_or_default();
         let are_gone = || upstreams.iter().all(|upstream| upstream.gate.snapshot().open.open() == 0);
         let _ = timeout(longest_linger + LAST_WORDS, self.reservations.until(are_gone)).await;
     }

@@ -20,7 +20,7 @@ use crate::app::inherited::Inherited;
 use crate::app::systemd::Systemd;
 use crate::app::takeover::process::{Program, Successor};
 use crate::app::{self, SetLevel, Start};
-use crate::config::{Config, LoadError, LogFormat};
+use crate::config::{Config, LoadError, LogFormat, Service};
 use crate::kernel;
 
 /// Exit status for wrong usage, a config that does not hold, or a listener that cannot be bound.
@@ -260,15 +260,14 @@ async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> Exit
         Ok(running) => running,
         Err(error) => return fail(EXIT_USAGE, &error),
     };
-    let addresses = running.addresses();
-    for (registry, address) in &addresses.mirrors {
-        tracing::info!(listener = "mirror", registry, %address, "listening");
+    // The proxy is the last: then everything listens.
+    for (service, address) in running.addresses().0.iter().rev() {
+        match service {
+            Service::Mirror(registry) => tracing::info!(listener = "mirror", registry, %address, "listening"),
+            Service::Proxy => tracing::info!(listener = "proxy", %address, pid = std::process::id(), "listening"),
+            other => tracing::info!(listener = other.name(), %address, "listening"),
+        }
     }
-    if let Some(metrics) = addresses.metrics {
-        tracing::info!(listener = "metrics", address = %metrics, "listening");
-    }
-    tracing::info!(listener = "admin", address = %addresses.admin, "listening");
-    tracing::info!(listener = "proxy", address = %addresses.proxy, pid = std::process::id(), "listening");
     let systemd = Systemd::new();
     systemd.ready();
     loop {

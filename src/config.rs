@@ -25,7 +25,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-pub use model::{ClassConfig, Config, ListenConfig, LogConfig, LogFormat, OtherHosts};
+pub use model::{ClassConfig, Config, ListenConfig, LogConfig, LogFormat, OtherHosts, Service};
 pub use problem::{LoadError, Problem, Problems};
 pub use rate::ConnectRate;
 pub use registry::{DEFAULT_CLASS, MirrorConfig, QueueConfig, ReclaimConfig, RegistryConfig, RepairConfig, TlsConfig};

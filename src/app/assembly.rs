@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::listeners::ListenAddresses;
 use super::registry_tls::{ReadTls, tls_terms};
 use crate::admission::{ClassId, Gate, Limits, RateLimit};
-use crate::config::{self, Config, OtherHosts, ReclaimConfig};
-use crate::metrics::{Metrics, OTHER_HOSTS, RegistryMetrics};
+use crate::config::{self, Config, OtherHosts, QueueConfig, ReclaimConfig, RepairConfig, Service};
+use crate::metrics::{Metrics, OTHER_HOSTS};
 use crate::proxy::clients::Classes;
 use crate::proxy::mirror::Mirror;
 use crate::proxy::route::{Claim, Routes};
@@ -25,16 +24,9 @@ use crate::repair::Repair;
 use crate::target::{Host, HostPattern, Origin};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::connect::ConnectionTerms;
-use crate::upstream::http::PooledConnection;
 use crate::upstream::resolve::Resolver;
-use crate::upstream::tls::{Tls, TlsTerms};
+use crate::upstream::tls::Tls;
 use crate::upstream::{AddressPolicy, NodeSlots, QueueTerms, Upstream};
-
-/// The timeout for other hosts, which have no settings of a registry.
-const OTHER_HOSTS_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const OTHER_HOSTS_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// And how long they, and whoever has no setting for it, linger.
-pub(super) const LINGER: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Assembly {
@@ -43,12 +35,6 @@ pub(super) struct Assembly {
     ended: CancellationToken,
     /// The classes by their numbers, which stay: those that are gone keep theirs.
     classes: Vec<String>,
-}
-
-/// A registry that stood before a reload.
-struct Before<'a> {
-    config: &'a config::RegistryConfig,
-    claim: &'a Claim,
 }
 
 impl Assembly {
@@ -91,25 +77,28 @@ impl Assembly {
             tls,
         };
         let claims = config.registries.iter().map(|registry| {
-            let before = before.and_then(|(config, settings)| Before::find(&registry.name, config, settings));
-            let cluster = cluster_of(registry, before.as_ref());
+            let before = before.and_then(|(config, settings)| {
+                let config = config.registries.iter().find(|before| before.name == registry.name)?;
+                Some((config, settings.routes.claim(&registry.name)?))
+            });
+            let claim = before.map(|(_, claim)| claim);
+            let cluster = cluster_of(registry, claim);
+            let upstream = before.map(|(config, claim)| (config, &*claim.upstream));
             Claim {
                 hosts: claimed_hosts(registry),
-                upstream: Arc::new(upstream_of(registry, cluster.as_ref(), before.as_ref(), &common)),
-                policy: policy_of(
-                    registry.reclaim,
-                    registry.queue.least_rate,
-                    before.as_ref().map(|before| before.claim),
-                ),
+                upstream: Arc::new(upstream_of(registry, cluster.as_ref(), upstream, &common)),
+                policy: policy_of(registry, claim),
                 cluster,
             }
         });
         let claims = claims.collect();
+        let others = other_hosts();
+        let upstream = before.map(|(_, settings)| (&others, &**settings.routes.other_hosts()));
         let other_hosts = Claim {
             hosts: Vec::new(),
-            upstream: Arc::new(other_hosts(before.map(|(_, settings)| &**settings.routes.other_hosts()), &common)),
+            upstream: Arc::new(upstream_of(&others, None, upstream, &common)),
             // Slots do not bind there, but draining takes quiet tunnels.
-            policy: policy_of(ReclaimConfig::default(), None, None),
+            policy: policy_of(&others, None),
             cluster: None,
         };
         Routes::new(claims, other_hosts, config.other_hosts == OtherHosts::Direct, common.resolver)
@@ -119,23 +108,16 @@ impl Assembly {
         let mut mirrors = BTreeMap::new();
         for (registry, claim) in config.registries.iter().zip(routes.claims()) {
             let name = &registry.name;
-            let address = self.addresses.mirrors.iter().find(|(mirror, _)| mirror == name);
+            let address = self.addresses.of(&Service::Mirror(name.clone()));
             let Some((mirror, cluster)) = registry.mirror.as_ref().zip(claim.cluster.clone()) else { continue };
-            let Some((_, address)) = address else { continue };
+            let Some(address) = address else { continue };
             let class = self.classes.iter().position(|class| *class == mirror.class).unwrap_or_default();
             let (upstream, hosts) = (claim.upstream.clone(), registry.hosts.clone());
             let public = registry.public_targets();
-            let mirror = Mirror::new(upstream, ClassId(class), cluster, hosts, public, mirror.rewrite, *address);
+            let mirror = Mirror::new(upstream, ClassId(class), cluster, hosts, public, mirror.rewrite, address);
             mirrors.insert(name.clone(), Arc::new(mirror));
         }
         mirrors
-    }
-}
-
-impl<'a> Before<'a> {
-    fn find(name: &str, config: &'a Config, settings: &'a Settings) -> Option<Before<'a>> {
-        let config = config.registries.iter().find(|registry| registry.name == name)?;
-        Some(Before { config, claim: settings.routes.claim(name)? })
     }
 }
 
@@ -161,8 +143,15 @@ impl Common<'_> {
         self.classes.iter().map(|class| class.weight).collect()
     }
 
-    fn by_class(&self, timeout: impl Fn(&config::ClassConfig) -> Duration) -> Vec<Duration> {
-        self.classes.iter().map(timeout).collect()
+    fn queue_terms(&self, queue: &QueueConfig) -> QueueTerms {
+        let by_class = |timeout: fn(&config::ClassConfig) -> Option<Duration>, otherwise| {
+            self.classes.iter().map(|class| timeout(class).unwrap_or(otherwise)).collect()
+        };
+        QueueTerms {
+            depth: queue.depth,
+            tunnel_timeout: by_class(|class| class.tunnel_timeout, queue.tunnel_timeout),
+            request_timeout: by_class(|class| class.request_timeout, queue.request_timeout),
+        }
     }
 }
 
@@ -173,9 +162,9 @@ pub(super) fn claimed_hosts(registry: &config::RegistryConfig) -> Vec<HostPatter
 }
 
 /// The nodes of its mirror: the same that stood, or others that know what those know.
-fn cluster_of(registry: &config::RegistryConfig, before: Option<&Before<'_>>) -> Option<Arc<Cluster>> {
+fn cluster_of(registry: &config::RegistryConfig, before: Option<&Claim>) -> Option<Arc<Cluster>> {
     let origins = &registry.mirror.as_ref()?.upstream;
-    Some(match before.and_then(|before| before.claim.cluster.as_ref()) {
+    Some(match before.and_then(|before| before.cluster.as_ref()) {
         Some(same) if same.origins() == origins => same.clone(),
         Some(others) => others.followed_by(origins.clone()),
         None => Cluster::new(origins.clone()),
@@ -183,42 +172,27 @@ fn cluster_of(registry: &config::RegistryConfig, before: Option<&Before<'_>>) ->
 }
 
 /// The lessons of earlier tunnels stay, whatever the settings.
-fn policy_of(reclaim: ReclaimConfig, least_rate: Option<NonZeroU64>, before: Option<&Claim>) -> Arc<ReclaimPolicy> {
-    let ReclaimConfig { idle_after: idle, unused_after: unused, unsure_after: unsure, stall_timeout, learn } = reclaim;
-    let pauses = Pauses { idle, unused, unsure, stalled: stall_timeout, least_rate, learn };
+fn policy_of(registry: &config::RegistryConfig, before: Option<&Claim>) -> Arc<ReclaimPolicy> {
+    let ReclaimConfig { idle_after: idle, unused_after: unused, unsure_after: unsure, stall_timeout, learn } =
+        registry.reclaim;
+    let pauses = Pauses { idle, unused, unsure, stalled: stall_timeout, least_rate: registry.queue.least_rate, learn };
     Arc::new(before.map_or_else(|| ReclaimPolicy::new(pauses), |before| before.policy.with(pauses)))
 }
 
-/// The known state of the registry's health continues, unless its settings changed.
-fn repair_of(registry: &config::RegistryConfig, before: Option<&Before<'_>>) -> Arc<Repair> {
-    let repair = registry.repair;
-    if let Some(before) = before.filter(|before| before.config.repair == repair) {
-        return before.claim.upstream.repair.clone();
-    }
-    Arc::new(Repair::new(repair.enabled))
-}
-
-/// The gate that stands, with other limits; or a new one.
-fn gate(
-    before: Option<&Gate<PooledConnection>>,
-    limits: Limits,
-    metrics: &Arc<RegistryMetrics>,
-) -> Gate<PooledConnection> {
-    let Some(gate) = before else { return Gate::new(limits, metrics.clone()) };
-    gate.change(limits, metrics.clone());
-    gate.clone()
-}
-
+/// The upstream by these settings. Of the one before, the gate stays with its waiters and holders, and the known state of
+/// the registry's health unless its settings changed.
 fn upstream_of(
     registry: &config::RegistryConfig,
     nodes: Option<&Arc<Cluster>>,
-    before: Option<&Before<'_>>,
+    before: Option<(&config::RegistryConfig, &Upstream)>,
     common: &Common<'_>,
 ) -> Upstream {
     let metrics = common.metrics.of_registry(&registry.name, &common.names);
-    let tls = common.tls.get(&registry.name).cloned();
     let slots_of_each = slots_of_each(registry);
-    let sized = before.map(|before| before.claim.upstream.sized.clone()).unwrap_or_default();
+    let repair = before.filter(|(config, _)| config.repair == registry.repair);
+    let repair = repair.map(|(_, before)| before.repair.clone());
+    let before = before.map(|(_, upstream)| upstream);
+    let sized = before.map(|before| before.sized.clone()).unwrap_or_default();
     // Locked until the gate knows: the last word counts.
     let mut base = sized.lock();
     *base = slots_of_each.zip(nodes).map(|(of_each, nodes)| NodeSlots { of_each, nodes: nodes.clone() });
@@ -232,7 +206,12 @@ fn upstream_of(
         keep_place: registry.queue.keep_place,
         weights: common.weights(),
     };
-    let gate = gate(before.map(|before| &before.claim.upstream.gate), limits, &metrics);
+    let gate = if let Some(before) = before {
+        before.gate.change(limits, metrics.clone());
+        before.gate.clone()
+    } else {
+        Gate::new(limits, metrics.clone())
+    };
     drop(base);
     Upstream {
         name: registry.name.clone(),
@@ -248,15 +227,11 @@ fn upstream_of(
             listed: claimed_hosts(registry).iter().filter_map(HostPattern::exact_host).filter_map(Host::ip).collect(),
             own: common.own.clone(),
         },
-        retry_until_deadline: true,
-        queue: QueueTerms {
-            depth: registry.queue.depth,
-            tunnel_timeout: common.by_class(|class| class.tunnel_timeout.unwrap_or(registry.queue.tunnel_timeout)),
-            request_timeout: common.by_class(|class| class.request_timeout.unwrap_or(registry.queue.request_timeout)),
-        },
+        retry_until_deadline: registry.slots != usize::MAX,
+        queue: common.queue_terms(&registry.queue),
         classes: common.names.clone(),
-        tls: tls.unwrap_or_else(|| Arc::new(Tls::new(tls_terms(&registry.tls)))),
-        repair: repair_of(registry, before),
+        tls: common.tls.get(&registry.name).cloned().unwrap_or_else(|| Arc::new(Tls::new(tls_terms(&registry.tls)))),
+        repair: repair.unwrap_or_else(|| Arc::new(Repair::new(registry.repair.enabled))),
         slots_of_each,
         sized,
         resolver: common.resolver.clone(),
@@ -271,42 +246,16 @@ fn slots_of_each(registry: &config::RegistryConfig) -> Option<usize> {
 }
 
 /// Other hosts pass without bound: they are counted, not queued.
-fn other_hosts(before: Option<&Upstream>, common: &Common<'_>) -> Upstream {
-    let metrics = common.metrics.of_registry(OTHER_HOSTS, &common.names);
-    let limits = Limits {
-        slots: usize::MAX,
-        depth: usize::MAX,
-        rate: None,
-        idle_timeout: OTHER_HOSTS_IDLE_TIMEOUT,
-        max_lifetime: Duration::from_secs(30 * 60),
-        max_connecting: usize::MAX,
-        keep_place: Duration::ZERO,
-        weights: common.weights(),
-    };
-    Upstream {
+fn other_hosts() -> config::RegistryConfig {
+    config::RegistryConfig {
         name: OTHER_HOSTS.to_owned(),
-        gate: gate(before.map(|before| &before.gate), limits, &metrics),
-        metrics,
-        terms: ConnectionTerms {
-            connect_timeout: OTHER_HOSTS_CONNECT_TIMEOUT,
-            linger: LINGER,
-            stall_timeout: ReclaimConfig::default().stall_timeout,
-            least_rate: None,
-        },
-        addresses: AddressPolicy { listed: Vec::new(), own: common.own.clone() },
-        retry_until_deadline: false,
-        queue: QueueTerms {
-            depth: usize::MAX,
-            tunnel_timeout: common.by_class(|_| Duration::from_secs(50)),
-            request_timeout: common.by_class(|_| Duration::from_secs(25)),
-        },
-        classes: common.names.clone(),
-        tls: Arc::new(Tls::new(TlsTerms::default())),
-        repair: Arc::default(),
-        slots_of_each: None,
-        sized: Arc::default(),
-        resolver: common.resolver.clone(),
-        ended: common.ended.clone(),
+        slots: usize::MAX,
+        max_connecting: usize::MAX,
+        connect_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(30),
+        queue: QueueConfig { depth: usize::MAX, keep_place: Duration::ZERO, ..QueueConfig::default() },
+        repair: RepairConfig { enabled: false, ..RepairConfig::default() },
+        ..config::RegistryConfig::default()
     }
 }
 
@@ -319,7 +268,7 @@ mod tests {
     #[tokio::test]
     async fn tunnels_to_other_hosts_have_the_pauses_that_registries_have() {
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 1));
-        let addresses = ListenAddresses { proxy: anywhere, admin: anywhere, metrics: None, mirrors: Vec::new() };
+        let addresses = ListenAddresses(vec![(Service::Proxy, anywhere)]);
         let mut assembly = Assembly::new(Arc::new(Metrics::new()), addresses, CancellationToken::new());
         let config = Config::parse("[registries.stub]\nhosts = ['127.0.0.1:1']\ncap = 1\nshare = 1\n").unwrap();
         let settings = assembly.settings(&config, ReadTls::new(), None);

@@ -8,56 +8,31 @@ use tokio::net::TcpListener;
 
 use super::error::StartError;
 use super::inherited::Inherited;
-use crate::config::Config;
+use crate::config::{Config, Service};
 
 /// Connections that wait to be accepted, at most.
 const BACKLOG: i32 = 4096;
 
-/// Where a running sidecar listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenAddresses {
-    pub proxy: SocketAddr,
-    /// Health, metrics and status.
-    pub admin: SocketAddr,
-    /// Metrics and probes for others, if configured.
-    pub metrics: Option<SocketAddr>,
-    /// The mirrors, each with the name of its registry.
-    pub mirrors: Vec<(String, SocketAddr)>,
-}
+/// The address at which each service of a running sidecar listens.
+#[derive(Clone, Debug)]
+pub struct ListenAddresses(pub Vec<(Service, SocketAddr)>);
 
 impl ListenAddresses {
     pub fn all(&self) -> impl Iterator<Item = SocketAddr> {
-        let mirrors = self.mirrors.iter().map(|(_, address)| *address);
-        [self.proxy, self.admin].into_iter().chain(self.metrics).chain(mirrors)
-    }
-}
-
-/// The service of a listener.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Service {
-    Proxy,
-    Admin,
-    Metrics,
-    /// The mirror of the registry of this name.
-    Mirror(String),
-}
-
-impl Service {
-    /// The name under which a successor, or systemd, hands the socket over.
-    fn name(&self) -> String {
-        match self {
-            Service::Proxy => "proxy".to_owned(),
-            Service::Admin => "admin".to_owned(),
-            Service::Metrics => "metrics".to_owned(),
-            Service::Mirror(registry) => format!("mirror-{registry}"),
-        }
+        self.0.iter().map(|(_, address)| *address)
     }
 
-    fn key(&self) -> String {
-        match self {
-            Service::Mirror(registry) => format!("registries.{registry}.mirror.listen"),
-            _ => format!("listen.{}", self.name()),
-        }
+    /// The address of the proxy.
+    ///
+    /// # Panics
+    /// Never: a running sidecar has one.
+    #[must_use]
+    pub fn proxy(&self) -> SocketAddr {
+        self.of(&Service::Proxy).expect("always opened")
+    }
+
+    pub(super) fn of(&self, service: &Service) -> Option<SocketAddr> {
+        self.0.iter().find(|(of, _)| of == service).map(|(_, address)| *address)
     }
 }
 
@@ -81,17 +56,8 @@ impl Listener {
 /// Takes the listeners that were inherited, and binds the others.
 /// Fails when one cannot be bound, or an inherited one is none that the config names.
 pub(super) fn open(config: &Config, inherited: &mut Inherited) -> Result<Vec<Listener>, StartError> {
-    let listen = &config.listen;
-    let mut services = vec![(Service::Proxy, listen.proxy), (Service::Admin, listen.admin)];
-    services.extend(listen.metrics.map(|address| (Service::Metrics, address)));
-    services.extend(
-        config
-            .registries
-            .iter()
-            .filter_map(|registry| Some((Service::Mirror(registry.name.clone()), registry.mirror.as_ref()?.listen))),
-    );
     let mut listeners = Vec::new();
-    for (service, address) in services {
+    for (service, address) in config.listeners() {
         let taken = inherited.take(&service.name(), address);
         let is_bound_here = taken.is_none();
         let opened = taken.map_or_else(|| bind(address), Ok).and_then(|socket| {
@@ -108,17 +74,7 @@ pub(super) fn open(config: &Config, inherited: &mut Inherited) -> Result<Vec<Lis
 }
 
 pub(super) fn addresses(listeners: &[Listener]) -> ListenAddresses {
-    let at = |service: Service| listeners.iter().find(|listener| listener.service == service).map(|one| one.address);
-    let mirrors = listeners.iter().filter_map(|listener| match &listener.service {
-        Service::Mirror(registry) => Some((registry.clone(), listener.address)),
-        _ => None,
-    });
-    ListenAddresses {
-        proxy: at(Service::Proxy).expect("always opened"),
-        admin: at(Service::Admin).expect("always opened"),
-        metrics: at(Service::Metrics),
-        mirrors: mirrors.collect(),
-    }
+    ListenAddresses(listeners.iter().map(|listener| (listener.service.clone(), listener.address)).collect())
 }
 
 /// Copies of them, by the names under which a successor looks for them.

@@ -120,7 +120,7 @@ async fn a_file_that_is_away_for_a_moment_is_no_change() {
 async fn nobody_is_accepted_any_more_when_all_is_drained() {
     let folder = tempfile::tempdir().unwrap();
     let running = started(&folder.path().join("sidecar.toml"), LEAST).await;
-    let proxy = running.addresses().proxy;
+    let proxy = running.addresses().proxy();
     running.drain().await;
     // Without giving way to a task that may yet hold the listener.
     assert!(TcpStream::connect(proxy).is_err());

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 
-use super::model::{Config, OtherHosts};
+use super::model::{Config, OtherHosts, Service};
 use super::reader::Section;
 use crate::target::Origin;
 
@@ -76,24 +76,17 @@ fn check_claims_of_classes(config: &Config, root: &mut Section<'_>) {
 /// Notes each listener that cannot be bound beside one before it, or that other machines could use without a list of
 /// clients.
 fn check_listeners(config: &Config, root: &mut Section<'_>) {
-    let listen = &config.listen;
-    let mut bound = vec![("listen.proxy".to_owned(), listen.proxy), ("listen.admin".to_owned(), listen.admin)];
-    bound.extend(listen.metrics.map(|metrics| ("listen.metrics".to_owned(), metrics)));
-    for registry in &config.registries {
-        let mirror = registry.mirror.as_ref();
-        bound.extend(mirror.map(|mirror| (format!("registries.{}.mirror.listen", registry.name), mirror.listen)));
-    }
-    bound.retain(|(key, _)| root.is_sound(key));
-    let clients_are_listed = !listen.allow_clients.is_empty() || !root.is_sound("listen.allow_clients");
-    for (index, (key, address)) in bound.iter().enumerate() {
-        if let Some((other_key, other)) = bound[..index].iter().find(|(_, other)| collide(*address, *other)) {
+    let mut bound: Vec<_> = config.listeners().into_iter().map(|(service, at)| (service.key(), service, at)).collect();
+    bound.retain(|(key, ..)| root.is_sound(key));
+    let clients_are_listed = !config.listen.allow_clients.is_empty() || !root.is_sound("listen.allow_clients");
+    for (index, (key, service, address)) in bound.iter().enumerate() {
+        if let Some((other_key, _, other)) = bound[..index].iter().find(|(.., other)| collide(*address, *other)) {
             let reason = format!("{address} cannot be bound beside {other_key} = {other}: choose another port");
             root.problem(key, reason);
         }
-        let is_proxy = key == "listen.proxy";
-        let serves_pullers = is_proxy || key.ends_with(".mirror.listen");
+        let serves_pullers = matches!(service, Service::Proxy | Service::Mirror(_));
         if serves_pullers && !clients_are_listed && !address.ip().to_canonical().is_loopback() {
-            let is_open = is_proxy && config.other_hosts == OtherHosts::Direct;
+            let is_open = *service == Service::Proxy && config.other_hosts == OtherHosts::Direct;
             let consequence =
                 if is_open { ", and with other_hosts.policy = \"direct\" it would be an open proxy" } else { "" };
             let reason = format!(

@@ -37,6 +37,53 @@ table! {
     }
 }
 
+/// The service of a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// The forward proxy.
+    Proxy,
+    /// Health, metrics, status and control.
+    Admin,
+    /// Metrics and probes only.
+    Metrics,
+    /// The mirror of the registry of this name.
+    Mirror(String),
+}
+
+impl Service {
+    /// The name under which a successor, or systemd, hands the socket over.
+    pub fn name(&self) -> String {
+        match self {
+            Service::Proxy => "proxy".to_owned(),
+            Service::Admin => "admin".to_owned(),
+            Service::Metrics => "metrics".to_owned(),
+            Service::Mirror(registry) => format!("mirror-{registry}"),
+        }
+    }
+
+    /// The key of its address.
+    pub fn key(&self) -> String {
+        match self {
+            Service::Mirror(registry) => format!("registries.{registry}.mirror.listen"),
+            _ => format!("listen.{}", self.name()),
+        }
+    }
+}
+
+impl Config {
+    /// The address of each listener.
+    pub fn listeners(&self) -> Vec<(Service, SocketAddr)> {
+        let listen = &self.listen;
+        let mirrors = self
+            .registries
+            .iter()
+            .filter_map(|registry| Some((Service::Mirror(registry.name.clone()), registry.mirror.as_ref()?.listen)));
+        let metrics = listen.metrics.map(|address| (Service::Metrics, address));
+        let listeners = [(Service::Proxy, listen.proxy), (Service::Admin, listen.admin)];
+        listeners.into_iter().chain(metrics).chain(mirrors).collect()
+    }
+}
+
 table! {
     /// The addresses of the sidecar, and the clients that may use them.
     ListenConfig {

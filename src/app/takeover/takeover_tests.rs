@@ -20,7 +20,7 @@ use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Lane, Princip
 use crate::app::assembly::Assembly;
 use crate::app::listeners::ListenAddresses;
 use crate::app::registry_tls::ReadTls;
-use crate::config::Config;
+use crate::config::{Config, Service};
 use crate::metrics::Metrics;
 use crate::proxy::{Proxy, Settings};
 use crate::upstream::http::PooledConnection;
@@ -29,7 +29,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn settings(config: &str) -> Settings {
     let anywhere = SocketAddr::from(([127, 0, 0, 1], 1));
-    let addresses = ListenAddresses { proxy: anywhere, admin: anywhere, metrics: None, mirrors: Vec::new() };
+    let addresses = ListenAddresses(vec![(Service::Proxy, anywhere)]);
     let mut assembly = Assembly::new(Arc::new(Metrics::new()), addresses, CancellationToken::new());
     assembly.settings(&Config::parse(config).unwrap(), ReadTls::new(), None)
 }
