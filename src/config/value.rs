@@ -77,10 +77,9 @@ pub(super) fn host(value: &DeValue<'_>) -> Parsed<HostPattern> {
 /// A DNS name.
 pub(super) fn name(value: &DeValue<'_>) -> Parsed<Host> {
     let text = quoted(value)?;
-    match HostPattern::parse(text) {
-        Ok(HostPattern::Exact { host: host @ Host::Name(_), port: None }) => Ok(host),
-        _ => Err(format!("{text:?} is not a name alone, such as \"harbor.example.com\"")),
-    }
+    let pattern = HostPattern::parse(text).ok().filter(|pattern| pattern.port().is_none());
+    let host = pattern.as_ref().and_then(HostPattern::exact_host).filter(|host| host.ip().is_none());
+    host.cloned().ok_or_else(|| format!("{text:?} is not a name alone, such as \"harbor.example.com\""))
 }
 
 /// The URL of a host, or a list of them, each once.

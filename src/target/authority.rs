@@ -62,10 +62,8 @@ impl fmt::Display for Target {
 pub enum Host {
     /// A name to be resolved: lower-case, no trailing dot, at most 253 bytes.
     Name(String),
-    /// An IPv4 address, also when it was written as an IPv4-mapped IPv6 address.
-    V4(Ipv4Addr),
-    /// An IPv6 address without a zone.
-    V6(Ipv6Addr),
+    /// An IPv4 address, also when it was written as an IPv4-mapped IPv6 address, or an IPv6 address without a zone.
+    Ip(IpAddr),
 }
 
 impl Host {
@@ -73,8 +71,7 @@ impl Host {
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
             Self::Name(_) => None,
-            Self::V4(ip) => Some(IpAddr::V4(*ip)),
-            Self::V6(ip) => Some(IpAddr::V6(*ip)),
+            Self::Ip(ip) => Some(*ip),
         }
     }
 
@@ -82,7 +79,7 @@ impl Host {
     pub fn is_local(&self) -> bool {
         match self {
             Self::Name(name) => !name.contains('.') || name.ends_with(".localhost"),
-            Self::V4(_) | Self::V6(_) => true,
+            Self::Ip(_) => true,
         }
     }
 
@@ -93,8 +90,8 @@ impl Host {
             return Self::parse_v6(inner);
         }
         let name = text.strip_suffix('.').unwrap_or(text);
-        match name.parse() {
-            Ok(ip) => Ok(Self::V4(ip)),
+        match name.parse::<Ipv4Addr>() {
+            Ok(ip) => Ok(Self::Ip(ip.into())),
             Err(_) => parse_name(name).map(Self::Name),
         }
     }
@@ -106,7 +103,7 @@ impl Host {
         }
         let ip: Ipv6Addr = text.parse().map_err(|_| BadTarget::BadV6)?;
         // The mapped form reaches the same host, so it must meet the same registry and the same limits.
-        Ok(ip.to_ipv4_mapped().map_or(Self::V6(ip), Self::V4))
+        Ok(Self::Ip(ip.to_canonical()))
     }
 }
 
@@ -114,8 +111,8 @@ impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name(name) => f.write_str(name),
-            Self::V4(ip) => write!(f, "{ip}"),
-            Self::V6(ip) => write!(f, "[{ip}]"),
+            Self::Ip(IpAddr::V4(ip)) => write!(f, "{ip}"),
+            Self::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
         }
     }
 }
@@ -154,20 +151,13 @@ pub enum BadTarget {
 /// A host that a registry claims in its `hosts`. It is parsed with [`HostPattern::parse`], which keeps it in normal
 /// form.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum HostPattern {
-    /// One host: `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address.
-    Exact {
-        host: Host,
-        /// The only port that matches; `None` for every port.
-        port: Option<u16>,
-    },
-    /// Every name below a suffix, at any depth, but not the suffix itself: `*.suffix` or `*.suffix:port`.
-    Below {
-        /// The suffix, lower-case, without the leading `*.` and without a trailing dot.
-        suffix: String,
-        /// The only port that matches; `None` for every port.
-        port: Option<u16>,
-    },
+pub struct HostPattern {
+    /// The host, or the suffix of a wildcard.
+    host: Host,
+    /// Whether it covers every name below the suffix, at any depth, and not the suffix itself: `*.suffix`.
+    is_wildcard: bool,
+    /// The only port that matches; `None` for every port.
+    port: Option<u16>,
 }
 
 impl HostPattern {
@@ -175,108 +165,76 @@ impl HostPattern {
     /// Fails when it is neither a host nor a `*.suffix`, or the port behind it is not a number from 1 to 65535.
     pub fn parse(pattern: &str) -> Result<Self, BadPattern> {
         let parsed = match pattern.strip_prefix("*.") {
-            Some(suffix) => Self::parse_below(suffix),
-            None => Self::parse_exact(pattern),
+            None if pattern.parse::<Ipv6Addr>().is_ok() => Host::parse_v6(pattern).map(|host| (host, None)),
+            None => Self::parse_host(pattern),
+            Some(suffix) => Self::parse_host(suffix).and_then(|suffix| match suffix {
+                (Host::Name(_), _) => Ok(suffix),
+                (Host::Ip(_), _) => Err(BadTarget::OddNumber),
+            }),
         };
-        parsed.map_err(|reason| BadPattern { pattern: pattern.to_owned(), reason })
+        let (host, port) = parsed.map_err(|reason| BadPattern { pattern: pattern.to_owned(), reason })?;
+        Ok(Self { host, is_wildcard: pattern.starts_with('*'), port })
     }
 
-    fn parse_below(text: &str) -> Result<Self, BadTarget> {
-        let (suffix, port) = split(text)?;
-        let Host::Name(suffix) = Host::parse(suffix)? else {
-            return Err(BadTarget::OddNumber);
-        };
-        let port = port.map(parse_port).transpose()?;
-        Ok(Self::Below { suffix, port })
-    }
-
-    fn parse_exact(text: &str) -> Result<Self, BadTarget> {
-        if text.parse::<Ipv6Addr>().is_ok() {
-            let host = Host::parse_v6(text)?;
-            return Ok(Self::Exact { host, port: None });
-        }
+    fn parse_host(text: &str) -> Result<(Host, Option<u16>), BadTarget> {
         let (host, port) = split(text)?;
-        let host = Host::parse(host)?;
-        let port = port.map(parse_port).transpose()?;
-        Ok(Self::Exact { host, port })
+        Ok((Host::parse(host)?, port.map(parse_port).transpose()?))
     }
 
     /// Does this pattern cover the host, at some port?
     pub fn covers_host(&self, host: &Host) -> bool {
-        match self {
-            Self::Exact { host: exact, .. } => exact == host,
-            Self::Below { suffix, .. } => is_below(host, suffix),
-        }
+        if self.is_wildcard { is_below(host, &self.host) } else { *host == self.host }
     }
 
     /// Does this pattern cover the target?
     pub fn matches(&self, target: &Target) -> bool {
-        self.covers_host(&target.host) && self.port().is_none_or(|port| port == target.port)
+        self.covers_host(&target.host) && self.port.is_none_or(|port| port == target.port)
     }
 
     /// Is there a target that both patterns cover?
     pub fn meets(&self, other: &Self) -> bool {
-        let hosts_meet = match (self, other) {
-            (Self::Exact { host: one, .. }, Self::Exact { host: other, .. }) => one == other,
-            (Self::Exact { host, .. }, Self::Below { suffix, .. })
-            | (Self::Below { suffix, .. }, Self::Exact { host, .. }) => is_below(host, suffix),
-            (Self::Below { suffix: one, .. }, Self::Below { suffix: other, .. }) => {
-                one == other || is_name_below(one, other) || is_name_below(other, one)
-            }
-        };
-        hosts_meet && self.port().zip(other.port()).is_none_or(|(one, other)| one == other)
+        let hosts_meet = (&self.host, self.is_wildcard) == (&other.host, other.is_wildcard)
+            || self.is_wildcard && is_below(&other.host, &self.host)
+            || other.is_wildcard && is_below(&self.host, &other.host);
+        hosts_meet && self.port.zip(other.port).is_none_or(|(one, other)| one == other)
     }
 
     /// How exactly the pattern names its hosts: of all patterns that match a target, the one with the greatest
     /// specificity decides. An exact host goes before a wildcard, a longer suffix before a shorter one, then a
     /// pattern with a port before one without.
     pub fn specificity(&self) -> impl Ord + Copy + use<> {
-        let suffix_length = match self {
-            Self::Exact { .. } => usize::MAX,
-            Self::Below { suffix, .. } => suffix.len(),
-        };
-        (suffix_length, self.port().is_some())
-    }
-
-    /// The pattern without its port, as it would be written: `harbor.example.com`, `*.example.com`, `[::1]`.
-    pub fn host(&self) -> String {
-        match self {
-            Self::Exact { host, .. } => host.to_string(),
-            Self::Below { suffix, .. } => format!("*.{suffix}"),
-        }
+        let suffix_length = if self.is_wildcard { self.host.to_string().len() } else { usize::MAX };
+        (suffix_length, self.port.is_some())
     }
 
     /// The only port that matches; `None` for every port.
     pub fn port(&self) -> Option<u16> {
-        match self {
-            Self::Exact { port, .. } | Self::Below { port, .. } => *port,
-        }
+        self.port
     }
 
     /// The one target that the pattern covers; `None` for a wildcard, and where no port is named.
     pub fn exact_target(&self) -> Option<Target> {
-        match self {
-            Self::Exact { host, port: Some(port) } => Some(Target { host: host.clone(), port: *port }),
-            Self::Exact { .. } | Self::Below { .. } => None,
-        }
+        self.exact_host().cloned().zip(self.port).map(|(host, port)| Target { host, port })
     }
 
     /// The one host that the pattern names; `None` for a wildcard.
     pub fn exact_host(&self) -> Option<&Host> {
-        match self {
-            Self::Exact { host, .. } => Some(host),
-            Self::Below { .. } => None,
-        }
+        (!self.is_wildcard).then_some(&self.host)
+    }
+}
+
+/// The pattern of this one target.
+impl From<&Target> for HostPattern {
+    fn from(target: &Target) -> HostPattern {
+        HostPattern { host: target.host.clone(), is_wildcard: false, port: Some(target.port) }
     }
 }
 
 impl fmt::Display for HostPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.host())?;
-        match self.port() {
-            Some(port) => write!(f, ":{port}"),
-            None => Ok(()),
-        }
+        let wildcard = if self.is_wildcard { "*." } else { "" };
+        let port = self.port.map(|port| format!(":{port}")).unwrap_or_default();
+        write!(f, "{wildcard}{}{port}", self.host)
     }
 }
 
@@ -351,13 +309,13 @@ fn ends_in_number(name: &str) -> bool {
 }
 
 /// Is the host a name below the suffix, at any depth, and not the suffix itself?
-fn is_below(host: &Host, suffix: &str) -> bool {
-    let Host::Name(name) = host else { return false };
-    is_name_below(name, suffix)
-}
-
-fn is_name_below(name: &str, suffix: &str) -> bool {
-    name.strip_suffix(suffix).is_some_and(|above| above.ends_with('.'))
+fn is_below(host: &Host, suffix: &Host) -> bool {
+    match (host, suffix) {
+        (Host::Name(name), Host::Name(suffix)) => {
+            name.strip_suffix(suffix.as_str()).is_some_and(|above| above.ends_with('.'))
+        }
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -547,15 +505,14 @@ mod tests {
 
     #[test]
     fn a_pattern_is_shown_as_it_would_be_written() {
-        for (text, shown, host, port) in [
-            ("Harbor", "harbor", "harbor", None),
-            ("harbor:443", "harbor:443", "harbor", Some(443)),
-            ("*.Example.com:5000", "*.example.com:5000", "*.example.com", Some(5000)),
-            ("::1", "[::1]", "[::1]", None),
+        for (text, shown, port) in [
+            ("Harbor", "harbor", None),
+            ("harbor:443", "harbor:443", Some(443)),
+            ("*.Example.com:5000", "*.example.com:5000", Some(5000)),
+            ("::1", "[::1]", None),
         ] {
             let pattern = pattern(text);
             assert_eq!(pattern.to_string(), shown);
-            assert_eq!(pattern.host(), host);
             assert_eq!(pattern.port(), port);
         }
         assert_eq!(pattern("*.example.com").exact_host(), None);

@@ -57,7 +57,7 @@ impl Origin {
 
     /// The pattern that claims just this host and port.
     pub fn pattern(&self) -> HostPattern {
-        HostPattern::Exact { host: self.target.host().clone(), port: Some(self.target.port()) }
+        HostPattern::from(&self.target)
     }
 }
 

@@ -102,7 +102,7 @@ impl Resolver {
         for pattern in hosts {
             match pattern.exact_host() {
                 Some(Host::Name(name)) => drop(listed.insert(name.clone(), Arc::default())),
-                Some(Host::V4(_) | Host::V6(_)) => {}
+                Some(Host::Ip(_)) => {}
                 None => suffixes.push((pattern, Arc::new(Semaphore::new(MAX_LOOKUPS)))),
             }
         }
@@ -137,8 +137,7 @@ impl Resolver {
     /// Fails when the resolver fails and nothing is known from before.
     pub async fn resolve(&self, host: &Host) -> Result<Vec<IpAddr>, ResolveError> {
         match host {
-            Host::V4(ip) => Ok(vec![IpAddr::V4(*ip)]),
-            Host::V6(ip) => Ok(vec![IpAddr::V6(*ip)]),
+            Host::Ip(ip) => Ok(vec![*ip]),
             Host::Name(name) => self.resolve_name(name, ask_system).await,
         }
     }

@@ -6,7 +6,6 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -114,8 +113,7 @@ impl fmt::Debug for Tls {
 fn server_name(host: &Host) -> Result<ServerName<'static>, TlsError> {
     match host {
         Host::Name(name) => ServerName::try_from(name.clone()).map_err(TlsError::unusable),
-        Host::V4(ip) => Ok(ServerName::from(IpAddr::from(*ip))),
-        Host::V6(ip) => Ok(ServerName::from(IpAddr::from(*ip))),
+        Host::Ip(ip) => Ok(ServerName::from(*ip)),
     }
 }
 
