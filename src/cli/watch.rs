@@ -3,10 +3,11 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
+use anstream::adapter::strip_str;
 use rustix::termios::tcgetwinsize;
 use serde_json::Value;
 
-use super::status::{Paint, Window, render, render_in};
+use super::status::{Window, render, render_in};
 use super::{ask, output};
 
 /// Puts the cursor on top, and clears what was there.
@@ -19,7 +20,8 @@ pub struct Look {
     pub json: bool,
     /// Whether standard output is a terminal that can put the cursor somewhere.
     terminal: bool,
-    paint: Paint,
+    /// Whether colours are left out.
+    plain: bool,
 }
 
 impl Look {
@@ -28,7 +30,12 @@ impl Look {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let terminal = io::stdout().is_terminal() && !dumb;
         let plain = !terminal || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Look { json, terminal, paint: if plain { Paint::Plain } else { Paint::Coloured } }
+        Look { json, terminal, plain }
+    }
+
+    /// The picture with its colours, or without.
+    fn coloured(self, picture: String) -> String {
+        if self.plain { strip_str(&picture).to_string() } else { picture }
     }
 
     /// The window in which one picture takes the place of the other; none where they follow each other.
@@ -44,7 +51,7 @@ impl Look {
 /// Fails when nobody answers there, or not as a sidecar does.
 pub fn once(admin: &str, look: Look) -> Result<(), String> {
     let (status, body) = status(admin)?;
-    let picture = if look.json { body } else { render(&status, look.paint) };
+    let picture = if look.json { body } else { look.coloured(render(&status)) };
     output::print(picture.as_bytes()).map(|_| ())
 }
 
@@ -98,8 +105,8 @@ fn next(status: &Value, look: Look) -> String {
         return format!("{status}\n");
     }
     match look.window() {
-        Some(window) => start(look) + &render_in(status, look.paint, window),
-        None => start(look) + &render(status, look.paint),
+        Some(window) => start(look) + &look.coloured(render_in(status, window)),
+        None => start(look) + &look.coloured(render(status)),
     }
 }
 
