@@ -143,7 +143,6 @@ impl Grade {
         matches!(self, Grade::Stuck | Grade::Slow)
     }
 
-    /// The word in the log.
     pub fn as_str(self) -> &'static str {
         match self {
             Grade::Untouched => "untouched",
@@ -204,7 +203,6 @@ impl ReclaimPolicy {
         ClientDebt::new(self.pauses.least_rate, self.pauses.stalled)
     }
 
-    /// The settings.
     pub fn pauses(&self) -> Pauses {
         self.pauses
     }
@@ -246,13 +244,11 @@ impl ReclaimPolicy {
         Some(pause * learned.map_or(1, |learned| learned.caution.factor(client)))
     }
 
-    /// One more tunnel is parked.
     pub fn park(&self) -> Parked {
         self.parked.fetch_add(1, Ordering::Relaxed);
         Parked(self.parked.clone())
     }
 
-    /// Tunnels that are parked.
     pub fn parked(&self) -> usize {
         self.parked.load(Ordering::Relaxed)
     }

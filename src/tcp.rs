@@ -22,7 +22,6 @@ pub const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A silence after which keep-alive asks whether the peer is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-/// The pause between two keep-alive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Probes without an answer until the kernel gives the connection up.
 const KEEPALIVE_PROBES: u32 = 3;
@@ -36,7 +35,6 @@ const READS_AT_ONCE: usize = 64;
 /// Bounds on a lingering close.
 #[derive(Clone, Copy, Debug)]
 pub struct Linger {
-    /// Bytes that are read and dropped.
     pub most_bytes: usize,
     /// The time in all.
     pub longest: Duration,

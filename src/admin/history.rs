@@ -69,7 +69,6 @@ impl History {
         }
     }
 
-    /// All samples, by registry.
     pub fn past(&self) -> BTreeMap<&str, Past> {
         self.registries.iter().map(|(name, track)| (name.as_str(), track.past())).collect()
     }

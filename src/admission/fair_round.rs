@@ -244,26 +244,31 @@ fn smooth(before: Option<u64>, latest: u64) -> u64 {
     before.map_or(latest, |before| before - before / 8 + latest / 8)
 }
 
+/// The state that tests of the queue look at.
 #[cfg(test)]
-impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
-    pub fn len(&self) -> usize {
-        self.flows.len()
-    }
+mod looks {
+    use super::*;
 
-    pub fn next_key(&self) -> Option<K> {
-        self.order.first().map(|(.., key)| key.clone())
-    }
+    impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
+        pub fn len(&self) -> usize {
+            self.flows.len()
+        }
 
-    pub fn rank_of(&self, key: &K) -> Rank<K> {
-        self.flows[key].rank(key)
-    }
+        pub fn next_key(&self) -> Option<K> {
+            self.order.first().map(|(.., key)| key.clone())
+        }
 
-    pub fn cost(&mut self, key: &K, share: GrantCharge, now: Moment) -> u64 {
-        self.advance(now);
-        self.cost_of(&self.flows[key], share)
-    }
+        pub fn rank_of(&self, key: &K) -> Rank<K> {
+            self.flows[key].rank(key)
+        }
 
-    pub fn is_at_most_one_quantum_ahead(&self, key: &K) -> bool {
-        self.flows.get(key).is_none_or(|flow| flow.level <= self.present + flow.quantum)
+        pub fn cost(&mut self, key: &K, share: GrantCharge, now: Moment) -> u64 {
+            self.advance(now);
+            self.cost_of(&self.flows[key], share)
+        }
+
+        pub fn is_at_most_one_quantum_ahead(&self, key: &K) -> bool {
+            self.flows.get(key).is_none_or(|flow| flow.level <= self.present + flow.quantum)
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
@@ -48,7 +48,7 @@ pub struct CountedClient {
 impl ClientConnections {
     /// Counts one more. It is busy.
     pub fn count(self: &Arc<Self>, owner: ClientId, client: &Arc<Client>) -> CountedClient {
-        let mut book = self.lock();
+        let mut book = self.0.lock();
         book.open += 1;
         book.owners.entry(owner.clone()).or_default().open += 1;
         let (idle, closes) = Default::default();
@@ -56,18 +56,14 @@ impl ClientConnections {
     }
 
     pub fn open(&self) -> usize {
-        self.lock().open
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Book> {
-        self.0.lock()
+        self.0.lock().open
     }
 }
 
 impl CountedClient {
     /// No request is under way, or one is.
     pub fn set_idle(&self, is_idle: bool) {
-        let mut book = self.all.lock();
+        let mut book = self.all.0.lock();
         book.next += 1;
         let next = if is_idle { book.next } else { 0 };
         let before = self.idle.swap(next, Ordering::Relaxed);
@@ -80,7 +76,7 @@ impl CountedClient {
 
     /// Its last answer was sent: it makes room first.
     pub fn lingers(&self) {
-        let mut book = self.all.lock();
+        let mut book = self.all.0.lock();
         book.next += 1;
         let next = book.next;
         self.idle.store(next, Ordering::Relaxed);
@@ -95,7 +91,7 @@ impl CountedClient {
     /// Closes one that lingers, or an idle one of the client that has the most, if that is another one with more than this one
     /// has. Whether there was one.
     pub fn make_room(&self) -> bool {
-        let mut book = self.all.lock();
+        let mut book = self.all.0.lock();
         if let Some((_, closes)) = book.lingering.pop_first() {
             closes.cancel();
             return true;
@@ -117,7 +113,7 @@ impl CountedClient {
 
 impl Drop for CountedClient {
     fn drop(&mut self) {
-        let mut book = self.all.lock();
+        let mut book = self.all.0.lock();
         book.open -= 1;
         book.lingering.remove(self.idle.get_mut());
         let Some(owned) = book.owners.get_mut(&self.owner) else { return };

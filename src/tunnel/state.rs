@@ -63,7 +63,6 @@ pub(super) struct ByteCounters<'a> {
     pub carried: &'a Carried,
 }
 
-/// One tunnel.
 #[derive(Debug)]
 pub(super) struct TunnelState<'a> {
     client: &'a TcpStream,

@@ -68,7 +68,6 @@ struct Node {
 struct Out {
     /// When it may be tried again.
     due: Moment,
-    /// How often in a row it failed.
     failures: u32,
     /// The probe that tries it, by its number.
     probe: Option<u64>,
@@ -87,7 +86,6 @@ pub struct NodePermit {
 }
 
 impl Cluster {
-    /// A cluster of these nodes, none of which was tried yet.
     pub fn new(origins: Vec<Origin>) -> Arc<Cluster> {
         Cluster::of(Arc::default(), origins)
     }
@@ -209,12 +207,10 @@ impl Node {
         self.out.is_some()
     }
 
-    /// Whether it is in, or may be tried.
     fn may_be_dialled(&self, now: Moment) -> bool {
         !self.is_out() || self.is_due(now)
     }
 
-    /// Whether it is left out, and may be tried.
     fn is_due(&self, now: Moment) -> bool {
         self.out.is_some_and(|out| out.due <= now && out.probe.is_none())
     }

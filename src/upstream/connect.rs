@@ -77,7 +77,6 @@ pub(super) struct Endpoint {
 /// A connection that stands, plain or inside TLS.
 pub type Established = Either<Socket, Box<TlsStream<Socket>>>;
 
-/// The socket below.
 pub(super) fn socket_of(established: &Established) -> &Socket {
     match established {
         Either::Left(socket) => socket,

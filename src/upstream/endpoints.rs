@@ -32,7 +32,6 @@ struct AddressesLeft {
 }
 
 impl Round {
-    /// No address yet.
     pub fn new(cluster: Option<Arc<Cluster>>) -> Round {
         let hosts = vec![AddressesLeft::default(); cluster.as_ref().map_or(1, |cluster| cluster.origins().len())];
         Round { cluster, hosts, failed: None, untrusted: false }
@@ -47,7 +46,6 @@ impl Round {
         self.hosts.iter().any(|host| !host.left.is_empty())
     }
 
-    /// Whether every address of this node was tried.
     pub fn is_spent(&self, node: &NodePermit) -> bool {
         self.hosts[node.index()].left.is_empty()
     }
@@ -65,7 +63,6 @@ impl Round {
         Some(Endpoint { address: host.left.pop_front()?, secure: host.secure.clone(), node_permit })
     }
 
-    /// An address did not take the connection.
     pub fn note(&mut self, error: DialError) {
         self.untrusted |= error.is_final();
         let worth_more = |before: &DialError| self.cluster.is_some() && error.is_final() && !before.is_final();

@@ -81,21 +81,6 @@ impl ResolveError {
 }
 
 impl Resolver {
-    /// As if the system's resolver kept silent about this name for as long as the guard lives.
-    #[cfg(test)]
-    pub(crate) fn silence(&self, name: &str) -> impl Drop + use<> {
-        struct Silence(Arc<Name>);
-        impl Drop for Silence {
-            fn drop(&mut self) {
-                self.0.known.lock().is_asking = false;
-                self.0.looked_up.notify_waiters();
-            }
-        }
-        let name = self.entry(name);
-        name.known.lock().is_asking = true;
-        Silence(name)
-    }
-
     /// A resolver that knows nothing yet, for registries with these `hosts`.
     pub fn new(hosts: impl Iterator<Item = HostPattern>) -> Resolver {
         let (mut listed, mut suffixes) = (HashMap::new(), Vec::new());
@@ -294,6 +279,22 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+
+    impl Resolver {
+        /// As if the system's resolver kept silent about this name for as long as the guard lives.
+        pub(crate) fn silence(&self, name: &str) -> impl Drop + use<> {
+            struct Silence(Arc<Name>);
+            impl Drop for Silence {
+                fn drop(&mut self) {
+                    self.0.known.lock().is_asking = false;
+                    self.0.looked_up.notify_waiters();
+                }
+            }
+            let name = self.entry(name);
+            name.known.lock().is_asking = true;
+            Silence(name)
+        }
+    }
 
     const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     const SECOND: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));

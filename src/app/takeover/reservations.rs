@@ -48,7 +48,6 @@ impl std::fmt::Debug for Reservations {
 }
 
 impl Reservations {
-    /// Nothing is held by others.
     pub fn new(proxy: Arc<Proxy>) -> Arc<Reservations> {
         let (granted, granted_slots) = Default::default();
         let (held, orphans) = (Some(Vec::new()), Vec::new());
