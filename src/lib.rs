@@ -8,7 +8,7 @@
 //!                                 |            |
 //!                            other_hosts   queue (bounded, fair, with deadlines)
 //! ```
-//! [`listener`] reads the first head of a connection. [`tunnel`] serves a CONNECT, [`http`] everything else. [`upstream`]
+//! [`listener`] reads the head of each request. [`tunnel`] serves a CONNECT, [`http`] everything else. [`upstream`]
 //! resolves the name, asks the registry's [`admission::Gate`], and dials in the slot that it was given. The bytes are relayed,
 //! and the slot returns when the socket is gone. Where HTTP is visible, [`repair`] decides which answers are worth asking
 //! again, and [`distress`] whether a registry is believed. [`app`] wires the parts, [`admin`] shows them. `ARCHITECTURE.md` has

@@ -1,4 +1,4 @@
-//! The proxy and mirror listeners: accept connections, read the first head of each, and hand it to [`tunnel`] or to
+//! The proxy and mirror listeners: accept connections, read the head of each request, and hand it to [`tunnel`] or to
 //! [`http`].
 //!
 //! Nothing is decided here but who may come and how many clients stand at once. Called by `app`, once for each listener.
@@ -8,16 +8,16 @@ use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
-use crate::http;
+use crate::http::{self, Served};
 use crate::kernel;
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::proxy::client::Client;
-use crate::proxy::connections::CountedClient;
-use crate::proxy::head::{self, FirstHead, HeadError};
+use crate::proxy::head::{self, Head, HeadError};
 use crate::proxy::record::Kind;
 use crate::proxy::respond::Answer;
 use crate::proxy::{ClientTerms, Entry, Proxy};
@@ -26,8 +26,11 @@ use crate::tunnel;
 /// The pause before another client is accepted, where there was no descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a first head may take once draining has begun: a connection that was opened ahead of its use must not keep the
-/// process.
+/// How long a connection may lie idle between two requests.
+const IDLE_CLIENT: Duration = Duration::from_secs(75);
+
+/// How long a head may take once draining has begun: a connection that is kept or opened ahead of its use must not keep the
+/// process, though a request may be under way to us.
 const LAST_HEAD: Duration = Duration::from_secs(1);
 
 /// The descriptors that clients may take, on all listeners together. The rest is for dials: a client that is accepted and
@@ -103,44 +106,35 @@ async fn serve_client(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, en
         let message = format!("too many client connections (listen.max_clients = {})", terms.max_clients);
         return turn_away(&proxy, &client, Answer::plain(Reason::TooManyClients, message)).await;
     };
-    counted.set_idle(true);
-    let head = first_head(&proxy, &client, &counted, terms.head_timeout).await;
-    counted.set_idle(false);
-    let answer = match (head, &entry) {
-        (Ok(FirstHead::Connect(connect)), Entry::Proxy) => {
-            return tunnel::serve(&proxy, client, &counted, connect).await;
-        }
-        (Ok(FirstHead::Connect(_)), Entry::Mirror(_)) => {
-            Answer::plain(Reason::BadRequest, "this is a registry mirror: point HTTPS_PROXY at listen.proxy")
-        }
-        (Ok(FirstHead::Other(bytes)), _) => {
-            let lingers = http::serve(&proxy, entry, &client, counted.clone(), bytes).await;
-            if lingers {
-                proxy.lingering_close(&client, &counted).await;
+    let (mut unread, mut silence) = (Bytes::new(), terms.head_timeout);
+    let answer = loop {
+        counted.set_idle(true);
+        let head = tokio::select! {
+            biased;
+            head = head::read(client.stream(), unread, silence, terms.head_timeout) => head,
+            () = counted.closes() => return,
+            () = async { proxy.draining().await; sleep(LAST_HEAD).await } => return,
+        };
+        counted.set_idle(false);
+        match (head, &entry) {
+            (Ok(Head::Connect(connect)), Entry::Proxy) => return tunnel::serve(&proxy, client, &counted, connect).await,
+            (Ok(Head::Connect(_)), Entry::Mirror(_)) => {
+                break Answer::plain(
+                    Reason::BadRequest,
+                    "this is a registry mirror: point HTTPS_PROXY at listen.proxy",
+                );
             }
-            return;
+            (Ok(Head::Other(read, end)), _) => match http::serve(&proxy, &entry, &client, read, end).await {
+                Served::Kept(more) => (unread, silence) = (more, IDLE_CLIENT),
+                Served::Last => return proxy.lingering_close(&client, &counted).await,
+                Served::Gone => return,
+            },
+            (Err(HeadError::Left), _) => return,
+            (Err(HeadError::Refused(reason, message)), _) => break Answer::plain(reason, message),
         }
-        (Err(HeadError::Closed | HeadError::Silent), _) => return,
-        (Err(error @ HeadError::Crowded), _) => Answer::plain(Reason::TooManyClients, error.to_string()),
-        (Err(error @ HeadError::TimedOut(_)), _) => Answer::plain(Reason::HeadTimeout, error.to_string()),
-        (Err(error @ HeadError::Malformed(_)), _) => Answer::plain(Reason::BadRequest, error.to_string()),
     };
     if tell(&proxy, &client, answer).await {
         proxy.lingering_close(&client, &counted).await;
-    }
-}
-
-async fn first_head(
-    proxy: &Proxy,
-    client: &Client,
-    counted: &CountedClient,
-    head_timeout: Duration,
-) -> Result<FirstHead, HeadError> {
-    tokio::select! {
-        biased;
-        head = head::read(client.stream(), head_timeout) => head,
-        () = counted.closes() => Err(HeadError::Silent),
-        () = async { proxy.draining().await; sleep(LAST_HEAD).await } => Err(HeadError::Silent),
     }
 }
 

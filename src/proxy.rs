@@ -10,6 +10,7 @@ pub mod credentials;
 pub mod head;
 pub mod mirror;
 pub mod record;
+pub mod request_end;
 pub mod respond;
 pub mod rewrite;
 pub mod route;

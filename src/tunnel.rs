@@ -2,8 +2,7 @@
 //!
 //! The `200` is sent when the upstream socket stands, never earlier: pullers give a CONNECT a minute, but the TLS handshake
 //! behind it only ten seconds. It goes out alone, in one write: reqwest loses bytes that come with it. The state of a
-//! tunnel is told from the outside, never by opening its TLS. Called by `listener`, and by `http` for a CONNECT that comes second
-//! on a connection.
+//! tunnel is told from the outside, never by opening its TLS. Called by `listener`.
 
 mod aftermath;
 pub mod follow;
@@ -14,7 +13,6 @@ mod state;
 mod told;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tracing::{debug, info};
@@ -23,7 +21,7 @@ use self::aftermath::ReclaimOutcome;
 use self::parked::Unparked;
 use self::path::RegistryPath;
 use self::state::{ByteCounters, End, TunnelState};
-use crate::admission::{self, Lane, Principal, SlotEvent, SlotState};
+use crate::admission::{self, Lane, Principal};
 use crate::metrics::{Reason, Reclaimed, RegistryMetrics};
 use crate::proxy::Proxy;
 use crate::proxy::client::Client;
@@ -40,27 +38,15 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
 /// A tunnel that stands, before the client knows.
 #[derive(Debug)]
-pub struct Tunnel {
+struct Tunnel {
     socket: Socket,
     record: Record,
     path: RegistryPath,
 }
 
-impl Tunnel {
-    /// Nothing is to come in it for now.
-    pub fn lies_idle(&self) {
-        self.socket.slot().tell(SlotEvent::Entered(SlotState::Idle));
-    }
-
-    /// How long nothing may move in it where somebody waits.
-    pub fn longest_stall(&self) -> Duration {
-        self.path.policy.pauses().stalled
-    }
-}
-
 /// Why there is no tunnel: what to tell, and under which registry. `None` when nobody is left to tell.
 #[derive(Debug)]
-pub struct NoTunnel(pub Option<(Answer, String)>);
+struct NoTunnel(Option<(Answer, String)>);
 
 /// Serves one CONNECT on a connection of its own, from the answer to the end of the tunnel.
 pub async fn serve(proxy: &Proxy, client: Arc<Client>, counted: &CountedClient, connect: Connect) {
@@ -85,7 +71,7 @@ pub async fn serve(proxy: &Proxy, client: Arc<Client>, counted: &CountedClient, 
 ///
 /// # Errors
 /// The answer instead of `200`. It is already counted and logged.
-pub async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Principal) -> Result<Tunnel, NoTunnel> {
+async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Principal) -> Result<Tunnel, NoTunnel> {
     let mut record = proxy.record(&principal.client.to_string(), Kind::Tunnel);
     let target = match Target::from_connect(authority) {
         Ok(target) => target,
@@ -129,7 +115,7 @@ fn refuse(record: Record, answer: Answer, registry: Option<&str>) -> NoTunnel {
 }
 
 /// Carries bytes until the tunnel ends, or until the process does.
-pub async fn carry(proxy: &Proxy, tunnel: Tunnel, (client, counted): (&Client, &CountedClient), early: Bytes) {
+async fn carry(proxy: &Proxy, tunnel: Tunnel, (client, counted): (&Client, &CountedClient), early: Bytes) {
     let Tunnel { mut socket, mut record, mut path } = tunnel;
     let (metrics, carried) = (record.metrics(), record.carried());
     let client_name = path.attempt.principal.client.to_string();

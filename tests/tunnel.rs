@@ -519,19 +519,26 @@ async fn bytes_for_a_refused_tunnel_are_no_request() {
     }
 }
 
-/// Content of a CONNECT has no meaning (RFC 9110, section 9.3.6). As a later request of a connection it is refused, since its
-/// bytes cannot be told from those of the tunnel.
+/// Content of a CONNECT has no meaning (RFC 9110, section 9.3.6), and its bytes cannot be told from those of the tunnel: it is
+/// refused, whether it comes first or later. A length of zero is none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_later_connect_with_content_is_refused_and_loses_nothing() {
+async fn a_connect_with_content_is_refused_and_loses_nothing() {
     let stub = StubRegistry::builder().start().await;
     let sidecar = sidecar_for(stub.address(), 1, "").await;
-    for framing in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
-        let mut client = Wire::open(sidecar.proxy()).await.unwrap();
-        assert_eq!(client.get(&format!("http://{}/v2/", stub.address()), &[]).await.unwrap().status(), 200);
-        let head = format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n{framing}\r\n\r\nhello", stub.address());
-        client.send(head.as_bytes()).await.unwrap();
-        let answer = client.read_answer().await.unwrap();
-        assert_eq!((answer.status(), answer.header("connection")), (400, Some("close")), "{framing}");
+    for (framing, status) in
+        [("Content-Length: 5", 400), ("Transfer-Encoding: chunked", 400), ("Content-Length: 0", 200)]
+    {
+        for requests_before in [0, 1] {
+            let mut client = Wire::open(sidecar.proxy()).await.unwrap();
+            for _ in 0..requests_before {
+                assert_eq!(client.get(&format!("http://{}/v2/", stub.address()), &[]).await.unwrap().status(), 200);
+            }
+            let head = format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n{framing}\r\n\r\nhello", stub.address());
+            client.send(head.as_bytes()).await.unwrap();
+            let answer = client.read_answer().await.unwrap();
+            let connection = (status == 400).then_some("close");
+            assert_eq!((answer.status(), answer.header("connection")), (status, connection), "{framing}");
+        }
     }
 }
 

@@ -11,7 +11,6 @@ use hyper::StatusCode;
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::buffered_body::BufferedBody;
-use super::request_phase::RequestPhase;
 use super::resuming::Resumable;
 use crate::proxy::client::Client;
 use crate::proxy::record::{Carried, Record};
@@ -38,7 +37,6 @@ pub struct Relayed {
     record: Option<Record>,
     carried: Carried,
     upload: Upload,
-    phase: RequestPhase,
     client: Arc<Client>,
 }
 
@@ -49,13 +47,11 @@ impl Relayed {
         resumable: Option<Resumable>,
         mut record: Record,
         upload: Upload,
-        phase: RequestPhase,
         client: Arc<Client>,
     ) -> Relayed {
         let carried = record.carried();
         let resumable = resumable.map(Box::new);
-        let mut relayed =
-            Relayed { body, resumable, resuming: None, record: Some(record), carried, upload, phase, client };
+        let mut relayed = Relayed { body, resumable, resuming: None, record: Some(record), carried, upload, client };
         relayed.check_end();
         relayed
     }
@@ -73,7 +69,6 @@ impl Relayed {
 
     fn served(&mut self) {
         if let Some(record) = self.record.take() {
-            self.phase.end();
             record.served();
         }
     }

@@ -5,14 +5,10 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::kernel;
@@ -82,6 +78,12 @@ impl Client {
         tcp::write_all(&self.stream, data).await
     }
 
+    /// Sends our FIN.
+    pub fn finish(&self) -> io::Result<()> {
+        self.finished.store(true, Ordering::Relaxed);
+        tcp::finish(&self.stream)
+    }
+
     /// Lets the connection end with a reset: what was sent is not all, and must not look so.
     pub fn cut(&self) {
         tcp::reset_on_close(&self.stream);
@@ -137,63 +139,5 @@ impl Client {
     /// Whether the connection is broken, so that not even an answer could be sent; asks the kernel.
     pub fn is_broken(&self) -> bool {
         tcp::is_broken(&self.stream)
-    }
-}
-
-/// The client's stream as hyper reads and writes it, with the bytes first that were read before hyper came.
-#[derive(Debug)]
-pub struct ClientIo {
-    client: Arc<Client>,
-    replay: Bytes,
-}
-
-impl ClientIo {
-    /// Reads `replay`, then the stream.
-    pub fn new(client: Arc<Client>, replay: Bytes) -> ClientIo {
-        ClientIo { client, replay }
-    }
-
-    /// The bytes to replay that were not read yet.
-    pub fn into_unread(self) -> Bytes {
-        self.replay
-    }
-}
-
-impl AsyncRead for ClientIo {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.replay.is_empty() {
-            let length = self.replay.len().min(buffer.remaining());
-            buffer.put_slice(&self.replay[..length]);
-            self.replay.advance(length);
-            return Poll::Ready(Ok(()));
-        }
-        tcp::poll_read(&self.client.stream, cx, buffer).map_ok(|_| ())
-    }
-}
-
-impl AsyncWrite for ClientIo {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[io::IoSlice::new(data)])
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        tcp::poll_write_vectored(&self.client.stream, cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.client.finished.store(true, Ordering::Relaxed);
-        Poll::Ready(tcp::finish(&self.client.stream))
     }
 }

@@ -154,15 +154,7 @@ impl Record {
     pub fn answered(self, reason: Reason) {
         let outcome = match reason {
             Reason::UpstreamUnreachable | Reason::UpstreamTimeout => Outcome::UpstreamFailed,
-            Reason::QueueFull
-            | Reason::QueueTimeout
-            | Reason::Draining
-            | Reason::TooManyClients
-            | Reason::DestinationDenied
-            | Reason::ClientDenied
-            | Reason::BadRequest
-            | Reason::HeadTimeout
-            | Reason::LoopDetected => Outcome::Refused,
+            _ => Outcome::Refused,
         };
         self.end(outcome, Some(reason));
     }

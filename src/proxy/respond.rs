@@ -92,145 +92,93 @@ impl Load {
 /// When to come back if nothing better is known.
 const SOON: Duration = Duration::from_secs(1);
 
+/// How a reason is told: the status, the error type of RFC 9209, section 2.3, that comes nearest, and the code of the OCI
+/// distribution specification's error form.
+fn told(reason: Reason) -> (StatusCode, &'static str, &'static str) {
+    match reason {
+        Reason::QueueFull | Reason::QueueTimeout | Reason::TooManyClients => {
+            (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", UNAVAILABLE)
+        }
+        Reason::Draining => (StatusCode::SERVICE_UNAVAILABLE, "proxy_internal_response", UNAVAILABLE),
+        Reason::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "destination_unavailable", UNAVAILABLE),
+        Reason::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout", UNAVAILABLE),
+        Reason::DestinationDenied => (StatusCode::FORBIDDEN, "destination_ip_prohibited", "DENIED"),
+        Reason::ClientDenied => (StatusCode::FORBIDDEN, "http_request_denied", "DENIED"),
+        Reason::BadRequest => (StatusCode::BAD_REQUEST, "http_request_error", "UNSUPPORTED"),
+        Reason::HeadTimeout => (StatusCode::REQUEST_TIMEOUT, "http_request_error", "UNSUPPORTED"),
+        Reason::LoopDetected => (StatusCode::LOOP_DETECTED, "proxy_loop_detected", "UNSUPPORTED"),
+    }
+}
+
+/// The code of what may pass: coming back makes sense.
+const UNAVAILABLE: &str = "UNAVAILABLE";
+
 impl Answer {
     /// An answer for which neither waiting nor load matter.
     pub fn plain(reason: Reason, message: impl Into<String>) -> Answer {
-        let retry_after = match reason {
-            Reason::QueueFull
-            | Reason::QueueTimeout
-            | Reason::Draining
-            | Reason::TooManyClients
-            | Reason::UpstreamUnreachable
-            | Reason::UpstreamTimeout => Some(SOON),
-            Reason::DestinationDenied
-            | Reason::ClientDenied
-            | Reason::BadRequest
-            | Reason::HeadTimeout
-            | Reason::LoopDetected => None,
-        };
+        let (_, _, code) = told(reason);
+        let retry_after = (code == UNAVAILABLE).then_some(SOON);
         Answer { reason, message: message.into(), waited: Duration::ZERO, retry_after, load: None }
     }
 
     /// The answer to the failure of an attempt at `upstream`.
     pub fn of_failure(failure: &Failure, upstream: &Upstream, attempt: &Attempt) -> Answer {
         let title = upstream.title();
-        let answer = match failure {
-            Failure::Refused(refusal) => Answer::of_refusal(refusal, upstream, attempt),
-            Failure::Draining => Answer::draining(&title),
-            Failure::Unknown(error) => Answer {
-                load: Load::of_unreachable(upstream),
-                ..Answer::plain(Reason::UpstreamUnreachable, error.to_string())
-            },
-            Failure::Undialled(error @ DialError::NoDescriptor(..)) => {
-                Answer::plain(Reason::TooManyClients, error.to_string())
+        let (reason, message) = match failure {
+            Failure::Refused(refusal) => return Answer::of_refusal(refusal, upstream, attempt),
+            Failure::Draining => (Reason::Draining, draining(&title)),
+            Failure::Unknown(error) => (Reason::UpstreamUnreachable, error.to_string()),
+            Failure::Undialled(error @ DialError::NoDescriptor(..)) => (Reason::TooManyClients, error.to_string()),
+            Failure::Undialled(error @ DialError::TimedOut(..)) if !upstream.retry_until_deadline => {
+                (Reason::UpstreamTimeout, format!("{title} is unreachable: {error}"))
             }
-            Failure::Undialled(error) => {
-                let reason = match error {
-                    DialError::TimedOut(..) if !upstream.retry_until_deadline => Reason::UpstreamTimeout,
-                    _ => Reason::UpstreamUnreachable,
-                };
-                let message = format!("{title} is unreachable: {error}");
-                Answer { load: Load::of_unreachable(upstream), ..Answer::plain(reason, message) }
-            }
-            Failure::NoAnswerBehind(_) => {
-                let message = format!("{title} is down: {failure}");
-                Answer { load: Load::of_unreachable(upstream), ..Answer::plain(Reason::UpstreamUnreachable, message) }
-            }
+            Failure::Undialled(error) => (Reason::UpstreamUnreachable, format!("{title} is unreachable: {error}")),
+            Failure::NoAnswerBehind(_) => (Reason::UpstreamUnreachable, format!("{title} is down: {failure}")),
             Failure::Died(error) if error.is_parse() => {
-                let message = format!("{title} sent an answer that cannot be read: {error}");
-                Answer::plain(Reason::UpstreamUnreachable, message)
+                (Reason::UpstreamUnreachable, format!("{title} sent an answer that cannot be read: {error}"))
             }
             Failure::Malformed(what) => {
-                let message = format!("{title} sent an answer that cannot be trusted: it has {what}");
-                Answer::plain(Reason::UpstreamUnreachable, message)
+                (Reason::UpstreamUnreachable, format!("{title} sent an answer that cannot be trusted: it has {what}"))
             }
             Failure::Died(_) => {
-                Answer::plain(Reason::UpstreamUnreachable, format!("{title} ended the connection before it answered"))
+                (Reason::UpstreamUnreachable, format!("{title} ended the connection before it answered"))
             }
-            Failure::TurnedAway(word) => {
-                Answer::plain(Reason::UpstreamUnreachable, format!("{title} ended TLS: {word}"))
-            }
-            Failure::Switched => {
-                Answer::plain(Reason::UpstreamUnreachable, format!("{title} switched protocols unasked"))
-            }
-            Failure::Denied(ip, class) => Answer::plain(
+            Failure::TurnedAway(word) => (Reason::UpstreamUnreachable, format!("{title} ended TLS: {word}")),
+            Failure::Switched => (Reason::UpstreamUnreachable, format!("{title} switched protocols unasked")),
+            Failure::Denied(ip, class) => (
                 Reason::DestinationDenied,
                 format!("{ip} is {}: list it in a registry's hosts to allow it", class.title()),
             ),
-            Failure::Loop(address) => Answer::plain(Reason::LoopDetected, format!("{address} is this proxy itself")),
+            Failure::Loop(address) => (Reason::LoopDetected, format!("{address} is this proxy itself")),
         };
-        Answer { waited: attempt.waited, ..answer }
+        let is_down = matches!(failure, Failure::Unknown(_) | Failure::Undialled(_) | Failure::NoAnswerBehind(_))
+            && reason != Reason::TooManyClients;
+        let load = if is_down { Load::of_unreachable(upstream) } else { None };
+        Answer { waited: attempt.waited, load, ..Answer::plain(reason, message) }
     }
 
     fn of_refusal(refusal: &Refusal, upstream: &Upstream, attempt: &Attempt) -> Answer {
         let title = upstream.title();
         let load = Load::of_refusal(refusal, upstream);
         let because = load.because();
-        let answer = match refusal.reason {
+        let Patience { limit, setting } = attempt.patience;
+        let (reason, message) = match refusal.reason {
             RefusalReason::QueueFull => {
-                let message = format!("queue full for {title} (queue.depth = {}){because}", upstream.queue.depth);
-                Answer::plain(Reason::QueueFull, message)
+                let depth = upstream.queue.depth;
+                (Reason::QueueFull, format!("queue full for {title} (queue.depth = {depth}){because}"))
             }
             RefusalReason::QueueTimeout => {
-                let Patience { limit, setting } = attempt.patience;
-                let message = format!("no connection to {title} became free in time ({setting} = {limit:?}){because}");
-                Answer::plain(Reason::QueueTimeout, message)
+                let bound = format!("({setting} = {limit:?})");
+                (Reason::QueueTimeout, format!("no connection to {title} became free in time {bound}{because}"))
             }
             RefusalReason::Unreachable => {
-                let Patience { limit, setting } = attempt.patience;
                 let message = format!("{title} took no connection in time ({setting} = {limit:?})");
-                Answer::plain(Reason::UpstreamUnreachable, message)
+                (Reason::UpstreamUnreachable, message)
             }
-            RefusalReason::Draining => Answer::draining(&title),
+            RefusalReason::Draining => (Reason::Draining, draining(&title)),
         };
-        Answer { retry_after: Some(refusal.retry_after), load: Some(Box::new(load)), ..answer }
-    }
-
-    fn draining(title: &str) -> Answer {
-        let message = format!("this proxy is going down, and {title} had no free connection within drain_timeout");
-        Answer::plain(Reason::Draining, message)
-    }
-
-    pub fn status(&self) -> StatusCode {
-        match self.reason {
-            Reason::QueueFull | Reason::QueueTimeout | Reason::Draining | Reason::TooManyClients => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Reason::DestinationDenied | Reason::ClientDenied => StatusCode::FORBIDDEN,
-            Reason::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
-            Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Reason::BadRequest => StatusCode::BAD_REQUEST,
-            Reason::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
-            Reason::LoopDetected => StatusCode::LOOP_DETECTED,
-        }
-    }
-
-    /// The error type of RFC 9209, section 2.3, that comes nearest.
-    fn proxy_error(&self) -> &'static str {
-        match self.reason {
-            Reason::QueueFull | Reason::QueueTimeout | Reason::TooManyClients => "connection_limit_reached",
-            Reason::Draining => "proxy_internal_response",
-            Reason::DestinationDenied => "destination_ip_prohibited",
-            Reason::ClientDenied => "http_request_denied",
-            Reason::UpstreamUnreachable => "destination_unavailable",
-            Reason::UpstreamTimeout => "connection_timeout",
-            Reason::BadRequest | Reason::HeadTimeout => "http_request_error",
-            Reason::LoopDetected => "proxy_loop_detected",
-        }
-    }
-
-    /// The code of the OCI distribution specification's error form.
-    fn oci_code(&self) -> &'static str {
-        match self.reason {
-            Reason::DestinationDenied | Reason::ClientDenied => "DENIED",
-            Reason::BadRequest | Reason::HeadTimeout | Reason::LoopDetected => "UNSUPPORTED",
-            Reason::QueueFull
-            | Reason::QueueTimeout
-            | Reason::Draining
-            | Reason::TooManyClients
-            | Reason::UpstreamUnreachable
-            | Reason::UpstreamTimeout => "UNAVAILABLE",
-        }
+        let (retry_after, load) = (Some(refusal.retry_after), Some(Box::new(load)));
+        Answer { waited: attempt.waited, retry_after, load, ..Answer::plain(reason, message) }
     }
 
     /// The text behind the status code: visible ASCII, on one line.
@@ -246,7 +194,7 @@ impl Answer {
             (CONTENT_TYPE, "application/json".to_owned()),
             (
                 HeaderName::from_static("proxy-status"),
-                format!("roadstead; error={}; details=\"{details}\"", self.proxy_error()),
+                format!("roadstead; error={}; details=\"{details}\"", told(self.reason).1),
             ),
         ];
         if let Some(pause) = self.retry_after {
@@ -256,8 +204,9 @@ impl Answer {
     }
 
     fn body(&self, registry: &str) -> Vec<u8> {
-        let errors =
-            Errors { errors: [Error { code: self.oci_code(), message: &self.message, detail: self.detail(registry) }] };
+        let errors = Errors {
+            errors: [Error { code: told(self.reason).2, message: &self.message, detail: self.detail(registry) }],
+        };
         serde_json::to_vec(&errors).expect("strings and numbers become JSON")
     }
 
@@ -276,7 +225,7 @@ impl Answer {
     /// The answer as bytes, for a connection that hyper does not serve. The connection ends with it.
     pub fn to_bytes(&self, registry: &str) -> Vec<u8> {
         let body = self.body(registry);
-        let mut head = format!("HTTP/1.1 {} {}\r\n", self.status().as_u16(), self.phrase());
+        let mut head = format!("HTTP/1.1 {} {}\r\n", told(self.reason).0.as_u16(), self.phrase());
         for (name, value) in self.headers() {
             let _ = write!(head, "{name}: {value}\r\n");
         }
@@ -287,7 +236,7 @@ impl Answer {
     /// The answer for hyper.
     pub fn to_response(&self, registry: &str) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::from(self.body(registry)));
-        *response.status_mut() = self.status();
+        *response.status_mut() = told(self.reason).0;
         if let Ok(phrase) = hyper::ext::ReasonPhrase::try_from(self.phrase()) {
             response.extensions_mut().insert(phrase);
         }
@@ -301,6 +250,10 @@ impl Answer {
         }
         response
     }
+}
+
+fn draining(title: &str) -> String {
+    format!("this proxy is going down, and {title} had no free connection within drain_timeout")
 }
 
 #[derive(Serialize)]
