@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +38,7 @@ use crate::admin::{Admin, Scope};
 use crate::admission::core::Core;
 use crate::config::{Config, Service};
 use crate::kernel;
-use crate::listener::{self, ClientDescriptors};
+use crate::listener;
 use crate::metrics::Metrics;
 use crate::proxy::{Entry, Proxy};
 use crate::upstream::Upstream;
@@ -81,7 +82,8 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     let tls = read_tls(&config)?;
     let listeners = listeners::open(&config, &mut inherited)?;
     let addresses = listeners::addresses(&listeners);
-    let clients = ClientDescriptors::new(descriptors::for_clients(&config, kernel::max_descriptors()));
+    let descriptors = descriptors::for_clients(&config, kernel::max_descriptors());
+    let clients = Arc::new(Semaphore::new(descriptors.min(Semaphore::MAX_PERMITS)));
     let metrics = Arc::new(Metrics::new());
     let (draining, ended, cut_short) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let mut assembly = Assembly::new(metrics.clone(), addresses.clone(), ended.clone());

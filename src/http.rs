@@ -25,12 +25,7 @@ use hyper_util::rt::TokioIo;
 
 use self::request_io::RequestIo;
 use crate::metrics::Reason;
-<<<<<<< HEAD
-use crate::proxy::client::{Client, ClientIo};
-use crate::proxy::connections::CountedClient;
-=======
 use crate::proxy::client::Client;
->>>>>>> 3bd20f4 (Read and check every head of a connection in one place, and pass informational answers on)
 use crate::proxy::record::Kind;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::{Entry, Proxy};
@@ -46,30 +41,10 @@ pub enum Served {
     Gone,
 }
 
-<<<<<<< HEAD
-/// How long it may lie idle once draining has begun. A request may be under way to us, and would be lost; whoever asks is
-/// told that the connection ends.
-const LAST_CHANCE: Duration = Duration::from_secs(1);
-
-/// Serves a client's connection with hyper, starting with the bytes that were read already. Whether it is left to close
-/// lingeringly: an answer was the last, and the client may still be sending.
-pub async fn serve(
-    proxy: &Arc<Proxy>,
-    entry: Entry,
-    client: &Arc<Client>,
-    counted: Arc<CountedClient>,
-    replay: Bytes,
-) -> bool {
-    let io = TokioIo::new(ClientIo::new(client.clone(), replay));
-    let phase = RequestPhase::new(counted.clone());
-    let service =
-        service_fn(|request| forward::answer(proxy.clone(), entry.clone(), client.clone(), phase.clone(), request));
-=======
 /// Serves one request with hyper, starting with the bytes that were read of it.
 pub async fn serve(proxy: &Arc<Proxy>, entry: &Entry, client: &Arc<Client>, read: Bytes, end: RequestEnd) -> Served {
     let io = RequestIo::new(client.clone(), read, end);
     let service = service_fn(|request| forward::answer(proxy, entry, &io, request));
->>>>>>> 3bd20f4 (Read and check every head of a connection in one place, and pass informational answers on)
     let mut connection = pin!(
         http1::Builder::new()
             .half_close(true)
@@ -77,26 +52,6 @@ pub async fn serve(proxy: &Arc<Proxy>, entry: &Entry, client: &Arc<Client>, read
             .preserve_header_case(true)
             .serve_connection(TokioIo::new(io.clone()), service)
     );
-<<<<<<< HEAD
-    let mut told = false;
-    let served = loop {
-        tokio::select! {
-            served = connection.as_mut() => break served,
-            () = async {
-                tokio::select! {
-                    () = async { proxy.draining().await; phase.idle_for(LAST_CHANCE).await } => {}
-                    () = counted.closes() => {}
-                }
-            }, if !told => {
-                connection.as_mut().graceful_shutdown();
-                told = true;
-            }
-            // Dropping the connection drops the request under way, and records it.
-            () = client.gone() => return false,
-            () = proxy.cut_short() => {
-                client.cut();
-                return false;
-=======
     let served = std::future::poll_fn(|cx| match connection.as_mut().poll(cx) {
         Poll::Pending if io.is_over() => Poll::Ready(None),
         served => served.map(Some),
@@ -107,7 +62,6 @@ pub async fn serve(proxy: &Arc<Proxy>, entry: &Entry, client: &Arc<Client>, read
             // hyper has answered 400 by itself.
             Some(Err(error)) if error.is_parse() => {
                 proxy.record(&client.peer().ip().to_string(), Kind::Unknown).answered(Reason::BadRequest);
->>>>>>> 3bd20f4 (Read and check every head of a connection in one place, and pass informational answers on)
             }
             Some(Err(error)) => tracing::debug!(peer = %client.peer(), %error, "client connection ended"),
             Some(Ok(())) => {}

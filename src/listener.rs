@@ -2,7 +2,6 @@
 //! [`http`].
 //!
 //! Nothing is decided here but who may come and how many clients stand at once. Called by `app`, once for each listener.
-//! It accepts nobody for whom no descriptor is left beside those of the dials.
 
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
@@ -14,7 +13,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
 use crate::http::{self, Served};
-use crate::kernel;
 use crate::metrics::{OTHER_HOSTS, Reason};
 use crate::proxy::client::Client;
 use crate::proxy::head::{self, Head, HeadError};
@@ -23,8 +21,8 @@ use crate::proxy::respond::Answer;
 use crate::proxy::{ClientTerms, Entry, Proxy};
 use crate::tunnel;
 
-/// The pause before another client is accepted, where there was no descriptor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The pause where there is no descriptor for another client, though there should be.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a connection may lie idle between two requests.
 const IDLE_CLIENT: Duration = Duration::from_secs(75);
@@ -33,27 +31,12 @@ const IDLE_CLIENT: Duration = Duration::from_secs(75);
 /// process, though a request may be under way to us.
 const LAST_HEAD: Duration = Duration::from_secs(1);
 
-/// The descriptors that clients may take, on all listeners together. The rest is for dials: a client that is accepted and
-/// cannot be served is worse off than one that waits in the backlog.
-#[derive(Clone, Debug)]
-pub struct ClientDescriptors(Arc<Semaphore>);
-
-impl ClientDescriptors {
-    /// So many.
-    pub fn new(most: usize) -> ClientDescriptors {
-        ClientDescriptors(Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))))
-    }
-
-    async fn take(&self) -> Option<OwnedSemaphorePermit> {
-        self.0.clone().acquire_owned().await.ok()
-    }
-}
-
-/// Accepts connections until draining begins; then the listener is closed.
-pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, entry: Entry, descriptors: ClientDescriptors) {
+/// Accepts connections until draining begins; then the listener is closed. All listeners share the descriptors that clients
+/// may take. The rest is for dials: a client that cannot be served is worse off than one that waits in the backlog.
+pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, entry: Entry, descriptors: Arc<Semaphore>) {
     loop {
         let accepted = async {
-            let descriptor = descriptors.take().await;
+            let descriptor = descriptors.clone().acquire_owned().await.ok();
             listener.accept().await.map(|(stream, peer)| (stream, peer, descriptor))
         };
         let accepted = tokio::select! {
@@ -64,9 +47,7 @@ pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, entry: Entry, desc
             Ok((stream, peer, descriptor)) => serve(&proxy, stream, peer, entry.clone(), descriptor),
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed: it waits in the backlog");
-                if kernel::is_out_of_descriptors(&error) {
-                    sleep(ACCEPT_PAUSE).await;
-                }
+                sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -117,7 +98,9 @@ async fn serve_client(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, en
         };
         counted.set_idle(false);
         match (head, &entry) {
-            (Ok(Head::Connect(connect)), Entry::Proxy) => return tunnel::serve(&proxy, client, &counted, connect).await,
+            (Ok(Head::Connect(connect)), Entry::Proxy) => {
+                return tunnel::serve(&proxy, client, &counted, connect).await;
+            }
             (Ok(Head::Connect(_)), Entry::Mirror(_)) => {
                 break Answer::plain(
                     Reason::BadRequest,

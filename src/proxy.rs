@@ -30,8 +30,7 @@ use self::connections::{ClientConnections, CountedClient};
 use self::mirror::Mirror;
 use self::record::{Kind, Record};
 use self::respond::Answer;
-use self::route::{Lost, Route, Routes};
-use crate::metrics::Reason;
+use self::route::{Route, Routes};
 use crate::target::Target;
 use crate::upstream::Upstream;
 
@@ -160,21 +159,14 @@ impl Proxy {
 
     /// Where a request goes; otherwise what to answer.
     pub(crate) async fn route(&self, target: &Target, secure: bool) -> Result<Route, Answer> {
-        let found = loop {
+        loop {
             let settings = self.settings();
             let found = settings.routes.find(target, secure).await;
             // While a name was looked up, a reload may have given its host to a registry, whose slots bind from then on.
             if Arc::ptr_eq(&settings, &self.settings()) {
-                break found;
+                return found;
             }
-        };
-        found.map_err(|lost| match lost {
-            Lost::Denied => {
-                let message = format!("{target} is in no registry's hosts, and other_hosts.policy is \"deny\"");
-                Answer::plain(Reason::DestinationDenied, message)
-            }
-            Lost::Unknown(error) => Answer::plain(Reason::UpstreamUnreachable, error.to_string()),
-        })
+        }
     }
 
     /// Signs a message (RFC 9110, section 7.6.3).

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
-use serde::Serialize;
+use serde_json::{Value, json};
 
-use crate::admission::{HolderInfo, LimitedBy, Refusal, RefusalReason, SlotState, SlotUse};
+use crate::admission::{HolderInfo, LimitedBy, Refusal, RefusalReason};
 use crate::metrics::{Label, Reason};
 use crate::upstream::connect::DialError;
 use crate::upstream::{Attempt, Failure, Patience, Upstream};
@@ -204,22 +204,22 @@ impl Answer {
     }
 
     fn body(&self, registry: &str) -> Vec<u8> {
-        let errors = Errors {
-            errors: [Error { code: told(self.reason).2, message: &self.message, detail: self.detail(registry) }],
-        };
-        serde_json::to_vec(&errors).expect("strings and numbers become JSON")
-    }
-
-    fn detail<'a>(&'a self, registry: &'a str) -> Detail<'a> {
         let load = self.load.as_deref();
-        Detail {
-            registry,
-            reason: self.reason.as_str(),
-            waited_seconds: seconds(self.waited),
-            slots: load.and_then(|load| load.slots),
-            waiting: load.map_or(0, |load| load.waiting),
-            why: load.map(Why::of),
+        let mut detail = json!({
+            "registry": registry,
+            "reason": self.reason.as_str(),
+            "waited_seconds": seconds(self.waited),
+            "slots": load.and_then(|load| load.slots),
+            "waiting": load.map_or(0, |load| load.waiting),
+        });
+        if let Some(load) = load {
+            detail["limited_by"] = json!(load.limited_by);
+            detail["position"] = json!(load.position);
+            detail["expected_wait_seconds"] = json!(load.expected_wait.map(seconds));
+            detail["holders"] = load.holders.iter().map(holder).collect();
         }
+        let error = json!({ "code": told(self.reason).2, "message": self.message, "detail": detail });
+        json!({ "errors": [error] }).to_string().into_bytes()
     }
 
     /// The answer as bytes, for a connection that hyper does not serve. The connection ends with it.
@@ -256,63 +256,14 @@ fn draining(title: &str) -> String {
     format!("this proxy is going down, and {title} had no free connection within drain_timeout")
 }
 
-#[derive(Serialize)]
-struct Errors<'a> {
-    errors: [Error<'a>; 1],
-}
-
-#[derive(Serialize)]
-struct Error<'a> {
-    code: &'static str,
-    message: &'a str,
-    detail: Detail<'a>,
-}
-
-#[derive(Serialize)]
-struct Detail<'a> {
-    registry: &'a str,
-    reason: &'static str,
-    waited_seconds: f64,
-    slots: Option<usize>,
-    waiting: usize,
-    #[serde(flatten)]
-    why: Option<Why>,
-}
-
-/// Why the request was not admitted.
-#[derive(Serialize)]
-struct Why {
-    limited_by: Option<LimitedBy>,
-    position: Option<usize>,
-    expected_wait_seconds: Option<f64>,
-    holders: Vec<Holder>,
-}
-
-#[derive(Serialize)]
-struct Holder {
-    client: Option<String>,
-    kind: SlotUse,
-    state: SlotState,
-    age_seconds: f64,
-    last_bytes_seconds: Option<f64>,
-}
-
-impl Why {
-    fn of(load: &Load) -> Why {
-        let holders = load.holders.iter().map(|holder| Holder {
-            client: holder.occupant.as_ref().map(|(principal, _)| principal.client.to_string()),
-            kind: holder.kind,
-            state: holder.state,
-            age_seconds: seconds(holder.age),
-            last_bytes_seconds: holder.last_bytes.map(seconds),
-        });
-        Why {
-            limited_by: load.limited_by,
-            position: load.position,
-            expected_wait_seconds: load.expected_wait.map(seconds),
-            holders: holders.collect(),
-        }
-    }
+fn holder(holder: &HolderInfo) -> Value {
+    json!({
+        "client": holder.occupant.as_ref().map(|(principal, _)| principal.client.to_string()),
+        "kind": holder.kind,
+        "state": holder.state,
+        "age_seconds": seconds(holder.age),
+        "last_bytes_seconds": holder.last_bytes.map(seconds),
+    })
 }
 
 fn seconds(span: Duration) -> f64 {

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::respond::Answer;
 use crate::address::reach_the_same;
+use crate::metrics::Reason;
 use crate::reclaim::ReclaimPolicy;
 use crate::target::{Host, HostPattern, Target};
 use crate::upstream::cluster::Cluster;
@@ -70,15 +72,6 @@ impl Claim {
     }
 }
 
-/// Why a request goes nowhere.
-#[derive(Debug)]
-pub enum Lost {
-    /// No registry lists the host, and the policy denies all others.
-    Denied,
-    /// It goes to another host, whose name cannot be resolved.
-    Unknown(ResolveError),
-}
-
 impl Routes {
     /// Routes to these registries, and to all other hosts if `direct`.
     pub fn new(registries: Vec<Claim>, other_hosts: Claim, direct: bool, resolver: Arc<Resolver>) -> Routes {
@@ -114,15 +107,17 @@ impl Routes {
     }
 
     /// Where a request for this target goes; `secure`, if we are to speak TLS there.
-    /// Fails when it may not go anywhere, or nobody knows where that is.
-    pub async fn find(&self, target: &Target, secure: bool) -> Result<Route, Lost> {
+    /// Fails with the answer when it may not go anywhere, or nobody knows where that is.
+    pub async fn find(&self, target: &Target, secure: bool) -> Result<Route, Answer> {
         if let Some((host, claim)) = self.listed(target) {
             return Ok(claim.route(target, secure, None, host.exact_host().is_some()));
         }
         if !self.direct {
-            return Err(Lost::Denied);
+            let message = format!("{target} is in no registry's hosts, and other_hosts.policy is \"deny\"");
+            return Err(Answer::plain(Reason::DestinationDenied, message));
         }
-        let addresses = self.addresses(target.host(), target.port()).await.map_err(Lost::Unknown)?;
+        let unknown = |error: ResolveError| Answer::plain(Reason::UpstreamUnreachable, error.to_string());
+        let addresses = self.addresses(target.host(), target.port()).await.map_err(unknown)?;
         for claim in &self.registries {
             let shared = self.addresses_of(claim, &addresses).await;
             if !shared.is_empty() {
