@@ -179,6 +179,12 @@ impl<P: Send + 'static> Gate<P> {
         Admit { gate: self, place, class, key, since: self.now(), stage: Stage::New(ask) }
     }
 
+    /// Lets requests go that are [`held`](AdmissionRequest::held): they are admitted in the order of the queue.
+    pub fn let_go(&self, places: &[Place]) {
+        let now = self.now();
+        self.shared.settle(self.shared.handover.event(|core| core.let_go(places, now)));
+    }
+
     /// Keeps a connection for the next request for `key`, or closes it when that may not be.
     pub fn park(&self, slot: SlotId, key: ReuseKey, connection: P) {
         self.shared.settle(self.shared.handover.park(slot, key, connection, self.now()));

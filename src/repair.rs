@@ -2,7 +2,7 @@
 //!
 //! Harbor shows the overload of its database as answers that look final: a `401` whose challenge is empty, a token without
 //! the actions that were asked for. Only a GET or a HEAD is ever asked again, and only before a byte of the answer went to
-//! the client. [`signs`] is the table of what is worth it, [`tokens`] reads tokens, [`memory`] keeps what was learned of
+//! the client. [`signs`] says what is worth it, [`tokens`] reads tokens, [`memory`] keeps what was learned of
 //! credentials, [`gateway`] holds requests while nothing answers behind a gateway, [`reasks`] bounds how many are asked again at once, and [`Distress`] says whether anything is believed at
 //! all. No I/O here, and no clock.
 

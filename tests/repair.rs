@@ -281,6 +281,40 @@ async fn a_pause_gives_the_slot_back_and_keeps_the_age() {
     assert_eq!(harbor.stub().peak(), 1);
 }
 
+/// A registry that is no Harbor denies without any challenge: it is asked a handful of times, however many are denied, and
+/// once where a password is denied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_denial_without_any_challenge_is_asked_for_a_handful_of_times() {
+    let password = basic(USER, PASSWORD);
+    for (credentials, gets, heads) in [("Bearer opaque", 5, 2), (&*password, 1, 1), ("basic eDp5", 1, 1)] {
+        for (method, times) in [("GET", gets), ("HEAD", heads)] {
+            let harbor = StubHarbor::scripted(|head, _| {
+                let is_denied = head.target().contains("/manifests/");
+                Some(Illness::Answer(if is_denied { "401 Unauthorized" } else { "200 OK" }, &[], 6))
+            })
+            .await;
+            let (sidecar, mirror) = start(&harbor, "").await;
+            let header = format!("Authorization: {credentials}");
+            assert_eq!(Wire::open(mirror).await.unwrap().get("/v2/", &[&header]).await.unwrap().status(), 200);
+            let began = Instant::now();
+            let asked = (0..6).map(|number| {
+                let header = header.clone();
+                tokio::spawn(async move {
+                    let path = format!("/v2/team/app{number}/manifests/v1");
+                    Wire::open(mirror).await.unwrap().ask(method, &path, &[&header]).await.unwrap().status()
+                })
+            });
+            for asked in asked.collect::<Vec<_>>() {
+                assert_eq!(asked.await.unwrap(), 401);
+            }
+            assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+            assert_eq!(harbor.requests().len() - 1, 6 * times, "{credentials} {method}");
+            let status = sidecar.status().await;
+            assert_eq!(status["registries"]["harbor"]["distress"]["level"], 0.0, "{status}");
+        }
+    }
+}
+
 /// A denial that may hide a database error is handed on while the registry is well, and asked for again in distress.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ambiguous_denial_is_doubted_in_distress_alone() {

@@ -70,7 +70,15 @@ impl Harbor {
         let (place, _) = self.core.place(&client, &self.target, self.now);
         let principal = Principal { class: ClassId::default(), client };
         let deadline = self.now + Duration::from_secs(100_000);
-        AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target: self.target.clone(), reuse: None }
+        AdmissionRequest {
+            place,
+            deadline,
+            principal,
+            lane: Lane::Blob,
+            target: self.target.clone(),
+            reuse: None,
+            held: false,
+        }
     }
 
     fn arrive(&mut self, ask: AdmissionRequest) {

@@ -12,7 +12,7 @@ use super::ledger::{Ledger, Occupant};
 use super::moment::Moment;
 use super::outages::Outages;
 use super::pooled::PooledSlots;
-use super::queue::WaitQueue;
+use super::queue::{WaitQueue, Waiter};
 use super::quiet::QuietTunnels;
 use super::rate::Bucket;
 use super::request::{AdmissionRequest, ClassId, Place, ReuseKey};
@@ -96,10 +96,19 @@ impl Books {
         self.limited_until = [self.limited_until, at].into_iter().flatten().min();
     }
 
-    pub fn enqueue(&mut self, request: AdmissionRequest, now: Moment) {
-        let held_back = self.outages.hold_back(&request.target, request.place);
+    pub fn enqueue(&mut self, request: AdmissionRequest, since: Moment, now: Moment) {
+        let held_back = !request.held && self.outages.hold_back(&request.target, request.place);
         self.touched.extend(request.reuse.clone());
-        self.queue.push(request, held_back, now);
+        self.queue.push(request, held_back, since, now);
+    }
+
+    /// A request is held no longer.
+    pub fn let_go(&mut self, place: Place, now: Moment) {
+        if self.queue.get(place).is_some_and(|waiter| waiter.request.held)
+            && let Some(Waiter { request, since, .. }) = self.queue.remove(place, now)
+        {
+            self.enqueue(AdmissionRequest { held: false, ..request }, since, now);
+        }
     }
 
     /// A waiting request leaves by itself. Its place is kept.

@@ -38,7 +38,10 @@ fn arrive(core: &mut Core, class: usize, now: Moment) -> Vec<SlotId> {
     let target: Arc<str> = "registry:443".into();
     let (place, _) = core.place(&principal.client, &target, now);
     let deadline = now + Duration::from_secs(50);
-    core.arrive(AdmissionRequest { place, deadline, principal, lane: Lane::Small, target, reuse: None }, now);
+    core.arrive(
+        AdmissionRequest { place, deadline, principal, lane: Lane::Small, target, reuse: None, held: false },
+        now,
+    );
     given(core)
 }
 
@@ -186,6 +189,7 @@ fn a_full_node_is_tried_again_when_a_slot_comes_back_and_not_before() {
         lane: Lane::Blob,
         target: "registry:443".into(),
         reuse: None,
+        held: false,
     };
     let arrives = |core: &mut Core| {
         let (place, _) = core.place(&"client".into(), "registry:443", at(0));
@@ -257,7 +261,10 @@ fn parked_tunnels_go_before_all_who_wait_in_their_first_order() {
         for &number in speaking {
             let principal = Principal { class: ClassId(0), client: "parked".into() };
             let (place, target, deadline) = (parked[number].ahead(), target(number), at(9000));
-            core.arrive(AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None }, at(4));
+            core.arrive(
+                AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None, held: false },
+                at(4),
+            );
         }
         if let Some(leaving) = leaving {
             core.leave(parked[leaving].ahead(), at(5));

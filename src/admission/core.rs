@@ -58,7 +58,7 @@ impl Core {
     /// A request asks to be admitted. The answer is a decision for its place, now or later.
     pub fn arrive(&mut self, request: AdmissionRequest, now: Moment) {
         let client = request.principal.client.clone();
-        self.books.enqueue(request, now);
+        self.books.enqueue(request, now, now);
         // Nothing is reclaimed for a request that may not wait for it.
         let may_wait = self.surplus() == 0;
         self.dispatch_with(may_wait, now);
@@ -74,6 +74,14 @@ impl Core {
 
     fn surplus(&self) -> usize {
         self.books.queue.len().saturating_sub(self.books.limits.depth)
+    }
+
+    /// These requests are held no longer. They are admitted in the order of the queue.
+    pub fn let_go(&mut self, places: &[Place], now: Moment) {
+        for place in places {
+            self.books.let_go(*place, now);
+        }
+        self.dispatch(now);
     }
 
     pub fn leave(&mut self, place: Place, now: Moment) {

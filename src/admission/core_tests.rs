@@ -203,6 +203,28 @@ impl World {
         place
     }
 
+    /// One who is held until [`World::let_go`].
+    fn arrive_held(&mut self, principal: &Principal, lane: Lane, key: Option<&str>, patience: Duration) -> Place {
+        let is_known = |one: &Principal| one.client == principal.client;
+        if !self.waiting.values().any(|ask| is_known(&ask.principal)) {
+            self.passes.insert(principal.client.clone(), None);
+        }
+        let ask = AdmissionRequest { held: true, ..self.request(principal, lane, key, patience) };
+        let place = ask.place;
+        self.waiting.insert(place, ask.clone());
+        self.core.arrive(ask, self.now);
+        self.settle(Some(&principal.client));
+        place
+    }
+
+    fn let_go(&mut self, places: &[Place]) {
+        for place in places {
+            self.waiting.get_mut(place).into_iter().for_each(|ask| ask.held = false);
+        }
+        self.core.let_go(places, self.now);
+        self.settle(None);
+    }
+
     fn request(
         &mut self,
         principal: &Principal,
@@ -213,7 +235,7 @@ impl World {
         let target: Arc<str> = key.unwrap_or("tunnel:443").into();
         let place = self.place(&(principal.client.clone(), target.clone()));
         let (deadline, reuse) = (self.now + patience, key.map(ReuseKey::from));
-        AdmissionRequest { place, deadline, principal: principal.clone(), lane, target, reuse }
+        AdmissionRequest { place, deadline, principal: principal.clone(), lane, target, reuse, held: false }
     }
 
     /// The oldest place that is kept for it, each once, or a new one.
@@ -381,8 +403,11 @@ impl World {
                 Decision::Reclaim { slot, .. } => {
                     assert!(!self.waiting.is_empty() && !self.paused, "recalled for nobody");
                     assert!(self.open() >= self.limits.slots, "recalled though a slot is free");
-                    let coming = self.coming() + self.freed_lately();
-                    assert!(coming < self.servable(self.waiting.len()), "recalled for one who is served without it");
+                    // After a reduction those that exceed the slots go as well.
+                    let excess = self.open().saturating_sub(self.limits.slots);
+                    let going = self.held.iter().filter(|held| held.closing || held.reclaimed).count();
+                    let served = self.servable(self.waiting.len()) + excess;
+                    assert!(going + self.freed_lately() < served, "recalled for one who is served without it");
                     let now = self.now;
                     let held = self.held_mut(slot);
                     let Some(idle) = held.quiet.take() else { panic!("recalled though it moves") };
@@ -433,6 +458,7 @@ impl World {
         self.check_order_among_its_own(place);
         let ask = self.decide(place);
         assert!(ask.deadline > self.now, "admitted after its deadline");
+        assert!(!ask.held, "admitted though it is held");
         assert!(!self.ended, "admitted after the end");
         assert!(self.held.iter().all(|held| held.slot != slot), "a slot granted twice");
         let target = ask.target;
@@ -470,7 +496,7 @@ impl World {
             self.passes.insert(principal.client, None);
             return;
         }
-        let first = |lane| own().find(|ask| ask.lane == lane && !self.out.contains(&ask.target)).map(|ask| ask.place);
+        let first = |lane| own().find(|ask| ask.lane == lane && self.is_in_line(ask)).map(|ask| ask.place);
         assert_eq!(first(asked.lane), Some(place), "out of order among its client's own");
         let passes = self.passes.get(&principal.client).copied().unwrap_or(Some(0));
         let after = match (asked.lane, first(Lane::Blob)) {
@@ -490,7 +516,7 @@ impl World {
 
     fn check_reuse(&mut self, place: Place, slot: SlotId) {
         let ask = self.decide(place);
-        assert!(!self.paused, "admitted while paused");
+        assert!(!self.paused && !ask.held, "admitted while paused or held");
         let held = self.held_mut(slot);
         held.vacant = false;
         held.target = ask.target.clone();
@@ -501,6 +527,10 @@ impl World {
         let held = self.held_mut(slot);
         let kept = held.kept.take();
         assert!(kept.is_some() && kept == ask.reuse, "given a connection to somewhere else");
+    }
+
+    fn is_in_line(&self, ask: &AdmissionRequest) -> bool {
+        !ask.held && !self.out.contains(&ask.target)
     }
 
     fn open(&self) -> usize {
@@ -555,9 +585,9 @@ impl World {
             return;
         }
         // A waiter for a target that refuses is admitted only as a probe; the others are admitted in order.
-        let in_line = self.waiting.values().filter(|ask| !self.out.contains(&ask.target)).count();
+        let in_line = self.waiting.values().filter(|ask| self.is_in_line(ask)).count();
         let wanted = |key: &ReuseKey| {
-            let mut asks = self.waiting.values().filter(|ask| !self.out.contains(&ask.target));
+            let mut asks = self.waiting.values().filter(|ask| self.is_in_line(ask));
             asks.any(|ask| ask.reuse.as_ref() == Some(key))
         };
         assert!(!kept.iter().any(|key| wanted(key)), "a kept connection idles that somebody could use");
@@ -595,7 +625,7 @@ impl World {
             assert!(by(deadline), "nobody would notice a deadline");
         }
         if let Some(tokens) = &self.tokens
-            && self.waiting.values().any(|ask| !self.out.contains(&ask.target))
+            && self.waiting.values().any(|ask| self.is_in_line(ask))
             && self.open() < self.limits.slots
             && self.connecting() < self.limits.max_connecting
             && !self.paused
@@ -610,7 +640,7 @@ impl World {
     /// Quiet tunnels that could give way to those who wait, as soon as they have been quiet for long enough and there is a
     /// token for one more.
     fn check_wake_for_recalls(&self) {
-        let in_line = self.waiting.values().filter(|ask| !self.out.contains(&ask.target)).count();
+        let in_line = self.waiting.values().filter(|ask| self.is_in_line(ask)).count();
         let coming = self.coming();
         let connecting = self.connecting();
         if self.paused
@@ -633,7 +663,8 @@ impl World {
 /// One step of a history. Numbers pick one of what is there at that time.
 #[derive(Clone, Debug)]
 enum Step {
-    Arrive { client: usize, small: bool, key: usize, patience: u64 },
+    Arrive { client: usize, small: bool, key: usize, patience: u64, held: bool },
+    LetGo(usize),
     Leave(usize),
     Tell(usize),
     Dialled(usize),
@@ -656,8 +687,9 @@ fn step() -> impl Strategy<Value = Step> {
         prop_oneof![Just(Evidence::Unused), Just(Evidence::Idle), Just(Evidence::Unsure), Just(Evidence::Stalled)];
     let states = prop_oneof![Just(SlotState::Active), Just(SlotState::Idle), Just(SlotState::Closing)];
     prop_oneof![
-        8 => (0..3_usize, any::<bool>(), 0..3_usize, 1..300_u64)
-            .prop_map(|(client, small, key, patience)| Step::Arrive { client, small, key, patience }),
+        8 => (0..3_usize, any::<bool>(), 0..3_usize, 1..300_u64, prop::bool::weighted(0.2))
+            .prop_map(|(client, small, key, patience, held)| Step::Arrive { client, small, key, patience, held }),
+        2 => any::<usize>().prop_map(Step::LetGo),
         2 => any::<usize>().prop_map(Step::Tell),
         2 => any::<usize>().prop_map(Step::Leave),
         5 => any::<usize>().prop_map(Step::Dialled),
@@ -692,10 +724,18 @@ const KEYS: [Option<&str>; 3] = [Some("a:80"), Some("b:80"), None];
 impl World {
     fn take_step(&mut self, step: &Step) {
         match step {
-            Step::Arrive { client, small, key, patience } => {
+            Step::Arrive { client, small, key, patience, held } => {
                 let principal = [principal("x", 0), principal("y", 0), principal("z", 1)][*client].clone();
                 let lane = if *small { Lane::Small } else { Lane::Blob };
-                self.arrive_as(&principal, lane, KEYS[*key], ms(*patience));
+                if *held {
+                    self.arrive_held(&principal, lane, KEYS[*key], ms(*patience));
+                } else {
+                    self.arrive_as(&principal, lane, KEYS[*key], ms(*patience));
+                }
+            }
+            Step::LetGo(pick) => {
+                let held = self.waiting.values().filter(|ask| ask.held).map(|ask| ask.place);
+                self.let_go(&nth(held, *pick).into_iter().collect::<Vec<_>>());
             }
             Step::Tell(pick) => self.tell(*pick),
             Step::Quiet(pick, evidence, pause) => {
@@ -1182,7 +1222,7 @@ fn thousands_of_quiet_tunnels_give_way_to_thousands_in_no_time() {
         let (place, _) = core.place(&client, &target, now);
         let principal = Principal { class: ClassId::default(), client };
         let (lane, target, deadline) = (Lane::Blob, target.clone(), Moment(Duration::MAX));
-        core.arrive(AdmissionRequest { place, deadline, principal, lane, target, reuse: None }, now);
+        core.arrive(AdmissionRequest { place, deadline, principal, lane, target, reuse: None, held: false }, now);
     };
     for number in 0..MANY {
         arrive(&mut core, number, now);
@@ -1289,4 +1329,27 @@ fn no_tunnel_goes_while_slots_come_free_by_themselves() {
     world.release(slots[1]);
     world.arrive(None, ms(9000));
     assert_eq!(recalls(&world), slots[..3], "a slot that was taken is none that came free by itself");
+}
+
+/// Held requests wait like all others, and are admitted in the order of the queue once they are let go.
+#[test]
+fn held_requests_wait_and_are_admitted_in_their_order() {
+    let mut world = World::new(limits(2, 10, None));
+    let who = principal("client", 0);
+    let held: Vec<Place> = (0..3).map(|_| world.arrive_held(&who, Lane::Blob, Some("a:80"), ms(500))).collect();
+    assert_eq!((dialled_slots(&world).len(), world.core.snapshot(world.now).waiting), (0, 3), "slots are free");
+    let free = world.arrive(Some("a:80"), ms(9000));
+    let slot = dialled_slots(&world)[0];
+    world.dialled(slot);
+    world.established(slot);
+    world.park(slot, "a:80");
+    assert_eq!(world.waiting.len(), 3, "a pooled connection is nothing for one who is held");
+    world.pass(ms(100));
+    world.let_go(&[held[2], held[0], held[1]]);
+    assert!(world.decided.contains(&free) && world.decided.contains(&held[0]) && world.decided.contains(&held[1]));
+    assert!(!world.decided.contains(&held[2]), "the youngest waits for a slot");
+    let late = world.arrive_held(&who, Lane::Blob, None, ms(100));
+    world.pass(ms(100));
+    world.tick();
+    assert!(world.decided.contains(&late), "a deadline ends it");
 }

@@ -84,6 +84,7 @@ fn ask(place: Place, principal: &Principal, target: &Arc<str>) -> AdmissionReque
         lane: Lane::Blob,
         target: target.clone(),
         reuse: None,
+        held: false,
     }
 }
 

@@ -277,6 +277,7 @@ mod tests {
             lane: Lane::Blob,
             target: target.clone(),
             reuse: None,
+            held: false,
         };
         for _ in 0..waiters {
             let (place, _) = core.place(&principal.client, &target, now);

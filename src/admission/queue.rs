@@ -1,6 +1,7 @@
 //! The requests that wait: each with a place by arrival, a deadline, and a rank that [`FairQueue`] gives it.
 //!
-//! A request whose target is out is *held back*: it waits on, but is not next before its target is probed or back.
+//! A request whose target is out is *held back*: it waits on, but is not next before its target is probed or back. One that
+//! is held by its caller is held back, too, until its caller lets it go.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -79,8 +80,8 @@ impl WaitQueue {
         self.by_class.resize(weights.len().max(self.by_class.len()), 0);
     }
 
-    pub fn push(&mut self, request: AdmissionRequest, held_back: bool, now: Moment) {
-        let place = request.place;
+    pub fn push(&mut self, request: AdmissionRequest, held_back: bool, since: Moment, now: Moment) {
+        let (place, held_back) = (request.place, held_back || request.held);
         debug_assert!(!self.waiters.contains_key(&place), "a request waits once at a time");
         if !held_back {
             self.order.push(&request.principal, request.lane, place, now);
@@ -92,11 +93,11 @@ impl WaitQueue {
         self.counts.add(&request.principal.client, place);
         self.by_class[request.principal.class.0] += 1;
         self.by_deadline.insert((request.deadline.nanos(), place));
-        add(&mut self.by_target, &request.target, place);
-        if let Some(key) = &request.reuse {
-            add(&mut self.by_key, key, place);
+        if !request.held {
+            add(&mut self.by_target, &request.target, place);
+            request.reuse.iter().for_each(|key| add(&mut self.by_key, key, place));
         }
-        self.waiters.insert(place, Box::new(Waiter { request, since: now, held_back }));
+        self.waiters.insert(place, Box::new(Waiter { request, since, held_back }));
     }
 
     pub fn hold_back(&mut self, target: &Arc<str>, now: Moment) {

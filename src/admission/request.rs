@@ -108,6 +108,8 @@ pub struct AdmissionRequest {
     pub target: Arc<str>,
     /// Pooled connections that would do as well as a new one; `None`: only a new one will do.
     pub reuse: Option<ReuseKey>,
+    /// Whether it is held: it waits, and is not admitted before [`Gate::let_go`](super::Gate::let_go).
+    pub held: bool,
 }
 
 impl AdmissionRequest {

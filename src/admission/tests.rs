@@ -42,7 +42,15 @@ fn ask(gate: &Gate<Connection>, patience: Duration, reuse: Option<&str>) -> Admi
     }
     let principal = Principal { class: ClassId::default(), client };
     let deadline = gate.now() + patience;
-    AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: reuse.map(ReuseKey::from) }
+    AdmissionRequest {
+        place,
+        deadline,
+        principal,
+        lane: Lane::Blob,
+        target,
+        reuse: reuse.map(ReuseKey::from),
+        held: false,
+    }
 }
 
 const LONG: Duration = Duration::from_secs(50);

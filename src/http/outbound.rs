@@ -141,6 +141,12 @@ impl Outbound {
         headers.get(AUTHORIZATION)
     }
 
+    /// Whether a password is among its credentials.
+    pub fn has_password(&self) -> bool {
+        let credentials = self.credentials().map(HeaderValue::as_bytes).unwrap_or_default();
+        credentials.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"basic "))
+    }
+
     /// The key of its pooled connections: its target.
     pub fn key(&self) -> &ReuseKey {
         &self.key

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
@@ -263,12 +263,7 @@ impl Repairing<'_> {
     }
 
     async fn ask_without_end(&mut self, attempt: &mut Attempt) -> Result<Option<Judged>, Failure> {
-        let now = self.exchange.upstream.gate.now();
-        let mut _turn = None;
-        if self.again > 0 && self.repair.is_distressed(now) {
-            let half = self.exchange.upstream.gate.snapshot().slots / 2;
-            _turn = Some(self.repair.reasks.take(attempt.place, half).await);
-        }
+        attempt.is_reask = self.again > 0 && self.repair.is_distressed(self.exchange.upstream.gate.now());
         let turn = match &self.look {
             None => self.exchange.turn(attempt).await,
             Some(look) => {
@@ -277,13 +272,15 @@ impl Repairing<'_> {
                 exchange.turn(attempt).await
             }
         };
-        match turn {
-            Ok(None) => Ok(None),
-            Ok(Some((response, took))) => Ok(Some(self.judge(response, took).await)),
+        let judged = match turn {
+            Ok(None) => return Ok(None),
+            Ok(Some((response, took))) => self.judge(response, took).await,
             // An answer that cannot be parsed now cannot be parsed later.
-            Err(Failure::Died(error)) if !error.is_parse() => Ok(Some(self.broken(error))),
-            Err(failure) => Err(failure),
-        }
+            Err(Failure::Died(error)) if !error.is_parse() => self.broken(error),
+            Err(failure) => return Err(failure),
+        };
+        attempt.permit = None;
+        Ok(Some(judged))
     }
 
     fn broken(&self, error: hyper::Error) -> Judged {
@@ -316,7 +313,11 @@ impl Repairing<'_> {
         }
         let retry_after = signs::retry_after(response.headers(), SystemTime::now());
         let (headers, body) = (response.headers(), response.body());
+        // Harbor's errors have an empty challenge. A denial without any may be another registry's own, and one of a password
+        // is not asked for twice.
+        let is_bare = status == StatusCode::UNAUTHORIZED && !headers.contains_key(WWW_AUTHENTICATE);
         let verdict = match &self.token {
+            _ if is_bare && (outbound.has_password() || self.look.is_some()) => Verdict::Real,
             Some(access) if is_token && body.is_whole() => match access.look_at(body.so_far()) {
                 Some(TokenFound::Poor { has_subject }) => Verdict::PoorToken { has_subject },
                 Some(TokenFound::Whole) | None => Verdict::Good,
@@ -329,7 +330,9 @@ impl Repairing<'_> {
                 sign.map_or(Verdict::Real, Verdict::Retry)
             }
         };
-        self.note(verdict);
+        if !is_bare {
+            self.note(verdict);
+        }
         if verdict == Verdict::Good && status.is_success() {
             self.served_well(took);
         }
@@ -439,9 +442,9 @@ impl Repairing<'_> {
     }
 }
 
-/// A manifest by digest is small: it is read before it is handed on, so that one that breaks off can be asked for again.
+/// A manifest is small: it is read before it is handed on, so that one that breaks off can be asked for again.
 fn is_manifest(outbound: &Outbound, status: StatusCode) -> bool {
-    status == StatusCode::OK && outbound.method() == Method::GET && outbound.uri().path().contains("/manifests/sha256:")
+    status == StatusCode::OK && outbound.method() == Method::GET && outbound.uri().path().contains("/manifests/")
 }
 
 /// The rights that a request for a token asks for; `None` for any other request.

@@ -5,9 +5,10 @@
 //! other answer ends the outage, and all go on. A connection that merely stands says nothing here.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::memory::Key;
@@ -104,36 +105,34 @@ impl Outage {
 impl Gateways {
     /// A request got an answer that is none of the registry's. Tells whether the URL is out.
     pub fn answered_badly(&self, url: &Arc<str>, place: Place, path: Key, now: Moment) -> bool {
-        let is_out = self.lock().entry(url.clone()).or_default().answered(place, path, now);
+        let is_out = self.urls.lock().entry(url.clone()).or_default().answered(place, path, now);
         self.changed.notify_waiters();
         is_out
     }
 
-    /// A request got any other answer. Tells whether that ended an outage.
-    pub fn answered_well(&self, url: &str) -> bool {
-        let was_out = self.lock().remove(url).is_some_and(|gateway| gateway.out.is_some());
-        if was_out {
-            self.changed.notify_waiters();
-        }
-        was_out
+    /// A request got any other answer. If that ended an outage, tells which requests it held.
+    pub fn answered_well(&self, url: &str) -> Option<Vec<Place>> {
+        let outage = self.urls.lock().remove(url)?.out?;
+        self.changed.notify_waiters();
+        Some(outage.held.into_iter().collect())
     }
 
     /// Whether the request may go to this URL now.
     pub fn passage(&self, url: &str, place: Place, now: Moment) -> Passage {
-        let mut urls = self.lock();
+        let mut urls = self.urls.lock();
         let outage = urls.get_mut(url).and_then(|gateway| gateway.out.as_mut());
         outage.map_or(Passage::Free, |outage| outage.passage(place, now))
     }
 
     /// Whether this URL is out, and the request is not the one that finds out.
     pub fn holds(&self, url: &str, place: Place) -> bool {
-        let urls = self.lock();
+        let urls = self.urls.lock();
         urls.get(url).and_then(|gateway| gateway.out.as_ref()).is_some_and(|outage| outage.probe != Some(place))
     }
 
     /// The request is gone from this URL, or goes elsewhere: if it was to find out and told nothing, the next one does.
     pub fn gone(&self, url: &str, place: Place, now: Moment) {
-        if let Some(outage) = self.lock().get_mut(url).and_then(|gateway| gateway.out.as_mut()) {
+        if let Some(outage) = self.urls.lock().get_mut(url).and_then(|gateway| gateway.out.as_mut()) {
             outage.held.remove(&place);
             if outage.probe == Some(place) {
                 (outage.probe, outage.due) = (None, now);
@@ -144,16 +143,12 @@ impl Gateways {
 
     /// Whether no URL answered badly a moment ago.
     pub fn is_quiet(&self) -> bool {
-        self.lock().is_empty()
+        self.urls.lock().is_empty()
     }
 
     /// Completes when something changes from now on for held requests.
     pub fn change(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Gateway>> {
-        self.urls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -193,7 +188,7 @@ mod tests {
         let scene = Scene::new(1);
         assert!(![0, 1, 2, 3].into_iter().any(|now| scene.bad(0, "/v2/broken", now)), "one path");
         assert!(!scene.bad(0, "/v2/b", 1_000) && !scene.bad(0, "/v2/c", 2_500), "too far apart");
-        scene.gateways.answered_well(&scene.url);
+        assert_eq!(scene.gateways.answered_well(&scene.url), None);
         assert!(!scene.bad(0, "/v2/d", 2_600) && !scene.bad(0, "/v2/e", 2_600), "a good one between");
         assert_eq!(scene.passage(0, 2_600), Passage::Free);
         assert!(scene.bad(0, "/v2/f", 2_600));
@@ -239,7 +234,8 @@ mod tests {
         assert!(
             scene.gateways.holds(&scene.url, scene.places[1]) && !scene.gateways.holds(&scene.url, scene.places[0])
         );
-        assert!(scene.gateways.answered_well(&scene.url));
+        assert_eq!(scene.passage(1, 6_000), Passage::Held(None));
+        assert_eq!(scene.gateways.answered_well(&scene.url), Some(vec![scene.places[1]]), "the one that is held");
         assert_eq!(scene.passage(1, 6_000), Passage::Free);
     }
 }

@@ -1,7 +1,6 @@
-//! The table of answers that are worth asking again for.
+//! Answers that are worth asking again for. Every other one is the registry's real answer.
 //!
-//! Rows are looked at in their order, and the first that fits decides; an answer that fits none is the registry's real
-//! answer. By Harbor's own middleware a `401` to credentials with an empty challenge has two real causes, and both name
+//! By Harbor's own middleware a `401` to credentials with an empty challenge has two real causes, and both name
 //! themselves in the body: everything else is an error, whatever its words.
 
 use std::time::{Duration, SystemTime};
@@ -24,127 +23,37 @@ pub struct ObservedAnswer<'a> {
     pub body: &'a [u8],
 }
 
-/// One row: what an answer must be like, and what it means then.
-struct SignRow {
-    status: u16,
-    request: RequestRule,
-    challenge: ChallengeRule,
-    body: BodyRule,
-    means: Option<Sign>,
-}
-
-#[derive(PartialEq)]
-enum RequestRule {
-    Any,
-    Authorized,
-    AuthorizedHead,
-}
-
-enum ChallengeRule {
-    Any,
-    Absent,
-    Holds(&'static str),
-    /// Not the challenge: Retry-After is there.
-    RetryAfter,
-}
-
-enum BodyRule {
-    Any,
-    /// Every word of one of these groups.
-    Holds(&'static [&'static [&'static str]]),
-}
-
-const TABLE: &[SignRow] = &[
-    // The two real answers of Harbor that have no challenge; whatever else has none is an error of its database.
-    SignRow {
-        status: 401,
-        request: RequestRule::Authorized,
-        challenge: ChallengeRule::Absent,
-        body: BodyRule::Holds(&[&["project", "not found"], &["un-recognized request"]]),
-        means: None,
-    },
-    SignRow {
-        status: 401,
-        request: RequestRule::AuthorizedHead,
-        challenge: ChallengeRule::Absent,
-        body: BodyRule::Any,
-        means: Some(Sign::Unseen401),
-    },
-    SignRow {
-        status: 401,
-        request: RequestRule::Authorized,
-        challenge: ChallengeRule::Absent,
-        body: BodyRule::Any,
-        means: Some(Sign::DatabaseError),
-    },
-    SignRow {
-        status: 401,
-        request: RequestRule::Authorized,
-        challenge: ChallengeRule::Holds("Basic realm=\"harbor\""),
-        body: BodyRule::Any,
-        means: Some(Sign::Ambiguous401),
-    },
-    row(500, ChallengeRule::Any, Sign::InternalError),
-    row(502, ChallengeRule::Any, Sign::BadGateway),
-    row(503, ChallengeRule::Any, Sign::Unavailable),
-    row(504, ChallengeRule::Any, Sign::GatewayTimeout),
-    row(429, ChallengeRule::RetryAfter, Sign::TooManyRequests),
-];
-
-const fn row(status: u16, challenge: ChallengeRule, sign: Sign) -> SignRow {
-    SignRow { status, request: RequestRule::Any, challenge, body: BodyRule::Any, means: Some(sign) }
-}
-
 /// Whether the body of an answer with this status has to be read before it is known what it means. The challenge to a
 /// request without credentials is never touched.
+#[must_use]
 pub fn is_suspicious(status: StatusCode, authorized: bool) -> bool {
-    let asks_for_credentials = status == StatusCode::UNAUTHORIZED && !authorized;
-    !asks_for_credentials && TABLE.iter().any(|row| row.status == status.as_u16())
+    matches!(status.as_u16(), 429 | 500 | 502..=504) || status == StatusCode::UNAUTHORIZED && authorized
 }
 
 /// The sign of overload in an answer; `None` for the registry's real answer.
+#[must_use]
 pub fn of(answer: &ObservedAnswer<'_>) -> Option<Sign> {
-    TABLE.iter().find(|row| row.fits(answer)).and_then(|row| row.means)
-}
-
-impl SignRow {
-    fn fits(&self, answer: &ObservedAnswer<'_>) -> bool {
-        self.status == answer.status.as_u16()
-            && self.request.fits(answer)
-            && self.challenge.fits(answer.headers)
-            && self.body.fits(answer.body)
+    match answer.status.as_u16() {
+        401 if answer.authorized => of_denial(answer),
+        429 if answer.headers.contains_key(RETRY_AFTER) => Some(Sign::TooManyRequests),
+        500 => Some(Sign::InternalError),
+        502 => Some(Sign::BadGateway),
+        503 => Some(Sign::Unavailable),
+        504 => Some(Sign::GatewayTimeout),
+        _ => None,
     }
 }
 
-impl RequestRule {
-    fn fits(&self, answer: &ObservedAnswer<'_>) -> bool {
-        match self {
-            RequestRule::Any => true,
-            RequestRule::Authorized => answer.authorized,
-            RequestRule::AuthorizedHead => answer.authorized && answer.method == Method::HEAD,
-        }
+fn of_denial(answer: &ObservedAnswer<'_>) -> Option<Sign> {
+    let challenges = || answer.headers.get_all(WWW_AUTHENTICATE).iter().map(HeaderValue::as_bytes);
+    if challenges().any(|challenge| holds(challenge, "Basic realm=\"harbor\"")) {
+        return Some(Sign::Ambiguous401);
     }
-}
-
-impl ChallengeRule {
-    fn fits(&self, headers: &HeaderMap) -> bool {
-        let values = || headers.get_all(WWW_AUTHENTICATE).iter().map(HeaderValue::as_bytes);
-        match self {
-            ChallengeRule::Any => true,
-            ChallengeRule::Absent => values().all(|value| value.trim_ascii().is_empty()),
-            ChallengeRule::Holds(text) => values().any(|value| holds(value, text)),
-            ChallengeRule::RetryAfter => headers.contains_key(RETRY_AFTER),
-        }
-    }
-}
-
-impl BodyRule {
-    fn fits(&self, body: &[u8]) -> bool {
-        match self {
-            BodyRule::Any => true,
-            BodyRule::Holds(groups) => groups.iter().any(|words| words.iter().all(|word| holds(body, word))),
-        }
-    }
+    let is_real = holds(answer.body, "un-recognized request")
+        || holds(answer.body, "project") && holds(answer.body, "not found")
+        || challenges().any(|challenge| !challenge.trim_ascii().is_empty());
+    let sign = if answer.method == Method::HEAD { Sign::Unseen401 } else { Sign::DatabaseError };
+    (!is_real).then_some(sign)
 }
 
 fn holds(haystack: &[u8], needle: &str) -> bool {

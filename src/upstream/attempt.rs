@@ -12,8 +12,11 @@ use super::cluster::Cluster;
 use super::endpoints::Round;
 use super::failure::Failure;
 use super::http::PooledConnection;
-use crate::admission::{Gate, Lane, Moment, Place, Principal, ReuseKey, SlotState, SlotUse, Ticket};
+use crate::admission::{
+    Gate, Lane, Moment, Place, Principal, Refusal, RefusalReason, ReuseKey, SlotState, SlotUse, Ticket,
+};
 use crate::repair::Repair;
+use crate::repair::reasks::Reask;
 use crate::target::Target;
 
 /// Where a request goes.
@@ -86,6 +89,10 @@ pub struct Attempt {
     pub(super) ticket: Option<Ticket<PooledConnection>>,
     /// Whether it is held, or probes, while nothing answers behind the registry's gateway.
     pub(super) hold: Option<Hold>,
+    /// Whether it is one that is asked again while the registry is in distress.
+    pub is_reask: bool,
+    /// The permit that such a one needs.
+    pub permit: Option<Reask>,
     /// Whether it found out that nothing answers there.
     pub(super) has_probed: bool,
     /// The addresses that are being tried.
@@ -109,12 +116,34 @@ impl Attempt {
             connect: None,
             ticket: None,
             hold: None,
+            is_reask: false,
+            permit: None,
             has_probed: false,
             round: None,
             lookups_failed: 0,
             failed: None,
             ..*self
         }
+    }
+
+    /// Whether it finds out if something answers behind a gateway.
+    pub(super) fn is_probe(&self) -> bool {
+        self.hold.as_ref().is_some_and(|hold| hold.probes.is_some())
+    }
+
+    /// Its failure where it is not admitted: if it was held to the end, nothing answers.
+    pub(super) fn refused(&self, refusal: Refusal) -> Failure {
+        match &self.hold {
+            Some(hold) if !self.is_probe() && refusal.reason == RefusalReason::QueueTimeout => {
+                Failure::NoAnswerBehind(hold.urls[0].to_string())
+            }
+            _ => Failure::Refused(refusal),
+        }
+    }
+
+    /// Whether it waits for a permit to be asked again.
+    pub(super) fn needs_permit(&self) -> bool {
+        self.is_reask && self.permit.is_none()
     }
 
     /// The state of its socket once connected. In a tunnel, the handshake that loads the registry is still to come.

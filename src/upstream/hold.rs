@@ -1,66 +1,87 @@
 //! Visible requests are held while what stands behind a registry's gateway does not answer; see
-//! [`gateway`](crate::repair::gateway).
+//! [`gateway`](crate::repair::gateway). Those that are asked again in distress are held until they get one of the few
+//! [permits](crate::repair::reasks).
 //!
-//! A held request has no place in the queue of the gate and holds nothing. It is asked before each step, and again once it
-//! is admitted: what was admitted before the outage was known gives its slot back. Tunnels are not held.
+//! A held request waits in the queue of the gate like any other, and is not admitted before it is let go. Once it is
+//! admitted it is asked again: what was admitted before the outage was known gives its slot back. Tunnels are not held.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use hyper::StatusCode;
-use tokio::time::timeout_at;
+use tokio::time::sleep_until;
 
 use super::attempt::{Attempt, Hold};
-use super::failure::Failure;
+use super::http::PooledConnection;
 use super::registry::Upstream;
-use crate::admission::SlotUse;
+use crate::admission::{Admission, Admit, Moment, Refusal, SlotUse};
 use crate::distress::Cause;
 use crate::repair::gateway::Passage;
 use crate::repair::memory::Key;
 
+type Admitted = Result<Admission<PooledConnection>, Refusal>;
+
 impl Upstream {
-    /// Waits until one of the URLs to which the request may go answers, or the request is to find out whether one does.
-    pub(super) async fn pass_gateways(&self, attempt: &mut Attempt) -> Result<(), Failure> {
-        let gateways = &self.repair.gateways;
-        let is_probe = attempt.hold.as_ref().is_some_and(|hold| hold.probes.is_some());
-        if attempt.kind == SlotUse::Tunnel || is_probe || gateways.is_quiet() {
-            return Ok(());
+    /// Lets a held request go once it may, and waits on until it is admitted.
+    pub(super) async fn admit_held(
+        &self,
+        attempt: &mut Attempt,
+        mut admission: Pin<&mut Admit<'_, PooledConnection>>,
+    ) -> Admitted {
+        loop {
+            let mut change = pin!(self.repair.gateways.change());
+            change.as_mut().enable();
+            let Some(due) = self.held_until(attempt) else { break };
+            tokio::select! {
+                admitted = admission.as_mut() => return admitted,
+                () = change => {}
+                () = sleep_until(self.instant(due)) => {}
+            }
         }
-        let mut hold = Hold {
+        if attempt.needs_permit() {
+            tokio::select! {
+                admitted = admission.as_mut() => return admitted,
+                permit = self.repair.reasks.take(attempt.place, self.gate.snapshot().slots / 2) => {
+                    attempt.permit = Some(permit);
+                }
+            }
+        }
+        self.gate.let_go(&[attempt.place]);
+        admission.await
+    }
+
+    /// Until when the request is held, if nothing changes before: `None` where one of the URLs to which it may go answers,
+    /// or where it is to find out whether one does.
+    pub(super) fn held_until(&self, attempt: &mut Attempt) -> Option<Moment> {
+        let gateways = &self.repair.gateways;
+        if attempt.kind == SlotUse::Tunnel || attempt.is_probe() || gateways.is_quiet() {
+            return None;
+        }
+        let urls = urls_of(attempt);
+        let mut hold = attempt.hold.take().unwrap_or_else(|| Hold {
             repair: self.repair.clone(),
             gate: self.gate.clone(),
             place: attempt.place,
-            urls: urls_of(attempt),
+            urls,
             probes: None,
-        };
-        loop {
-            let mut change = pin!(gateways.change());
-            change.as_mut().enable();
-            let now = self.gate.now();
-            // One that has found out once does not do so again where it can go elsewhere.
-            if attempt.has_probed && hold.urls.iter().any(|url| !gateways.holds(url, attempt.place)) {
-                return Ok(());
-            }
-            let passages: Vec<Passage> =
-                hold.urls.iter().map(|url| gateways.passage(url, attempt.place, now)).collect();
-            hold.probes = passages.iter().position(|passage| *passage == Passage::Probe);
-            if hold.probes.is_some() {
-                attempt.hold = Some(hold);
-                return Ok(());
-            }
-            if passages.contains(&Passage::Free) {
-                return Ok(());
-            }
-            if now >= attempt.deadline {
-                return Err(attempt.failed.take().unwrap_or_else(|| Failure::NoAnswerBehind(hold.urls[0].to_string())));
-            }
-            let due = passages.iter().filter_map(|passage| match passage {
-                Passage::Held(due) => *due,
-                Passage::Free | Passage::Probe => None,
-            });
-            let until = self.instant(due.min().unwrap_or(attempt.deadline).min(attempt.deadline));
-            let _ = timeout_at(until, change).await;
+        });
+        // One that has found out once does not do so again where it can go elsewhere.
+        if attempt.has_probed && hold.urls.iter().any(|url| !gateways.holds(url, attempt.place)) {
+            return None;
         }
+        let now = self.gate.now();
+        let passages: Vec<Passage> = hold.urls.iter().map(|url| gateways.passage(url, attempt.place, now)).collect();
+        hold.probes = passages.iter().position(|passage| *passage == Passage::Probe);
+        if hold.probes.is_none() && passages.contains(&Passage::Free) {
+            return None;
+        }
+        let is_held = hold.probes.is_none();
+        attempt.hold = Some(hold);
+        let due = passages.iter().filter_map(|passage| match passage {
+            Passage::Held(due) => *due,
+            Passage::Free | Passage::Probe => None,
+        });
+        is_held.then(|| due.min().unwrap_or(attempt.deadline).min(attempt.deadline))
     }
 
     /// Whether the request may not go to this node now; without nodes, to its target.
@@ -78,7 +99,7 @@ impl Upstream {
     /// Notes what came of a request to `path` that was sent to this node: the status of the answer, or that there was none.
     pub fn answered(&self, attempt: &mut Attempt, node: Option<usize>, status: Option<StatusCode>, path: Key) {
         let gateways = &self.repair.gateways;
-        let is_probe = attempt.hold.is_some();
+        let is_probe = attempt.is_probe();
         let is_bad = match status.map(|status| status.as_u16()) {
             Some(502..=504) => true,
             Some(..=499) => false,
@@ -95,8 +116,9 @@ impl Upstream {
                 self.repair.note(Cause::Outage, self.repair.key(&[url.as_bytes()]), now);
                 tracing::debug!(registry = self.name, %url, "nothing answers behind the gateway: requests are held");
             }
-        } else if gateways.answered_well(&url) {
+        } else if let Some(held) = gateways.answered_well(&url) {
             tracing::info!(registry = self.name, %url, "the registry answers again");
+            self.gate.let_go(&held);
         }
         attempt.hold = None;
     }

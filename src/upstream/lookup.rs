@@ -38,7 +38,11 @@ impl Upstream {
     /// Those of every node whose name can be resolved. One that is left out keeps nobody waiting for its name.
     async fn endpoints_of_nodes(&self, cluster: &Arc<Cluster>, attempt: &Attempt) -> Result<Round, Failure> {
         let mut wanted = cluster.wanted(self.gate.now());
-        wanted.retain(|node| !self.is_held(attempt, Some(*node)));
+        let is_open = |node: &usize| !self.is_held(attempt, Some(*node));
+        // A request that is held everywhere may go anywhere once it is let go.
+        if wanted.iter().any(is_open) {
+            wanted.retain(is_open);
+        }
         // One name that nobody answers for must not keep the others waiting.
         let patience = attempt.deadline.min(self.gate.now() + NODE_LOOKUP);
         let mut lookups = JoinSet::new();

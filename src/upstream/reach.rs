@@ -59,7 +59,6 @@ impl Upstream {
     }
 
     async fn step_in_time(&self, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
-        self.pass_gateways(attempt).await?;
         let mut round = match attempt.round.take() {
             Some(round) => round,
             None => match self.endpoints(attempt).await {
@@ -75,7 +74,7 @@ impl Upstream {
             Ok(Admission::Kept(pooled)) => {
                 let is_held = self.is_held(attempt, pooled.node());
                 // A probe of one node of several needs a connection of its own.
-                if is_held && attempt.hold.is_some() {
+                if is_held && attempt.is_probe() {
                     attempt.reuse = None;
                 }
                 return Ok((!is_held).then_some(Connected::Pooled(pooled)));
@@ -83,7 +82,7 @@ impl Upstream {
             // Its patience ended in the queue, but what kept it from being served is the dials that failed.
             Err(refusal) => {
                 let dial = round.failed.map(Failure::from).or(attempt.failed.take());
-                return Err(dial.unwrap_or(Failure::Refused(refusal)));
+                return Err(dial.unwrap_or_else(|| attempt.refused(refusal)));
             }
         };
         match self.dial(slot, &mut round, attempt).await {
@@ -191,7 +190,9 @@ impl Upstream {
             lane: attempt.lane,
             target: attempt.name.clone(),
             reuse: attempt.reuse.clone(),
+            held: self.held_until(attempt).is_some() || attempt.needs_permit(),
         };
+        let is_held = request.held;
         if let Some(ticket) = attempt.ticket.take() {
             ticket.spend();
         }
@@ -202,7 +203,7 @@ impl Upstream {
             admitted = admission.as_mut() => admitted,
             () = ready(()) => {
                 attempt.queued.store(true, Ordering::Relaxed);
-                admission.await
+                if is_held { self.admit_held(attempt, admission).await } else { admission.await }
             }
         };
         attempt.waited += since.elapsed();

@@ -108,6 +108,8 @@ impl Upstream {
             connect: None,
             ticket,
             hold: None,
+            is_reask: false,
+            permit: None,
             has_probed: false,
             round: None,
             lookups_failed: 0,

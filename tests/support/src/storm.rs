@@ -29,6 +29,8 @@ pub enum Destination {
     Direct,
     /// Through the proxy at this address, with whole URLs on one kept-open connection per client.
     AbsoluteForm(SocketAddr),
+    /// At the mirror at this address, on one kept-open connection per client.
+    Mirror(SocketAddr),
     /// Through the proxy at this address, one tunnel per client, plain HTTP inside.
     Connect(SocketAddr),
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::timeout;
 
 pub use content::{blob_of, digest_of, manifest_of};
@@ -72,6 +72,8 @@ struct Seen {
     gate: Gate,
     accepts: Mutex<Vec<Instant>>,
     heads: Mutex<Vec<String>>,
+    /// Ends all connections, as the death of a process does.
+    killed: Notify,
     /// Targets that were asked for.
     targets: Mutex<HashSet<String>>,
     /// Where and how long answers stall.
@@ -85,6 +87,7 @@ impl Default for Seen {
             gate: Gate::default(),
             accepts: Mutex::default(),
             heads: Mutex::default(),
+            killed: Notify::default(),
             targets: Mutex::default(),
             random: Mutex::new(Random::new(3)),
         }
@@ -266,6 +269,12 @@ impl StubRegistry {
         self.set(Endpoint::Shut).await;
     }
 
+    /// Stops listening and ends every connection, in the middle of an answer too, as the death of a process does.
+    pub async fn kill(&self) {
+        self.refuse().await;
+        self.seen.killed.notify_waiters();
+    }
+
     /// Listens again, on the same port.
     pub async fn accept_again(&self) {
         self.set(Endpoint::Open).await;
@@ -357,7 +366,7 @@ fn turn(before: Option<TcpListener>, door: Endpoint, address: SocketAddr) -> Opt
     }
 }
 
-async fn accept_all<Handling>(listener: &TcpListener, seen: &Seen, handler: &impl Fn(StubConnection) -> Handling)
+async fn accept_all<Handling>(listener: &TcpListener, seen: &Arc<Seen>, handler: &impl Fn(StubConnection) -> Handling)
 where
     Handling: Future<Output = ()> + Send + 'static,
 {
@@ -374,7 +383,7 @@ where
 }
 
 /// Those who came since the kernel was last asked for news: right before the listener closes.
-fn accept_the_rest<Handling>(listener: &TcpListener, seen: &Seen, handler: &impl Fn(StubConnection) -> Handling)
+fn accept_the_rest<Handling>(listener: &TcpListener, seen: &Arc<Seen>, handler: &impl Fn(StubConnection) -> Handling)
 where
     Handling: Future<Output = ()> + Send + 'static,
 {
@@ -385,13 +394,19 @@ where
     }
 }
 
-fn serve<Handling>(stream: TcpStream, seen: &Seen, handler: &impl Fn(StubConnection) -> Handling)
+fn serve<Handling>(stream: TcpStream, seen: &Arc<Seen>, handler: &impl Fn(StubConnection) -> Handling)
 where
     Handling: Future<Output = ()> + Send + 'static,
 {
     locked(&seen.accepts).push(Instant::now());
     let connection = StubConnection::new(stream, seen.count.clone());
-    tokio::spawn(handler(connection));
+    let (handling, seen) = (handler(connection), seen.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = handling => {}
+            () = seen.killed.notified() => {}
+        }
+    });
 }
 
 #[cfg(test)]

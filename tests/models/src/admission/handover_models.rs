@@ -84,7 +84,15 @@ impl Harbor {
         let principal = Principal { class: ClassId::default(), client: "client".into() };
         let target = "target:443".into();
         let reuse = reuse.map(ReuseKey::from);
-        let ask = AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: reuse.clone() };
+        let ask = AdmissionRequest {
+            place,
+            deadline,
+            principal,
+            lane: Lane::Blob,
+            target,
+            reuse: reuse.clone(),
+            held: false,
+        };
         self.handover.arrive(ask, Waker::noop(), START).settle();
         Waiter { place, reuse }
     }

@@ -57,7 +57,9 @@ impl Pull {
     fn entrance(&self) -> SocketAddr {
         match self.way {
             Destination::Direct => self.registry,
-            Destination::AbsoluteForm(proxy) | Destination::Connect(proxy) => proxy,
+            Destination::AbsoluteForm(entrance) | Destination::Mirror(entrance) | Destination::Connect(entrance) => {
+                entrance
+            }
         }
     }
 
@@ -135,7 +137,7 @@ impl Pull {
     }
 
     fn exchange_completed(&mut self) {
-        if let Destination::AbsoluteForm(_) = self.way {
+        if let Destination::AbsoluteForm(_) | Destination::Mirror(_) = self.way {
             self.completed += 1;
         }
     }
