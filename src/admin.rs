@@ -15,6 +15,7 @@ mod scrape;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -37,6 +38,8 @@ use self::scrape::{ProcessPicture, scrape};
 use crate::admission::core::Core;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
+use crate::proxy::client::BRIEF_LINGER;
+use crate::tcp;
 use crate::upstream::Upstream;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,11 +120,14 @@ impl Admin {
                 Some(objection) => text(StatusCode::FORBIDDEN, objection),
                 None => self.answer(&request, scope),
             };
-            async move { Ok::<_, Infallible>(response) }
+            ready(Ok::<_, Infallible>(response))
         });
-        let served = connections::serve(stream, service, &self.handed_over).await;
-        if let Err(error) = served {
-            tracing::debug!(%error, "admin connection ended");
+        match connections::serve(stream, service, &self.handed_over).await {
+            // A client that sends a body nobody asked for is to see its answer all the same.
+            Ok(stream) => {
+                tcp::lingering_close(&stream, BRIEF_LINGER, |_| ()).await;
+            }
+            Err(error) => tracing::debug!(%error, "admin connection ended"),
         }
     }
 

@@ -49,6 +49,21 @@ async fn a_running_sidecar_is_alive_and_ready() {
     }
 }
 
+/// A client that sends a body nobody asked for reads its answer, though it was not read (RFC 9112, section 9.6).
+#[tokio::test]
+async fn an_answer_to_a_large_body_is_not_lost_to_a_reset() {
+    let (_stub, sidecar) = stage(1, "").await;
+    for _ in 0..20 {
+        let mut client = Wire::open(sidecar.admin()).await.unwrap();
+        let head = request("POST", "/status", &["Content-Length: 200000"]);
+        client.send(&[head.as_bytes(), &vec![b'x'; 200_000]].concat()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(client.read_answer().await.unwrap().status(), 405);
+        client.finish().await.unwrap();
+        while !client.receive().await.expect("no reset").is_empty() {}
+    }
+}
+
 /// An unknown path is 404. A path that can only be read is 405 for other methods.
 #[tokio::test]
 async fn unknown_paths_and_methods_are_refused() {

@@ -4,7 +4,7 @@
 //! Beyond the bound the oldest is closed, not the newest: the newest may be a probe of the kubelet.
 
 use std::collections::VecDeque;
-use std::pin::pin;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,31 +46,38 @@ impl AdminConnections {
     }
 }
 
-/// Serves one connection, until it ends, is too old, or another process answers here.
-pub async fn serve<S, Io>(io: Io, service: S, handed_over: &CancellationToken) -> Result<(), hyper::Error>
+/// Serves one connection, until it ends, is too old, or another process answers here. Gives it back to close lingeringly,
+/// where its last answer was sent.
+pub async fn serve<S, Io>(io: Io, service: S, handed_over: &CancellationToken) -> Result<Io, hyper::Error>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
-    S: HttpService<Incoming, ResBody = Full<Bytes>>,
+    S: HttpService<Incoming, ResBody = Full<Bytes>> + Unpin,
+    S::Future: Unpin,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(io), service);
-    let mut connection = pin!(connection);
-    tokio::select! {
-        served = connection.as_mut() => return served,
+    let served = tokio::select! {
+        served = &mut connection => Some(served),
         // The client's next connection goes to the process that serves now.
-        () = handed_over.cancelled() => {}
-        () = sleep(MAX_AGE) => {}
+        () = handed_over.cancelled() => None,
+        () = sleep(MAX_AGE) => None,
+    };
+    if let Some(served) = served {
+        served?;
+    } else {
+        Pin::new(&mut connection).graceful_shutdown();
+        timeout(LAST_ANSWER_TIMEOUT, &mut connection).await.unwrap_or(Ok(()))?;
     }
-    connection.as_mut().graceful_shutdown();
-    timeout(LAST_ANSWER_TIMEOUT, connection).await.unwrap_or(Ok(()))
+    Ok(connection.into_parts().io.into_inner())
 }
 
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::future::ready;
 
     use hyper::service::service_fn;
     use hyper::{Request, Response};
@@ -86,8 +93,8 @@ mod tests {
         let (ours, theirs) = duplex(512);
         let task = tokio::spawn(async move {
             let since = Instant::now();
-            let service = service_fn(|_: Request<Incoming>| async {
-                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![b'x'; 1024]))))
+            let service = service_fn(|_: Request<Incoming>| {
+                ready(Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![b'x'; 1024])))))
             });
             let _ = serve(theirs, service, &CancellationToken::new()).await;
             since.elapsed()

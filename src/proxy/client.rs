@@ -19,7 +19,7 @@ const LINGER: Linger =
     Linger { most_bytes: usize::MAX, longest: Duration::from_secs(30), longest_silence: Duration::from_secs(5) };
 
 /// The same where the client counts nowhere, or has little to send.
-const BRIEF_LINGER: Linger =
+pub const BRIEF_LINGER: Linger =
     Linger { most_bytes: 256 * 1024, longest: Duration::from_secs(1), longest_silence: Duration::from_secs(1) };
 
 /// The longest pause between two looks whether a client that has ended its side is still there.
