@@ -52,7 +52,6 @@ fn no_unit(number: &str) -> String {
     format!("a plain number has no unit: write \"{number}s\"")
 }
 
-/// An IP address and a port.
 pub(super) fn address(value: &DeValue<'_>) -> Parsed<SocketAddr> {
     let text = quoted(value)?;
     text.parse()
@@ -69,12 +68,10 @@ pub(super) fn network(value: &DeValue<'_>) -> Parsed<IpNet> {
         .ok_or_else(|| format!("{text:?} is not an address range, such as \"10.0.0.0/8\" or \"fd00::/8\""))
 }
 
-/// A host pattern.
 pub(super) fn host(value: &DeValue<'_>) -> Parsed<HostPattern> {
     HostPattern::parse(quoted(value)?).map_err(|error| error.to_string())
 }
 
-/// A DNS name.
 pub(super) fn name(value: &DeValue<'_>) -> Parsed<Host> {
     let text = quoted(value)?;
     let pattern = HostPattern::parse(text).ok().filter(|pattern| pattern.port().is_none());
@@ -100,7 +97,6 @@ fn origin(value: &DeValue<'_>) -> Parsed<Origin> {
     Origin::parse(text).map_err(|error| format!("{text:?} is not the URL of a host: {error}"))
 }
 
-/// The path of a file.
 pub(super) fn path(value: &DeValue<'_>) -> Parsed<PathBuf> {
     let text = quoted(value)?;
     if text.is_empty() { Err("is empty: write the path of a file".to_owned()) } else { Ok(PathBuf::from(text)) }
@@ -154,7 +150,6 @@ pub(super) fn bytes_per_second(value: &DeValue<'_>) -> Parsed<NonZeroU64> {
     })
 }
 
-/// A share of a cap.
 pub(super) fn share(value: &DeValue<'_>) -> Parsed<Share> {
     let share = match value {
         DeValue::String(text) => Share::parse(text),
@@ -165,7 +160,6 @@ pub(super) fn share(value: &DeValue<'_>) -> Parsed<Share> {
     share.map_err(|error| error.to_string())
 }
 
-/// Yes or no.
 pub(super) fn flag(value: &DeValue<'_>) -> Parsed<bool> {
     match value {
         DeValue::Boolean(flag) => Ok(*flag),
