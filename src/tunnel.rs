@@ -50,12 +50,15 @@ struct NoTunnel(Option<(Answer, String)>);
 
 /// Serves one CONNECT on a connection of its own, from the answer to the end of the tunnel.
 pub async fn serve(proxy: &Proxy, client: Arc<Client>, counted: &CountedClient, connect: Connect) {
-    let principal = proxy.settings().classes.principal(connect.proxy_authorization.as_deref(), &client);
-    let opened = open(proxy, &client, &connect.authority, principal).await;
+    let Connect { authority, proxy_authorization, early } = connect;
+    let principal = proxy.settings().classes.principal(proxy_authorization.as_deref(), &client);
+    // A waiter keeps no credentials.
+    drop(proxy_authorization);
+    let opened = open(proxy, &client, &authority, principal).await;
     match opened {
         Ok(tunnel) => {
             if client.write_all(ESTABLISHED).await.is_ok() {
-                carry(proxy, tunnel, (&client, counted), connect.early).await;
+                carry(proxy, tunnel, (&client, counted), early).await;
             }
         }
         Err(NoTunnel(Some((answer, registry)))) => {

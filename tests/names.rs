@@ -202,8 +202,11 @@ async fn an_idle_connection_of_the_greediest_client_closes_for_another_client() 
     let file = config(&registry).replacen("[listen]\n", "[listen]\nmax_clients = 4\n", 1);
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &file).await;
     let mut greedy = Vec::new();
-    for _ in 0..4 {
+    for number in 1..=4 {
         greedy.push(Wire::open(sidecar.proxy()).await.unwrap());
+        // In this order.
+        let clients = async || sidecar.status().await["clients"].as_u64();
+        eventually_is("one more client", Duration::from_secs(5), Some(number), clients).await;
     }
     // The first two were answered after the others came, so these are idle for longer.
     for wire in &mut greedy[..2] {
@@ -234,4 +237,28 @@ async fn an_idle_connection_of_the_greediest_client_closes_for_another_client() 
     }
     assert_eq!(greedy[1].read_answer().await.unwrap().status(), 200, "what is under way is not cut");
     assert_eq!(greedy[0].get(&url, &[]).await.unwrap().status(), 200, "nor what is not in excess");
+}
+
+/// A waiting tunnel keeps no credentials, however long they were: it costs what one without a name costs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiting_tunnel_keeps_no_credentials() {
+    const WAITERS: u64 = 500;
+    const CREDENTIALS: usize = 32 * 1024;
+    let stage = Stage::set().await;
+    let authority = stage.stub.address();
+    let head = format!(
+        "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nProxy-Authorization: Basic {}\r\n\r\n",
+        "QUJD".repeat(CREDENTIALS / 4)
+    );
+    let before = stage.sidecar.rss_kib();
+    let mut waiters = Vec::new();
+    for _ in 0..WAITERS {
+        let mut wire = Wire::open(stage.sidecar.proxy()).await.unwrap();
+        wire.send(head.as_bytes()).await.unwrap();
+        waiters.push(wire);
+    }
+    stage.sidecar.until("stub", "waiting", WAITERS).await;
+    let each = (stage.sidecar.rss_kib() - before) * 1024 / WAITERS;
+    println!("{each} bytes for each waiting tunnel");
+    assert!(each < CREDENTIALS as u64, "{each} bytes for each");
 }

@@ -282,3 +282,22 @@ fn parked_tunnels_go_before_all_who_wait_in_their_first_order() {
         assert_eq!(admitted, expected, "{speaking:?}");
     }
 }
+
+/// `depth` counts what waits, however it came: also requests that are held back because their target is out.
+#[test]
+fn what_is_held_back_counts_in_depth() {
+    let mut core = Core::new(limits(10, None, &[1]), at(0));
+    let slot = arrive(&mut core, 0, at(0))[0];
+    core.tell(slot, SlotEvent::Unreachable, at(0));
+    core.tell(slot, SlotEvent::Released, at(0));
+    let mut refused = 0;
+    for _ in 0..103 {
+        let principal = Principal { class: ClassId(0), client: "client".into() };
+        let (place, _) = core.place(&principal.client, "registry:443", at(1));
+        let (deadline, lane, target) = (at(50_000), Lane::Blob, "registry:443".into());
+        core.arrive(AdmissionRequest { place, deadline, principal, lane, target, reuse: None, held: false }, at(1));
+        refused +=
+            std::iter::from_fn(|| core.next_decision()).filter(|one| matches!(one, Decision::Refuse { .. })).count();
+    }
+    assert_eq!((refused, core.snapshot(at(1)).waiting), (3, 100));
+}
