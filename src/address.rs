@@ -14,7 +14,7 @@ pub enum AddressClass {
     Loopback,
     /// This link: `169.254.0.0/16` and `fe80::/10`.
     LinkLocal,
-    /// The metadata service of a cloud, which hands out credentials to whoever asks.
+    /// The metadata service of a cloud, which gives credentials to every client.
     Metadata,
     /// No single host: unspecified, multicast, broadcast and reserved addresses. (Linux takes `0.0.0.0` for loopback.)
     Unusable,

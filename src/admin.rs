@@ -1,7 +1,7 @@
 //! The admin listener: health, readiness, metrics, status, and the live page.
 //!
-//! It reads snapshots and never decides anything. The metrics listener is the same without what concerns only the
-//! operator of the node.
+//! It reads snapshots; the only state that it changes is the pause of a registry. The metrics listener serves metrics and
+//! probes alone. `app` starts it.
 
 pub mod config_state;
 pub mod history;
@@ -157,7 +157,7 @@ impl Admin {
         }
     }
 
-    /// Pauses or resumes a registry. Only POST, so that no page that somebody looks at can do it by a link.
+    /// Pauses or resumes a registry. Only POST, so that a link on a web page cannot do it.
     fn control(&self, method: &Method, name: &str, action: &str) -> Response<Full<Bytes>> {
         let settings = self.proxy.settings();
         let Some(upstream) = settings.routes.registries().find(|upstream| upstream.name == name) else {
@@ -172,7 +172,7 @@ impl Admin {
             ("pause" | "resume", false) => return text(StatusCode::METHOD_NOT_ALLOWED, "POST only\n"),
             _ => return text(StatusCode::NOT_FOUND, "a registry can pause and resume\n"),
         }
-        tracing::info!(registry = name, action, "told by the operator");
+        tracing::info!(registry = name, action, "paused or resumed by the operator");
         let picture = serde_json::json!(self.picture(upstream));
         response(StatusCode::OK, "application/json", format!("{picture}\n"))
     }

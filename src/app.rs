@@ -1,4 +1,6 @@
-//! Wires the parts: opens all listeners, then starts everything, lets it change, and takes it down in order.
+//! Wires the parts: opens all listeners, starts everything, reloads it, hands it over, and ends it in order.
+//!
+//! It owns the listeners and the running config. It never reads a request. `cli` calls it.
 
 mod assembly;
 pub(crate) mod descriptors;
@@ -46,7 +48,7 @@ use crate::upstream::Upstream;
 /// Time after `drain_timeout` in which the last refusals are written, and again in which cut connections are closed.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// How long a process that has handed over serves those who came to it, at the longest.
+/// The longest time for which a process that has handed over serves its clients.
 const MAX_HAND_OVER: Duration = Duration::from_secs(60 * 60);
 
 /// A running sidecar.
@@ -99,7 +101,7 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     for listener in &listeners {
         let socket = listener.accepting()?;
         if let Some(entry) = entry(&listener.service) {
-            // One of the tasks that serve: while somebody may still be accepted, nothing is over.
+            // Counted among the tasks that serve: a client may still be accepted.
             let accept = listener::accept(proxy.clone(), socket, entry, clients.clone());
             accepting.push(proxy.tasks().spawn(accept));
         } else {
@@ -140,14 +142,14 @@ impl Running {
         self.reloader.config().drain_timeout
     }
 
-    /// Starts the like of this process to take over. Until it is ready, nothing changes.
+    /// Starts another process to take over. Until it is ready, nothing changes.
     /// Fails when no other process takes over; this one goes on.
     pub async fn find_successor(&self, program: &Program) -> Result<Successor, NoSuccessor> {
         let listeners = listeners::copies(&self.listeners).map_err(|cause| NoSuccessor::Descriptors { cause })?;
         program.start(listeners).await
     }
 
-    /// Ends in order: accepts nobody any more, serves those who came for up to `drain_timeout`, refuses and cuts the
+    /// Ends in order: accepts no client any more, serves those that it has for up to `drain_timeout`, refuses and cuts the
     /// rest, and waits until every socket toward a registry is gone.
     pub async fn drain(mut self) {
         let listeners = std::mem::take(&mut self.listeners);
@@ -165,7 +167,7 @@ impl Running {
         self.until_sockets_are_gone().await;
     }
 
-    /// The same while another process has taken over: those who came here are served to the end, by the slots that the other
+    /// The same while another process has taken over: the clients of this one are served to the end, by the slots that the other
     /// process grants. `drain_timeout` counts from the moment in which `stop` is cancelled, or the other process has ended.
     pub async fn hand_over(mut self, successor: Successor, stop: CancellationToken) {
         self.admin.accept_nobody();
@@ -198,7 +200,7 @@ impl Running {
         }
     }
 
-    /// Serves those who came for this long; then it refuses and cuts the rest.
+    /// Serves the accepted clients for this long; then it refuses and cuts the rest.
     async fn serve_for(&self, drain_timeout: Duration) {
         let deadline = Instant::now() + drain_timeout;
         let tasks = self.proxy.tasks();

@@ -1,4 +1,6 @@
-//! The command line.
+//! The command line: it parses arguments, reads the config, and turns signals into orders for `app`.
+//!
+//! It owns standard output, the log and the exit status. It never serves a request. `main` calls it.
 
 mod ask;
 mod man;
@@ -6,6 +8,7 @@ mod output;
 mod status;
 mod watch;
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -17,24 +20,24 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, reload};
 
 use crate::app::inherited::Inherited;
-use crate::app::systemd::Systemd;
+use crate::app::systemd::{Notice, Systemd};
 use crate::app::takeover::process::{Program, Successor};
 use crate::app::{self, SetLevel, Start};
 use crate::config::{Config, LoadError, LogFormat, Service};
 use crate::kernel;
 
-/// Exit status for wrong usage, a config that does not hold, or a listener that cannot be bound.
+/// Exit status for wrong usage, an invalid config, or a listener that cannot be bound.
 const EXIT_USAGE: u8 = 2;
 /// Exit status for a failure while running.
 const EXIT_FAILURE: u8 = 1;
 
 /// Where the config is looked for, in this order, when no argument names it.
 const KNOWN_FILES: [&str; 2] = ["sidecar.toml", "/etc/roadstead/sidecar.toml"];
-/// Where the admin listener is when no config tells.
+/// The admin listener without a config.
 const USUAL_ADMIN: &str = "127.0.0.1:4129";
 
-/// An admission queue for container registries: a forward proxy that never opens more connections to a registry than
-/// this node's share of what it can serve, and lets the rest wait their turn.
+/// An admission queue for container registries: a mirror and forward proxy that opens no more connections to a registry
+/// than this node's share of what it can serve. Further requests wait.
 #[derive(Debug, Parser)]
 #[command(name = "roadstead", version = env!("ROADSTEAD_VERSION"), after_help = AFTER_HELP)]
 struct Arguments {
@@ -53,11 +56,11 @@ enum Command {
     Run,
     /// Check the config: print the slots of each registry, or every problem at once.
     Check,
-    /// Show what a running sidecar does: slots, who waits and who holds.
+    /// Show what a running sidecar does: slots, waiting requests and holders.
     Status(Status),
     /// Hold all admissions to a registry, for its maintenance; the queue stays.
     Pause(Control),
-    /// Go on after a pause, in order.
+    /// Resume admissions after a pause, in order.
     Resume(Control),
     /// Print completions for a shell, to be put where it looks for them.
     Completions {
@@ -74,11 +77,11 @@ struct Status {
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
 
-    /// Print /status as it is.
+    /// Print /status unchanged, as JSON.
     #[arg(long)]
     json: bool,
 
-    /// Show it anew each second, until Ctrl-C.
+    /// Refresh it each second, until Ctrl-C.
     #[arg(long)]
     watch: bool,
 }
@@ -102,67 +105,67 @@ See what it does, here or at http://127.0.0.1:4129/ in a browser:
   curl http://127.0.0.1:4129/status
   curl http://127.0.0.1:4129/metrics
 
-SIGTERM or Ctrl-C drains: nobody new is accepted, who came is served for up to drain_timeout; a second one ends at once.
+SIGTERM or Ctrl-C drains: accepted requests are served for up to drain_timeout, new ones are not accepted; a second signal ends at once.
 SIGHUP reads the config again; if the binary was replaced, or on SIGUSR2, a new process takes over without a failed pull.
 RUST_LOG overrides log.level.
 
 Exit status: 0 fine, 1 failed while running, 2 wrong usage, config or listen address.";
 
+/// The exit status of a command that failed, and the reason.
+struct Failure(u8, String);
+
+fn usage(reason: impl Display) -> Failure {
+    Failure(EXIT_USAGE, reason.to_string())
+}
+
+fn failed(reason: impl Display) -> Failure {
+    Failure(EXIT_FAILURE, reason.to_string())
+}
+
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    execute(&Arguments::parse()).unwrap_or_else(|Failure(status, reason)| {
+        output::say(&format_args!("roadstead: {reason}"));
+        ExitCode::from(status)
+    })
+}
+
+fn execute(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let named = arguments.config.as_deref();
     match &arguments.command {
-        Some(Command::Pause(control)) => return tell(control, "pause", arguments.config.as_deref()),
-        Some(Command::Resume(control)) => return tell(control, "resume", arguments.config.as_deref()),
-        Some(Command::Status(asked)) => return status(asked, arguments.config.as_deref()),
+        Some(Command::Pause(control)) => return tell(control, "pause", named),
+        Some(Command::Resume(control)) => return tell(control, "resume", named),
+        Some(Command::Status(asked)) => return status(asked, named),
         Some(Command::Completions { shell }) => return completions(*shell),
-        Some(Command::Man) => return manual(),
+        Some(Command::Man) => return print(&man::page(Arguments::command()).map_err(failed)?),
         Some(Command::Run | Command::Check) | None => {}
     }
-    // How it was started is to be known before the binary may be replaced, and what it inherited before threads run.
+    // The binary may be replaced later, and the inherited descriptors are read before threads run.
     let program = Program::of_this_process();
     let inherited = Inherited::from_env();
-    let file = arguments.config.as_deref().or_else(|| readable(&KNOWN_FILES));
-    let file = file.unwrap_or(Path::new(KNOWN_FILES[0]));
-    let config = match Config::load(file) {
-        Ok(config) => config,
-        Err(error) => return fail(EXIT_USAGE, &error),
-    };
-    match arguments.command {
-        Some(Command::Check) => check(&config, file),
-        _ => match (program, inherited) {
-            (Ok(program), Ok(inherited)) => run(config, file, inherited, &program),
-            (Err(error), _) | (_, Err(error)) => {
-                fail(EXIT_USAGE, &format!("what was handed over at the start: {error}"))
-            }
-        },
+    let file = named.or_else(|| readable(&KNOWN_FILES)).unwrap_or(Path::new(KNOWN_FILES[0]));
+    let config = Config::load(file).map_err(usage)?;
+    if matches!(arguments.command, Some(Command::Check)) {
+        return check(&config, file);
     }
+    let handed_over = |error| usage(format!("cannot use the descriptors from the start: {error}"));
+    run(config, file, inherited.map_err(handed_over)?, &program.map_err(handed_over)?)
 }
 
-fn status(asked: &Status, file: Option<&Path>) -> ExitCode {
-    let admin = match admin_of(asked.admin.as_deref(), file, &KNOWN_FILES) {
-        Ok(admin) => admin,
-        Err(error) => return fail(EXIT_USAGE, &error),
-    };
+fn status(asked: &Status, file: Option<&Path>) -> Result<ExitCode, Failure> {
+    let admin = admin_of(asked.admin.as_deref(), file, &KNOWN_FILES).map_err(usage)?;
     let look = watch::Look::new(asked.json);
     let shown = if asked.watch { watch::until_interrupted(&admin, look) } else { watch::once(&admin, look) };
-    shown.map_or_else(|error| fail(EXIT_FAILURE, &error), |()| ExitCode::SUCCESS)
+    shown.map_err(failed).map(|()| ExitCode::SUCCESS)
 }
 
-fn completions(shell: clap_complete::Shell) -> ExitCode {
+fn completions(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "roadstead", &mut script);
     print(&script)
 }
 
-fn manual() -> ExitCode {
-    match man::page(Arguments::command()) {
-        Ok(page) => print(&page),
-        Err(error) => fail(EXIT_FAILURE, &error),
-    }
-}
-
-fn print(text: &[u8]) -> ExitCode {
-    output::print(text).map_or_else(|error| fail(EXIT_FAILURE, &error), |_| ExitCode::SUCCESS)
+fn print(text: &[u8]) -> Result<ExitCode, Failure> {
+    output::print(text).map_err(failed).map(|_| ExitCode::SUCCESS)
 }
 
 /// Where the sidecar's admin listener is, as `host:port`: as it was named, or as a config says. It needs nothing but that
@@ -183,32 +186,21 @@ fn readable<'a>(files: &[&'a str]) -> Option<&'a Path> {
     files.iter().copied().map(Path::new).find(|file| file.exists())
 }
 
-fn tell(control: &Control, action: &str, file: Option<&Path>) -> ExitCode {
+fn tell(control: &Control, action: &str, file: Option<&Path>) -> Result<ExitCode, Failure> {
     let Control { registry, admin } = control;
     // Nothing else is a registry's name, and not every other text would be one path.
     if registry.is_empty() || !registry.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-')) {
-        return fail(EXIT_USAGE, &format!("{registry:?} is no registry's name: those have a-z, 0-9, _ and - only"));
+        return Err(usage(format!("{registry:?} is no registry's name: those have a-z, 0-9, _ and - only")));
     }
-    let admin = match admin_of(admin.as_deref(), file, &KNOWN_FILES) {
-        Ok(admin) => admin,
-        Err(error) => return fail(EXIT_USAGE, &error),
-    };
-    match ask::post(&admin, &format!("/registries/{registry}/{action}")) {
-        Ok((200, _)) => print(format!("registry {registry}: {action}d\n").as_bytes()),
-        Ok((status, body)) => fail(EXIT_FAILURE, &format!("{admin} answered {status}: {}", body.trim())),
-        Err(error) => fail(EXIT_FAILURE, &error),
+    let admin = admin_of(admin.as_deref(), file, &KNOWN_FILES).map_err(usage)?;
+    match ask::post(&admin, &format!("/registries/{registry}/{action}")).map_err(failed)? {
+        (200, _) => print(format!("registry {registry}: {action}d\n").as_bytes()),
+        (status, body) => Err(failed(format!("{admin} answered {status}: {}", body.trim()))),
     }
 }
 
-fn fail(status: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    output::say(&format_args!("roadstead: {error}"));
-    ExitCode::from(status)
-}
-
-fn check(config: &Config, file: &Path) -> ExitCode {
-    if let Err(error) = app::read_tls(config) {
-        return fail(EXIT_USAGE, &format!("{}: {error}", file.display()));
-    }
+fn check(config: &Config, file: &Path) -> Result<ExitCode, Failure> {
+    app::read_tls(config).map_err(|error| usage(format!("{}: {error}", file.display())))?;
     let lines = config.registries.iter().map(|registry| {
         let (name, slots, cap, share) = (&registry.name, registry.slots, registry.cap, registry.share);
         format!("registry {name}: {slots} slots (cap {cap} x share {share})\n")
@@ -221,7 +213,7 @@ fn check(config: &Config, file: &Path) -> ExitCode {
     printed
 }
 
-fn run(config: Config, file: &Path, inherited: Inherited, program: &Program) -> ExitCode {
+fn run(config: Config, file: &Path, inherited: Inherited, program: &Program) -> Result<ExitCode, Failure> {
     let set_level = start_logging(&config);
     for warning in &config.warnings {
         tracing::warn!(file = %file.display(), "{warning}");
@@ -232,10 +224,8 @@ fn run(config: Config, file: &Path, inherited: Inherited, program: &Program) -> 
     if let Some(warning) = app::descriptors::warning(&config) {
         tracing::warn!(file = %file.display(), "{warning}");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(EXIT_FAILURE, &error),
-    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build();
+    let runtime = runtime.map_err(failed)?;
     let status = runtime.block_on(serve(Start { file, config, inherited }, set_level, program));
     // A lookup that hangs in the system's resolver must not keep the process.
     runtime.shutdown_background();
@@ -248,18 +238,12 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(MOST)
 }
 
-async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> ExitCode {
-    let mut signals = match Signals::new() {
-        Ok(signals) => signals,
-        Err(error) => return fail(EXIT_FAILURE, &error),
-    };
+async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> Result<ExitCode, Failure> {
+    let mut signals = Signals::new().map_err(failed)?;
     for registry in &start.config.registries {
         tracing::info!(registry = registry.name, slots = registry.slots, cap = registry.cap, share = %registry.share, "registry");
     }
-    let mut running = match app::start(start, set_level).await {
-        Ok(running) => running,
-        Err(error) => return fail(EXIT_USAGE, &error),
-    };
+    let mut running = app::start(start, set_level).await.map_err(usage)?;
     // The proxy is the last: then everything listens.
     for (service, address) in running.addresses().0.iter().rev() {
         match service {
@@ -269,7 +253,7 @@ async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> Exit
         }
     }
     let systemd = Systemd::new();
-    systemd.ready();
+    systemd.say(Notice::Ready);
     loop {
         let order = tokio::select! {
             order = signals.next() => order,
@@ -285,22 +269,22 @@ async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> Exit
                 continue;
             }
             Order::HandOver => {}
-            Order::End(signal) => return end(running, signal, &mut signals, systemd).await,
+            Order::End(signal) => return Ok(end(running, signal, &mut signals, systemd).await),
         }
-        // Told to end meanwhile, it ends, and so does whoever was about to take over.
+        // An order to end also ends the process that was about to take over.
         let found = tokio::select! {
             found = running.find_successor(program) => Ok(found),
             signal = signals.end() => Err(signal),
         };
         match found {
-            Ok(Ok(successor)) => return hand_over(running, successor, &mut signals, systemd).await,
+            Ok(Ok(successor)) => return Ok(hand_over(running, successor, &mut signals, systemd).await),
             Ok(Err(error)) => {
-                tracing::error!("nobody took over, this process goes on: {error}");
+                tracing::error!("no process took over, this one continues: {error}");
                 if is_reload {
                     running.reload(HANGUP);
                 }
             }
-            Err(signal) => return end(running, signal, &mut signals, systemd).await,
+            Err(signal) => return Ok(end(running, signal, &mut signals, systemd).await),
         }
     }
 }
@@ -308,26 +292,17 @@ async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> Exit
 async fn end(running: app::Running, signal: &'static str, signals: &mut Signals, systemd: Systemd) -> ExitCode {
     let drain_timeout = running.drain_timeout();
     tracing::info!(signal, ?drain_timeout, "draining; a second signal ends at once");
-    systemd.stopping();
+    systemd.say(Notice::Stopping);
     let drained = async {
         running.drain().await;
         systemd.end().await;
     };
-    tokio::select! {
-        () = drained => {
-            tracing::info!("drained");
-            ExitCode::SUCCESS
-        }
-        signal = signals.end() => {
-            tracing::warn!(signal, "ended at once");
-            ExitCode::from(EXIT_FAILURE)
-        }
-    }
+    unless_ended(drained, signals.end(), "drained").await
 }
 
 async fn hand_over(running: app::Running, successor: Successor, signals: &mut Signals, systemd: Systemd) -> ExitCode {
-    tracing::info!(pid = successor.pid, "another process takes over; who came to this one is served here");
-    systemd.replaced_by(successor.pid);
+    tracing::info!(pid = successor.pid, "another process takes over; clients of this one are served here");
+    systemd.say(Notice::ReplacedBy(successor.pid));
     // A service manager tells all processes of a service to stop: this one is about to.
     let stop = CancellationToken::new();
     let ended_at_once = async {
@@ -336,14 +311,25 @@ async fn hand_over(running: app::Running, successor: Successor, signals: &mut Si
         stop.cancel();
         signals.end().await
     };
-    // Were it gone before it was heard who takes over, the service would count as ended.
-    let served = async { tokio::join!(running.hand_over(successor, stop.clone()), systemd.end()) };
+    // If it ended before systemd knows the successor, the service would count as ended.
+    let served = async {
+        tokio::join!(running.hand_over(successor, stop.clone()), systemd.end());
+    };
+    unless_ended(served, ended_at_once, "handed over").await
+}
+
+/// Completes the work, unless a signal ends it at once.
+async fn unless_ended(
+    work: impl Future<Output = ()>,
+    signal: impl Future<Output = &'static str>,
+    done: &str,
+) -> ExitCode {
     tokio::select! {
-        _ = served => {
-            tracing::info!("handed over");
+        () = work => {
+            tracing::info!("{done}");
             ExitCode::SUCCESS
         }
-        signal = ended_at_once => {
+        signal = signal => {
             tracing::warn!(signal, "ended at once");
             ExitCode::from(EXIT_FAILURE)
         }
@@ -398,7 +384,7 @@ impl Signals {
     }
 }
 
-/// Begins to log; what comes back sets another level. `RUST_LOG` goes before the config.
+/// Begins to log, and returns the way to set another level. `RUST_LOG` overrides the config.
 fn start_logging(config: &Config) -> SetLevel {
     let from_env = EnvFilter::try_from_default_env();
     let is_fixed = from_env.is_ok();

@@ -50,20 +50,13 @@ impl Metrics {
     }
 }
 
-/// The counters of one registry.
+/// The counters and histograms of one registry.
 #[derive(Debug)]
 pub struct RegistryMetrics {
     classes: Vec<ClassMetrics>,
-    refused: Counters<Reason>,
-    outcomes: Counters<Outcome>,
-    reclaimed: Counters<Reclaimed>,
-    crossed: Counters<Reclaimed>,
-    cut: Counters<Reclaimed>,
+    events: Events,
     bytes: Counters<Direction>,
     connect: Histogram,
-    requests: Counters<Connection>,
-    retries: Counters<Sign>,
-    repaired: Counters<Sign>,
     resumed: IntCounter,
 }
 
@@ -84,58 +77,65 @@ pub struct SoFar {
     pub waits: [u64; WAIT_BUCKETS.len() + 1],
 }
 
-/// A label, the name of a metric that has a counter for each of its values, and the sentence that explains it.
-type Labelled = (&'static str, &'static str, &'static str);
+/// Defines events that are counted by the value of one label: the method that counts one, the label's name, the metric and
+/// the sentence that explains it.
+macro_rules! events {
+    ($($event:ident($kind:ty, $label:literal) = $metric:literal, $help:literal;)+) => {
+        #[derive(Debug)]
+        struct Events {
+            $($event: Counters<$kind>,)+
+        }
 
-const REFUSED: Labelled = ("reason", "roadstead_refused_total", "Answers that roadstead made itself, by reason.");
-const OUTCOMES: Labelled = ("outcome", "roadstead_outcomes_total", "Finished requests and tunnels; each counts once.");
-const RECLAIMED: Labelled =
-    ("evidence", "roadstead_reclaimed_total", "Idle connections that were closed because a request waited.");
-const CROSSED: Labelled =
-    ("evidence", "roadstead_reclaims_crossed_total", "Reclaims that crossed a request of the client, which was cut.");
-const CUT: Labelled = (
-    "evidence",
-    "roadstead_reclaims_cut_total",
-    "Reclaims after which the registry sent more of an answer, which was cut.",
-);
-const BYTES: Labelled =
-    ("direction", "roadstead_relayed_bytes_total", "Bytes relayed to (up) and from (down) the registry.");
-const REQUESTS: Labelled = (
-    "connection",
-    "roadstead_requests_total",
-    "Visible requests sent to the registry, on a new connection (dialled) or on a pooled one (reused).",
-);
-const RETRIES: Labelled =
-    ("sign", "roadstead_retries_total", "Requests that were sent again, by what was wrong with the answer.");
-const REPAIRED: Labelled = (
-    "sign",
-    "roadstead_repaired_total",
-    "Requests that were sent again and then answered well, by what was wrong at first.",
-);
+        impl Events {
+            fn new(families: &Families, registry: &str) -> Events {
+                Events { $($event: Counters::new(families, ($metric, $help), registry, $label),)+ }
+            }
+        }
 
-fn by<L: Label>((families, registry): (&Families, &str), (label, metric, help): Labelled) -> Counters<L> {
-    Counters::new(families, (metric, help), registry, label)
+        impl RegistryMetrics {
+            $(
+                #[doc = $help]
+                pub fn $event(&self, value: $kind) {
+                    self.events.$event.at(value).inc();
+                }
+            )+
+        }
+    };
+}
+
+events! {
+    refused(Reason, "reason") = "roadstead_refused_total", "Answers that roadstead made itself, by reason.";
+    finished(Outcome, "outcome") = "roadstead_outcomes_total", "Finished requests and tunnels; each counts once.";
+    reclaimed(Reclaimed, "evidence") = "roadstead_reclaimed_total",
+        "Idle connections that were closed because a request waited.";
+    crossed(Reclaimed, "evidence") = "roadstead_reclaims_crossed_total",
+        "Reclaims that crossed a request of the client, which was cut.";
+    cut(Reclaimed, "evidence") = "roadstead_reclaims_cut_total",
+        "Reclaims after which the registry sent more of an answer, which was cut.";
+    requested(Connection, "connection") = "roadstead_requests_total",
+        "Visible requests sent to the registry, on a new connection (dialled) or on a pooled one (reused).";
+    retried(Sign, "sign") = "roadstead_retries_total",
+        "Requests that were sent again, by what was wrong with the answer.";
+    repaired(Sign, "sign") = "roadstead_repaired_total",
+        "Requests that were sent again and then answered well, by what was wrong at first.";
 }
 
 impl RegistryMetrics {
     fn new(families: &Families, name: &str, classes: &[String]) -> RegistryMetrics {
-        let here = (families, name);
         RegistryMetrics {
             classes: classes.iter().map(|class| ClassMetrics::new(families, name, class)).collect(),
-            refused: by(here, REFUSED),
-            outcomes: by(here, OUTCOMES),
-            reclaimed: by(here, RECLAIMED),
-            crossed: by(here, CROSSED),
-            cut: by(here, CUT),
-            bytes: by(here, BYTES),
+            events: Events::new(families, name),
+            bytes: Counters::new(
+                families,
+                ("roadstead_relayed_bytes_total", "Bytes relayed to (up) and from (down) the registry."),
+                name,
+                "direction",
+            ),
             connect: families.histogram(
                 ("roadstead_connect_seconds", "Time that connect() took, where it succeeded."),
                 &CONNECT_BUCKETS,
                 &[("registry", name)],
             ),
-            requests: by(here, REQUESTS),
-            retries: by(here, RETRIES),
-            repaired: by(here, REPAIRED),
             resumed: families.counter(
                 ("roadstead_resumed_total", "Blobs whose transfer broke off and was resumed."),
                 &[("registry", name)],
@@ -143,29 +143,12 @@ impl RegistryMetrics {
         }
     }
 
-    pub fn finished(&self, outcome: Outcome) {
-        self.outcomes.at(outcome).inc();
-    }
-
-    pub fn refused(&self, reason: Reason) {
-        self.refused.at(reason).inc();
-    }
-
     /// A visible request is sent, on a connection that carried others before or on a new one.
     pub fn sent(&self, on_kept: bool) {
-        self.requests.at(if on_kept { Connection::Reused } else { Connection::Dialled }).inc();
+        self.requested(if on_kept { Connection::Reused } else { Connection::Dialled });
     }
 
-    pub fn retried(&self, sign: Sign) {
-        self.retries.at(sign).inc();
-    }
-
-    /// A request that was sent again was answered well.
-    pub fn repaired(&self, sign: Sign) {
-        self.repaired.at(sign).inc();
-    }
-
-    /// A blob whose transfer broke off goes on.
+    /// A blob whose transfer broke off is resumed.
     pub fn resumed(&self) {
         self.resumed.inc();
     }
@@ -182,21 +165,6 @@ impl RegistryMetrics {
         self.connect.observe(took.as_secs_f64());
     }
 
-    /// An idle connection was closed because a request waited.
-    pub fn reclaimed(&self, evidence: Reclaimed) {
-        self.reclaimed.at(evidence).inc();
-    }
-
-    /// The end of such a connection crossed a request on its way.
-    pub fn crossed(&self, evidence: Reclaimed) {
-        self.crossed.at(evidence).inc();
-    }
-
-    /// The registry sent more of an answer after such a connection had been closed.
-    pub fn cut(&self, evidence: Reclaimed) {
-        self.cut.at(evidence).inc();
-    }
-
     pub fn relayed(&self, direction: Direction, bytes: usize) {
         self.bytes.at(direction).inc_by(bytes as u64);
     }
@@ -204,7 +172,7 @@ impl RegistryMetrics {
     pub fn so_far(&self) -> SoFar {
         let mut so_far = SoFar {
             admitted: self.classes.iter().map(|class| class.admitted.get()).sum(),
-            refused: self.refused.sum(),
+            refused: self.events.refused.sum(),
             ..SoFar::default()
         };
         for histogram in self.classes.iter().flat_map(|class| &class.waits) {

@@ -178,7 +178,7 @@ async fn a_config_that_does_not_hold_is_told_on_the_page() {
         told[0].as_str().map(str::to_owned).ok_or(told)
     })
     .await;
-    assert!(problem.contains("does not hold") && problem.contains("<b>"), "{problem}");
+    assert!(problem.contains("was refused") && problem.contains("<b>"), "{problem}");
     assert_eq!(legend(&browser)[4], json!("2"), "what it said before goes on");
     std::fs::write(sidecar.config_path(), config(&registries(&stub, 5))).unwrap();
     eventually_is("no problem", SOON, json!([]), told).await;

@@ -80,7 +80,7 @@ async fn what_takes_a_restart_is_refused_aloud_and_with_it_all_the_rest() {
     let status = sidecar.status().await;
     assert_eq!(status["registries"]["stub"]["slots"], 2);
     let problem = status["config"]["problem"].as_str().unwrap();
-    assert!(problem.contains("listen.proxy: 127.0.0.1:0 -> 127.0.0.1:1: takes a restart"), "{problem}");
+    assert!(problem.contains("listen.proxy: 127.0.0.1:0 -> 127.0.0.1:1: needs a restart"), "{problem}");
 }
 
 /// The problem of the file, from `/status` and from the metric: both report it, or neither.
@@ -121,7 +121,7 @@ async fn a_file_that_cannot_be_read_is_visible_without_a_signal() {
     fs::write(&path, text(&stub, 3, "")).unwrap();
     sidecar.until("stub", "slots", 3).await;
     until_no_problem(&sidecar).await;
-    assert_eq!(sidecar.log_text().matches("was not taken").count(), 2, "{}", sidecar.log_text());
+    assert_eq!(sidecar.log_text().matches("the config was refused").count(), 2, "{}", sidecar.log_text());
 }
 
 /// A config that came before its certificates is taken when they are there; certificates that are changed are used. Nobody
@@ -213,14 +213,14 @@ async fn a_host_that_moves_is_refused_aloud_and_with_it_all_the_rest() {
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&both(2))).await;
     let (one, two) = (stub.address(), other.address());
     for (registries, words) in [
-        (registry("stub", &[&stub], 5), format!("registries.other.hosts: {two} -> nothing: takes a restart")),
+        (registry("stub", &[&stub], 5), format!("registries.other.hosts: {two} -> nothing: needs a restart")),
         (
             both(5).replace("registries.other", "registries.renamed"),
-            format!("registries.other.hosts: {two} -> nothing: takes a restart"),
+            format!("registries.other.hosts: {two} -> nothing: needs a restart"),
         ),
         (
             registry("stub", &[&other], 5) + &registry("other", &[&stub], 2),
-            format!("registries.other.hosts: {two} -> {one}; registries.stub.hosts: {one} -> {two}: takes a restart"),
+            format!("registries.other.hosts: {two} -> {one}; registries.stub.hosts: {one} -> {two}: needs a restart"),
         ),
     ] {
         reload(&sidecar, &config(&registries)).await;

@@ -592,7 +592,7 @@ async fn a_hand_over_that_fails_changes_nothing() {
     let whole = fs::read_to_string(&path).unwrap();
     fs::write(&path, "nonsense = 1\n").unwrap();
     manager.signal(Signal::USR2);
-    manager.until_logged("nobody took over, this process goes on").await;
+    manager.until_logged("no process took over, this one continues").await;
     let storm = Storm { clients: 20, blob: BLOB, ..Storm::new(Destination::Connect(manager.address())) };
     let tally = storm.run(stub.address()).await;
     assert_eq!((tally.ok, tally.failed.len()), (20, 0), "{tally}");
@@ -803,7 +803,7 @@ async fn a_reload_into_a_binary_that_does_not_run_reads_the_config_again() {
     fs::write(&broken, "no binary").unwrap();
     fs::rename(&broken, &manager.binary).unwrap();
     manager.signal(Signal::HUP);
-    manager.until_logged("nobody took over, this process goes on").await;
+    manager.until_logged("no process took over, this one continues").await;
     manager.until_logged("the config was read again").await;
     manager.signal(Signal::TERM);
     manager.until_all_are_gone().await;

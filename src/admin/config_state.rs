@@ -57,7 +57,6 @@ impl ConfigState {
         self.state.lock().refused = Some((SystemTime::now(), problem));
     }
 
-    /// When the config that holds was taken.
     pub fn taken_at(&self) -> SystemTime {
         self.state.lock().taken
     }

@@ -137,7 +137,7 @@ fn narrow(things: usize) -> u32 {
 }
 
 /// The wait that this part of all waits stayed under, as well as the buckets tell: within one, waits are taken to be
-/// spread evenly, and beyond the last nothing more is known. `None` when nobody's wait ended.
+/// spread evenly, and beyond the last nothing more is known. `None` when no wait ended.
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "for plots, where a pixel is coarser")]
 fn quantile(waits: &[u64; WAIT_BUCKETS.len() + 1], part: f64) -> Option<f32> {
     let all: u64 = waits.iter().sum();

@@ -1,7 +1,7 @@
 //! From the config to the parts that serve: registries with their gates, routes, mirrors, classes.
 //!
-//! Built once at the start and again with each reload. Then everything that lives on is taken over: gates with who waits
-//! and who holds, what was learned, budgets, the nodes of a cluster. The rest is made anew from the config.
+//! Built once at the start and again with each reload. Then everything that lives on is taken over: gates with their
+//! waiters and holders, learned pauses, the nodes of a cluster. The rest is made anew from the config.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -155,7 +155,7 @@ impl Common<'_> {
     }
 }
 
-/// The hosts of a registry, with those that only its mirror names: what goes there takes its slots, whoever asks.
+/// The hosts of a registry, with those that only its mirror names: every connection there takes its slots.
 pub(super) fn claimed_hosts(registry: &config::RegistryConfig) -> Vec<HostPattern> {
     let of_mirror = registry.mirror.iter().flat_map(|mirror| mirror.upstream.iter().map(Origin::pattern));
     registry.hosts.iter().cloned().chain(of_mirror).collect()

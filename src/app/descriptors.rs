@@ -8,7 +8,6 @@ const RESERVE: usize = 40;
 /// The part of the limit that clients get however many slots there are: dials wait for a descriptor, if need be.
 const LEAST_PART_OF_CLIENTS: usize = 4;
 
-/// How many clients can be accepted at once by this limit.
 pub(super) fn for_clients(config: &Config, limit: usize) -> usize {
     let slots: usize = config.registries.iter().map(|registry| registry.slots).sum();
     limit.saturating_sub(slots.saturating_add(RESERVE)).max(limit / LEAST_PART_OF_CLIENTS).max(1)

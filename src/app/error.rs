@@ -1,5 +1,3 @@
-//! Why nothing was started.
-
 use std::io;
 use std::net::SocketAddr;
 
@@ -11,7 +9,9 @@ pub enum StartError {
     #[error("cannot listen on {address} ({key}): {cause}")]
     Bind { key: String, address: SocketAddr, cause: io::Error },
     /// A listener was inherited that the config does not name.
-    #[error("a listener on {0} was handed over, and the config has none there")]
+    #[error(
+        "a listener on {0} was inherited, and the config has none there: add it to the config, or remove it from the socket unit"
+    )]
     Stray(SocketAddr),
     #[error("cannot start: {0}")]
     System(#[from] io::Error),

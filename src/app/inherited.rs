@@ -31,8 +31,8 @@ struct InheritedListener {
 }
 
 impl Inherited {
-    /// Takes what the environment tells of. To be called once, before other threads run.
-    /// Fails when a descriptor is not what it should be.
+    /// Takes the descriptors that the environment names. To be called once, before other threads run.
+    /// Fails when a descriptor is of another kind.
     pub fn from_env() -> io::Result<Inherited> {
         let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut names = names.split(':');
@@ -60,7 +60,7 @@ impl Inherited {
         let InheritedListener { address: at, listener, .. } = self.listeners.remove(index);
         // Port 0 is wherever it is.
         if at != address && address.port() != 0 {
-            tracing::warn!(name, %address, %at, "a listener was handed over that is not where the config has it");
+            tracing::warn!(name, %address, %at, "an inherited listener has another address than the config");
         }
         Some(listener)
     }
@@ -70,7 +70,6 @@ impl Inherited {
         self.predecessor.take()
     }
 
-    /// The addresses of listeners that nobody took.
     pub fn left(&self) -> Vec<SocketAddr> {
         self.listeners.iter().map(|listener| listener.address).collect()
     }

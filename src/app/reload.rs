@@ -2,7 +2,7 @@
 //!
 //! On SIGHUP, and when the content of the file, or of a TLS file that it names, has changed and stayed so for a moment: a
 //! `ConfigMap` is swapped under its name, which a watch on the file would lose, and an editor may be in the middle of
-//! writing. A file that is away, or is no text, is a change as well, and told like any config that does not hold.
+//! writing. A file that is away, or is no text, is a change as well, and reported like any config that is refused.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,22 +16,21 @@ use super::assembly::{Assembly, claimed_hosts};
 use super::registry_tls::read_tls;
 use super::takeover::reservations::Reservations;
 use crate::admin::config_state::ConfigState;
+use crate::config::Config;
 use crate::config::changes::{Change, between};
-use crate::config::{Config, LoadError};
 use crate::proxy::route::Routes;
 use crate::target::{HostPattern, Target};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// A change is taken when so many looks in a row show the same.
+/// The looks in a row that must show the same before a change is taken.
 const LOOKS: u32 = 2;
-/// And so many where a file is away: it may be in the middle of a swap.
+/// The same where a file is away: it may be in the middle of a swap.
 const LOOKS_WITHOUT: u32 = 5;
 
 /// Called with the new level when the level of the log changes.
 pub type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
 
-/// Reads the config again.
 pub(super) struct Reloader {
     path: PathBuf,
     /// The content of the files when they were last read, accepted or not; `None` if unknown.
@@ -51,23 +50,6 @@ impl std::fmt::Debug for Reloader {
     }
 }
 
-/// Why a config was not taken.
-#[derive(Debug, thiserror::Error)]
-enum Refused {
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    #[error("{0}")]
-    Tls(#[from] super::error::StartError),
-    #[error("{}: takes a restart; nothing was changed", join(.0))]
-    NeedsRestart(Vec<Change>),
-    #[error("{}; nothing was changed", .0.join("; "))]
-    Moved(Vec<String>),
-}
-
-fn join(changes: &[Change]) -> String {
-    changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
 impl Reloader {
     pub fn new(
         path: &Path,
@@ -78,7 +60,7 @@ impl Reloader {
         set_level: SetLevel,
     ) -> Reloader {
         let tls_files = tls_files(&config);
-        let held = FileDigests::by(path, &tls_files);
+        let held = digests(path, &tls_files);
         // It may hold something else already than when this config was read.
         let same = fs::read_to_string(path).is_ok_and(|text| Config::parse(&text).as_ref() == Ok(&config));
         let (path, read) = (path.to_owned(), same.then_some(held));
@@ -89,14 +71,15 @@ impl Reloader {
         &self.config
     }
 
-    /// Completes when the files hold something else than what was read last, and have for a moment.
+    /// Completes when the files have changed since they were read last, and have stayed the same for a moment.
     pub async fn changed(&self) {
         let (mut before, mut looks) = (None, 0);
         loop {
             sleep(LOOK).await;
-            let held = Some(FileDigests::by(&self.path, &self.tls_files));
+            let held = Some(digests(&self.path, &self.tls_files));
             looks = if held == before { looks + 1 } else { 1 };
-            let enough = if held.as_ref().is_some_and(FileDigests::is_whole) { LOOKS } else { LOOKS_WITHOUT };
+            let are_all_there = held.iter().flatten().all(Option::is_some);
+            let enough = if are_all_there { LOOKS } else { LOOKS_WITHOUT };
             if held != self.read && looks >= enough {
                 return;
             }
@@ -104,47 +87,49 @@ impl Reloader {
         }
     }
 
-    /// Reads the config again, and lets it hold if it is whole.
+    /// Reads the config again, and puts it in force if it has no problem.
     pub fn reload(&mut self, why: &str) {
         match self.try_reload() {
             Ok(changes) => {
+                // Before the log: a reader of the log finds it done.
+                self.state.taken(&changes);
                 tracing::info!(file = %self.path.display(), why, changes = changes.len(), "the config was read again");
                 for change in &changes {
                     tracing::info!(key = change.key, from = change.from, to = change.to, "changed");
                 }
-                self.state.taken(&changes);
                 // Last, so that the old level says what has changed.
                 if changes.iter().any(|change| change.key == "log.level") {
                     (self.set_level)(self.config.log.level);
                 }
             }
             Err(refused) => {
-                tracing::error!(file = %self.path.display(), why, "the config was not taken, the old one holds: {refused}");
-                self.state.refused(refused.to_string());
+                self.state.refused(refused.clone());
+                tracing::error!(file = %self.path.display(), why, "the config was refused, the old one stays in force: {refused}");
             }
         }
     }
 
-    fn try_reload(&mut self) -> Result<Vec<Change>, Refused> {
+    fn try_reload(&mut self) -> Result<Vec<Change>, String> {
         // Looked at before it is read, so that what changes in between is seen by the next look.
-        let mut held = FileDigests::by(&self.path, &[]);
+        let mut read = digests(&self.path, &[]);
         let loaded = Config::load(&self.path);
         if let Ok(config) = &loaded {
             self.tls_files = tls_files(config);
         }
-        held.tls = self.tls_files.iter().map(|file| digest_of(file)).collect();
-        self.read = Some(held);
-        let config = loaded?;
+        read.extend(self.tls_files.iter().map(|file| digest_of(file)));
+        self.read = Some(read);
+        let config = loaded.map_err(|error| error.to_string())?;
         let changes = between(&self.config, &config);
-        let restart: Vec<Change> = changes.iter().filter(|change| change.needs_restart()).cloned().collect();
+        let restart = changes.iter().filter(|change| change.needs_restart());
+        let restart: Vec<String> = restart.map(ToString::to_string).collect();
         if !restart.is_empty() {
-            return Err(Refused::NeedsRestart(restart));
+            return Err(format!("{}: needs a restart; nothing was changed", restart.join("; ")));
         }
         let moved = moved_hosts(&config, &self.reservations.proxy().settings().routes);
         if !moved.is_empty() {
-            return Err(Refused::Moved(moved));
+            return Err(format!("{}; nothing was changed", moved.join("; ")));
         }
-        let tls = read_tls(&config)?;
+        let tls = read_tls(&config).map_err(|error| error.to_string())?;
         for warning in &config.warnings {
             tracing::warn!(file = %self.path.display(), "{warning}");
         }
@@ -169,7 +154,7 @@ fn moved_hosts(config: &Config, routes: &Routes) -> Vec<String> {
                 claim.upstream.name != registry.name && claim.hosts.iter().any(|theirs| takes_from(host, theirs))
             });
             if let Some(owner) = owner {
-                moved.push(format!("{key} belongs to registry {}: moving it takes a restart", owner.upstream.name));
+                moved.push(format!("{key} belongs to registry {}: moving it needs a restart", owner.upstream.name));
             } else if let Some(target) = open.keys().find(|target| leads_to(host, target)) {
                 moved.push(format!(
                     "{key} meets {target}, to which connections are open among other hosts: \
@@ -190,28 +175,17 @@ fn leads_to(host: &HostPattern, target: &str) -> bool {
     Target::from_connect(target).is_ok_and(|target| host.matches(&target))
 }
 
-/// The digest of each file; `None` for one that cannot be read. The content of keys is not stored.
-#[derive(Debug, PartialEq, Eq)]
-struct FileDigests {
-    config: Option<Vec<u8>>,
-    tls: Vec<Option<Vec<u8>>>,
-}
+/// The digest of the config and of each TLS file; `None` for one that cannot be read. The content of keys is not stored.
+type FileDigests = Vec<Option<Vec<u8>>>;
 
-impl FileDigests {
-    fn by(config: &Path, tls: &[PathBuf]) -> FileDigests {
-        FileDigests { config: digest_of(config), tls: tls.iter().map(|file| digest_of(file)).collect() }
-    }
-
-    fn is_whole(&self) -> bool {
-        self.config.is_some() && self.tls.iter().all(Option::is_some)
-    }
+fn digests(config: &Path, tls: &[PathBuf]) -> FileDigests {
+    std::iter::once(config).chain(tls.iter().map(PathBuf::as_path)).map(digest_of).collect()
 }
 
 fn digest_of(file: &Path) -> Option<Vec<u8>> {
     fs::read(file).ok().map(|held| digest(&SHA256, &held).as_ref().to_vec())
 }
 
-/// The TLS files that a config names.
 fn tls_files(config: &Config) -> Vec<PathBuf> {
     let tls = config.registries.iter().map(|registry| &registry.tls);
     let files = tls.flat_map(|tls| [&tls.ca_file, &tls.client_cert_file, &tls.client_key_file]).flatten();

@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-/// How long an ending process waits until systemd has heard its last words.
+/// How long an ending process waits until systemd has its last messages.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -25,33 +25,21 @@ pub struct Systemd {
     speaker: JoinHandle<()>,
 }
 
+/// A message to systemd.
 #[derive(Clone, Copy, Debug)]
-enum Notice {
+pub enum Notice {
+    /// Everything is bound and accepts. From now on the watchdog hears that this process lives: its runtime runs tasks.
     Ready,
     Stopping,
+    /// Another process is the service from now on: this one says nothing more.
     ReplacedBy(u32),
 }
 
 impl Systemd {
-    /// Has nothing to say yet. Must be called inside a tokio runtime.
+    /// Must be called inside a tokio runtime.
     pub fn new() -> Systemd {
         let (words, heard) = unbounded_channel();
         Systemd { words, speaker: tokio::spawn(speak(heard)) }
-    }
-
-    /// Everything is bound and accepts. From now on systemd hears as often as it wants to that this process lives: its
-    /// runtime still runs tasks, or it could not say so.
-    pub fn ready(&self) {
-        self.say(Notice::Ready);
-    }
-
-    pub fn stopping(&self) {
-        self.say(Notice::Stopping);
-    }
-
-    /// Another process is the service from now on: this one says nothing more.
-    pub fn replaced_by(&self, pid: u32) {
-        self.say(Notice::ReplacedBy(pid));
     }
 
     /// Completes when all was said, or systemd does not listen.
@@ -61,7 +49,7 @@ impl Systemd {
         let _ = timeout(LAST_WORDS, speaker).await;
     }
 
-    fn say(&self, word: Notice) {
+    pub fn say(&self, word: Notice) {
         // A process that was replaced sends nothing.
         let _ = self.words.send(word);
     }
@@ -93,7 +81,7 @@ async fn speak(mut words: UnboundedReceiver<Notice>) {
     }
 }
 
-/// Completes when systemd should hear that this process lives; never, where nobody asks.
+/// Completes when systemd should hear that this process lives; never, if systemd does not ask for it.
 async fn watchdog() {
     match sd_notify::watchdog_enabled() {
         Some(longest) => sleep(longest / 2).await,

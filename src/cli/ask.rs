@@ -9,13 +9,11 @@ use crate::target::{BadTarget, Target};
 /// The longest wait for the sidecar.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// GETs a path; gives back status and body.
-/// Fails when nobody listens there, or what answers is not HTTP; with the address.
+/// Fails, with the address, when there is no listener, or its answer is not HTTP.
 pub fn get(admin: &str, path: &str) -> Result<(u16, String), String> {
     ask("GET", admin, path)
 }
 
-/// POSTs to a path; gives back status and body.
 pub fn post(admin: &str, path: &str) -> Result<(u16, String), String> {
     ask("POST", admin, path)
 }
@@ -60,7 +58,7 @@ fn exchange(mut stream: TcpStream, method: &str, path: &str) -> io::Result<(u16,
 }
 
 /// The first address that answers: a name may stand for several, and the sidecar listens at one of them. When none does,
-/// what the last one said.
+/// the error of the last one.
 fn connect(admin: &str, addresses: impl Iterator<Item = SocketAddr>) -> Result<TcpStream, String> {
     let mut failed = format!("{admin}: no such address");
     for address in addresses {

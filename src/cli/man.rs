@@ -5,7 +5,6 @@ use std::io::{self, Write};
 use clap::Command;
 use clap_mangen::Man;
 
-/// The page, in the form that `man` reads.
 pub fn page(mut command: Command) -> io::Result<Vec<u8>> {
     let notes = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     command.build();

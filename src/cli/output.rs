@@ -2,8 +2,8 @@
 
 use std::io::{self, Write};
 
-/// Prints to standard output; tells whether somebody still reads. That the reader has gone is no failure: it has seen what
-/// it wanted.
+/// Prints to standard output; tells whether it is still read. A reader that has gone is no failure: it has seen what it
+/// wanted.
 /// Fails when it cannot be written for another reason.
 pub fn print(text: &[u8]) -> Result<bool, String> {
     let mut out = io::stdout().lock();
@@ -14,7 +14,7 @@ pub fn print(text: &[u8]) -> Result<bool, String> {
     }
 }
 
-/// Writes to standard error. If that fails, nobody can be told.
+/// Writes to standard error. A failure cannot be reported.
 pub fn say(line: &dyn std::fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }

@@ -87,7 +87,7 @@ fn the_busiest(status: &Value, rows: usize) -> String {
     text + &foot
 }
 
-/// A line without what does not fit; colours take no room.
+/// A line, cut to these columns; colours take no room.
 fn cut(line: &str, columns: usize) -> String {
     let (mut kept, mut room, mut escape) = (String::new(), columns, false);
     for char in line.chars() {
@@ -122,14 +122,14 @@ fn head(status: &Value) -> String {
 fn problem(text: &mut String, config: &Value) {
     let Some(problem) = config["problem"].as_str() else { return };
     let age = span(config["problem_age_seconds"].as_f64().unwrap_or(0.0));
-    let told = format!("the config file does not hold, since {age}; what it said before goes on:");
+    let told = format!("the config file was refused {age} ago; the config before it stays in force:");
     let _ = writeln!(text, "{}", painted(RED, &told));
     let lines: Vec<String> = problem.lines().flat_map(|line| folded(line, WIDTH - 2)).collect();
     for line in lines.iter().take(MOST_PROBLEM_LINES) {
         let _ = writeln!(text, "  {line}");
     }
     if lines.len() > MOST_PROBLEM_LINES {
-        let _ = writeln!(text, "  {}", painted(DIM, "and more: `roadstead check` tells all"));
+        let _ = writeln!(text, "  {}", painted(DIM, "and more: `roadstead check` prints all"));
     }
 }
 
@@ -198,12 +198,12 @@ fn picture(text: &mut String, name: &str, registry: &Value) {
 /// The reason why requests wait, in words.
 fn condition(registry: &Value) -> String {
     if registry["paused"] == true {
-        return painted(YELLOW, "paused: nobody is admitted");
+        return painted(YELLOW, "paused: no request is admitted");
     }
     match registry["limited_by"].as_str() {
         Some("slots") => painted(YELLOW, "no slot is free"),
         Some("rate_per_second") => painted(YELLOW, "no token is due"),
-        Some("max_connecting") => painted(YELLOW, "max_connecting are dialling"),
+        Some("max_connecting") => painted(YELLOW, "max_connecting is reached"),
         Some("unreachable") => painted(RED, "takes no connections"),
         Some(other) => painted(YELLOW, &plain(other, 30)),
         None => painted(GREEN, "open"),
@@ -356,9 +356,9 @@ other hosts: 2 open, 1 active
     #[test]
     fn what_keeps_those_who_wait_is_told_in_words() {
         let table = [
-            (json!({"paused": true, "limited_by": "paused"}), "paused: nobody is admitted"),
+            (json!({"paused": true, "limited_by": "paused"}), "paused: no request is admitted"),
             (json!({"limited_by": "rate_per_second"}), "no token is due"),
-            (json!({"limited_by": "max_connecting"}), "max_connecting are dialling"),
+            (json!({"limited_by": "max_connecting"}), "max_connecting is reached"),
             (json!({"limited_by": "unreachable"}), "takes no connections"),
             (json!({}), "open"),
         ];
@@ -393,7 +393,7 @@ other hosts: 2 open, 1 active
         status["config"] = json!({"problem": format!("{long}\nsecond\x1b[2J"), "problem_age_seconds": 300});
         let text = bare(&render(&status));
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[1], "the config file does not hold, since 5 min; what it said before goes on:");
+        assert_eq!(lines[1], "the config file was refused 5 min ago; the config before it stays in force:");
         assert!(lines[2].starts_with("  /etc/roadstead/sidecar.toml:7: registries.harbor.depht: unknown"), "{text}");
         assert_eq!((lines[4], lines[5]), ("  second?[2J", ""));
         assert!(lines.iter().all(|line| line.chars().count() <= WIDTH), "{text}");
@@ -401,7 +401,7 @@ other hosts: 2 open, 1 active
         assert_eq!(folded("aaaaaaa b", 5), ["aaaaa", "aa b"]);
         status["config"]["problem"] = json!("line\n".repeat(40));
         let text = bare(&render(&status));
-        assert!(text.contains("  and more: `roadstead check` tells all\n"), "{text}");
+        assert!(text.contains("  and more: `roadstead check` prints all\n"), "{text}");
         assert_eq!(text.matches("  line\n").count(), MOST_PROBLEM_LINES);
     }
 

@@ -47,16 +47,15 @@ impl Look {
     }
 }
 
-/// Shows the picture once.
-/// Fails when nobody answers there, or not as a sidecar does.
+/// Fails without the answer of a sidecar.
 pub fn once(admin: &str, look: Look) -> Result<(), String> {
     let (status, body) = status(admin)?;
     let picture = if look.json { body } else { look.coloured(render(&status)) };
     output::print(picture.as_bytes()).map(|_| ())
 }
 
-/// Shows the picture each second, until Ctrl-C, or until nobody reads it any more. A sidecar that is away is told, and
-/// asked again.
+/// Shows the picture each second, until Ctrl-C, or until it is not read any more. A sidecar that is away is reported,
+/// and asked again.
 /// Fails when signals cannot be awaited, or nothing can be printed.
 pub fn until_interrupted(admin: &str, look: Look) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -99,7 +98,6 @@ async fn each_second(admin: &str, look: Look) -> Result<(), String> {
     }
 }
 
-/// One picture of many.
 fn next(status: &Value, look: Look) -> String {
     if look.json {
         return format!("{status}\n");

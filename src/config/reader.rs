@@ -184,7 +184,7 @@ impl<'a> Section<'a> {
         each.collect()
     }
 
-    /// Reads this section, then notes the keys in it that nobody asked for.
+    /// Reads this section, then notes its unknown keys.
     pub(super) fn read_whole<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> T {
         let result = read(self);
         let keys = self.table.into_iter().flat_map(|table| table.keys()).map(|key| -> &str { key.get_ref() });

@@ -1,8 +1,6 @@
 //! Lines that are not TOML at all, as problems like any other.
 //!
-//! The parser says where it stumbled, not in which setting; that is read off the text, since the
-//! operator looks for a key. It never mends anything. Called once for each error of the parser,
-//! before the settings are read.
+//! The parser gives the place of an error; the key is read off the text, since the operator looks for a key.
 
 use super::problem::Problem;
 use super::reader::Report;

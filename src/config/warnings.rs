@@ -1,7 +1,6 @@
 //! Warnings: settings of a valid configuration that are probably mistakes.
 //!
-//! It looks at a finished [`Config`] and never makes it fail. Called once, when all settings have
-//! been read.
+//! It looks at a finished [`Config`] and never makes it fail.
 
 use std::time::Duration;
 
@@ -104,8 +103,8 @@ fn short_pauses(registry: &RegistryConfig) -> Vec<Remark> {
 
 fn blind_trust(registry: &RegistryConfig) -> Option<Remark> {
     registry.tls.insecure_skip_verify.then(|| {
-        let reason = "the sidecar will talk to whoever answers in the registry's name, and hand over the pullers' \
-                      credentials: set ca_file instead";
+        let reason = "the sidecar accepts any server in the registry's name, and sends it the pullers' credentials: set \
+                      ca_file instead";
         (format!("registries.{}.tls.insecure_skip_verify", registry.name), reason.to_owned())
     })
 }

@@ -12,7 +12,7 @@ use crate::proxy::route::Claim;
 use crate::target::Target;
 use crate::upstream::Upstream;
 
-/// Hands over to this process, as long as that lives. Completes when it has ended, which nobody expects.
+/// Hands over to this process, as long as that lives. Completes when it has ended, which is an error.
 pub async fn hand_over(mut successor: Successor, reservations: Arc<Reservations>) {
     let settings = reservations.proxy().settings();
     let paused = settings.routes.registries().filter(|upstream| upstream.gate.snapshot().paused);

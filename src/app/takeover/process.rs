@@ -110,7 +110,7 @@ impl Program {
     }
 }
 
-/// A process that may take over. It is killed if it does not, also when nobody waits for it any more.
+/// A process that may take over. It is killed if it does not, also when the wait for it is given up.
 struct Candidate(Option<Child>);
 
 impl Candidate {
@@ -140,7 +140,7 @@ impl Drop for Candidate {
 }
 
 impl Successor {
-    /// How it ended, once it has. A process that nobody waits for stays in the kernel's list.
+    /// How it ended, once it has. The kernel lists a process until it is waited for.
     pub(super) async fn ended(&mut self) -> Option<ExitStatus> {
         let child = self.child.as_mut()?;
         Watched::new(child.id().try_into().ok()).ok()?.ended().await;

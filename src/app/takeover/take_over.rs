@@ -32,7 +32,7 @@ const MAX_ORPHAN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_LOOKUP: Duration = Duration::from_secs(1);
 /// No process hands over for longer: the requests that wait there have deadlines of their own.
 const MAX_WAIT: Duration = Duration::from_secs(60 * 60);
-/// The target, in pages, of those who wait in another process.
+/// The target, in pages, of requests that wait in another process.
 const ELSEWHERE: &str = "(the process before this one)";
 
 /// Finds out what the processes before this one hold, and sees to it until they hold nothing. When this returns, no slot
@@ -88,7 +88,7 @@ impl Following {
             }
         }
         drop(self.grants);
-        tracing::info!("the process before this one has closed its link");
+        tracing::info!("the old process has closed its link");
         self.predecessor.gone().await;
         look_for_orphans(&self.reservations).await;
         self.reservations.predecessor_ended();
@@ -109,7 +109,7 @@ impl Following {
     }
 }
 
-/// Requests in the queues here, for those who wait in the process before this one.
+/// Requests in the queues here, for those that wait in the process before this one.
 #[derive(Default)]
 struct Grants {
     /// By registry, class and client there.
@@ -139,7 +139,7 @@ impl Grants {
     }
 }
 
-/// The gates here that lead to the same hosts, and who asks there. None, if this process has no such registry: then nothing
+/// The gates here that lead to the same hosts, and the principal that asks there. None, if this process has no such registry: then nothing
 /// here counts what is used.
 fn queues(
     holding: &Holding,
@@ -189,7 +189,7 @@ async fn look_for_orphans(reservations: &Arc<Reservations>) {
     if sum(&found) == 0 {
         return;
     }
-    tracing::warn!(?found, "a process before this one left connections that are not closed yet");
+    tracing::warn!(?found, "an earlier process left connections that are not closed yet");
     reservations.set_orphans(found);
     let reservations = reservations.clone();
     tokio::spawn(async move {
