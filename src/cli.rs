@@ -205,7 +205,11 @@ fn check(config: &Config, file: &Path) -> Result<ExitCode, Failure> {
         let (name, slots, cap, share) = (&registry.name, registry.slots, registry.cap, registry.share);
         format!("registry {name}: {slots} slots (cap {cap} x share {share})\n")
     });
-    let printed = print(lines.collect::<String>().as_bytes());
+    let overridden = config.from_environment.iter().map(|(key, variable)| {
+        let value = config.settings.get(key).map_or("", String::as_str);
+        format!("{key} = {value}, from the environment: {variable}\n")
+    });
+    let printed = print(lines.chain(overridden).collect::<String>().as_bytes());
     let warnings = config.warnings.iter().map(ToString::to_string);
     for warning in warnings.chain(app::descriptors::warning(config)) {
         output::say(&format_args!("warning: {}: {warning}", file.display()));

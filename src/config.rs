@@ -31,13 +31,21 @@ pub use rate::ConnectRate;
 pub use registry::{DEFAULT_CLASS, MirrorConfig, QueueConfig, ReclaimConfig, RegistryConfig, RepairConfig, TlsConfig};
 pub use share::{BadShare, Share};
 
-use reader::{Report, Section};
+use reader::{PREFIX, Report, Section};
 
 impl Config {
     /// Reads a configuration from the text of its file.
     /// Fails with every problem of the text, in the order of its lines.
     pub fn parse(text: &str) -> Result<Self, Problems> {
-        match Config::read_text(text) {
+        Config::parse_with(text, [])
+    }
+
+    /// The same, with these variables of an environment: one that begins with `ROADSTEAD__` sets a key in place of the file.
+    ///
+    /// # Errors
+    /// With every problem, in the order of the lines.
+    pub fn parse_with(text: &str, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, Problems> {
+        match Config::read_text(text, environment) {
             (config, problems) if problems.is_empty() => Ok(config),
             (_, problems) => Err(Problems { file: None, problems }),
         }
@@ -47,32 +55,43 @@ impl Config {
     /// that refused it goes on with the one before.
     /// Fails when the file cannot be read.
     pub fn admin_address(path: &Path) -> Result<SocketAddr, LoadError> {
-        Ok(Config::read_text(&text_of(path)?).0.listen.admin)
+        Ok(Config::read_text(&text_of(path)?, environment()).0.listen.admin)
     }
 
-    /// Reads the configuration file at `path`.
+    /// Reads the configuration file at `path`, and the environment.
     /// Fails when the file cannot be read, or with every problem in it.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let parsed = Config::parse(&text_of(path)?);
+        let parsed = Config::parse_with(&text_of(path)?, environment());
         parsed.map_err(|problems| LoadError::Problems(Problems { file: Some(path.to_owned()), ..problems }))
     }
 
     /// The configuration of the text as far as it can be read, and its problems, in the order of its lines.
-    fn read_text(text: &str) -> (Config, Vec<Problem>) {
+    fn read_text(text: &str, environment: impl IntoIterator<Item = (String, String)>) -> (Config, Vec<Problem>) {
         let (root, errors) = DeTable::parse_recoverable(text);
         let mut report = Report::new(text);
         for error in &errors {
             syntax::note(error, text, &mut report);
         }
+        let named =
+            environment.into_iter().filter_map(|(name, text)| Some((name.strip_prefix(PREFIX)?.to_owned(), text)));
+        report.overrides = named.map(|(name, text)| (name, (text, None))).collect();
         let mut config = Config::default();
         let mut root = Section::root(root.get_ref(), &mut report);
         root.read_whole(|root| config.read(root));
         checks::check(&config, &mut root);
         config.warnings = warnings::about(&config, |key| root.line_of(key));
+        report.note_unused_overrides();
+        let set = report.overrides.into_iter().filter_map(|(name, (_, key))| Some((key?, format!("{PREFIX}{name}"))));
+        config.from_environment = set.collect();
         config.settings = report.settings;
         report.problems.sort_by_key(|problem| problem.line);
         (config, report.problems)
     }
+}
+
+/// The variables of this process that are text.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
 }
 
 fn text_of(path: &Path) -> Result<String, LoadError> {

@@ -343,6 +343,25 @@ async fn check_prints_the_slots_of_each_registry() {
     }
 }
 
+/// A variable sets a key in place of the file, and `check` names it; one that sets no key is an error.
+#[tokio::test]
+async fn check_prints_the_settings_of_the_environment() {
+    let (_folder, path) = file(GOOD);
+    let check = |name: &str, text: &str| {
+        let run =
+            Command::new(env!("CARGO_BIN_EXE_roadstead")).args(["check", "--config", &path]).env(name, text).output();
+        async { run.await.unwrap() }
+    };
+    let output = check("ROADSTEAD__registries__harbor__cap", "400").await;
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(printed.starts_with("registry harbor: 20 slots (cap 400 x share 1/20)\n"), "{printed}");
+    let line = "registries.harbor.cap = 400, from the environment: ROADSTEAD__registries__harbor__cap\n";
+    assert!(printed.ends_with(line), "{printed}");
+    let output = check("ROADSTEAD__registries__harbour__cap", "400").await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("ROADSTEAD__registries__harbour__cap: sets no key"));
+}
+
 /// A setting that is allowed but probably a mistake is a warning beside the slots, and no failure.
 #[tokio::test]
 async fn check_warns_of_a_wait_that_outlasts_the_clients() {

@@ -62,7 +62,7 @@ impl Reloader {
         let tls_files = tls_files(&config);
         let held = digests(path, &tls_files);
         // It may hold something else already than when this config was read.
-        let same = fs::read_to_string(path).is_ok_and(|text| Config::parse(&text).as_ref() == Ok(&config));
+        let same = Config::load(path).is_ok_and(|again| again == config);
         let (path, read) = (path.to_owned(), same.then_some(held));
         Reloader { path, read, tls_files, config, assembly, reservations, state, set_level }
     }

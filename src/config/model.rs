@@ -2,6 +2,7 @@
 //!
 //! Outside of the config the tables are plain values that hold together. Every field has the name of its key.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ table! {
         warnings: Vec<Problem> = Vec::new();
         /// Every setting that has a value, by its key as in the file, defaults included; the values in words.
         settings: ShownSettings = ShownSettings::new();
+        /// The settings that the environment set, by their keys, each with the name of its variable.
+        from_environment: BTreeMap<String, String> = BTreeMap::new();
     }
 }
 

@@ -3,7 +3,7 @@
 //! It knows paths, lines and keys, and nothing of what the settings mean. A setting with a problem keeps its default, so
 //! one reading finds all problems. The tables of `model` call it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use toml::Spanned;
@@ -13,6 +13,8 @@ use super::problem::Problem;
 use super::shown::{Shown, ShownSettings};
 use super::value::Parsed;
 
+/// The names of settings in the environment begin with this.
+pub(super) const PREFIX: &str = "ROADSTEAD__";
 /// Longest name of a table, in bytes.
 const MAX_NAME: usize = 63;
 
@@ -24,6 +26,8 @@ pub(super) struct Report {
     pub(super) settings: ShownSettings,
     /// The keys that have a problem, or may be in lost lines.
     unsound: BTreeSet<String>,
+    /// Settings of the environment by the rest of their names; each with its text, and the key that it set.
+    pub(super) overrides: BTreeMap<String, (String, Option<String>)>,
     /// Lines that are not TOML, or lost their table: what was recovered from them is a guess.
     broken: Vec<Range<usize>>,
 }
@@ -35,6 +39,7 @@ impl Report {
             problems: Vec::new(),
             settings: ShownSettings::new(),
             unsound: BTreeSet::new(),
+            overrides: BTreeMap::new(),
             broken: Vec::new(),
         }
     }
@@ -48,6 +53,16 @@ impl Report {
     pub(super) fn note_broken(&mut self, problem: Problem, lines: Range<usize>) {
         self.note(problem);
         self.broken.push(lines);
+    }
+
+    /// Notes each setting of the environment that no key took.
+    pub(super) fn note_unused_overrides(&mut self) {
+        let unused = self.overrides.iter().filter(|(_, (_, key))| key.is_none());
+        for key in unused.map(|(name, _)| format!("{PREFIX}{name}")).collect::<Vec<_>>() {
+            let reason = "sets no key: the name is that of a key that is not a list, in a table of the file, with two \
+                          underscores for each dot";
+            self.note(Problem { key, line: 1, reason: reason.to_owned() });
+        }
     }
 
     /// Notes a problem, unless its line is known to be broken.
@@ -87,7 +102,16 @@ impl<'a> Section<'a> {
         field: &mut T,
         read: impl FnOnce(&DeValue<'_>) -> Parsed<T>,
     ) {
-        match self.find(key).map(read) {
+        let found = self.find(key);
+        let read = match self.overridden(key) {
+            Some((name, text)) => {
+                let value =
+                    DeValue::parse(&text).map_or_else(|_| DeValue::String((&*text).into()), Spanned::into_inner);
+                Some(read(&value).map_err(|reason| format!("{reason} (set by {PREFIX}{name})")))
+            }
+            None => found.map(read),
+        };
+        match read {
             Some(Ok(value)) => *field = value,
             Some(Err(reason)) => self.problem(key, reason),
             None => {}
@@ -223,9 +247,10 @@ impl<'a> Section<'a> {
     /// Notes the name of this table if metrics and messages could not carry it.
     pub(super) fn check_name(&mut self, what: &str, name: &str) {
         let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
-        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(allowed) {
+        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(allowed) || name.contains("__") {
             let reason = format!(
-                "the name of a {what} has 1 to {MAX_NAME} characters, each a lower-case letter, a digit, '_' or '-'"
+                "the name of a {what} has 1 to {MAX_NAME} characters, each a lower-case letter, a digit, '_' or '-', and \
+                 no two '_' in a row"
             );
             self.problem("", reason);
         }
@@ -249,9 +274,22 @@ impl<'a> Section<'a> {
         [self.path.as_str(), key].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".")
     }
 
+    /// The rest of the name and the text of the setting of the environment that sets this key.
+    fn overridden(&mut self, key: &str) -> Option<(String, String)> {
+        let path = self.path_of(key);
+        let name = environment_name(&path);
+        let (text, set) = self.report.overrides.get_mut(&name)?;
+        let text = text.clone();
+        if let Some(other) = set.replace(path).filter(|other| *other != self.path_of(key)) {
+            self.problem(key, format!("{PREFIX}{name} stands for this key and for {other}: rename one of the tables"));
+        }
+        Some((name, text))
+    }
+
     /// Notes a setting that is required and absent.
     fn demand(&mut self, key: &str, example: &str) {
-        if self.find_below(key).is_none() {
+        let is_overridden = self.report.overrides.contains_key(&environment_name(&self.path_of(key)));
+        if self.find_below(key).is_none() && !is_overridden {
             self.missing(key, format!("is required, for instance {key} = {example}"));
         }
     }
@@ -285,6 +323,11 @@ impl<'a> Section<'a> {
         };
         section.read_whole(read)
     }
+}
+
+/// The rest of the name in the environment of the key with this path.
+fn environment_name(path: &str) -> String {
+    path.replace('.', "__").replace('-', "_")
 }
 
 /// Says that a key is unknown, and which one may have been meant.

@@ -1,5 +1,6 @@
 //! Whole files in, configurations or lists of problems out. The shipped file is one of them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
@@ -91,6 +92,7 @@ fn the_least_file_gives_the_defaults() {
         }],
         other_hosts: OtherHosts::Direct,
         warnings: Vec::new(),
+        from_environment: BTreeMap::new(),
         settings: Config::parse(LEAST).unwrap().settings,
     };
     assert_eq!(Config::parse(LEAST), Ok(expected));
@@ -214,6 +216,60 @@ fn a_setting_with_a_problem_is_reported_once() {
     ] {
         assert_problems(&with(lines), &[expected]);
     }
+}
+
+/// The problems of the least file beside a registry `b-2`, with these variables.
+fn problems_with(environment: &[(&str, &str)]) -> Result<Config, String> {
+    let text = with("[registries.b-2]\nhosts = ['b']\nshare = 1\n");
+    let environment = environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+    Config::parse_with(&text, environment).map_err(|problems| problems.to_string())
+}
+
+#[test]
+fn the_environment_sets_keys_that_are_no_lists() {
+    let set = [
+        ("ROADSTEAD__registries__b_2__cap", "7"),
+        ("ROADSTEAD__registries__harbor__share", "1/2"),
+        ("ROADSTEAD__registries__harbor__queue__tunnel_timeout", "9s"),
+        ("ROADSTEAD__registries__harbor__reclaim__learn", "false"),
+        ("ROADSTEAD__log__level", "debug"),
+        ("ROADSTEAD__drain_timeout", "'1m'"),
+        ("ROADSTEAD_SERVICE_HOST", "10.0.0.1"),
+    ];
+    let config = problems_with(&set).unwrap();
+    let harbor = &config.registries[0];
+    assert_eq!((config.registries[1].cap, harbor.slots, harbor.reclaim.learn), (7, 100, false));
+    assert_eq!((harbor.queue.tunnel_timeout, config.drain_timeout), (Duration::from_secs(9), Duration::from_secs(60)));
+    assert_eq!((config.log.level, config.from_environment.len()), ("debug", 6));
+    assert_eq!(config.from_environment["registries.b-2.cap"], "ROADSTEAD__registries__b_2__cap");
+
+    let cap = ("ROADSTEAD__registries__b_2__cap", "7");
+    for (name, text, expected) in [
+        (
+            "ROADSTEAD__registries__harbor__cap",
+            "x",
+            "line 3: registries.harbor.cap: expected a whole number, found string (set by ROADSTEAD__registries__harbor__cap)",
+        ),
+        ("ROADSTEAD__registries__other__cap", "1", "line 1: ROADSTEAD__registries__other__cap: sets no key: the name"),
+        ("ROADSTEAD__registries__harbor__hosts", "a", "line 1: ROADSTEAD__registries__harbor__hosts: sets no key"),
+    ] {
+        let problems = problems_with(&[cap, (name, text)]).unwrap_err();
+        assert!(problems.starts_with(expected) && problems.lines().count() == 1, "{problems}");
+    }
+    assert!(problems_with(&[]).unwrap_err().contains("registries.b-2.cap: is required"));
+}
+
+#[test]
+fn a_variable_that_stands_for_two_keys_is_refused() {
+    let text =
+        "[registries.a-b]\nhosts = ['a']\ncap = 1\nshare = 1\n[registries.a_b]\nhosts = ['b']\ncap = 1\nshare = 1\n";
+    let set = ("ROADSTEAD__registries__a_b__cap".to_owned(), "2".to_owned());
+    let problems = Config::parse_with(text, [set]).unwrap_err().to_string();
+    assert_eq!(
+        problems,
+        "line 7: registries.a_b.cap: ROADSTEAD__registries__a_b__cap stands for this key and for registries.a-b.cap: \
+         rename one of the tables"
+    );
 }
 
 #[test]
@@ -402,7 +458,7 @@ fn registries_have_plain_names() {
     for name in ["h", "harbor-2", "harbor_2", "0", &"a".repeat(63)] {
         assert!(Config::parse(&named(name)).is_ok(), "{name}");
     }
-    for name in ["Harbor", "'a b'", "'a.b'", "''", &"a".repeat(64)] {
+    for name in ["Harbor", "a__b", "'a b'", "'a.b'", "''", &"a".repeat(64)] {
         let found = problems(&named(name));
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].contains("the name of a registry has 1 to 63 characters"), "{found:?}");
