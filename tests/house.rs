@@ -13,7 +13,7 @@ const MAX_FILE_LINES: usize = 500;
 /// A function is no longer than this.
 const MAX_FUNCTION_LINES: usize = 60;
 /// All files of `src` together, before their inline tests, are no longer than this. The goal is 17,000: lower it with the total.
-const MAX_LINES: usize = 21_230;
+const MAX_LINES: usize = 21_080;
 
 /// Private words that the terms of the field replaced. No type, field, function or file has one in its name.
 const OLD_WORDS: &[&str] = &[
