@@ -182,3 +182,50 @@ async fn a_blob_is_resumed_at_another_node() {
     }
     assert!(nodes.iter().all(|node| node.stub.accept_log().len() > 1), "both were used");
 }
+
+/// A registry that cuts its first two answers, with this line among their headers, and counts them.
+async fn cutting_twice(header: &'static str) -> Cutting {
+    let cuts = Arc::new(AtomicUsize::new(0));
+    let counted = cuts.clone();
+    let stub = StubRegistry::raw(move |connection| {
+        let counted = counted.clone();
+        async move {
+            let mut wire = Wire::new(connection);
+            while let Ok(Some(head)) = wire.read_head().await {
+                let body = blob_of(head.target(), 5000);
+                let answer = format!("HTTP/1.1 200 OK\r\n{header}Content-Length: 5000\r\n\r\n");
+                let number = counted.fetch_add(1, Ordering::Relaxed);
+                let most = if number < 2 { 1000 + 2000 * number } else { body.len() };
+                let sent = wire.send(&[answer.as_bytes(), &body[..most]].concat()).await;
+                if number < 2 || sent.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    Cutting { stub, cuts }
+}
+
+/// A manifest is read before it is handed on: one that breaks off is asked for again, and the client sees it whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manifest_that_is_cut_is_asked_for_again() {
+    for reference in ["sha256:0123", "latest"] {
+        let registry = cutting_twice("").await;
+        let (_sidecar, mirror) = start(&[registry.stub.address()]).await;
+        let path = format!("/v2/app/manifests/{reference}");
+        assert!(get(mirror, &path, None).await.is_some_and(|body| body == blob_of(&path, 5000)), "{path}");
+        assert_eq!(registry.cuts.load(Ordering::Relaxed), 3, "{path}");
+    }
+}
+
+/// Bytes of a compressed answer are not those of the blob: it breaks off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compressed_blob_that_is_cut_breaks_off() {
+    for (header, is_resumed) in [("Content-Encoding: gzip\r\n", false), ("Content-Encoding: identity\r\n", true)] {
+        let registry = cutting_twice(header).await;
+        let (_sidecar, mirror) = start(&[registry.stub.address()]).await;
+        assert_eq!(get(mirror, "/v2/app/blobs/sha256:0123", None).await, None, "{header}: ranges are not known here");
+        assert_eq!(registry.cuts.load(Ordering::Relaxed) > 1, is_resumed, "{header}");
+    }
+}
