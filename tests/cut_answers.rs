@@ -1,7 +1,7 @@
 //! A tunnel that was taken in the middle of an answer is counted and told as what it is.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use roadstead_test_support::{Sidecar, StubRegistry, config, connect_through, eventually_is};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -125,4 +125,50 @@ async fn an_answer_that_is_cut_in_plain_http_is_no_success() {
         (cut, metrics.count("roadstead_outcomes_total", &[("registry", "stub"), ("outcome", "upstream_failed")]))
     };
     eventually_is("the cut to be told", Duration::from_secs(5), (1, 1), told).await;
+}
+
+/// A request that comes after our end has crossed it: it is lost, told as that, and doubles the pauses of its client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_crosses_our_end_is_told_and_doubles_the_pauses() {
+    let stub = StubRegistry::builder().start().await;
+    let registry = format!(
+        "[registries.stub]\nhosts = [\"{}\"]\ncap = 1\nshare = 1\n[registries.stub.reclaim]\nunsure_after = \"700ms\"\n",
+        stub.address()
+    );
+    let mut sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
+    let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+    let mut took = Vec::new();
+    for crosses in [true, false] {
+        let mut quiet = connect_through(proxy, &authority, &[]).await.expect("a tunnel");
+        assert_eq!(quiet.get("/v2/", &["Host: stub"]).await.unwrap().status(), 200);
+        let began = Instant::now();
+        let waiting = {
+            let authority = authority.clone();
+            tokio::spawn(async move { connect_through(proxy, &authority, &[]).await.expect("a tunnel") })
+        };
+        assert_eq!(quiet.receive().await.unwrap(), "", "our end");
+        took.push(began.elapsed());
+        if crosses {
+            quiet.send(b"GET /v2/ HTTP/1.1\r\nHost: stub\r\n\r\n").await.unwrap();
+        }
+        let crossed = async || {
+            let labels = [("registry", "stub"), ("evidence", "unsure")];
+            sidecar.metrics().await.count("roadstead_reclaims_crossed_total", &labels)
+        };
+        eventually_is("the crossing to be told", Duration::from_secs(5), 1, crossed).await;
+        drop((quiet, waiting.await.unwrap()));
+        sidecar.until("stub", "open", 0).await;
+    }
+    let pause = Duration::from_millis(700);
+    assert!(took[0] >= pause - Duration::from_millis(50) && took[0] < pause * 2, "{took:?}");
+    assert!(took[1] >= pause * 2 - Duration::from_millis(50), "{took:?}");
+    sidecar.terminate();
+    sidecar.wait().await;
+    let finished = sidecar.finished();
+    let ended = |how: &str, outcome: &str| {
+        finished.iter().filter(|fields| fields["ended_by"] == how && fields["outcome"] == outcome).count()
+    };
+    assert_eq!(ended("reclaim_crossed", "upstream_failed"), 1, "{}", sidecar.log_text());
+    assert_eq!(ended("reclaim", "served"), 1);
+    assert!(sidecar.log_text().contains("a request crossed the end of its tunnel"));
 }
