@@ -350,7 +350,7 @@ impl World {
         let held = self.held_mut(slot);
         held.kept = None;
         held.quiet = None;
-        held.reclaimed = false;
+        (held.reclaimed, held.taken) = (false, false);
         held.fresh = state == SlotState::Idle;
         self.core.tell(slot, SlotEvent::Established(state), self.now);
         self.settle(None);
@@ -558,6 +558,13 @@ impl World {
         self.held.iter().filter(|held| held.closing || held.reclaimed).count().saturating_sub(excess)
     }
 
+    /// The same, with those that are expected to come free by themselves. Where there are too many, those are the first to go.
+    fn coming_or_expected(&self) -> usize {
+        let excess = self.open().saturating_sub(self.limits.slots);
+        let coming = self.held.iter().filter(|held| held.closing || held.reclaimed).count();
+        (coming + self.freed_lately()).saturating_sub(excess)
+    }
+
     /// Of so many who wait, those who could dial at once, had they a slot.
     fn servable(&self, waiting: usize) -> usize {
         let tokens = self.tokens.as_ref().map_or(usize::MAX, NaiveBucket::count);
@@ -606,7 +613,7 @@ impl World {
         let blocked_by_rate = self.open() < self.limits.slots;
         let eligible = self.held.iter().any(|held| self.may_go(held));
         let can_give_way = !kept.is_empty() || eligible;
-        let expected = coming + self.freed_lately();
+        let expected = self.coming_or_expected();
         assert!(
             !can_give_way || blocked_by_rate || coming >= served_soon || kept.is_empty() && expected >= served_soon,
             "at {:?} an idle connection blocks who waits: {served_soon} to serve, {coming} coming, {:?} {:?}",
