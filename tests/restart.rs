@@ -2,7 +2,7 @@
 //! no pull fails, and all processes together stay within the slots.
 
 use std::fs::{self, File, OpenOptions};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
@@ -325,7 +325,7 @@ async fn hand_overs_in_a_storm_cost_no_pull() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_is_killed_does_not_make_the_next_one_exceed_the_slots() {
     for with_port in [true, false] {
-        let stub = late_registry(Duration::from_millis(1500)).await;
+        let stub = late_registry(Ipv4Addr::new(127, 0, 41, 1), Duration::from_millis(1500)).await;
         let authority = stub.address().to_string();
         let host = if with_port { authority.clone() } else { stub.address().ip().to_string() };
         let mut manager = Manager::with(&format!("[registries.stub]\nhosts = [\"{host}\"]\ncap = {SLOTS}\nshare = 1"));
@@ -349,8 +349,8 @@ async fn a_process_that_is_killed_does_not_make_the_next_one_exceed_the_slots() 
 }
 
 /// One that sees the end of a connection late.
-async fn late_registry(late: Duration) -> StubRegistry {
-    StubRegistry::raw(move |connection| async move {
+async fn late_registry(ip: Ipv4Addr, late: Duration) -> StubRegistry {
+    StubRegistry::raw_at(ip, move |connection| async move {
         let mut wire = Wire::new(connection);
         while wire.receive().await.is_ok_and(|bytes| !bytes.is_empty()) {}
         tokio::time::sleep(late).await;
@@ -606,7 +606,7 @@ async fn a_hand_over_that_fails_changes_nothing() {
 /// Killed in the middle of a hand-over, with all slots taken: the one that took over counts what the kernel still holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_is_killed_while_it_hands_over_does_not_make_the_next_one_exceed_the_slots() {
-    let stub = late_registry(Duration::from_millis(700)).await;
+    let stub = late_registry(Ipv4Addr::new(127, 0, 41, 2), Duration::from_millis(700)).await;
     let registry = stub.address();
     let mut manager = Manager::with(&format!(
         "[registries.stub]\nhosts = [\"{registry}\"]\ncap = {SLOTS}\nshare = 1\n{KEEP_TUNNELS}"
@@ -726,7 +726,8 @@ async fn a_pause_goes_over_and_its_end_comes_back() {
     assert_eq!(manager.registry("stub").await["paused"], true);
     assert!(page.get("/status", &[]).await.is_err(), "who looked at the old process is to look at the new one");
     let waits_in_the_new_one = ask();
-    eventually_is("one to wait", SOON, 1.into(), async || manager.registry("stub").await["waiting"].clone()).await;
+    let waiting = async || manager.registry("stub").await["waiting"].clone();
+    eventually_is("one to wait, and one for that in the old process", SOON, 2.into(), waiting).await;
     assert_eq!(stub.requests(), 0);
     assert_eq!(manager.ask_admin("POST", "/registries/stub/resume").await.status(), 200);
     assert_eq!((waits_in_the_old_one.await.unwrap(), waits_in_the_new_one.await.unwrap()), (200, 200));

@@ -155,7 +155,7 @@ impl StubBuilder {
         let seen = Arc::new(Seen::default());
         let (settings, shared) = (Arc::new(self), seen.clone());
         let handler = move |connection| serve::connection(connection, settings.clone(), shared.clone());
-        StubRegistry::launch(seen, handler).await
+        StubRegistry::launch(Ipv4Addr::LOCALHOST, seen, handler).await
     }
 }
 
@@ -183,10 +183,25 @@ impl StubRegistry {
     where
         Handling: Future<Output = ()> + Send + 'static,
     {
-        Self::launch(Arc::new(Seen::default()), handler).await
+        Self::raw_at(Ipv4Addr::LOCALHOST, handler).await
+    }
+
+    /// The same at an address of its own, within 127.0.0.0/8: no other test's sockets go there.
+    ///
+    /// # Panics
+    /// If it cannot listen there.
+    pub async fn raw_at<Handling>(
+        ip: Ipv4Addr,
+        handler: impl Fn(StubConnection) -> Handling + Send + Sync + 'static,
+    ) -> Self
+    where
+        Handling: Future<Output = ()> + Send + 'static,
+    {
+        Self::launch(ip, Arc::new(Seen::default()), handler).await
     }
 
     async fn launch<Handling>(
+        ip: Ipv4Addr,
         seen: Arc<Seen>,
         handler: impl Fn(StubConnection) -> Handling + Send + Sync + 'static,
     ) -> Self
@@ -201,7 +216,7 @@ impl StubRegistry {
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime for the stub").block_on(async move {
-                let listener = listen((Ipv4Addr::LOCALHOST, 0).into(), BACKLOG);
+                let listener = listen((ip, 0).into(), BACKLOG);
                 // A test that is gone already needs no stub.
                 let _ = bound.send(listener.local_addr().expect("the address just bound"));
                 // A task like its connections, so that they take turns in the order of the kernel's news.
