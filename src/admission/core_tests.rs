@@ -880,6 +880,19 @@ proptest! {
     }
 }
 
+/// A world with so many connections, all of which have been dialled.
+fn dialled(limits: Limits, connections: usize) -> (World, Vec<SlotId>) {
+    let mut world = World::new(limits);
+    for _ in 0..connections {
+        world.arrive(None, ms(9000));
+    }
+    let slots = dialled_slots(&world);
+    for slot in &slots {
+        world.dialled(*slot);
+    }
+    (world, slots)
+}
+
 fn dialled_slots(world: &World) -> Vec<SlotId> {
     world.held.iter().map(|held| held.slot).collect()
 }
@@ -927,14 +940,7 @@ fn one_slot_serves_two_authorities_in_turn() {
 
 #[test]
 fn each_waiter_gets_one_victim_or_the_connection_it_can_use() {
-    let mut world = World::new(limits(3, 10, None));
-    for _ in 0..3 {
-        world.arrive(None, ms(500));
-    }
-    let slots = dialled_slots(&world);
-    for slot in &slots {
-        world.dialled(*slot);
-    }
+    let (mut world, slots) = dialled(limits(3, 10, None), 3);
     let for_b = world.arrive(Some("b:80"), ms(500));
     world.park(slots[0], "a:80");
     assert_eq!(world.log.last(), Some(&Decision::Close { slot: slots[0], cause: CloseCause::Reclaimed }));
@@ -1054,14 +1060,7 @@ fn fewer_slots_cut_nobody_and_admit_nobody_until_it_fits() {
 
 #[test]
 fn kept_connections_expire_by_idleness_and_by_age() {
-    let mut world = World::new(limits(2, 10, None));
-    for _ in 0..2 {
-        world.arrive(None, ms(500));
-    }
-    let slots = dialled_slots(&world);
-    for slot in &slots {
-        world.dialled(*slot);
-    }
+    let (mut world, slots) = dialled(limits(2, 10, None), 2);
     world.park(slots[0], "a:80");
     assert_eq!(world.core.wake_at(), Some(Moment(IDLE_TIMEOUT)));
     world.pass(MAX_LIFETIME.saturating_sub(ms(100)));
@@ -1196,13 +1195,8 @@ fn a_recalled_tunnel_that_moves_after_all_is_left_alone_and_another_is_asked() {
 /// Tunnels on all slots, that have been quiet for long enough, as many who wait, and tokens for two.
 #[test]
 fn the_next_recall_comes_with_the_next_token_and_not_with_the_next_slot() {
-    let mut world = World::new(limits(4, 10, Some((100, 4))));
-    for _ in 0..4 {
-        world.arrive(None, ms(9000));
-    }
-    let slots = dialled_slots(&world);
+    let (mut world, slots) = dialled(limits(4, 10, Some((100, 4))), 4);
     for slot in &slots {
-        world.dialled(*slot);
         world.established(*slot);
         world.quiet(*slot, ms(0));
     }
@@ -1299,13 +1293,8 @@ fn who_passes_the_others_with_a_kept_connection_moves_no_clock() {
 /// beyond those take a tunnel, one each, and one second later all do.
 #[test]
 fn no_tunnel_goes_while_slots_come_free_by_themselves() {
-    let mut world = World::new(limits(4, 10, None));
-    for _ in 0..4 {
-        world.arrive(None, ms(9000));
-    }
-    let slots = dialled_slots(&world);
+    let (mut world, slots) = dialled(limits(4, 10, None), 4);
     for slot in &slots {
-        world.dialled(*slot);
         world.established(*slot);
     }
     for slot in &slots[..3] {
