@@ -103,7 +103,7 @@ async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Princi
         () = client.left(&queued) => None,
         reached = path.reach() => Some(reached),
     };
-    record.reached(path.attempt.waited, path.attempt.connect);
+    record.reached(path.attempt.progress.waited, path.attempt.progress.connect);
     match reached {
         None => Err(NoTunnel(None)),
         Some(Ok(socket)) => Ok(Tunnel { socket, record, path }),

@@ -141,7 +141,7 @@ impl Arrival<'_> {
                 }
             }
         };
-        record.reached(attempt.waited, attempt.connect);
+        record.reached(attempt.progress.waited, attempt.progress.connect);
         let response = match exchanged {
             Ok((response, retries)) => {
                 record.retried(retries);

@@ -263,7 +263,7 @@ impl Repairing<'_> {
     }
 
     async fn ask_without_end(&mut self, attempt: &mut Attempt) -> Result<Option<Judged>, Failure> {
-        attempt.is_reask = self.again > 0 && self.repair.is_distressed(self.exchange.upstream.gate.now());
+        attempt.progress.is_reask = self.again > 0 && self.repair.is_distressed(self.exchange.upstream.gate.now());
         let turn = match &self.look {
             None => self.exchange.turn(attempt).await,
             Some(look) => {
@@ -279,7 +279,7 @@ impl Repairing<'_> {
             Err(Failure::Died(error)) if !error.is_parse() => self.broken(error),
             Err(failure) => return Err(failure),
         };
-        attempt.permit = None;
+        attempt.progress.permit = None;
         Ok(Some(judged))
     }
 

@@ -154,7 +154,7 @@ impl Answer {
         let is_down = matches!(failure, Failure::Unknown(_) | Failure::Undialled(_) | Failure::NoAnswerBehind(_))
             && reason != Reason::TooManyClients;
         let load = if is_down { Load::of_unreachable(upstream) } else { None };
-        Answer { waited: attempt.waited, load, ..Answer::plain(reason, message) }
+        Answer { waited: attempt.progress.waited, load, ..Answer::plain(reason, message) }
     }
 
     fn of_refusal(refusal: &Refusal, upstream: &Upstream, attempt: &Attempt) -> Answer {
@@ -178,7 +178,7 @@ impl Answer {
             RefusalReason::Draining => (Reason::Draining, draining(&title)),
         };
         let (retry_after, load) = (Some(refusal.retry_after), Some(Box::new(load)));
-        Answer { waited: attempt.waited, retry_after, load, ..Answer::plain(reason, message) }
+        Answer { waited: attempt.progress.waited, retry_after, load, ..Answer::plain(reason, message) }
     }
 
     /// The text behind the status code: visible ASCII, on one line.

@@ -81,6 +81,12 @@ pub struct Attempt {
     pub place: Place,
     /// Whether it ever had to wait in the queue. From then on a client that has ended its side has left.
     pub queued: Arc<AtomicBool>,
+    pub progress: AttemptProgress,
+}
+
+/// How far an attempt has come.
+#[derive(Debug, Default)]
+pub struct AttemptProgress {
     /// How long it waited for admission so far.
     pub waited: Duration,
     /// How long the `connect()` took that led to its connection.
@@ -112,28 +118,19 @@ impl Attempt {
             name: self.name.clone(),
             reuse: self.reuse.clone(),
             queued: self.queued.clone(),
-            waited: Duration::ZERO,
-            connect: None,
-            ticket: None,
-            hold: None,
-            is_reask: false,
-            permit: None,
-            has_probed: false,
-            round: None,
-            lookups_failed: 0,
-            failed: None,
+            progress: AttemptProgress::default(),
             ..*self
         }
     }
 
     /// Whether it finds out if something answers behind a gateway.
     pub(super) fn is_probe(&self) -> bool {
-        self.hold.as_ref().is_some_and(|hold| hold.probes.is_some())
+        self.progress.hold.as_ref().is_some_and(|hold| hold.probes.is_some())
     }
 
     /// Its failure where it is not admitted: if it was held to the end, nothing answers.
     pub(super) fn refused(&self, refusal: Refusal) -> Failure {
-        match &self.hold {
+        match &self.progress.hold {
             Some(hold) if !self.is_probe() && refusal.reason == RefusalReason::QueueTimeout => {
                 Failure::NoAnswerBehind(hold.urls[0].to_string())
             }
@@ -143,7 +140,7 @@ impl Attempt {
 
     /// Whether it waits for a permit to be asked again.
     pub(super) fn needs_permit(&self) -> bool {
-        self.is_reask && self.permit.is_none()
+        self.progress.is_reask && self.progress.permit.is_none()
     }
 
     /// The state of its socket once connected. In a tunnel, the handshake that loads the registry is still to come.

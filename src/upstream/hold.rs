@@ -42,7 +42,7 @@ impl Upstream {
             tokio::select! {
                 admitted = admission.as_mut() => return admitted,
                 permit = self.repair.reasks.take(attempt.place, self.gate.snapshot().slots / 2) => {
-                    attempt.permit = Some(permit);
+                    attempt.progress.permit = Some(permit);
                 }
             }
         }
@@ -58,7 +58,7 @@ impl Upstream {
             return None;
         }
         let urls = urls_of(attempt);
-        let mut hold = attempt.hold.take().unwrap_or_else(|| Hold {
+        let mut hold = attempt.progress.hold.take().unwrap_or_else(|| Hold {
             repair: self.repair.clone(),
             gate: self.gate.clone(),
             place: attempt.place,
@@ -66,7 +66,7 @@ impl Upstream {
             probes: None,
         });
         // One that has found out once does not do so again where it can go elsewhere.
-        if attempt.has_probed && hold.urls.iter().any(|url| !gateways.holds(url, attempt.place)) {
+        if attempt.progress.has_probed && hold.urls.iter().any(|url| !gateways.holds(url, attempt.place)) {
             return None;
         }
         let now = self.gate.now();
@@ -76,7 +76,7 @@ impl Upstream {
             return None;
         }
         let is_held = hold.probes.is_none();
-        attempt.hold = Some(hold);
+        attempt.progress.hold = Some(hold);
         let due = passages.iter().filter_map(|passage| match passage {
             Passage::Held(due) => *due,
             Passage::Free | Passage::Probe => None,
@@ -90,7 +90,7 @@ impl Upstream {
             return false;
         }
         let url = url_of(attempt, node);
-        match &attempt.hold {
+        match &attempt.progress.hold {
             Some(Hold { probes: Some(probed), urls, .. }) => urls[*probed] != url,
             _ => self.repair.gateways.holds(&url, attempt.place),
         }
@@ -111,7 +111,7 @@ impl Upstream {
         }
         let (url, now) = (url_of(attempt, node), self.gate.now());
         if is_bad {
-            attempt.has_probed |= is_probe;
+            attempt.progress.has_probed |= is_probe;
             if gateways.answered_badly(&url, attempt.place, path, now) {
                 self.repair.note(Cause::Outage, self.repair.key(&[url.as_bytes()]), now);
                 tracing::debug!(registry = self.name, %url, "nothing answers behind the gateway: requests are held");
@@ -120,7 +120,7 @@ impl Upstream {
             tracing::info!(registry = self.name, %url, "the registry answers again");
             self.gate.let_go(&held);
         }
-        attempt.hold = None;
+        attempt.progress.hold = None;
     }
 }
 

@@ -59,7 +59,7 @@ impl Upstream {
     }
 
     async fn step_in_time(&self, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
-        let mut round = match attempt.round.take() {
+        let mut round = match attempt.progress.round.take() {
             Some(round) => round,
             None => match self.endpoints(attempt).await {
                 Ok(round) => round,
@@ -81,14 +81,14 @@ impl Upstream {
             }
             // Its patience ended in the queue, but what kept it from being served is the dials that failed.
             Err(refusal) => {
-                let dial = round.failed.map(Failure::from).or(attempt.failed.take());
+                let dial = round.failed.map(Failure::from).or(attempt.progress.failed.take());
                 return Err(dial.unwrap_or_else(|| attempt.refused(refusal)));
             }
         };
         match self.dial(slot, &mut round, attempt).await {
             Some(connected) => Ok(Some(connected)),
             None if round.any_left() => {
-                attempt.round = Some(round);
+                attempt.progress.round = Some(round);
                 Ok(None)
             }
             None => self.round_failed(round, attempt).await,
@@ -112,7 +112,7 @@ impl Upstream {
         let once_connected = attempt.once_connected();
         match connect::dial(slot, endpoint, once_connected, self.terms, &self.tls, &self.metrics, failed).await {
             Ok((established, took)) => {
-                attempt.connect = Some(took);
+                attempt.progress.connect = Some(took);
                 if connect::socket_of(&established).node_permit().is_some_and(NodePermit::dialled) {
                     self.nodes_changed(&attempt.destination);
                 }
@@ -139,8 +139,8 @@ impl Upstream {
         if !matches!(failure, Failure::Unknown(_)) || !self.retry_until_deadline {
             return Err(failure);
         }
-        attempt.lookups_failed += 1;
-        let due = self.gate.now() + LOOKUP_PAUSES.after(attempt.lookups_failed);
+        attempt.progress.lookups_failed += 1;
+        let due = self.gate.now() + LOOKUP_PAUSES.after(attempt.progress.lookups_failed);
         self.pause_until(due.min(attempt.deadline)).await?;
         self.try_again_after(failure, attempt)
     }
@@ -151,7 +151,7 @@ impl Upstream {
         }
         let target = &attempt.destination.target;
         tracing::debug!(registry = self.name, %target, error = %failure, "will try again");
-        attempt.failed = Some(failure);
+        attempt.progress.failed = Some(failure);
         Ok(None)
     }
 
@@ -193,7 +193,7 @@ impl Upstream {
             held: self.held_until(attempt).is_some() || attempt.needs_permit(),
         };
         let is_held = request.held;
-        if let Some(ticket) = attempt.ticket.take() {
+        if let Some(ticket) = attempt.progress.ticket.take() {
             ticket.spend();
         }
         let since = Instant::now();
@@ -206,7 +206,7 @@ impl Upstream {
                 if is_held { self.admit_held(attempt, admission).await } else { admission.await }
             }
         };
-        attempt.waited += since.elapsed();
+        attempt.progress.waited += since.elapsed();
         admitted
     }
 }

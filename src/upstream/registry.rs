@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::addresses::AddressPolicy;
-use super::attempt::{Attempt, Destination, Patience};
+use super::attempt::{Attempt, AttemptProgress, Destination, Patience};
 use super::cluster::Cluster;
 use super::connect::ConnectionTerms;
 use super::failure::Failure;
@@ -76,7 +76,7 @@ impl Upstream {
     /// Lets a tunnel that was parked be admitted anew, before all who wait, within so long.
     pub fn go_ahead(&self, attempt: &mut Attempt, limit: Duration) {
         attempt.place = attempt.place.ahead();
-        (attempt.round, attempt.failed) = (None, None);
+        (attempt.progress.round, attempt.progress.failed) = (None, None);
         attempt.patience.limit = limit;
         attempt.deadline = self.gate.now() + limit;
     }
@@ -104,16 +104,7 @@ impl Upstream {
             deadline: self.gate.now() + patience.limit,
             place,
             queued: Arc::default(),
-            waited: Duration::ZERO,
-            connect: None,
-            ticket,
-            hold: None,
-            is_reask: false,
-            permit: None,
-            has_probed: false,
-            round: None,
-            lookups_failed: 0,
-            failed: None,
+            progress: AttemptProgress { ticket, ..AttemptProgress::default() },
         }
     }
 

@@ -86,7 +86,11 @@ async fn a_kept_place_is_used_up_by_asking_and_not_by_an_address_that_is_denied(
     drop(astray);
 
     let mut back = attempt(&upstream, there, long);
-    assert_eq!((back.place, back.ticket.is_some()), (gave_up.place, true), "its place was kept, since it never asked");
+    assert_eq!(
+        (back.place, back.progress.ticket.is_some()),
+        (gave_up.place, true),
+        "its place was kept, since it never asked"
+    );
     drop(held);
     assert!(upstream.reach(&mut back).await.is_ok());
     drop(back);
