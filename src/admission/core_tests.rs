@@ -2,7 +2,7 @@
 //! stories that matter most told one by one.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -1348,81 +1348,4 @@ fn held_requests_wait_and_are_admitted_in_their_order() {
     world.pass(ms(100));
     world.tick();
     assert!(world.decided.contains(&late), "a deadline ends it");
-}
-
-/// The cost of one decision does not follow from what was seen before: clients that left, ports that are dead, waiters for them.
-/// The best of many short batches counts, so that a busy machine changes nothing.
-#[test]
-fn a_decision_costs_the_same_whatever_was_seen_before() {
-    let slow_build = if cfg!(debug_assertions) { 2.0 } else { 1.0 };
-    let small = cost_of_a_decision(2_000, 0, 0);
-    let long = cost_of_a_decision(20_000, 0, 0);
-    let all = cost_of_a_decision(20_000, 10_000, 5_000);
-    println!(
-        "one decision: {small:?} with 2,000 waiters, {long:?} with 20,000, {all:?} with 10,000 names and 5,000 dead ports beside"
-    );
-    assert!(all.as_secs_f64() < 1.5 * slow_build * long.as_secs_f64(), "{all:?} against {long:?}");
-    assert!(long.as_secs_f64() < 4.0 * slow_build * small.as_secs_f64(), "{long:?} against {small:?}");
-}
-
-/// A slot comes back and goes to the next one, and another request comes.
-fn cost_of_a_decision(waiters: usize, names: usize, dead: usize) -> Duration {
-    let now = Moment(Duration::from_secs(1));
-    let limits = Limits {
-        slots: 10,
-        depth: usize::MAX,
-        rate: None,
-        idle_timeout: Duration::from_secs(60),
-        max_lifetime: Duration::from_secs(600),
-        max_connecting: usize::MAX,
-        keep_place: Duration::from_secs(30),
-        weights: vec![1],
-    };
-    let mut core = Core::new(limits, now);
-    let arrives = |core: &mut Core, client: String, target: &str| {
-        let (client, target): (ClientId, Arc<str>) = (client.as_str().into(), target.into());
-        let (place, _) = core.place(&client, &target, now);
-        let principal = Principal { class: ClassId(0), client };
-        let deadline = now + Duration::from_secs(50);
-        core.arrive(
-            AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None, held: false },
-            now,
-        );
-        place
-    };
-    let dialled = |core: &mut Core| match core.next_decision() {
-        Some(Decision::Dial { slot, .. }) => Some(slot),
-        None => None,
-        other => panic!("{other:?}"),
-    };
-    for number in 0..dead {
-        let target = format!("registry.test:{}", 1000 + number);
-        arrives(&mut core, format!("client {number}"), &target);
-        let slot = dialled(&mut core).expect("a free slot");
-        core.tell(slot, SlotEvent::Unreachable, now);
-        core.tell(slot, SlotEvent::Released, now);
-        arrives(&mut core, format!("client {number}"), &target);
-    }
-    let mut held: VecDeque<SlotId> = VecDeque::new();
-    for number in 0..10 + waiters {
-        arrives(&mut core, format!("client {}", number % 1000), "registry.test:443");
-        held.extend(dialled(&mut core));
-    }
-    for number in 0..names {
-        let place = arrives(&mut core, format!("name {number}"), "registry.test:443");
-        core.leave(place, now);
-    }
-    assert_eq!((held.len(), core.snapshot(now).waiting), (10, waiters + dead));
-    let mut number = 0;
-    let batches = (0..200).map(|_| {
-        let began = std::time::Instant::now();
-        for _ in 0..50 {
-            core.tell(held.pop_front().expect("a slot"), SlotEvent::Released, now);
-            held.extend(dialled(&mut core));
-            number += 1;
-            arrives(&mut core, format!("client {}", number % 1000), "registry.test:443");
-        }
-        began.elapsed() / 50
-    });
-    batches.min().expect("batches")
 }

@@ -5,6 +5,8 @@
 //! Where namespaces are forbidden, as in many containers, root adds a line to `/etc/hosts` and takes it away again.
 
 use std::fs;
+use std::iter;
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,6 +34,8 @@ pub struct LoopbackName {
     name: String,
     way: Destination,
     folder: TempDir,
+    /// The name server that our programs ask and that never answers.
+    silent: Option<UdpSocket>,
 }
 
 /// How the name is made known.
@@ -57,13 +61,38 @@ impl LoopbackName {
         let line = format!("127.0.0.1 {name}");
         let way = own_hosts(folder.path(), &line)
             .unwrap_or_else(|| Destination::Line { _kept: HostsLine::add(Path::new(HOSTS), line) });
-        Self { name, way, folder }
+        Self { name, way, folder, silent: None }
     }
 
     /// The name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// From now on the programs that are started ask a name server for all other names, and it never answers.
+    ///
+    /// # Panics
+    /// When port 53 of a loopback address or a mount namespace is not ours to use: the test cannot run here.
+    #[must_use]
+    pub fn with_silent_name_server(mut self) -> Self {
+        assert!(matches!(self.way, Destination::OwnHosts(..)), "needs a mount namespace: run the tests as root");
+        let server = UdpSocket::bind("127.53.53.53:53").expect("port 53: run the tests as root");
+        server.set_nonblocking(true).expect("an option of a socket");
+        let lines = "nameserver 127.53.53.53\noptions timeout:5 attempts:2\n";
+        fs::write(self.folder.path().join("resolv.conf"), lines).expect("the folder is ours");
+        self.silent = Some(server);
+        self
+    }
+
+    /// The questions that came to the silent name server since the last call.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn unanswered(&self) -> usize {
+        let server = self.silent.as_ref().expect("a silent name server");
+        iter::from_fn(|| server.recv(&mut [0; 512]).ok()).count()
     }
 
     /// The program to start so that `binary` knows the name. It becomes `binary`, with the same process id.
@@ -75,9 +104,14 @@ impl LoopbackName {
         let Destination::OwnHosts(hosts, options) = &self.way else {
             return binary.to_owned();
         };
+        let own_resolver = self.silent.as_ref().map(|_| {
+            let file = self.folder.path().join("resolv.conf");
+            format!("mount --bind {} $(readlink -f /etc/resolv.conf) && ", file.display())
+        });
         let text = format!(
-            "#!/bin/sh\nexec unshare {} sh -c 'mount --bind \"$0\" {HOSTS} && exec \"$@\"' '{}' '{}' \"$@\"\n",
+            "#!/bin/sh\nexec unshare {} sh -c 'mount --bind \"$0\" {HOSTS} && {}exec \"$@\"' '{}' '{}' \"$@\"\n",
             options.join(" "),
+            own_resolver.unwrap_or_default(),
             hosts.display(),
             binary,
         );

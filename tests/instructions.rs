@@ -1,0 +1,142 @@
+//! What one decision of the admission core costs, in instructions: a busy machine changes nothing about these.
+//!
+//! Each count comes from this very program, which runs its other test under valgrind.
+
+use std::collections::VecDeque;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use roadstead::admission::core::Core;
+use roadstead::admission::decision::Decision;
+use roadstead::admission::{
+    AdmissionRequest, ClassId, ClientId, Lane, Limits, Moment, Place, Principal, SlotEvent, SlotId,
+};
+
+const SLOTS: usize = 10;
+/// Decisions that are counted in one run.
+const DECISIONS: u32 = 2_000;
+
+/// What a core has seen before the decisions that are counted: requests that wait, clients that came and left, and requests for
+/// ports that accept no connection.
+#[derive(Clone, Copy)]
+struct Past {
+    waiters: usize,
+    names: usize,
+    dead: usize,
+}
+
+const PASTS: [Past; 3] = [
+    Past { waiters: 2_000, names: 0, dead: 0 },
+    Past { waiters: 20_000, names: 0, dead: 0 },
+    Past { waiters: 20_000, names: 10_000, dead: 5_000 },
+];
+
+/// Tells this program, where it runs under valgrind, which of the pasts it has.
+const PAST: &str = "ROADSTEAD_TEST_PAST";
+
+/// The cost of one decision does not follow from what was seen before, and hardly from the length of the queue.
+#[test]
+fn a_decision_costs_the_same_whatever_was_seen_before() {
+    let [few, many, all] = [0, 1, 2].map(instructions_after);
+    println!(
+        "instructions of one decision: {few} with 2,000 waiters, {many} with 20,000, {all} with 10,000 names and 5,000 dead ports beside"
+    );
+    assert!(2 * all < 3 * many, "{all} with names and dead ports, {many} without");
+    assert!(2 * many < 3 * few, "{many} with 20,000 waiters, {few} with 2,000");
+}
+
+#[test]
+#[ignore = "the other test runs it under valgrind"]
+fn decisions_that_are_counted() {
+    let past: usize = std::env::var(PAST).expect("set by the other test").parse().unwrap();
+    World::after(PASTS[past]).decide_often();
+}
+
+/// The instructions of one decision, without those that make the past.
+fn instructions_after(past: usize) -> u64 {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*decide_often*"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "decisions_that_are_counted", "--ignored", "--test-threads=1"])
+        .env(PAST, past.to_string())
+        .output()
+        .expect("valgrind starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stdout));
+    let collected = said.lines().find_map(|line| line.split_once("Collected :")).expect("a sum of instructions").1;
+    collected.trim().parse::<u64>().unwrap() / u64::from(DECISIONS)
+}
+
+struct World {
+    core: Core,
+    now: Moment,
+    held: VecDeque<SlotId>,
+}
+
+impl World {
+    fn after(past: Past) -> World {
+        let limits = Limits {
+            slots: SLOTS,
+            depth: usize::MAX,
+            rate: None,
+            idle_timeout: Duration::from_secs(60),
+            max_lifetime: Duration::from_secs(600),
+            max_connecting: usize::MAX,
+            keep_place: Duration::from_secs(30),
+            weights: vec![1],
+        };
+        let now = Moment::default() + Duration::from_secs(1);
+        let mut world = World { core: Core::new(limits, now), now, held: VecDeque::new() };
+        for number in 0..past.dead {
+            let target = format!("registry.test:{}", 1000 + number);
+            world.arrive(&format!("client {number}"), &target);
+            let slot = world.dialled().expect("a free slot");
+            world.core.tell(slot, SlotEvent::Unreachable, now);
+            world.core.tell(slot, SlotEvent::Released, now);
+            world.arrive(&format!("client {number}"), &target);
+        }
+        for number in 0..SLOTS + past.waiters {
+            world.arrive(&format!("client {}", number % 1000), "registry.test:443");
+            let slot = world.dialled();
+            world.held.extend(slot);
+        }
+        for number in 0..past.names {
+            let place = world.arrive(&format!("name {number}"), "registry.test:443");
+            world.core.leave(place, now);
+        }
+        assert_eq!((world.held.len(), world.core.snapshot(now).waiting), (SLOTS, past.waiters + past.dead));
+        world
+    }
+
+    fn arrive(&mut self, client: &str, target: &str) -> Place {
+        let (client, target): (ClientId, Arc<str>) = (client.into(), target.into());
+        let (place, _) = self.core.place(&client, &target, self.now);
+        let principal = Principal { class: ClassId::default(), client };
+        let deadline = self.now + Duration::from_secs(50);
+        let request =
+            AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None, held: false };
+        self.core.arrive(request, self.now);
+        place
+    }
+
+    fn dialled(&mut self) -> Option<SlotId> {
+        self.core.next_decision().map(|decision| match decision {
+            Decision::Dial { slot, .. } => slot,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    /// A slot comes back and goes to the next request, and another request comes.
+    #[inline(never)]
+    fn decide_often(mut self) {
+        for number in 0..DECISIONS {
+            let slot = self.held.pop_front().expect("a slot");
+            self.core.tell(slot, SlotEvent::Released, self.now);
+            let granted = self.dialled();
+            self.held.extend(granted);
+            self.arrive(&format!("client {}", number % 1000), "registry.test:443");
+        }
+        std::mem::forget(self);
+    }
+}
