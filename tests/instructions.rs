@@ -1,4 +1,4 @@
-//! What one decision of the admission core costs, in instructions: a busy machine changes nothing about these.
+//! The instructions of one decision of the admission core. A busy machine changes nothing about their number.
 //!
 //! Each count comes from this very program, which runs its other test under valgrind.
 
@@ -17,7 +17,7 @@ const SLOTS: usize = 10;
 /// Decisions that are counted in one run.
 const DECISIONS: u32 = 2_000;
 
-/// What a core has seen before the decisions that are counted: requests that wait, clients that came and left, and requests for
+/// The past of a core before the decisions that are counted: requests that wait, clients that came and left, and requests for
 /// ports that accept no connection.
 #[derive(Clone, Copy)]
 struct Past {

@@ -360,6 +360,22 @@ mod tests {
         assert_eq!(known(&mut line), 0, "when no request waits, all are level");
     }
 
+    /// One client was charged while another waited. When no request waits any more, both are level: the first to come is next.
+    #[test]
+    fn all_are_level_when_no_request_waits() {
+        let mut line = Line::new(&[1]);
+        let [holder, charged, other] = ["holder", "charged", "other"].map(|client| principal(0, client));
+        line.join(&holder, Lane::Blob);
+        line.admit();
+        line.join(&charged, Lane::Blob);
+        let place = line.join(&other, Lane::Blob);
+        line.serve(|_| 1000);
+        line.queue.remove(&other, Lane::Blob, place, line.now);
+        line.join(&charged, Lane::Blob);
+        line.join(&other, Lane::Blob);
+        assert_eq!(line.serve(|_| 1000).unwrap().0, charged);
+    }
+
     /// Alone for 8, 60 or 600 s, then another client asks without end: the first one's next request waits for one grant.
     #[test]
     fn use_of_an_idle_machine_is_no_debt() {
