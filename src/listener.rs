@@ -70,14 +70,17 @@ fn serve(
     entry: Entry,
     descriptor: Option<OwnedSemaphorePermit>,
 ) {
-    let served = serve_client(proxy.clone(), stream, peer, entry);
-    proxy.tasks().spawn(async move {
-        served.await;
-        drop(descriptor);
-    });
+    proxy.tasks().spawn(serve_client(proxy.clone(), stream, peer, entry, descriptor));
 }
 
-async fn serve_client(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, entry: Entry) {
+/// The futures of a tunnel and of a request live on the heap, each while it runs: a connection that lies idle costs little.
+async fn serve_client(
+    proxy: Arc<Proxy>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    entry: Entry,
+    _descriptor: Option<OwnedSemaphorePermit>,
+) {
     let client = Client::new(stream, peer);
     let terms = proxy.settings().terms.clone();
     if let Err(answer) = welcome(&terms, peer.ip()) {
@@ -99,7 +102,7 @@ async fn serve_client(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, en
         counted.set_idle(false);
         match (head, &entry) {
             (Ok(Head::Connect(connect)), Entry::Proxy) => {
-                return tunnel::serve(&proxy, client, &counted, connect).await;
+                return Box::pin(tunnel::serve(&proxy, client, &counted, connect)).await;
             }
             (Ok(Head::Connect(_)), Entry::Mirror(_)) => {
                 break Answer::plain(
@@ -107,9 +110,9 @@ async fn serve_client(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, en
                     "this is a registry mirror: point HTTPS_PROXY at listen.proxy",
                 );
             }
-            (Ok(Head::Other(read, end)), _) => match http::serve(&proxy, &entry, &client, read, end).await {
+            (Ok(Head::Other(read, end)), _) => match Box::pin(http::serve(&proxy, &entry, &client, read, end)).await {
                 Served::Kept(more) => (unread, silence) = (more, IDLE_CLIENT),
-                Served::Last => return proxy.lingering_close(&client, &counted).await,
+                Served::Last => return Box::pin(proxy.lingering_close(&client, &counted)).await,
                 Served::Gone => return,
             },
             (Err(HeadError::Left), _) => return,
@@ -117,7 +120,7 @@ async fn serve_client(proxy: Arc<Proxy>, stream: TcpStream, peer: SocketAddr, en
         }
     };
     if tell(&proxy, &client, answer).await {
-        proxy.lingering_close(&client, &counted).await;
+        Box::pin(proxy.lingering_close(&client, &counted)).await;
     }
 }
 

@@ -54,16 +54,16 @@ pub async fn serve(proxy: &Proxy, client: Arc<Client>, counted: &CountedClient, 
     let principal = proxy.settings().classes.principal(proxy_authorization.as_deref(), &client);
     // A waiter keeps no credentials.
     drop(proxy_authorization);
-    let opened = open(proxy, &client, &authority, principal).await;
-    match opened {
+    // On the heap, each while it runs: while a tunnel waits, the larger future of its relay is not there.
+    match Box::pin(open(proxy, &client, &authority, principal)).await {
         Ok(tunnel) => {
             if client.write_all(ESTABLISHED).await.is_ok() {
-                carry(proxy, tunnel, (&client, counted), early).await;
+                Box::pin(carry(proxy, tunnel, (&client, counted), early)).await;
             }
         }
         Err(NoTunnel(Some((answer, registry)))) => {
             if client.write_all(&answer.to_bytes(&registry)).await.is_ok() {
-                proxy.lingering_close(&client, counted).await;
+                Box::pin(proxy.lingering_close(&client, counted)).await;
             }
         }
         Err(NoTunnel(None)) => {}

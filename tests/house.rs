@@ -15,8 +15,19 @@ const MAX_FUNCTION_LINES: usize = 60;
 /// All files of `src` together, before their inline tests, are no longer than this. The goal is 17,000: lower it with the total.
 const MAX_LINES: usize = 21_300;
 /// Rooms that were added after this bound was set, and are not counted in it. Each is a feature of its own that the others do not need.
-const LATER_ROOMS: &[&str] =
-    &["lease", "doctor", "setup", "bypass", "explain", "control", "plan", "calibrate", "debug_dump", "adapt", "observe"];
+const LATER_ROOMS: &[&str] = &[
+    "lease",
+    "doctor",
+    "setup",
+    "bypass",
+    "explain",
+    "control",
+    "plan",
+    "calibrate",
+    "debug_dump",
+    "adapt",
+    "observe",
+];
 
 /// Private words that the terms of the field replaced. No type, field, function or file has one in its name.
 const OLD_WORDS: &[&str] = &[

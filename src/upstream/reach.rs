@@ -85,7 +85,8 @@ impl Upstream {
                 return Err(dial.unwrap_or_else(|| attempt.refused(refusal)));
             }
         };
-        match self.dial(slot, &mut round, attempt).await {
+        // On the heap, for its own time only: with TLS it is larger than everything that a waiting request needs.
+        match Box::pin(self.dial(slot, &mut round, attempt)).await {
             Some(connected) => Ok(Some(connected)),
             None if round.any_left() => {
                 attempt.progress.round = Some(round);
