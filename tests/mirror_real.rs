@@ -6,14 +6,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use roadstead_test_support::real::{Containerd, GuardedRegistry, OciImage, Podman, find_program, not_run};
+use roadstead_test_support::real::{Containerd, GuardedRegistry, OciImage, Podman, Skopeo, not_run};
 use roadstead_test_support::{Illness, PASSWORD, Sidecar, SocketWatch, USER, config, eventually};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::process::Command;
 
 const SLOTS: usize = 2;
 const LAYERS: u64 = 4;
@@ -22,8 +20,9 @@ const LAYER_BYTES: usize = 2 << 20;
 const BLOBS: usize = 6;
 /// The name that the registry's certificate has, and that nobody can resolve.
 const NAME: &str = "registry.test";
-/// A copy of 8 MiB that takes longer has stalled.
-const STALLED: Duration = Duration::from_secs(120);
+const TEAM: &str = "team/image:latest";
+/// nginx refuses a layer here, by its length.
+const TIGHT: &str = "tight/image:latest";
 
 /// An image goes to the registry and comes back through the mirror. Every request passes it, those for tokens and those
 /// to the address of an upload too, on no more than two connections.
@@ -34,7 +33,7 @@ async fn skopeo_pushes_and_pulls_with_tokens_through_the_mirror() {
     stage.push().await;
     let pulled = stage.folder.path().join("pulled");
     let back = ["--src-tls-verify=false"];
-    stage.pull_from(&stage.mirrored(), &back, &pulled).await.unwrap();
+    stage.pull_from(&stage.mirrored(TEAM), &back, &pulled).await.unwrap();
     let peak = watch.stop();
 
     stage.assert_same(&OciImage::blobs_in(&pulled));
@@ -45,6 +44,13 @@ async fn skopeo_pushes_and_pulls_with_tokens_through_the_mirror() {
     assert!(through("/service/token") >= 2, "{finished:#?}");
     assert!(through("/blobs/uploads/") >= 3 * (BLOBS - 1), "{finished:#?}");
     stage.all_passed_the_mirror().await;
+}
+
+/// skopeo sends a layer that nginx refuses by its length before the layer is there, and says what nginx said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn skopeo_says_why_a_push_is_refused() {
+    let stage = Stage::set().await;
+    stage.assert_refused(stage.push_to(TIGHT).await);
 }
 
 /// Each failure of a token service, as Harbor's fails: a pull without the mirror fails by it, and a pull through the
@@ -68,7 +74,7 @@ async fn a_token_service_that_fails_is_not_noticed_at_the_mirror() {
 
         let before = tokens.struck();
         tokens.fall_ill(illness);
-        let with = stage.pull_from(&stage.mirrored(), &["--src-tls-verify=false"], &pulled.join("mirrored")).await;
+        let with = stage.pull_from(&stage.mirrored(TEAM), &["--src-tls-verify=false"], &pulled.join("mirrored")).await;
         assert_eq!(with, Ok(()), "{illness:?}\n{}", stage.sidecar.log_text());
         assert!(tokens.struck() > before, "{illness:?} did not strike");
         stage.assert_same(&OciImage::blobs_in(&pulled.join("mirrored")));
@@ -79,7 +85,8 @@ async fn a_token_service_that_fails_is_not_noticed_at_the_mirror() {
 }
 
 /// podman takes the mirror from registries.conf. The registry's own name leads nowhere, so it was the mirror or nothing. It
-/// pushes to no mirror but one that is named, under another name and back to the same registry.
+/// pushes to no mirror but one that is named, under another name and back to the same registry. A push that nginx refuses
+/// is told in nginx's words.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn podman_pulls_by_registries_conf_and_pushes() {
     let stage = Stage::set().await;
@@ -95,6 +102,7 @@ async fn podman_pulls_by_registries_conf_and_pushes() {
         podman.pull(&image).unwrap();
         podman.save(&image, &saved).unwrap();
         podman.push(&image, &pushed).unwrap();
+        stage.assert_refused(podman.push(&image, &format!("{}/{TIGHT}", stage.mirror)));
     });
     stage.all_passed_the_mirror().await;
     let log = stage.registry.log();
@@ -109,9 +117,9 @@ async fn podman_pulls_by_registries_conf_and_pushes() {
     }
 }
 
-/// containerd takes the mirror from hosts.toml.
+/// containerd takes the mirror from hosts.toml, to pull and to push. A push that nginx refuses is told in nginx's words.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn containerd_pulls_by_hosts_toml() {
+async fn containerd_pulls_and_pushes_by_hosts_toml() {
     let stage = Stage::set().await;
     stage.push().await;
     let containerd = match tokio::task::block_in_place(Containerd::start) {
@@ -121,7 +129,11 @@ async fn containerd_pulls_by_hosts_toml() {
     let hosts = containerd.hosts_folder(NAME, &format!("http://{}", stage.mirror)).display().to_string();
     let blobs = tokio::task::block_in_place(|| {
         let options = ["--hosts-dir", &hosts, "--user", &credentials()];
-        containerd.pull(&options, &format!("{NAME}/team/image:latest")).unwrap();
+        let local = format!("{NAME}/{TEAM}");
+        containerd.pull(&options, &local).unwrap();
+        containerd.push(&options, &format!("{NAME}/team/pushed:latest"), &local).unwrap();
+        let told = [&options[..], &["--http-dump"]].concat();
+        stage.assert_refused(containerd.push(&told, &format!("{NAME}/{TIGHT}"), &local));
         let blob = |digest: &String| (digest.clone(), containerd.blob(digest).unwrap());
         stage.image.digests().iter().map(blob).collect()
     });
@@ -144,6 +156,7 @@ struct Stage {
     registry: GuardedRegistry,
     sidecar: Sidecar,
     mirror: SocketAddr,
+    skopeo: Skopeo,
     image: OciImage,
     folder: TempDir,
 }
@@ -162,47 +175,34 @@ impl Stage {
         let mirror = sidecar.listener("mirror").expect("a line for the mirror's listener");
         let folder = TempDir::new().expect("a temporary folder");
         let image = OciImage::make(&folder.path().join("image"), LAYERS, LAYER_BYTES);
-        Stage { registry, sidecar, mirror, image, folder }
+        Stage { registry, sidecar, mirror, skopeo: Skopeo::direct(), image, folder }
     }
 
-    /// The image's name at the mirror.
-    fn mirrored(&self) -> String {
-        format!("docker://{}/team/image:latest", self.mirror)
+    /// An image's name at the mirror.
+    fn mirrored(&self, image: &str) -> String {
+        format!("docker://{}/{image}", self.mirror)
     }
 
     async fn push(&self) {
+        self.push_to(TEAM).await.unwrap();
+    }
+
+    async fn push_to(&self, image: &str) -> Result<(), String> {
         let options = ["--dest-tls-verify=false", "--dest-creds", &credentials()];
-        self.skopeo_copy(&options, &layout(self.image.folder()), &self.mirrored()).await.unwrap();
+        self.skopeo.copy(&options, &Skopeo::layout(self.image.folder()), &self.mirrored(image)).await
+    }
+
+    /// nginx refused the push, and the puller says so.
+    fn assert_refused(&self, pushed: Result<(), String>) {
+        let complaint = pushed.expect_err("nginx takes no such layer");
+        assert!(complaint.contains("413 Request Entity Too Large"), "{complaint}\n{}", self.registry.log());
     }
 
     async fn pull_from(&self, image: &str, options: &[&str], to: &Path) -> Result<(), String> {
         std::fs::create_dir_all(to).expect("the folder is ours");
         let credentials = credentials();
         let options = [options, &["--src-creds", &credentials]].concat();
-        self.skopeo_copy(&options, image, &layout(to)).await
-    }
-
-    /// Runs `skopeo copy` without any proxy, and nothing else from this machine's settings.
-    async fn skopeo_copy(&self, options: &[&str], from: &str, to: &str) -> Result<(), String> {
-        let running = Command::new(find_program("skopeo"))
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("HOME", self.folder.path())
-            .env("TMPDIR", self.folder.path())
-            // As root it would keep notes in /var/lib/containers; as anybody else it keeps them in HOME.
-            .env("_CONTAINERS_ROOTLESS_UID", "1000")
-            .args(["--insecure-policy", "copy", "--preserve-digests"])
-            .args(options)
-            .args([from, to])
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = tokio::time::timeout(STALLED, running)
-            .await
-            .unwrap_or_else(|_| panic!("skopeo stalled\n{}", self.sidecar.log_text()))
-            .expect("skopeo can be started");
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        output.status.success().then_some(()).ok_or_else(|| format!("skopeo copy {from} {to}: {complaint}"))
+        self.skopeo.copy(&options, image, &Skopeo::layout(to)).await
     }
 
     /// Nobody went around the mirror: the registry has answered as many requests as the mirror has relayed, and those for
@@ -228,9 +228,4 @@ impl Stage {
         // Not assert_eq: nobody wants to read 8 MiB.
         assert!(sent == *received, "sent {:?}, received {:?}", sent.keys(), received.keys());
     }
-}
-
-/// How skopeo names an OCI layout folder.
-fn layout(folder: &Path) -> String {
-    format!("oci:{}:latest", folder.display())
 }

@@ -4,17 +4,12 @@
 //! A request that crosses our FIN on the wire is cut, which no proxy can rule out. At the defaults none is here, and it would
 //! fail its pull. With pauses far below them it happens: it is sent once more, counted and printed, and has to stay rare.
 
-use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use roadstead_test_support::real::{
-    DockerRegistry, LoopbackName, Nginx, NginxSettings, OciImage, TlsVersion, find_program,
-};
+use roadstead_test_support::real::{DockerRegistry, LoopbackName, Nginx, NginxSettings, OciImage, Skopeo, TlsVersion};
 use roadstead_test_support::{
     Load, Peak, Puller, Reclaims, Sidecar, SocketWatch, StubBuilder, StubRegistry, config, scale,
 };
-use tokio::process::Command;
 
 const NAME: &str = "registry.test";
 
@@ -248,14 +243,15 @@ async fn skopeo_pulls_beside_a_daemon() {
     let sidecar = Sidecar::start(&name.program(env!("CARGO_BIN_EXE_roadstead")), &config(&registry)).await;
     let trusted = image_front.trusted_folder().display().to_string();
     let remote = format!("docker://{image_host}/team/image:latest");
-    skopeo(&sidecar, folder.path(), &["--dest-cert-dir", &trusted, &layout(image.folder()), &remote]).await;
+    let skopeo = Skopeo::through(sidecar.proxy());
+    skopeo.copy(&["--dest-cert-dir", &trusted], &Skopeo::layout(image.folder()), &remote).await.unwrap();
 
     let puller = Puller::new(&front, Some(sidecar.proxy()), None, MANY);
     let daemon = tokio::spawn(async move { (puller.pull_all().await, puller.cut()) });
     let mut pulls: usize = 0;
     while !daemon.is_finished() {
         let copy = folder.path().join(format!("copy-{pulls}"));
-        skopeo(&sidecar, folder.path(), &["--src-cert-dir", &trusted, &remote, &layout(&copy)]).await;
+        skopeo.copy(&["--src-cert-dir", &trusted], &remote, &Skopeo::layout(&copy)).await.unwrap();
         assert!(OciImage::blobs_in(&copy) == OciImage::blobs_in(image.folder()), "other bytes");
         pulls += 1;
     }
@@ -264,30 +260,4 @@ async fn skopeo_pulls_beside_a_daemon() {
     println!("{pulls} pulls by skopeo beside a daemon; {cut} of its requests cut; {reclaims:?}");
     assert_eq!(failed, [""; 0], "pulls that failed");
     assert!(pulls > 0 && cut * 100 <= reclaims.all(), "{pulls} pulls, {cut} cut: {reclaims:?}");
-}
-
-fn layout(folder: &Path) -> String {
-    format!("oci:{}:latest", folder.display())
-}
-
-/// Runs `skopeo copy` with the sidecar as its proxy, and nothing else from this machine's settings.
-async fn skopeo(sidecar: &Sidecar, home: &Path, arguments: &[&str]) {
-    let proxy = format!("http://{}", sidecar.proxy());
-    let running = Command::new(find_program("skopeo"))
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .env("HOME", home)
-        .env("TMPDIR", home)
-        .env("HTTPS_PROXY", &proxy)
-        // As root it would keep notes in /var/lib/containers; as anybody else it keeps them in HOME.
-        .env("_CONTAINERS_ROOTLESS_UID", "1000")
-        .args(["--insecure-policy", "copy", "--preserve-digests"])
-        .args(arguments)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output = tokio::time::timeout(Duration::from_secs(60), running).await;
-    let output = output.unwrap_or_else(|_| panic!("skopeo stalled\n{}", sidecar.log_text()));
-    let output = output.expect("skopeo can be started");
-    assert!(output.status.success(), "skopeo: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -4,15 +4,12 @@
 //! With two slots, and a puller that fetches all layers at once, the queue is at work in every test.
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use roadstead_test_support::real::{DockerRegistry, LoopbackName, Nginx, OciImage, TlsVersion, find_program};
+use roadstead_test_support::real::{DockerRegistry, LoopbackName, Nginx, OciImage, Skopeo, TlsVersion};
 use roadstead_test_support::{Peak, Sidecar, SocketWatch, config, eventually_is};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::process::Command;
 
 /// Slots of every sidecar here.
 const SLOTS: usize = 2;
@@ -20,8 +17,6 @@ const LAYERS: u64 = 5;
 const LAYER_BYTES: usize = 3 << 20;
 /// Layers, config and manifest.
 const BLOBS: usize = 7;
-/// A copy of 15 MiB that takes longer has stalled: it takes under a second.
-const STALLED: Duration = Duration::from_secs(120);
 
 /// An image goes to the registry and comes back through tunnels, TLS from end to end: every blob is the same to the
 /// last byte, the kernel never shows more than two sockets to the registry, and the layers took turns for them.
@@ -99,8 +94,9 @@ impl Stage {
     async fn push_and_pull(&self, there: &[&str], back: &[&str]) -> Peak {
         let pulled = self.folder.path().join("pulled");
         let watch = SocketWatch::start(self.registry);
-        self.skopeo_copy(there, &layout(self.image.folder()), &self.repository).await;
-        self.skopeo_copy(back, &self.repository, &layout(&pulled)).await;
+        let skopeo = Skopeo::through(self.sidecar.proxy());
+        skopeo.copy(there, &Skopeo::layout(self.image.folder()), &self.repository).await.unwrap();
+        skopeo.copy(back, &self.repository, &Skopeo::layout(&pulled)).await.unwrap();
         let peak = watch.stop();
 
         let sent = OciImage::blobs_in(self.image.folder());
@@ -122,42 +118,6 @@ impl Stage {
         })
         .await;
     }
-
-    /// Runs `skopeo copy` with the sidecar as its proxy, and nothing else from this machine's settings.
-    async fn skopeo_copy(&self, options: &[&str], from: &str, to: &str) {
-        let proxy = format!("http://{}", self.sidecar.proxy());
-        let running = Command::new(find_program("skopeo"))
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("HOME", self.folder.path())
-            .env("TMPDIR", self.folder.path())
-            .env("HTTP_PROXY", &proxy)
-            .env("HTTPS_PROXY", &proxy)
-            // As root it would keep notes in /var/lib/containers; as anybody else it keeps them in HOME.
-            .env("_CONTAINERS_ROOTLESS_UID", "1000")
-            .args(["--insecure-policy", "copy", "--preserve-digests"])
-            .args(options)
-            .args([from, to])
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = tokio::time::timeout(STALLED, running)
-            .await
-            .unwrap_or_else(|_| panic!("skopeo stalled\n{}", self.sidecar.log_text()))
-            .expect("skopeo can be started");
-        assert!(
-            output.status.success(),
-            "skopeo copy {from} {to}: {}\n{}\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr),
-            self.sidecar.log_text()
-        );
-    }
-}
-
-/// How skopeo names an OCI layout folder.
-fn layout(folder: &Path) -> String {
-    format!("oci:{}:latest", folder.display())
 }
 
 fn count(value: &Value) -> u64 {

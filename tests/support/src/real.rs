@@ -17,6 +17,7 @@ mod nginx;
 mod oci_image;
 mod podman;
 mod program;
+mod skopeo;
 mod token_service;
 
 pub use browser::Browser;
@@ -29,6 +30,7 @@ pub use nginx::{Nginx, NginxSettings, TlsVersion};
 pub use oci_image::OciImage;
 pub use podman::Podman;
 pub use program::find_program;
+pub use skopeo::Skopeo;
 pub use token_service::TokenService;
 
 /// Says that a part of the tests could not run on this machine, and why. Not by `println!`, which a test that passes

@@ -8,6 +8,9 @@ use tempfile::TempDir;
 
 use super::program::{Program, find_program};
 
+/// How long `ctr` may take, in seconds: it has been seen to wait for ever.
+const LONGEST: &str = "60";
+
 /// A running containerd. Dropping it ends the daemon; no container is ever started.
 pub struct Containerd {
     socket: PathBuf,
@@ -47,6 +50,15 @@ impl Containerd {
         ctr(&self.socket, &[&pull, options, &[reference]].concat()).map(drop)
     }
 
+    /// Pushes what was pulled as `local`, under another name. Without `--http-dump`, by which it reads a blob before it sends it,
+    /// version 1.6 waits for ever where the registry answers before it has the whole blob, with or without a mirror between.
+    ///
+    /// # Errors
+    /// The complaint of `ctr`.
+    pub fn push(&self, options: &[&str], reference: &str, local: &str) -> Result<(), String> {
+        ctr(&self.socket, &[&["images", "push"], options, &[reference, local]].concat()).map(drop)
+    }
+
     /// The bytes of a blob that was pulled.
     ///
     /// # Errors
@@ -63,16 +75,18 @@ impl Containerd {
     pub fn hosts_folder(&self, host: &str, mirror: &str) -> PathBuf {
         let hosts = self.folder.path().join("hosts");
         fs::create_dir_all(hosts.join(host)).expect("the folder is ours");
-        let text =
-            format!("server = \"https://{host}\"\n\n[host.\"{mirror}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
+        let text = format!(
+            "server = \"https://{host}\"\n\n[host.\"{mirror}\"]\ncapabilities = [\"pull\", \"resolve\", \"push\"]\n"
+        );
         fs::write(hosts.join(host).join("hosts.toml"), text).expect("the folder is ours");
         hosts
     }
 }
 
 fn ctr(socket: &Path, arguments: &[&str]) -> Result<Vec<u8>, String> {
-    let mut command = Command::new(find_program("ctr"));
-    let command = command.arg("--address").arg(socket).args(arguments).stdin(Stdio::null());
+    let mut command = Command::new(find_program("timeout"));
+    let command =
+        command.arg(LONGEST).arg(find_program("ctr")).arg("--address").arg(socket).args(arguments).stdin(Stdio::null());
     let output = command.output().map_err(|error| error.to_string())?;
     let complaint = String::from_utf8_lossy(&output.stderr);
     output.status.success().then_some(output.stdout).ok_or_else(|| format!("ctr {arguments:?}: {complaint}"))

@@ -17,6 +17,8 @@ use super::program::{NotUp, Program, find_program, signal_process};
 
 /// How many ports are tried before giving up.
 const ATTEMPTS: usize = 5;
+/// Takes no body of more than 1 MiB, and no blob of another repository by its name, so that each blob has to be sent.
+const TIGHT: &str = "client_max_body_size 1m; if ($arg_mount) { set $args ''; }";
 
 /// The one TLS version that a server speaks. Harbor's own template allows 1.2 only, and what a tunnel looks like
 /// from outside differs between the two, so every test names its version.
@@ -112,8 +114,8 @@ pub struct Nginx {
 /// The server behind an nginx.
 #[derive(Clone, Copy)]
 struct Front<'a> {
-    /// Where the requests below each path go, by plain HTTP.
-    routes: &'a [(&'a str, SocketAddr)],
+    /// Where the requests below each path go, by plain HTTP, with further directives.
+    routes: &'a [(&'a str, SocketAddr, &'a str)],
     server_name: &'a str,
     settings: NginxSettings,
     /// Whether a master has a worker, as an installed nginx has, or one process does it all.
@@ -136,7 +138,7 @@ impl Nginx {
     /// When it does not come up; the message holds its log.
     #[must_use]
     pub fn with(upstream: SocketAddr, server_name: &str, settings: NginxSettings) -> Self {
-        let routes = [("/", upstream)];
+        let routes = [("/", upstream, "")];
         Self::on_free_port(Front { routes: &routes, server_name, settings, has_worker: false })
     }
 
@@ -146,7 +148,7 @@ impl Nginx {
     /// As [`Nginx::tls`].
     #[must_use]
     pub fn node(upstream: SocketAddr, server_name: &str, version: TlsVersion) -> Self {
-        let routes = [("/", upstream)];
+        let routes = [("/", upstream, "")];
         Self::on_free_port(Front {
             routes: &routes,
             server_name,
@@ -155,14 +157,14 @@ impl Nginx {
         })
     }
 
-    /// HTTPS on exactly this address, with Harbor's routes: tokens from one service, all else from the registry. `None`
-    /// when the address is taken.
+    /// HTTPS on exactly this address, with Harbor's routes: tokens from one service, all else from the registry. It takes no
+    /// body of more than 1 MiB for a repository `tight/...`. `None` when the address is taken.
     ///
     /// # Panics
     /// When it does not come up for another reason; the message holds its log.
     #[must_use]
     pub fn harbor(address: SocketAddr, registry: SocketAddr, tokens: SocketAddr, server_name: &str) -> Option<Self> {
-        let routes = [("/service/token", tokens), ("/", registry)];
+        let routes = [("/service/token", tokens, ""), ("/v2/tight/", registry, TIGHT), ("/", registry, "")];
         Self::at(
             address,
             Front {
@@ -283,7 +285,7 @@ pub(super) fn free_address() -> SocketAddr {
 fn config_text(address: SocketAddr, front: Front, certificates: &Certificates) -> String {
     let Front { routes, server_name, settings, has_worker } = front;
     let directives = settings.directives(&certificates.authority);
-    let locations: String = routes.iter().map(|(path, upstream)| location(path, *upstream)).collect();
+    let locations: String = routes.iter().map(|route| location(*route)).collect();
     // A worker started by root would become somebody who may not read our folder.
     let processes = if has_worker { "user root;\nworker_processes 1;" } else { "master_process off;" };
     let certificate = certificates.server.display();
@@ -318,7 +320,7 @@ http {{
 }
 
 /// One route, with the settings of Harbor's own template.
-fn location(path: &str, upstream: SocketAddr) -> String {
+fn location((path, upstream, directives): (&str, SocketAddr, &str)) -> String {
     format!(
         r"        location {path} {{
             proxy_pass http://{upstream};
@@ -327,6 +329,7 @@ fn location(path: &str, upstream: SocketAddr) -> String {
             proxy_set_header X-Forwarded-Proto $scheme;
             proxy_read_timeout 900s;
             proxy_send_timeout 900s;
+            {directives}
         }}
 "
     )
