@@ -36,11 +36,15 @@ async fn mirror_of(nodes: &[&Nginx], slots: usize, tls: &str) -> (Sidecar, Socke
 }
 
 async fn start(urls: &str, slots: usize, tls: &str) -> (Sidecar, SocketAddr) {
+    start_with(urls, slots, tls, &[]).await
+}
+
+async fn start_with(urls: &str, slots: usize, tls: &str, environment: &[(&str, &str)]) -> (Sidecar, SocketAddr) {
     let text = config(&format!(
         "[registries.stub]\nhosts = [\"{NAME}\"]\ncap = {slots}\nshare = 1\n[registries.stub.tls]\n{tls}\n\
          [registries.stub.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = [{urls}]\n"
     ));
-    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text).await;
+    let sidecar = Sidecar::start_with(env!("CARGO_BIN_EXE_roadstead"), &text, environment).await;
     let mirror = sidecar.listener("mirror").expect("a line for the mirror's listener");
     (sidecar, mirror)
 }
@@ -108,7 +112,7 @@ async fn sessions_are_resumed() {
     }
 }
 
-/// A registry that takes only those who show a certificate.
+/// A registry that takes only those who show a certificate of its authority.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_mirror_shows_its_certificate() {
     for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
@@ -117,10 +121,13 @@ async fn the_mirror_shows_its_certificate() {
         let (_sidecar, mirror, folder) = mirror_of(&[&front], 2, "").await;
         let refused = get(mirror, "/v2/").await;
         assert_eq!((refused.status(), stub.requests()), (400, 0), "nginx says it in HTTP: {}", refused.text());
-        let file = identity(&front, folder.path());
-        let tls = format!("client_cert_file = \"{file}\"\nclient_key_file = \"{file}\"");
-        let (_sidecar, mirror, _folder) = mirror_of(&[&front], 2, &tls).await;
-        assert_eq!(get(mirror, "/v2/").await.status(), 200, "{version:?}");
+        let stranger = Nginx::tls(stub.address(), NAME, version);
+        for (of, told, reached) in [(&stranger, 400, 0), (&front, 200, 1)] {
+            let file = identity(of, folder.path());
+            let tls = format!("client_cert_file = \"{file}\"\nclient_key_file = \"{file}\"");
+            let (_sidecar, mirror, _folder) = mirror_of(&[&front], 2, &tls).await;
+            assert_eq!((get(mirror, "/v2/").await.status(), stub.requests()), (told, reached), "{version:?}");
+        }
     }
 }
 
@@ -131,8 +138,8 @@ fn identity(front: &Nginx, folder: &Path) -> String {
     file.display().to_string()
 }
 
-/// A server that ends TLS by an alert, since we show no certificate: told as what it is, and not dialled again. In TLS 1.3 we
-/// have sent the request before we hear of it.
+/// A server that ends TLS by an alert, since we show no certificate, or that of another authority: told as what it is, with the
+/// cure, and not dialled again. In TLS 1.3 we have sent the request before we hear of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_turned_away_by_an_alert_is_told_so_at_once() {
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
@@ -141,8 +148,20 @@ async fn who_is_turned_away_by_an_alert_is_told_so_at_once() {
         let (_sidecar, mirror) = start(&url, 2, "insecure_skip_verify = true").await;
         let answer = get(mirror, "/v2/").await;
         let text = answer.text();
-        assert!(answer.status() == 502 && text.contains("fatal alert"), "{version:?}: {text}");
+        let cure = "set tls.client_cert_file and tls.client_key_file";
+        assert!(answer.status() == 502 && text.contains("fatal alert") && text.contains(cure), "{version:?}: {text}");
         assert_eq!(stub.accept_log().len(), 1, "{version:?}");
+        // The first has the server's own name for its authority, the second has another.
+        for identity in [Identity::new("rcgen self signed cert", None, |_| ()), Identity::authority(NAME, None)] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), pem(&identity.chain[0]) + &identity.key.serialize_pem()).unwrap();
+            let shown = format!("client_cert_file = \"{0}\"\nclient_key_file = \"{0}\"", file.path().display());
+            let (_sidecar, mirror) = start(&url, 2, &format!("insecure_skip_verify = true\n{shown}")).await;
+            let answer = get(mirror, "/v2/").await;
+            let text = answer.text();
+            let cure = "does not accept the certificate in tls.client_cert_file";
+            assert!(answer.status() == 502 && text.contains(cure), "{version:?}: {text}");
+        }
     }
 }
 
@@ -206,11 +225,24 @@ impl Identity {
     }
 }
 
-/// The answer of a mirror whose `ca_file` lists these certificates, before a registry that shows this chain.
+fn pem(der: &CertificateDer<'_>) -> String {
+    let body = BASE64_STANDARD.encode(der);
+    format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+}
+
+/// Where a mirror finds the certificates that it trusts.
+#[derive(Clone, Copy, Debug)]
+enum Trust {
+    CaFile,
+    SystemRoots,
+}
+
+/// The answer of a mirror that trusts these certificates, before a registry that shows this chain.
 async fn answer_of(
     shown: &[CertificateDer<'static>],
     key: &KeyPair,
     listed: &[&CertificateDer<'_>],
+    trust: Trust,
     tls: &str,
 ) -> Response {
     let settings = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -231,18 +263,20 @@ async fn answer_of(
     })
     .await;
     let file = tempfile::NamedTempFile::new().unwrap();
-    let pem = |der: &&CertificateDer<'_>| {
-        let body = BASE64_STANDARD.encode(der);
-        format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
-    };
-    fs::write(file.path(), listed.iter().map(pem).collect::<String>()).unwrap();
+    fs::write(file.path(), listed.iter().map(|der| pem(der)).collect::<String>()).unwrap();
     let url = format!("\"https://{}\"", stub.address());
-    let (_sidecar, mirror) = start(&url, 2, &format!("ca_file = \"{}\"\n{tls}", file.path().display())).await;
+    let file = file.path().display().to_string();
+    let (ca_file, roots) = match trust {
+        Trust::CaFile => (format!("ca_file = \"{file}\"\n"), None),
+        Trust::SystemRoots => (String::new(), Some(("SSL_CERT_FILE", file.as_str()))),
+    };
+    let (_sidecar, mirror) = start_with(&url, 2, &format!("{ca_file}{tls}"), roots.as_slice()).await;
     get(mirror, "/v2/").await
 }
 
-/// A certificate that `ca_file` lists byte for byte is trusted for its names, and so is one that a listed authority signed, with or without
-/// the root. All else is rejected, and the answer says which certificate, which name, and what to do.
+/// A certificate that `ca_file` or the system's roots list byte for byte is trusted for its names, and so is one that a listed
+/// authority signed, with or without the root. All else is rejected, and the answer says which certificate, which name, and
+/// what to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listed_certificate_is_trusted_for_what_it_says() {
     let own_name = format!("server_name = \"{NAME}\"");
@@ -266,8 +300,10 @@ async fn a_listed_certificate_is_trusted_for_what_it_says() {
         (&leaf.chain[..1], &leaf, vec![&middle.chain[0]]),
         (&leaf.chain[..1], &leaf, vec![&leaf.chain[0]]),
     ] {
-        let answer = answer_of(shown, &identity.key, &listed, &own_name).await;
-        assert_eq!(answer.status(), 200, "{}", answer.text());
+        for trust in [Trust::CaFile, Trust::SystemRoots] {
+            let answer = answer_of(shown, &identity.key, &listed, trust, &own_name).await;
+            assert_eq!(answer.status(), 200, "{trust:?}: {}", answer.text());
+        }
     }
     for (shown, identity, listed, name, cure) in [
         (&own.chain[..], &own, &stranger.chain[0], NAME, "is self-signed, add it to tls.ca_file"),
@@ -275,9 +311,12 @@ async fn a_listed_certificate_is_trusted_for_what_it_says() {
         (&expired.chain[..], &expired, &expired.chain[0], NAME, "Renew it"),
         (&leaf.chain[..1], &leaf, &root.chain[0], NAME, "Add the authority's certificate, or this one, to tls.ca_file"),
     ] {
-        let answer = answer_of(shown, &identity.key, &[listed], &format!("server_name = \"{name}\"")).await;
-        let text = answer.text();
         let subject = format!("{} is rejected for {name}: ", identity.fingerprint());
-        assert!(answer.status() == 502 && text.contains(&subject) && text.contains(cure), "{cure}: {text}");
+        for trust in [Trust::CaFile, Trust::SystemRoots] {
+            let own_name = format!("server_name = \"{name}\"");
+            let answer = answer_of(shown, &identity.key, &[listed], trust, &own_name).await;
+            let text = answer.text();
+            assert!(answer.status() == 502 && text.contains(&subject) && text.contains(cure), "{trust:?}: {text}");
+        }
     }
 }

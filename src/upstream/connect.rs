@@ -48,7 +48,7 @@ pub enum DialError {
     #[error("connecting to {0}: {1}: raise the limit on open files")]
     NoDescriptor(SocketAddr, #[source] io::Error),
     /// TLS failed, and would fail again.
-    #[error("TLS with {0}: {1}")]
+    #[error("TLS with {0}: {1}{cure}", cure = tls::cure(.1))]
     Untrusted(SocketAddr, #[source] io::Error),
 }
 

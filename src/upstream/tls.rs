@@ -119,8 +119,7 @@ fn server_name(host: &Host) -> Result<ServerName<'static>, TlsError> {
 
 /// The same error, as the verifier put it.
 fn in_words(error: io::Error) -> io::Error {
-    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-    match cause.and_then(verify::rejected) {
+    match library_error(&error).and_then(verify::rejected) {
         Some(rejected) => io::Error::new(io::ErrorKind::InvalidData, rejected.clone()),
         None => error,
     }
@@ -129,32 +128,54 @@ fn in_words(error: io::Error) -> io::Error {
 /// Whether a handshake failed for good: the same would come of another one.
 pub fn is_final(error: &io::Error) -> bool {
     let is_rejected = error.get_ref().and_then(|cause| cause.downcast_ref::<verify::Rejected>()).is_some();
-    if error.kind() == io::ErrorKind::InvalidInput || is_rejected {
-        return true;
+    error.kind() == io::ErrorKind::InvalidInput
+        || is_rejected
+        || match library_error(error) {
+            Some(rustls::Error::AlertReceived(alert)) => cure_of(*alert).is_some(),
+            Some(cause) => matches!(
+                cause,
+                rustls::Error::InvalidCertificate(_)
+                    | rustls::Error::NoCertificatesPresented
+                    | rustls::Error::UnsupportedNameType
+            ),
+            None => false,
+        }
+}
+
+/// What to do where the registry ends TLS for good, as the end of a sentence about it.
+pub fn cure(error: &io::Error) -> &'static str {
+    match library_error(error) {
+        Some(rustls::Error::AlertReceived(alert)) => cure_of(*alert).unwrap_or_default(),
+        _ => "",
     }
-    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-    matches!(
-        cause,
-        Some(
-            rustls::Error::InvalidCertificate(_)
-                | rustls::Error::NoCertificatesPresented
-                | rustls::Error::UnsupportedNameType
-                | rustls::Error::AlertReceived(
-                    AlertDescription::BadCertificate
-                        | AlertDescription::UnsupportedCertificate
-                        | AlertDescription::CertificateRevoked
-                        | AlertDescription::CertificateExpired
-                        | AlertDescription::CertificateUnknown
-                        | AlertDescription::CertificateRequired
-                        | AlertDescription::UnknownCA
-                        | AlertDescription::AccessDenied
-                        | AlertDescription::ProtocolVersion
-                        | AlertDescription::UnrecognisedName
-                        // Of TLS 1.2: no certificate where one is demanded; or nothing in common.
-                        | AlertDescription::HandshakeFailure
-                )
-        )
-    )
+}
+
+fn library_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|cause| cause.downcast_ref())
+}
+
+/// The alerts by which a registry refuses us for good, each with its cure.
+fn cure_of(alert: AlertDescription) -> Option<&'static str> {
+    Some(match alert {
+        // The second is of TLS 1.2, where it may also say that nothing is in common.
+        AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure => {
+            ". If it demands a certificate of this node, set tls.client_cert_file and tls.client_key_file"
+        }
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::CertificateRevoked
+        | AlertDescription::CertificateExpired
+        | AlertDescription::CertificateUnknown
+        | AlertDescription::UnknownCA
+        // An authority of the same name with another key signed it.
+        | AlertDescription::DecryptError
+        | AlertDescription::AccessDenied => {
+            ". It does not accept the certificate in tls.client_cert_file: show one that it knows the authority of"
+        }
+        AlertDescription::UnrecognisedName => ". Set tls.server_name to a name that it has",
+        AlertDescription::ProtocolVersion => ". It must speak TLS 1.2 or 1.3",
+        _ => return None,
+    })
 }
 
 /// The TLS alert with which the peer refused us for good: in TLS 1.3, the handshake is over for us before the peer has seen
@@ -162,7 +183,7 @@ pub fn is_final(error: &io::Error) -> bool {
 pub fn last_word(error: &(dyn Error + 'static)) -> Option<String> {
     let mut causes = std::iter::successors(Some(error), |&error| error.source());
     let cause = causes.find_map(|error| error.downcast_ref::<io::Error>().filter(|error| is_final(error)));
-    cause.map(ToString::to_string)
+    cause.map(|cause| format!("{cause}{}", cure(cause)))
 }
 
 fn build(terms: &TlsTerms) -> Result<ClientConfig, TlsError> {
@@ -171,11 +192,11 @@ fn build(terms: &TlsTerms) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(TlsError::unusable)?;
-    let listed = match &terms.ca_file {
+    let mut listed = match &terms.ca_file {
         Some(path) => certificates("tls.ca_file", path)?,
         None => Vec::new(),
     };
-    let rules = if terms.insecure_skip_verify { None } else { Some(rules(terms, &listed, provider.clone())?) };
+    let rules = if terms.insecure_skip_verify { None } else { Some(rules(terms, &mut listed, provider.clone())?) };
     let verifier = Verifier { rules, listed, algorithms: provider.signature_verification_algorithms };
     let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match &terms.client {
@@ -191,10 +212,11 @@ fn build(terms: &TlsTerms) -> Result<ClientConfig, TlsError> {
     Ok(config)
 }
 
-/// The rules by which a certificate is accepted: it comes from the system's roots, or from one that is listed.
+/// The rules by which a certificate is accepted: it comes from the system's roots, or from one that is listed. The roots are
+/// listed with it: a registry's own certificate may stand among them.
 fn rules(
     terms: &TlsTerms,
-    listed: &[CertificateDer<'static>],
+    listed: &mut Vec<CertificateDer<'static>>,
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
     let mut roots = RootCertStore::empty();
@@ -202,7 +224,7 @@ fn rules(
     for error in &system.errors {
         tracing::debug!(%error, "a root certificate of the system cannot be read");
     }
-    roots.add_parsable_certificates(system.certs);
+    roots.add_parsable_certificates(system.certs.iter().cloned());
     for (path, certificate) in terms.ca_file.iter().flat_map(|path| listed.iter().map(move |one| (path, one))) {
         roots.add(certificate.clone()).map_err(|error| TlsError::unreadable("tls.ca_file", path, error))?;
     }
@@ -210,6 +232,7 @@ fn rules(
         let cure = "this system has no root certificates, and no file lists any, so no registry can prove itself";
         return Err(TlsError(format!("tls.ca_file: {cure}: set tls.ca_file")));
     }
+    listed.extend(system.certs);
     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().map_err(TlsError::unusable)
 }
 

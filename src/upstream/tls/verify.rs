@@ -1,8 +1,8 @@
 //! Whether the certificate of the other side is accepted, and what is said when it is not.
 //!
-//! A certificate that the operator listed in `ca_file` byte for byte is trusted for the names and the time in it, also
-//! where it calls itself an authority, as `openssl req -x509` makes it. Any other must come from a listed certificate or
-//! from the system's roots. With `insecure_skip_verify` all are accepted. The signature of the handshake is checked in
+//! A certificate that stands in `ca_file` or among the system's roots byte for byte is trusted for the names and the time
+//! in it, also where it calls itself an authority, as `openssl req -x509` makes it. Any other must be signed by one of
+//! these. With `insecure_skip_verify` all are accepted. The signature of the handshake is checked in
 //! any case. `tls` makes a verifier for each registry.
 
 use std::fmt::Write;

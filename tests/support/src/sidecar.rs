@@ -66,6 +66,14 @@ impl Sidecar {
     /// # Panics
     /// When it ends, or does not listen within 20 s; the message holds its logs.
     pub async fn start(binary: &str, config: &str) -> Self {
+        Self::start_with(binary, config, &[]).await
+    }
+
+    /// The same with these variables in its environment.
+    ///
+    /// # Panics
+    /// As [`Sidecar::start`].
+    pub async fn start_with(binary: &str, config: &str, environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a folder for the config");
         let path = folder.path().join("sidecar.toml");
         std::fs::write(&path, config).expect("writing the config");
@@ -74,6 +82,7 @@ impl Sidecar {
             .arg(&path)
             // Exports of the tester's shell must not change the result.
             .env_remove("RUST_LOG")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
