@@ -142,7 +142,7 @@ pub fn is_final(error: &io::Error) -> bool {
         }
 }
 
-/// What to do where the registry ends TLS for good, as the end of a sentence about it.
+/// The cure where the registry ends TLS for good, as the end of a sentence about it.
 pub fn cure(error: &io::Error) -> &'static str {
     match library_error(error) {
         Some(rustls::Error::AlertReceived(alert)) => cure_of(*alert).unwrap_or_default(),
