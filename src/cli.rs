@@ -228,18 +228,12 @@ fn run(config: Config, file: &Path, inherited: Inherited, program: &Program) -> 
     if let Some(warning) = app::descriptors::warning(&config) {
         tracing::warn!(file = %file.display(), "{warning}");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build();
-    let runtime = runtime.map_err(failed)?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(config.threads).enable_all().build().map_err(failed)?;
     let status = runtime.block_on(serve(Start { file, config, inherited }, set_level, program));
     // A lookup that hangs in the system's resolver must not keep the process.
     runtime.shutdown_background();
     status
-}
-
-/// A node's processors belong to its pods; moving bytes for one registry takes few of them.
-fn workers() -> usize {
-    const MOST: usize = 4;
-    std::thread::available_parallelism().map_or(1, usize::from).min(MOST)
 }
 
 async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> Result<ExitCode, Failure> {

@@ -21,7 +21,7 @@ impl Change {
     /// host of a registry may stand, and count there, so a registry keeps its name and its hosts.
     pub fn needs_restart(&self) -> bool {
         let key = self.key.as_str();
-        ["listen.proxy", "listen.admin", "listen.metrics", "log.format"].contains(&key)
+        ["threads", "listen.proxy", "listen.admin", "listen.metrics", "log.format"].contains(&key)
             || key.ends_with(".mirror.listen")
             || key.rsplit_once('.').is_some_and(|(_, name)| name == "hosts") && self.loses_some()
     }

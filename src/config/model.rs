@@ -20,6 +20,8 @@ table! {
     Config {
         /// How long running requests may go on after the order to stop.
         drain_timeout: Duration = seconds(30), value(duration);
+        /// The threads that serve all connections.
+        threads: usize = 1, value(count(1..=64));
         /// The addresses of the sidecar, and the clients that may use them.
         listen: ListenConfig = ListenConfig::default(), table(ListenConfig::read);
         /// Level and format of the log.

@@ -48,6 +48,7 @@ fn the_least_file_gives_the_defaults() {
     let seconds = Duration::from_secs;
     let expected = Config {
         drain_timeout: seconds(30),
+        threads: 1,
         listen: ListenConfig {
             proxy: "127.0.0.1:4128".parse().unwrap(),
             admin: "127.0.0.1:4129".parse().unwrap(),
@@ -103,6 +104,7 @@ fn every_setting_arrives_where_it_belongs() {
     let config = Config::parse(
         r#"
 drain_timeout = "1s"
+threads = 8
 [listen]
 proxy = "0.0.0.0:1"
 admin = "[::1]:2"
@@ -142,7 +144,7 @@ policy = "deny"
         max_clients: 4,
         head_timeout: seconds(5),
     };
-    assert_eq!(config.drain_timeout, seconds(1));
+    assert_eq!((config.drain_timeout, config.threads), (seconds(1), 8));
     assert_eq!(config.listen, expected);
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.log.level, "debug");
@@ -699,7 +701,7 @@ fn commented_settings_of_the_shipped_file_are_the_defaults() {
     let numbers = |list: Vec<(usize, bool)>| list.into_iter().map(|(n, _)| n).collect::<Vec<_>>();
     let (examples, defaults) = (numbers(examples), numbers(defaults));
 
-    assert_eq!(defaults.len(), 23);
+    assert_eq!(defaults.len(), 24);
     for number in defaults {
         let text = uncommented(&[number]);
         assert_eq!(Config::parse(&text).as_ref(), Ok(&shipped), "line {}", number + 1);
