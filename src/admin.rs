@@ -1,7 +1,7 @@
 //! The admin listener: health, readiness, metrics, status, and the live page.
 //!
-//! It reads snapshots; the only state that it changes is the pause of a registry. The metrics listener serves metrics and
-//! probes alone. `app` starts it.
+//! It reads snapshots, and leaves orders to `control`, whose socket it serves as well. The metrics listener serves metrics
+//! and probes alone. `app` starts it.
 
 pub mod config_state;
 pub mod history;
@@ -15,7 +15,6 @@ mod scrape;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::future::ready;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,7 +26,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Map;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 use self::answer::response;
@@ -35,7 +35,7 @@ use self::config_state::{ConfigPicture, ConfigState};
 use self::history::{History, Reading};
 use self::picture::{RegistryPicture, explanation};
 use self::scrape::{ProcessPicture, scrape};
-use crate::admission::core::Core;
+use crate::control::{self, Control, Denied, Done, Sender};
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::proxy::client::BRIEF_LINGER;
@@ -52,6 +52,7 @@ pub enum Scope {
 pub struct Admin {
     proxy: Arc<Proxy>,
     config: Arc<ConfigState>,
+    control: Control,
     metrics: Arc<Metrics>,
     draining: CancellationToken,
     /// Cancelled when another process answers here.
@@ -61,18 +62,19 @@ pub struct Admin {
 }
 
 /// The answer to any other path.
-const PATHS: &str = "the paths are /, /healthz, /readyz, /metrics, /status, /queue, /history and POST /registries/NAME/pause and /resume\n";
+const PATHS: &str = "the paths are /, /healthz, /readyz, /metrics, /status, /queue, /history, and by POST /reload, /registries/NAME/pause and /resume\n";
 
 impl Admin {
     pub fn new(
         proxy: Arc<Proxy>,
         config: Arc<ConfigState>,
+        control: Control,
         metrics: Arc<Metrics>,
         draining: CancellationToken,
     ) -> Arc<Admin> {
         let handed_over = CancellationToken::new();
         let (started, history) = (SystemTime::now(), Mutex::default());
-        Arc::new(Admin { proxy, config, metrics, draining, handed_over, started, history })
+        Arc::new(Admin { proxy, config, control, metrics, draining, handed_over, started, history })
     }
 
     /// Keeps the last ten minutes for the page, a sample a second, until the process ends. A second that was missed is
@@ -104,40 +106,71 @@ impl Admin {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    open.add(tokio::spawn(self.clone().serve(stream, scope, guarded)).abort_handle());
+                    let admin = self.clone();
+                    let served = async move {
+                        // A client that sends a body nobody asked for is to see its answer all the same.
+                        if let Some(stream) = admin.serve(stream, scope, guarded, Sender::Tcp).await {
+                            tcp::lingering_close(&stream, BRIEF_LINGER, |_| ()).await;
+                        }
+                    };
+                    open.add(tokio::spawn(served).abort_handle());
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "accepting an admin connection failed");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
+                Err(error) => after_failure(&error).await,
             }
         }
     }
 
-    async fn serve(self: Arc<Self>, stream: TcpStream, scope: Scope, guarded: bool) {
-        let service = service_fn(|request| {
-            let response = match guard::objection(&request, guarded) {
-                Some(objection) => text(StatusCode::FORBIDDEN, objection),
-                None => self.answer(&request, scope),
+    /// The same on the control socket, for the users who may order. Connections of others take none of theirs.
+    pub async fn accept_orders(self: Arc<Self>, listener: UnixListener) {
+        let (mut permitted, mut strangers) =
+            <(connections::AdminConnections, connections::AdminConnections)>::default();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.handed_over.cancelled() => return,
             };
-            ready(Ok::<_, Infallible>(response))
-        });
-        match connections::serve(stream, service, &self.handed_over).await {
-            // A client that sends a body nobody asked for is to see its answer all the same.
-            Ok(stream) => {
-                tcp::lingering_close(&stream, BRIEF_LINGER, |_| ()).await;
+            match accepted.and_then(|(stream, _)| Ok((control::socket::sender(&stream)?, stream))) {
+                Ok((sender, stream)) => {
+                    let open = if let Sender::Stranger(_) = sender { &mut strangers } else { &mut permitted };
+                    let admin = self.clone();
+                    let served = async move { drop(admin.serve(stream, Scope::Admin, false, sender).await) };
+                    open.add(tokio::spawn(served).abort_handle());
+                }
+                Err(error) => after_failure(&error).await,
             }
-            Err(error) => tracing::debug!(%error, "admin connection ended"),
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>, scope: Scope) -> Response<Full<Bytes>> {
+    async fn serve<Io>(self: Arc<Self>, io: Io, scope: Scope, guarded: bool, sender: Sender) -> Option<Io>
+    where
+        Io: AsyncRead + AsyncWrite + Unpin,
+    {
+        let service = service_fn(|request| {
+            let admin = &self;
+            Box::pin(async move {
+                let response = match guard::objection(&request, guarded) {
+                    Some(objection) => text(StatusCode::FORBIDDEN, objection),
+                    None => admin.answer(&request, scope, sender).await,
+                };
+                Ok::<_, Infallible>(response)
+            })
+        });
+        let served = connections::serve(io, service, &self.handed_over).await;
+        served.inspect_err(|error| tracing::debug!(%error, "admin connection ended")).ok()
+    }
+
+    async fn answer(&self, request: &Request<Incoming>, scope: Scope, sender: Sender) -> Response<Full<Bytes>> {
         let readable = request.method() == Method::GET || request.method() == Method::HEAD;
         let path = request.uri().path();
-        if scope == Scope::Admin
-            && let Some((name, action)) = path.strip_prefix("/registries/").and_then(|rest| rest.split_once('/'))
-        {
-            return self.control(request.method(), name, action);
+        if let Sender::Stranger(uid) = sender {
+            return refusal(control::stranger(uid));
+        }
+        if scope == Scope::Admin && control::is_order(path) {
+            return match self.control.obey(request, &self.proxy, sender).await {
+                Ok(Done::Registry(upstream)) => json(&serde_json::json!(self.picture(&upstream))),
+                Ok(Done::Reloaded(changes)) => json(&serde_json::json!({ "changes": changes })),
+                Err(denied) => refusal(denied),
+            };
         }
         match (path, scope) {
             ("/healthz" | "/readyz" | "/metrics", _) | ("/" | "/status" | "/queue" | "/history", Scope::Admin)
@@ -155,26 +188,6 @@ impl Admin {
             (_, Scope::Admin) => text(StatusCode::NOT_FOUND, PATHS),
             (_, Scope::Metrics) => text(StatusCode::NOT_FOUND, "the paths are /healthz, /readyz and /metrics\n"),
         }
-    }
-
-    /// Pauses or resumes a registry. Only POST, so that a link on a web page cannot do it.
-    fn control(&self, method: &Method, name: &str, action: &str) -> Response<Full<Bytes>> {
-        let settings = self.proxy.settings();
-        let Some(upstream) = settings.routes.registries().find(|upstream| upstream.name == name) else {
-            let mut names: Vec<&str> = settings.routes.registries().map(|upstream| upstream.name.as_str()).collect();
-            names.sort_unstable();
-            let told = format!("no such registry; there is {}\n", names.join(", "));
-            return response(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", told);
-        };
-        match (action, method == Method::POST) {
-            ("pause", true) => upstream.gate.happen(Core::pause),
-            ("resume", true) => upstream.gate.happen(Core::resume),
-            ("pause" | "resume", false) => return text(StatusCode::METHOD_NOT_ALLOWED, "POST only\n"),
-            _ => return text(StatusCode::NOT_FOUND, "a registry can pause and resume\n"),
-        }
-        tracing::info!(registry = name, action, "paused or resumed by the operator");
-        let picture = serde_json::json!(self.picture(upstream));
-        response(StatusCode::OK, "application/json", format!("{picture}\n"))
     }
 
     fn readiness(&self) -> Response<Full<Bytes>> {
@@ -228,7 +241,7 @@ impl Admin {
         let history = self.history.lock();
         let body = serde_json::json!({ "step_seconds": 1, "registries": history.past() });
         drop(history);
-        response(StatusCode::OK, "application/json", format!("{body}\n"))
+        json(&body)
     }
 
     fn picture(&self, upstream: &Upstream) -> RegistryPicture {
@@ -253,6 +266,20 @@ struct Status {
     clients: usize,
     registries: BTreeMap<String, RegistryPicture>,
     other_hosts: RegistryPicture,
+}
+
+/// A pause after a failed accept, which may fail again at once.
+async fn after_failure(error: &std::io::Error) {
+    tracing::warn!(%error, "accepting an admin connection failed");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+fn json(body: &serde_json::Value) -> Response<Full<Bytes>> {
+    response(StatusCode::OK, "application/json", format!("{body}\n"))
+}
+
+fn refusal(Denied(status, told): Denied) -> Response<Full<Bytes>> {
+    response(status, "text/plain; charset=utf-8", told)
 }
 
 fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,8 @@ use crate::admin::config_state::ConfigState;
 use crate::admin::{Admin, Scope};
 use crate::admission::core::Core;
 use crate::config::{Config, Service};
+use crate::control::socket::{ControlSocket, SocketPlace, default_path};
+use crate::control::{Control, ReloadAsked, token};
 use crate::kernel;
 use crate::listener;
 use crate::metrics::Metrics;
@@ -61,6 +63,11 @@ pub struct Running {
     proxy: Arc<Proxy>,
     admin: Arc<Admin>,
     reloader: Reloader,
+    reloads: mpsc::Receiver<ReloadAsked>,
+    /// The order to reload that is to be answered.
+    asked: Option<ReloadAsked>,
+    /// Removed with the end of this process.
+    control_socket: Option<SocketPlace>,
     reservations: Arc<Reservations>,
     draining: CancellationToken,
     ended: CancellationToken,
@@ -84,6 +91,9 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     let tls = read_tls(&config)?;
     let listeners = listeners::open(&config, &mut inherited)?;
     let addresses = listeners::addresses(&listeners);
+    let predecessor = inherited.take_predecessor();
+    let control_socket = control_socket(&config, predecessor.is_some())?;
+    let (control, reloads) = Control::new(config.listen.control_token_file.clone());
     let descriptors = descriptors::for_clients(&config, kernel::max_descriptors());
     let clients = Arc::new(Semaphore::new(descriptors.min(Semaphore::MAX_PERMITS)));
     let metrics = Arc::new(Metrics::new());
@@ -92,11 +102,11 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     let settings = assembly.settings(&config, tls, None);
     let proxy = Proxy::new(settings, pseudonym(), draining.clone(), cut_short.clone());
     let state = Arc::new(ConfigState::new(file));
-    let admin = Admin::new(proxy.clone(), state.clone(), metrics, draining.clone());
+    let admin = Admin::new(proxy.clone(), state.clone(), control, metrics, draining.clone());
     let reservations = Reservations::new(proxy.clone());
     let reloader = Reloader::new(file, config, assembly, reservations.clone(), state, set_level);
     // Not a slot is taken before it is known which are free.
-    take_over(inherited.take_predecessor(), &reservations).await?;
+    take_over(predecessor, &reservations).await?;
     let mut accepting = Vec::new();
     for listener in &listeners {
         let socket = listener.accepting()?;
@@ -109,8 +119,48 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
             tokio::spawn(admin.clone().accept(socket, scope));
         }
     }
+    let control_socket = match control_socket {
+        Some(socket) => {
+            let (listener, place) = socket.publish()?;
+            tokio::spawn(admin.clone().accept_orders(listener));
+            Some(place)
+        }
+        None => None,
+    };
     tokio::spawn(admin.clone().keep_history());
-    Ok(Running { addresses, listeners, accepting, proxy, admin, reloader, reservations, draining, ended, cut_short })
+    let asked = None;
+    Ok(Running {
+        addresses,
+        listeners,
+        accepting,
+        proxy,
+        admin,
+        reloader,
+        reloads,
+        asked,
+        control_socket,
+        reservations,
+        draining,
+        ended,
+        cut_short,
+    })
+}
+
+/// The socket for orders, where the config or the service manager gives it a place. Where it lies by default it may fail.
+fn control_socket(config: &Config, takes_over: bool) -> Result<Option<ControlSocket>, StartError> {
+    if let Some(file) = &config.listen.control_token_file {
+        token(file).map_err(StartError::Token)?;
+    }
+    if let Some(path) = &config.listen.control {
+        let opened = ControlSocket::open(path, takes_over);
+        return opened.map(Some).map_err(|cause| StartError::Control { path: path.clone(), cause });
+    }
+    let Some(path) = default_path() else {
+        tracing::info!("no control socket: neither listen.control nor RUNTIME_DIRECTORY is set");
+        return Ok(None);
+    };
+    let opened = ControlSocket::open(&path, takes_over);
+    Ok(opened.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no control socket")).ok())
 }
 
 /// The entry for clients of the proxy; none for the other services.
@@ -127,14 +177,24 @@ impl Running {
         &self.addresses
     }
 
-    /// Completes when the config file has changed.
-    pub async fn config_changed(&self) {
-        self.reloader.changed().await;
+    /// Completes when the config is to be read again; why.
+    pub async fn config_changed(&mut self) -> &'static str {
+        tokio::select! {
+            () = self.reloader.changed() => "a file has changed",
+            Some(asked) = self.reloads.recv() => {
+                self.asked = Some(asked);
+                "ordered"
+            }
+        }
     }
 
     /// Reads the config again; `why` is for the log.
     pub fn reload(&mut self, why: &str) {
-        self.reloader.reload(why);
+        let result = self.reloader.reload(why);
+        if let Some(asked) = self.asked.take() {
+            // It may not be awaited any more.
+            let _ = asked.send(result);
+        }
     }
 
     /// How long requests under way may take when it ends.
@@ -219,11 +279,12 @@ impl Running {
     }
 
     /// Closing takes no longer than the longest `linger` and the hold that follows it.
-    async fn until_sockets_are_gone(&self) {
+    async fn until_sockets_are_gone(&mut self) {
         let upstreams = self.upstreams();
         let longest_linger = upstreams.iter().map(|upstream| upstream.terms.linger).max().unwrap_or_default();
         let are_gone = || upstreams.iter().all(|upstream| upstream.gate.snapshot().open.open() == 0);
         let _ = timeout(longest_linger + LAST_WORDS, self.reservations.until(are_gone)).await;
+        self.control_socket = None;
     }
 }
 

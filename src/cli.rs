@@ -23,7 +23,9 @@ use crate::app::inherited::Inherited;
 use crate::app::systemd::{Notice, Systemd};
 use crate::app::takeover::process::{Program, Successor};
 use crate::app::{self, SetLevel, Start};
-use crate::config::{Config, LoadError, LogFormat, Service};
+use crate::config::{Config, ListenConfig, LoadError, LogFormat, Service};
+use crate::control::socket::usual_path;
+use crate::control::token;
 use crate::kernel;
 
 /// Exit status for wrong usage, an invalid config, or a listener that cannot be bound.
@@ -33,16 +35,14 @@ const EXIT_FAILURE: u8 = 1;
 
 /// Where the config is looked for, in this order, when no argument names it.
 const KNOWN_FILES: [&str; 2] = ["sidecar.toml", "/etc/roadstead/sidecar.toml"];
-/// The admin listener without a config.
-const USUAL_ADMIN: &str = "127.0.0.1:4129";
 
 /// An admission queue for container registries: a mirror and forward proxy that opens no more connections to a registry
 /// than this node's share of what it can serve. Further requests wait.
 #[derive(Debug, Parser)]
 #[command(name = "roadstead", version = env!("ROADSTEAD_VERSION"), after_help = AFTER_HELP)]
 struct Arguments {
-    /// The config file [default: sidecar.toml in the working directory, else /etc/roadstead/sidecar.toml]; `status`,
-    /// `pause` and `resume` read only listen.admin of it, and ask 127.0.0.1:4129 if there is none.
+    /// The config file [default: sidecar.toml in the working directory, else /etc/roadstead/sidecar.toml]; commands
+    /// that ask a running sidecar read only the addresses in [listen] of it, or take the defaults if there is none.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -62,6 +62,8 @@ enum Command {
     Pause(Control),
     /// Resume admissions after a pause, in order.
     Resume(Control),
+    /// Let a running sidecar read its config again, and wait for the result.
+    Reload(Reload),
     /// Print completions for a shell, to be put where it looks for them.
     Completions {
         /// The shell.
@@ -91,7 +93,14 @@ struct Control {
     /// The registry, as the config names it.
     registry: String,
 
-    /// Where the sidecar's admin listener is: http://HOST:PORT [default: listen.admin of the config].
+    #[command(flatten)]
+    to: Reload,
+}
+
+#[derive(Debug, clap::Args)]
+struct Reload {
+    /// Send the order to this admin listener, http://HOST:PORT, with the token of the config [default: to the
+    /// control socket, listen.control or /run/roadstead/control.sock; where there is none, to listen.admin with the token].
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
 }
@@ -134,6 +143,7 @@ fn execute(arguments: &Arguments) -> Result<ExitCode, Failure> {
     match &arguments.command {
         Some(Command::Pause(control)) => return tell(control, "pause", named),
         Some(Command::Resume(control)) => return tell(control, "resume", named),
+        Some(Command::Reload(to)) => return reload_now(to, named),
         Some(Command::Status(asked)) => return status(asked, named),
         Some(Command::Completions { shell }) => return completions(*shell),
         Some(Command::Man) => return print(&man::page(Arguments::command()).map_err(failed)?),
@@ -174,11 +184,14 @@ fn admin_of(named: Option<&str>, file: Option<&Path>, known: &[&str]) -> Result<
     if let Some(url) = named {
         return ask::authority(url).map(str::to_owned);
     }
+    listen_of(file, known).map(|listen| listen.admin.to_string())
+}
+
+/// The addresses of a sidecar by its config, or those of one without.
+fn listen_of(file: Option<&Path>, known: &[&str]) -> Result<ListenConfig, String> {
     let hint = |error: LoadError| format!("{error}\nname the sidecar with --admin URL");
-    match file.or_else(|| readable(known)) {
-        Some(file) => Config::admin_address(file).map(|admin| admin.to_string()).map_err(hint),
-        None => Ok(USUAL_ADMIN.to_owned()),
-    }
+    file.or_else(|| readable(known))
+        .map_or_else(|| Ok(ListenConfig::default()), |file| Config::listen_of(file).map_err(hint))
 }
 
 /// The first of these files that is there.
@@ -187,20 +200,45 @@ fn readable<'a>(files: &[&'a str]) -> Option<&'a Path> {
 }
 
 fn tell(control: &Control, action: &str, file: Option<&Path>) -> Result<ExitCode, Failure> {
-    let Control { registry, admin } = control;
+    let registry = &control.registry;
     // Nothing else is a registry's name, and not every other text would be one path.
     if registry.is_empty() || !registry.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-')) {
         return Err(usage(format!("{registry:?} is no registry's name: those have a-z, 0-9, _ and - only")));
     }
-    let admin = admin_of(admin.as_deref(), file, &KNOWN_FILES).map_err(usage)?;
-    match ask::post(&admin, &format!("/registries/{registry}/{action}")).map_err(failed)? {
-        (200, _) => print(format!("registry {registry}: {action}d\n").as_bytes()),
-        (status, body) => Err(failed(format!("{admin} answered {status}: {}", body.trim()))),
-    }
+    order(&control.to, &format!("/registries/{registry}/{action}"), file)?;
+    print(format!("registry {registry}: {action}d\n").as_bytes())
+}
+
+fn reload_now(to: &Reload, file: Option<&Path>) -> Result<ExitCode, Failure> {
+    let answer = order(to, "/reload", file)?;
+    let changes = serde_json::from_str::<serde_json::Value>(&answer).map_err(failed)?["changes"].take();
+    print(format!("the config was read again: {changes} changes\n").as_bytes())
+}
+
+/// Sends an order on the control socket; or with the token, to the listener that is named, or where there is no socket.
+fn order(to: &Reload, path: &str, file: Option<&Path>) -> Result<String, Failure> {
+    let listen = listen_of(file, &KNOWN_FILES);
+    let with_token = |admin: &str, listen: &ListenConfig| {
+        let token = listen.control_token_file.as_deref().map(token).transpose().map_err(failed)?;
+        ask::post(admin, path, token.as_deref()).map_err(failed)
+    };
+    let (place, (status, body)) = if let Some(url) = &to.admin {
+        let admin = ask::authority(url).map_err(usage)?;
+        (admin.to_owned(), with_token(admin, &listen.unwrap_or_default())?)
+    } else {
+        let listen = listen.map_err(usage)?;
+        let (socket, admin) = (listen.control.clone().unwrap_or_else(usual_path), listen.admin.to_string());
+        match ask::post_on(&socket, path) {
+            Err(_) if listen.control_token_file.is_some() => (admin.clone(), with_token(&admin, &listen)?),
+            answer => (socket.display().to_string(), answer.map_err(failed)?),
+        }
+    };
+    if status == 200 { Ok(body) } else { Err(failed(format!("{place} answered {status}: {}", body.trim()))) }
 }
 
 fn check(config: &Config, file: &Path) -> Result<ExitCode, Failure> {
     app::read_tls(config).map_err(|error| usage(format!("{}: {error}", file.display())))?;
+    config.listen.control_token_file.as_deref().map(token).transpose().map_err(usage)?;
     let lines = config.registries.iter().map(|registry| {
         let (name, slots, cap, share) = (&registry.name, registry.slots, registry.cap, registry.share);
         format!("registry {name}: {slots} slots (cap {cap} x share {share})\n")
@@ -255,7 +293,7 @@ async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> Resu
     loop {
         let order = tokio::select! {
             order = signals.next() => order,
-            () = running.config_changed() => Order::Reload("a file has changed"),
+            why = running.config_changed() => Order::Reload(why),
         };
         let is_reload = matches!(order, Order::Reload(_));
         match order {

@@ -20,7 +20,6 @@ mod table;
 mod value;
 mod warnings;
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use toml::de::DeTable;
@@ -51,11 +50,11 @@ impl Config {
         }
     }
 
-    /// The admin address that the file at `path` names, or the default, whatever else is wrong with the file: a sidecar
+    /// The addresses that the file at `path` names, or the defaults, whatever else is wrong with the file: a sidecar
     /// that refused it goes on with the one before.
     /// Fails when the file cannot be read.
-    pub fn admin_address(path: &Path) -> Result<SocketAddr, LoadError> {
-        Ok(Config::read_text(&text_of(path)?, environment()).0.listen.admin)
+    pub fn listen_of(path: &Path) -> Result<ListenConfig, LoadError> {
+        Ok(Config::read_text(&text_of(path)?, environment()).0.listen)
     }
 
     /// Reads the configuration file at `path`, and the environment.

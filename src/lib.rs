@@ -83,6 +83,7 @@ pub mod app;
 mod backoff;
 pub mod cli;
 pub mod config;
+mod control;
 mod distress;
 mod http;
 mod kernel;

@@ -79,7 +79,7 @@ async fn help_and_version_go_to_standard_output() {
 /// Completions for each shell name every command; so does the manual page.
 #[tokio::test]
 async fn completions_and_the_manual_page_name_every_command() {
-    const COMMANDS: [&str; 7] = ["run", "check", "status", "pause", "resume", "completions", "man"];
+    const COMMANDS: [&str; 8] = ["run", "check", "status", "pause", "resume", "reload", "completions", "man"];
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = roadstead(&["completions", shell]).await;
         assert_eq!((script.status, script.stderr.as_str()), (Some(0), ""), "{shell}");
@@ -165,12 +165,15 @@ async fn a_full_disk_and_a_closed_pipe_are_no_reason_to_panic() {
     let registry = "[registries.stub]\nhosts = [\"harbor.example.com\"]\ncap = 3\nshare = 1";
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(registry)).await;
     let (admin, file) = (sidecar.admin().to_string(), sidecar.config_path().display().to_string());
+    let with_control = format!("{file}.control");
+    let control = format!("[listen]\ncontrol = \"{}\"\n", sidecar.control().display());
+    std::fs::write(&with_control, control + registry).unwrap();
     let commands: [&[&str]; 7] = [
         &["check", "--config", &file],
         &["status", "--admin", &admin],
         &["status", "--json", "--admin", &admin],
         &["status", "--watch", "--admin", &admin],
-        &["pause", "stub", "--admin", &admin],
+        &["pause", "stub", "--config", &with_control],
         &["completions", "bash"],
         &["man"],
     ];

@@ -120,7 +120,7 @@ async fn the_queue_tells_kind_and_lane_of_each_waiter() {
     assert_eq!(told, [(&tunnel, &blob), (&request, &small), (&request, &blob)]);
     assert!(shown["waiting"][2]["expected_wait_seconds"].as_f64().unwrap() >= 1.0, "{shown}");
     assert_eq!(shown["limited_by"], "slots");
-    assert_eq!(sidecar.ask_admin("POST", "/registries/stub/pause").await.status(), 200);
+    assert_eq!(sidecar.order("/registries/stub/pause").await.status(), 200);
     assert_eq!(queue(&sidecar).await["waiting"][2]["expected_wait_seconds"], json!(null));
     drop((holder, waiters));
 }
@@ -177,7 +177,7 @@ async fn a_refusal_names_what_bound() {
 
     let stub = StubRegistry::builder().start().await;
     let paused = sidecar_for(&stub, 1, patience).await;
-    assert_eq!(paused.ask_admin("POST", "/registries/stub/pause").await.status(), 200);
+    assert_eq!(paused.order("/registries/stub/pause").await.status(), 200);
     let answer = refused(&paused, &stub).await;
     assert_eq!(
         (&detail(&answer)["limited_by"], &detail(&answer)["expected_wait_seconds"]),
@@ -203,7 +203,7 @@ async fn a_refusal_names_what_bound() {
     drop((backlog, dialling));
 
     stub.refuse().await;
-    assert_eq!(paused.ask_admin("POST", "/registries/stub/resume").await.status(), 200);
+    assert_eq!(paused.order("/registries/stub/resume").await.status(), 200);
     for _ in 0..2 {
         // The first dials itself; the second waits while the registry is known to be out.
         let answer = refused(&paused, &stub).await;

@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 8] = [
     &["config", "target", "address", "metrics", "kernel", "tcp", "backoff"],
     &["admission", "distress", "repair", "reclaim"],
     &["upstream"],
-    &["proxy", "admin"],
+    &["proxy", "admin", "control"],
     &["tunnel"],
     &["http"],
     &["listener"],
@@ -19,12 +19,14 @@ const LAYERS: [&[&str]; 8] = [
 ];
 
 /// Uses on one level that are part of the plan: who uses whom.
-const NEIGHBOURS: [(&str, &str); 6] = [
+const NEIGHBOURS: [(&str, &str); 8] = [
     ("config", "target"),
     ("distress", "admission"),
     ("repair", "admission"),
     ("repair", "distress"),
     ("admin", "proxy"),
+    ("admin", "control"),
+    ("control", "proxy"),
     ("cli", "app"),
 ];
 

@@ -211,29 +211,6 @@ async fn a_hostile_client_name_is_shown_as_it_is() {
     assert_eq!(caught, "TypeError");
 }
 
-/// Pausing asks first; cancelled, nothing happens; confirmed, the registry is paused, and resumed likewise.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_pause_button_asks_and_then_acts() {
-    let (_stub, sidecar, browser) = stage(1).await;
-    until_live(&browser, "live").await;
-    let paused = async || sidecar.status().await["registries"]["stub"]["paused"].take();
-    browser.click(".top button");
-    assert_eq!(texts(&browser, "dialog[open] h2"), json!(["Pause stub?"]));
-    browser.click("#ask-no");
-    assert_eq!(texts(&browser, "dialog[open] h2"), json!([]));
-    assert_eq!(paused().await, false);
-
-    for (title, after, word) in [("Pause stub?", true, "Resume"), ("Resume stub?", false, "Pause")] {
-        browser.click(".top button");
-        assert_eq!(texts(&browser, "dialog[open] h2"), json!([title]));
-        assert_eq!(paused().await, !after, "not before it was confirmed");
-        browser.click("#ask-yes");
-        eventually_is("the registry", SOON, json!(after), paused).await;
-        eventually_is("the button", SOON, json!([word]), async || texts(&browser, ".top button")).await;
-    }
-    assert_eq!(browser.console(), [""; 0]);
-}
-
 /// At 1280 and at 400 pixels, light and dark, all is within the width. With `ROADSTEAD_PICTURES=FOLDER`, what is seen is
 /// kept there, after `ROADSTEAD_PICTURE_SECONDS` of load.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

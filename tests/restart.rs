@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use command_fds::{CommandFdExt, FdMapping};
 use roadstead_test_support::{
     Destination, KEEP_TUNNELS, Peak, Response, SocketWatch, Storm, StubRegistry, Tally, Wire, config, connect_through,
-    eventually, eventually_is, get_through,
+    eventually, eventually_is, get_through, order,
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
@@ -117,7 +117,11 @@ impl Manager {
         command.arg("--config").arg(self.folder.path().join("sidecar.toml"));
         // The config says port 0, so the address does not tell which listener it is.
         let (count, names) = if self.mirror.is_some() { ("2", "proxy:mirror-stub") } else { ("1", "proxy") };
-        command.env_remove("RUST_LOG").env("LISTEN_FDS", count).env("LISTEN_FDNAMES", names);
+        command
+            .env_remove("RUST_LOG")
+            .env("RUNTIME_DIRECTORY", self.folder.path())
+            .env("LISTEN_FDS", count)
+            .env("LISTEN_FDNAMES", names);
         command.env("NOTIFY_SOCKET", self.folder.path().join("notify")).env("WATCHDOG_USEC", "400000");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let sockets = [&self.listener].into_iter().chain(&self.mirror);
@@ -162,6 +166,11 @@ impl Manager {
     async fn ask_admin(&self, method: &str, path: &str) -> Response {
         let mut wire = Wire::open(self.admin()).await.unwrap();
         wire.ask(method, path, &["Connection: close"]).await.unwrap()
+    }
+
+    /// An order on the control socket, where the newest process listens.
+    async fn order(&self, path: &str) -> Response {
+        order(&self.folder.path().join("control.sock"), path).await.unwrap()
     }
 
     async fn registry(&self, name: &str) -> serde_json::Value {
@@ -711,7 +720,7 @@ async fn a_pause_goes_over_and_its_end_comes_back() {
     manager.start().await;
     let mut page = Wire::open(manager.admin()).await.unwrap();
     assert_eq!(page.get("/status", &[]).await.unwrap().status(), 200);
-    assert_eq!(manager.ask_admin("POST", "/registries/stub/pause").await.status(), 200);
+    assert_eq!(manager.order("/registries/stub/pause").await.status(), 200);
     let (address, url) = (manager.address(), format!("http://{}/v2/", stub.address()));
     let ask = || {
         tokio::spawn({
@@ -729,7 +738,7 @@ async fn a_pause_goes_over_and_its_end_comes_back() {
     let waiting = async || manager.registry("stub").await["waiting"].clone();
     eventually_is("one to wait, and one for that in the old process", SOON, 2.into(), waiting).await;
     assert_eq!(stub.requests(), 0);
-    assert_eq!(manager.ask_admin("POST", "/registries/stub/resume").await.status(), 200);
+    assert_eq!(manager.order("/registries/stub/resume").await.status(), 200);
     assert_eq!((waits_in_the_old_one.await.unwrap(), waits_in_the_new_one.await.unwrap()), (200, 200));
     manager.signal(Signal::TERM);
     manager.until_all_are_gone().await;

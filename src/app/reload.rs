@@ -87,8 +87,8 @@ impl Reloader {
         }
     }
 
-    /// Reads the config again, and puts it in force if it has no problem.
-    pub fn reload(&mut self, why: &str) {
+    /// Reads the config again, and puts it in force if it has no problem. The number of changes, or why it was refused.
+    pub fn reload(&mut self, why: &str) -> Result<usize, String> {
         match self.try_reload() {
             Ok(changes) => {
                 // Before the log: a reader of the log finds it done.
@@ -101,10 +101,12 @@ impl Reloader {
                 if changes.iter().any(|change| change.key == "log.level") {
                     (self.set_level)(self.config.log.level);
                 }
+                Ok(changes.len())
             }
             Err(refused) => {
                 self.state.refused(refused.clone());
                 tracing::error!(file = %self.path.display(), why, "the config was refused, the old one stays in force: {refused}");
+                Err(refused)
             }
         }
     }

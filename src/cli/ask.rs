@@ -1,7 +1,9 @@
-//! Asks the admin listener of a running sidecar: one request, one answer, then the connection ends.
+//! Asks a running sidecar on its admin listener or control socket: one request, one answer, then the connection ends.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::target::{BadTarget, Target};
@@ -11,11 +13,20 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Fails, with the address, when there is no listener, or its answer is not HTTP.
 pub fn get(admin: &str, path: &str) -> Result<(u16, String), String> {
-    ask("GET", admin, path)
+    ask("GET", admin, path, None)
 }
 
-pub fn post(admin: &str, path: &str) -> Result<(u16, String), String> {
-    ask("POST", admin, path)
+/// Sends an order, with the token that allows it.
+pub fn post(admin: &str, path: &str, token: Option<&str>) -> Result<(u16, String), String> {
+    ask("POST", admin, path, token)
+}
+
+/// Sends an order on this socket.
+pub fn post_on(socket: &Path, path: &str) -> Result<(u16, String), String> {
+    let told = |error| format!("{}: {error}", socket.display());
+    let stream = UnixStream::connect(socket).map_err(told)?;
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(told)?;
+    exchange(stream, "localhost", "POST", path, "").map_err(told)
 }
 
 /// The `host:port` in an address that the operator gave: a URL, or `host:port` alone.
@@ -35,23 +46,26 @@ pub fn authority(named: &str) -> Result<&str, String> {
     }
 }
 
-fn ask(method: &str, admin: &str, path: &str) -> Result<(u16, String), String> {
+fn ask(method: &str, admin: &str, path: &str, token: Option<&str>) -> Result<(u16, String), String> {
     let told = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock => format!("{admin}: no answer within {} s", TIMEOUT.as_secs()),
         _ => format!("{admin}: {error}"),
     };
     let stream = connect(admin, admin.to_socket_addrs().map_err(told)?)?;
-    exchange(stream, method, path).map_err(told)
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(told)?;
+    // By its address, whatever it was called: on loopback, a name of the world is not answered.
+    let peer = stream.peer_addr().map_err(told)?;
+    let host = SocketAddr::new(peer.ip(), peer.port()).to_string();
+    let token = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
+    exchange(stream, &host, method, path, &token).map_err(told)
 }
 
-fn exchange(mut stream: TcpStream, method: &str, path: &str) -> io::Result<(u16, String)> {
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    // By its address, whatever it was called: a name of the world may not pause a registry.
-    let peer = stream.peer_addr()?;
-    let host = SocketAddr::new(peer.ip(), peer.port());
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+fn exchange(mut io: impl Read + Write, host: &str, method: &str, path: &str, more: &str) -> io::Result<(u16, String)> {
+    let fixed = "Content-Length: 0\r\nConnection: close\r\n";
+    // In one piece: the other end may refuse and close before a second one.
+    io.write_all(format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{more}{fixed}\r\n").as_bytes())?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    io.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("not an HTTP answer"))?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     Ok((status.ok_or_else(|| io::Error::other("not an HTTP answer"))?, body.to_owned()))

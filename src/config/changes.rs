@@ -21,7 +21,9 @@ impl Change {
     /// host of a registry may stand, and count there, so a registry keeps its name and its hosts.
     pub fn needs_restart(&self) -> bool {
         let key = self.key.as_str();
-        ["threads", "listen.proxy", "listen.admin", "listen.metrics", "log.format"].contains(&key)
+        let once = ["proxy", "admin", "metrics", "control", "control_token_file"];
+        key.strip_prefix("listen.").is_some_and(|key| once.contains(&key))
+            || ["threads", "log.format"].contains(&key)
             || key.ends_with(".mirror.listen")
             || key.rsplit_once('.').is_some_and(|(_, name)| name == "hosts") && self.loses_some()
     }

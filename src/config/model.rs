@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -13,7 +14,9 @@ use super::reader::Section;
 use super::registry::{DEFAULT_CLASS, RegistryConfig};
 use super::shown::{Shown, ShownSettings};
 use super::table::table;
-use super::value::{MAX_COUNT, address, count, duration, loopback, network, seconds, some, text, whole, word};
+use super::value::{
+    MAX_COUNT, address, count, duration, loopback, network, path, seconds, socket_path, some, text, whole, word,
+};
 
 table! {
     /// A whole configuration that holds together.
@@ -98,6 +101,10 @@ table! {
         admin: SocketAddr = loopback(4129), value(address);
         /// A further address with metrics and probes only.
         metrics: Option<SocketAddr> = None, value(some(address));
+        /// A Unix socket for `pause`, `resume` and `reload`, for root and the user of the sidecar.
+        control: Option<PathBuf> = None, value(some(socket_path));
+        /// A file with the token by which orders may come on `admin` as well.
+        control_token_file: Option<PathBuf> = None, value(some(path));
         /// The clients that may use the proxy. Empty only with loopback addresses, where it means every local client.
         allow_clients: Vec<IpNet> = Vec::new(), list("[\"10.0.0.0/8\"]", network);
         /// Client connections at one time.

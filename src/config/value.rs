@@ -102,6 +102,14 @@ pub(super) fn path(value: &DeValue<'_>) -> Parsed<PathBuf> {
     if text.is_empty() { Err("is empty: write the path of a file".to_owned()) } else { Ok(PathBuf::from(text)) }
 }
 
+/// A path that the kernel takes for a socket, also with `.new` behind it.
+pub(super) fn socket_path(value: &DeValue<'_>) -> Parsed<PathBuf> {
+    const MOST: usize = 103;
+    let path = path(value)?;
+    let fits = path.is_absolute() && path.as_os_str().len() <= MOST;
+    if fits { Ok(path) } else { Err(format!("write a path that begins with / and has {MOST} bytes at most")) }
+}
+
 /// A whole number from a range.
 pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Parsed<u32> {
     move |value| {

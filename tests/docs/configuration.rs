@@ -24,8 +24,16 @@ const PAIRS: [(&str, &str); 3] = [
 ];
 
 /// Keys that are bound once.
-const BOUND_ONCE: [&str; 6] =
-    ["threads", "listen.proxy", "listen.admin", "listen.metrics", "log.format", "registries.NAME.mirror.listen"];
+const BOUND_ONCE: [&str; 8] = [
+    "threads",
+    "listen.proxy",
+    "listen.admin",
+    "listen.metrics",
+    "listen.control",
+    "listen.control_token_file",
+    "log.format",
+    "registries.NAME.mirror.listen",
+];
 
 /// The page: each key with what is said of it.
 fn documented() -> BTreeMap<String, Entry> {

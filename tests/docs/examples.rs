@@ -103,7 +103,9 @@ async fn every_command_on_the_pages_does_what_it_says() {
     let started = shipped.replacen("[log]\n", "", 1).replacen("[listen]\n", free, 1);
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &started).await;
     let folder = tempfile::tempdir().unwrap();
-    let listen = format!("[listen]\nproxy = \"{}\"\nadmin = \"{}\"\n", sidecar.proxy(), sidecar.admin());
+    let (proxy, admin, control) = (sidecar.proxy(), sidecar.admin(), sidecar.control());
+    let control = control.display();
+    let listen = format!("[listen]\nproxy = \"{proxy}\"\nadmin = \"{admin}\"\ncontrol = \"{control}\"\n");
     fs::write(folder.path().join("sidecar.toml"), shipped.replacen("[listen]\n", &listen, 1)).unwrap();
 
     let mut commands = 0;

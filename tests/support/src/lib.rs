@@ -36,7 +36,7 @@ pub use metrics::Metrics;
 pub use puller::{Load, Puller, Reclaims};
 pub use random::Random;
 pub use scale::scale;
-pub use sidecar::{KEEP_TUNNELS, Sidecar, Signal, config};
+pub use sidecar::{KEEP_TUNNELS, Sidecar, Signal, config, order};
 pub use sources::rust_files;
 pub use storm::{Cuts, Destination, Progress, Storm, Tally};
 pub use stub::{StubBuilder, StubConnection, StubRegistry, blob_of, digest_of, manifest_of};

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use std::time::Duration;
 use rustix::process::{Pid, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use crate::{Metrics, Response, Wire, eventually};
@@ -82,6 +83,8 @@ impl Sidecar {
             .arg(&path)
             // Exports of the tester's shell must not change the result.
             .env_remove("RUST_LOG")
+            // As a service manager does, for the control socket.
+            .env("RUNTIME_DIRECTORY", folder.path())
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -132,6 +135,20 @@ impl Sidecar {
     #[must_use]
     pub fn config_path(&self) -> PathBuf {
         self.folder.path().join("sidecar.toml")
+    }
+
+    /// Where its control socket lies.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.folder.path().join("control.sock")
+    }
+
+    /// Gives an order, `/registries/stub/pause` for instance, on the control socket.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn order(&self, path: &str) -> Response {
+        order(&self.control(), path).await.unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.logs.text()))
     }
 
     /// One request to the admin listener.
@@ -222,6 +239,14 @@ impl Sidecar {
         }
         ended.expect("a child can be waited for")
     }
+}
+
+/// Gives an order on the control socket of a sidecar.
+///
+/// # Errors
+/// Those of the connection.
+pub async fn order(control: &Path, path: &str) -> io::Result<Response> {
+    Wire::new(UnixStream::connect(control).await?).ask("POST", path, &["Connection: close"]).await
 }
 
 /// A test that failed shows what the sidecar said last.
