@@ -6,6 +6,7 @@
 mod image;
 mod manifests;
 mod monitoring;
+mod package;
 mod promql;
 mod tool;
 mod units;

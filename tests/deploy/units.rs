@@ -32,7 +32,7 @@ fn seconds(text: &str) -> Duration {
 /// The units as they would be installed, with this build as the binary.
 fn install(folder: &Path) {
     let service = text_of("systemd/roadstead.service");
-    let installed = service.replace("/usr/local/bin/roadstead", env!("CARGO_BIN_EXE_roadstead"));
+    let installed = service.replace("ExecStart=roadstead", concat!("ExecStart=", env!("CARGO_BIN_EXE_roadstead")));
     assert_ne!(service, installed);
     fs::write(folder.join("roadstead.service"), installed).unwrap();
     for socket in SOCKETS {
@@ -113,7 +113,7 @@ fn the_units_agree_with_the_shipped_config() {
     assert_eq!(setting(&mirror, "Service"), "roadstead.service");
     assert!(seconds(setting(&service, "TimeoutStopSec")) >= config.drain_timeout + Duration::from_secs(10));
     let file = setting(&service, "ConditionPathExists");
-    assert_eq!(setting(&service, "ExecStart"), format!("/usr/local/bin/roadstead --config {file}"));
+    assert_eq!(setting(&service, "ExecStart"), format!("roadstead --config {file}"));
     assert_eq!(setting(&service, "ExecReload"), "/bin/kill -HUP $MAINPID");
     assert_eq!((setting(&service, "Type"), setting(&service, "WatchdogSec")), ("notify", "30"));
     assert_eq!(setting(&service, "RestrictAddressFamilies"), "AF_INET AF_INET6 AF_UNIX AF_NETLINK");

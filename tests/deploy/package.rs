@@ -1,0 +1,97 @@
+//! The Debian package that `packaging/release` makes, installed by dpkg into a folder of its own.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use roadstead_test_support::real::find_program;
+use tempfile::TempDir;
+
+use crate::tool::{end_of, repository, run, text_of};
+
+/// The files of the package, without the documentation that Debian asks of every one.
+const FILES: [&str; 10] = [
+    "/usr/bin/roadstead",
+    "/usr/lib/systemd/system/roadstead-mirror.socket",
+    "/usr/lib/systemd/system/roadstead.service",
+    "/usr/lib/systemd/system/roadstead.socket",
+    "/usr/share/doc/roadstead/examples/drop-ins/containerd.conf",
+    "/usr/share/doc/roadstead/examples/drop-ins/dfdaemon-2.0.9.conf",
+    "/usr/share/doc/roadstead/examples/drop-ins/dfdaemon.conf",
+    "/usr/share/doc/roadstead/examples/drop-ins/docker.conf",
+    "/usr/share/doc/roadstead/examples/sidecar.toml",
+    "/usr/share/man/man1/roadstead.1.gz",
+];
+
+/// The package is built with the binary of this build, and installed, upgraded and removed.
+#[test]
+fn the_package_installs_upgrades_and_leaves_nothing_behind() {
+    let folder = TempDir::new().unwrap();
+    let package = folder.path().join("roadstead.deb");
+    build(&package);
+    let root = folder.path().join("root");
+    for part in ["var/lib/dpkg/info", "var/lib/dpkg/updates"] {
+        fs::create_dir_all(root.join(part)).unwrap();
+    }
+    fs::write(root.join("var/lib/dpkg/status"), "").unwrap();
+    run(dpkg(&root).arg("--install").arg(&package));
+    let installed = files_of(&root);
+    for file in FILES {
+        assert!(installed.iter().any(|path| path == file), "{file} is missing: {installed:?}");
+    }
+    assert!(!root.join("etc/roadstead/sidecar.toml").exists(), "it would start with a registry that nobody has");
+    let binary = root.join("usr/bin/roadstead");
+    assert_eq!(fs::metadata(&binary).unwrap().permissions().mode() & 0o777, 0o755);
+    let said = run(Command::new(&binary).arg("--version"));
+    assert!(said.starts_with(concat!("roadstead ", env!("CARGO_PKG_VERSION"))), "{said}");
+    let example = root.join("usr/share/doc/roadstead/examples/sidecar.toml");
+    run(Command::new(&binary).args(["check", "--config"]).arg(example));
+    run(dpkg(&root).arg("--install").arg(&package));
+    run(dpkg(&root).args(["--purge", "roadstead"]));
+    let left: Vec<String> = files_of(&root).into_iter().filter(|path| !path.starts_with("/var/")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// A wrong word in a script of the package shows only when it is installed.
+#[test]
+fn the_scripts_of_the_package_are_sound() {
+    for script in ["postinst", "prerm", "postrm"] {
+        let path = repository("packaging/debian").join(script);
+        run(Command::new("sh").arg("-n").arg(&path));
+        assert!(text_of(&format!("packaging/debian/{script}")).starts_with("#!/bin/sh\n"), "{script}");
+    }
+    run(Command::new("bash").arg("-n").arg(repository("packaging/release")));
+}
+
+/// The package as `packaging/release` builds it, but with this build's binary, which stands where cargo put it.
+fn build(package: &Path) {
+    let staging = repository("target/packages/staging");
+    fs::create_dir_all(&staging).unwrap();
+    let man = end_of(Command::new(env!("CARGO_BIN_EXE_roadstead")).arg("man"));
+    fs::write(staging.join("roadstead.1"), man.stdout).unwrap();
+    let binary = Path::new(env!("CARGO_BIN_EXE_roadstead"));
+    let target = binary.parent().and_then(Path::parent).unwrap();
+    run(Command::new(find_program("cargo-deb"))
+        .args(["--quiet", "--no-build", "--no-strip", "--fast", "--offline", "--profile", "dev", "--output"])
+        .arg(package)
+        .env("CARGO_TARGET_DIR", target)
+        .current_dir(repository("")));
+}
+
+/// dpkg with a folder of its own as the root of everything. Scripts run, and see that it is not the machine.
+fn dpkg(root: &Path) -> Command {
+    let mut dpkg = Command::new("dpkg");
+    dpkg.arg(format!("--root={}", root.display())).args([
+        "--force-script-chrootless",
+        "--force-not-root",
+        "--log=/dev/null",
+    ]);
+    dpkg
+}
+
+/// All files under a folder, as seen from it.
+fn files_of(root: &Path) -> Vec<String> {
+    let listed = run(Command::new("find").arg(root).args(["-type", "f", "-printf", "/%P\n"]));
+    listed.lines().map(str::to_owned).collect()
+}
