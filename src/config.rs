@@ -27,7 +27,9 @@ use toml::de::DeTable;
 pub use model::{ClassConfig, Config, ListenConfig, LogConfig, LogFormat, OtherHosts, Service};
 pub use problem::{LoadError, Problem, Problems};
 pub use rate::ConnectRate;
-pub use registry::{DEFAULT_CLASS, MirrorConfig, QueueConfig, ReclaimConfig, RegistryConfig, RepairConfig, TlsConfig};
+pub use registry::{
+    AdaptConfig, DEFAULT_CLASS, MirrorConfig, QueueConfig, ReclaimConfig, RegistryConfig, RepairConfig, TlsConfig,
+};
 pub use share::{BadShare, Share};
 
 use reader::{PREFIX, Report, Section};

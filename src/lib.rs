@@ -76,6 +76,7 @@
 //! # Not yet
 //! Shares that are leased from a store.
 
+mod adapt;
 mod address;
 mod admin;
 pub mod admission;

@@ -79,9 +79,9 @@ impl Repair {
         }
     }
 
-    /// An answer took so long.
-    pub fn answered(&self, took: Duration, subject: Key, now: Moment) {
-        self.distress.lock().answered(took, subject.number(), now);
+    /// An answer took so long. Tells whether that is slow.
+    pub fn answered(&self, took: Duration, subject: Key, now: Moment) -> bool {
+        self.distress.lock().answered(took, subject.number(), now)
     }
 
     /// These credentials were served well.

@@ -9,7 +9,7 @@ use roadstead_test_support::rust_files;
 /// The layers from the bottom to the top. Neighbours on one level may meet only where it says so.
 const LAYERS: [&[&str]; 8] = [
     &["config", "target", "address", "metrics", "kernel", "tcp", "backoff"],
-    &["admission", "distress", "repair", "reclaim"],
+    &["adapt", "admission", "distress", "repair", "reclaim"],
     &["upstream"],
     &["proxy", "admin", "control"],
     &["tunnel"],
@@ -19,7 +19,9 @@ const LAYERS: [&[&str]; 8] = [
 ];
 
 /// Uses on one level that are part of the plan: who uses whom.
-const NEIGHBOURS: [(&str, &str); 8] = [
+const NEIGHBOURS: [(&str, &str); 10] = [
+    ("adapt", "admission"),
+    ("adapt", "distress"),
     ("config", "target"),
     ("distress", "admission"),
     ("repair", "admission"),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::adapt::AdaptShown;
 use crate::admission::{LimitedBy, Principal, Used};
 use crate::distress::Cause;
 use crate::upstream::Upstream;
@@ -24,6 +25,9 @@ pub(super) struct RegistryPicture {
     /// Not there where nothing bounds the sockets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<usize>,
+    /// Those of them that may be open now: fewer where the registry is in distress.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots_in_force: Option<usize>,
     /// Those of them that another process or an earlier config still holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reserved: Option<usize>,
@@ -50,6 +54,9 @@ pub(super) struct RegistryPicture {
     /// Whether the registry is overloaded; not known of other hosts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distress: Option<DistressShown>,
+    /// The reason for the slots in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapt: Option<AdaptShown>,
     /// How long slots were held and busy so far.
     #[serde(skip)]
     pub used: Used,
@@ -110,6 +117,7 @@ impl RegistryPicture {
         let is_bounded = now.slots != usize::MAX;
         RegistryPicture {
             slots: is_bounded.then_some(now.slots),
+            slots_in_force: is_bounded.then_some(now.slots_in_force),
             reserved: is_bounded.then_some(now.reserved),
             open: now.open.open(),
             connecting: now.open.connecting,
@@ -126,6 +134,7 @@ impl RegistryPicture {
             clients_left_out: occupancy.left_out,
             upstreams,
             distress: is_bounded.then(|| DistressShown::of(upstream)),
+            adapt: is_bounded.then(|| upstream.adapt.shown(upstream.gate.now())),
             used: now.used,
         }
     }

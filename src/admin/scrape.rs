@@ -49,6 +49,9 @@ fn add_registry(scrape: &Families, name: &str, picture: &RegistryPicture) {
     let registry = ("registry", name);
     if let Some((slots, reserved)) = picture.slots.zip(picture.reserved) {
         scrape.gauge(("roadstead_slots", "Sockets that may be open at once."), &[registry], number(slots));
+        let in_force = "Slots that may be open now: fewer than all where the registry showed distress.";
+        let metric = ("roadstead_slots_in_force", in_force);
+        scrape.gauge(metric, &[registry], number(picture.slots_in_force.unwrap_or(slots)));
         let held = "Slots that stay unused because another process still holds them.";
         scrape.gauge(("roadstead_reserved_slots", held), &[registry], number(reserved));
     }

@@ -44,6 +44,8 @@ pub(super) struct Books {
     pub usage: Usage,
     pub limited_by: Option<LimitedBy>,
     pub limited_until: Option<Moment>,
+    /// The slots that the distress of the registry leaves.
+    pub yields_to: usize,
     pub reserved: usize,
     /// While another process takes over: the slots that this one may use. A slot that is released is the other one's.
     pub own: Option<usize>,
@@ -67,6 +69,7 @@ impl Books {
             usage: Usage::default(),
             limited_by: None,
             limited_until: None,
+            yields_to: usize::MAX,
             reserved: 0,
             own: None,
             decisions: VecDeque::new(),
@@ -75,8 +78,13 @@ impl Books {
         }
     }
 
+    /// Those that are configured or leased, or those that the registry can serve where they are fewer.
+    pub fn slots_in_force(&self) -> usize {
+        self.limits.slots.min(self.yields_to)
+    }
+
     pub fn slots(&self) -> usize {
-        self.limits.slots.saturating_sub(self.reserved).min(self.own.unwrap_or(usize::MAX))
+        self.slots_in_force().saturating_sub(self.reserved).min(self.own.unwrap_or(usize::MAX))
     }
 
     /// A rate that changes keeps the tokens that are left: no change makes a burst.

@@ -186,6 +186,12 @@ impl Core {
         self.dispatch(now);
     }
 
+    /// The distress of the registry leaves so many slots, or all.
+    pub fn yield_to(&mut self, slots: Option<usize>, now: Moment) {
+        self.books.yields_to = slots.unwrap_or(usize::MAX);
+        self.dispatch(now);
+    }
+
     pub fn reserve(&mut self, slots: usize, now: Moment) {
         self.books.reserved = slots;
         self.dispatch(now);

@@ -49,7 +49,10 @@ fn limits(slots: usize, depth: usize, rate: Option<(u64, u32)>) -> Limits {
 /// Drives a core through a history and knows, naively, what must hold.
 struct World {
     core: Core,
+    /// With the slots that are in force.
     limits: Limits,
+    /// Those that are configured, and those that the registry's distress leaves.
+    slots: (usize, usize),
     now: Moment,
     waiting: BTreeMap<Place, AdmissionRequest>,
     decided: HashSet<Place>,
@@ -154,6 +157,7 @@ impl World {
         World {
             core: Core::new(limits.clone(), Moment::default()),
             tokens: limits.rate.map(NaiveBucket::new),
+            slots: (limits.slots, usize::MAX),
             limits,
             now: Moment::default(),
             waiting: BTreeMap::new(),
@@ -367,8 +371,16 @@ impl World {
     }
 
     fn resize(&mut self, slots: usize) {
-        self.limits.slots = slots;
+        self.slots.0 = slots;
+        self.limits.slots = self.slots.0.min(self.slots.1);
         self.core.resize(slots, self.now);
+        self.settle(None);
+    }
+
+    fn yield_to(&mut self, slots: Option<usize>) {
+        self.slots.1 = slots.unwrap_or(usize::MAX);
+        self.limits.slots = self.slots.0.min(self.slots.1);
+        self.core.yield_to(slots, self.now);
         self.settle(None);
     }
 
@@ -683,6 +695,7 @@ enum Step {
     Pause(bool),
     Release(usize),
     Resize(usize),
+    Yield(Option<usize>),
     Pass(u64),
     PassToWake,
     Drain,
@@ -709,6 +722,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (any::<usize>(), any::<bool>()).prop_map(|(slot, tunnel)| Step::Established(slot, tunnel)),
         1 => any::<bool>().prop_map(Step::Pause),
         1 => (1..6_usize).prop_map(Step::Resize),
+        1 => prop::option::of(1..6_usize).prop_map(Step::Yield),
         5 => (0..60_u64).prop_map(Step::Pass),
         3 => Just(Step::PassToWake),
     ]
@@ -801,6 +815,7 @@ impl World {
                 }
             }
             Step::Resize(slots) => self.resize(*slots),
+            Step::Yield(slots) => self.yield_to(*slots),
             Step::Pass(millis) => {
                 self.pass(ms(*millis));
                 self.tick();

@@ -16,6 +16,7 @@ use crate::metrics::Direction;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     pub slots: usize,
+    pub slots_in_force: usize,
     /// Those of them that are still held elsewhere: by another process, or from before a reload.
     pub reserved: usize,
     pub open: Counts,
@@ -76,6 +77,7 @@ impl Core {
     pub fn snapshot(&self, now: Moment) -> Snapshot {
         Snapshot {
             slots: self.books.limits.slots,
+            slots_in_force: self.books.slots_in_force(),
             reserved: self.books.reserved,
             open: self.books.ledger.counts(),
             waiting: self.books.queue.len(),
@@ -88,6 +90,12 @@ impl Core {
             used: self.books.usage.used(now),
             longest_busy: self.books.usage.longest_busy(now),
         }
+    }
+
+    /// The slots that are configured or leased, and whether all that are in force are busy.
+    pub fn load(&self) -> (usize, bool) {
+        let busy = self.books.ledger.open() - self.books.ledger.counts().idle;
+        (self.books.limits.slots, self.books.limited_by == Some(LimitedBy::Slots) || busy >= self.books.slots())
     }
 
     /// Waiters by arrival, and holders, oldest first; at most `most` of each.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::listeners::ListenAddresses;
 use super::registry_tls::{ReadTls, tls_terms};
+use crate::adapt::Adapt;
 use crate::admission::{ClassId, Gate, Limits, RateLimit};
 use crate::config::{self, Config, OtherHosts, QueueConfig, ReclaimConfig, RepairConfig, Service};
 use crate::metrics::{Metrics, OTHER_HOSTS};
@@ -191,6 +192,7 @@ fn upstream_of(
     let slots_of_each = slots_of_each(registry);
     let repair = before.filter(|(config, _)| config.repair == registry.repair);
     let repair = repair.map(|(_, before)| before.repair.clone());
+    let adapt = adapt_of(registry, before);
     let before = before.map(|(_, upstream)| upstream);
     let sized = before.map(|before| before.sized.clone()).unwrap_or_default();
     // Locked until the gate knows: the last word counts.
@@ -213,6 +215,7 @@ fn upstream_of(
         Gate::new(limits, metrics.clone())
     };
     drop(base);
+    adapt.apply(&gate);
     Upstream {
         name: registry.name.clone(),
         gate,
@@ -232,11 +235,18 @@ fn upstream_of(
         classes: common.names.clone(),
         tls: common.tls.get(&registry.name).cloned().unwrap_or_else(|| Arc::new(Tls::new(tls_terms(&registry.tls)))),
         repair: repair.unwrap_or_else(|| Arc::new(Repair::new(registry.repair.enabled))),
+        adapt,
         slots_of_each,
         sized,
         resolver: common.resolver.clone(),
         ended: common.ended.clone(),
     }
+}
+
+/// The limit that yields: the same that stood unless its settings changed.
+fn adapt_of(registry: &config::RegistryConfig, before: Option<(&config::RegistryConfig, &Upstream)>) -> Arc<Adapt> {
+    let same = before.filter(|(config, _)| config.adapt == registry.adapt).map(|(_, before)| before.adapt.clone());
+    same.unwrap_or_else(|| Arc::new(Adapt::new(registry.adapt.enabled.unwrap_or_default(), registry.adapt.floor)))
 }
 
 /// The slots of each node, where each has its own.

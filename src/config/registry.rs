@@ -54,6 +54,8 @@ table! {
         mirror: Option<MirrorConfig> = None, optional_table(MirrorConfig::read);
         /// The answers that are asked for again.
         repair: RepairConfig = RepairConfig::default(), table(RepairConfig::read);
+        /// Whether the slots in force yield to its distress.
+        adapt: AdaptConfig = AdaptConfig::default(), table(AdaptConfig::read);
     } and {
         /// Its name in the file, in metrics and in messages: up to 63 of `a-z`, `0-9`, `_` and `-`.
         name: String = String::new();
@@ -177,6 +179,17 @@ table! {
     }
 }
 
+table! {
+    /// The part `adapt` of a registry.
+    #[derive(Copy)]
+    AdaptConfig {
+        /// Whether signs of overload lower the slots in force. Default: where there is a mirror, which sees the signs.
+        enabled: Option<bool> = None, value(some(flag));
+        /// The slots that stay in force in any case.
+        floor: usize = 1, value(count(1..=MAX_COUNT));
+    }
+}
+
 /// Fills in what follows from the keys of a registry.
 fn complete(registry: &mut RegistryConfig, section: &mut Section<'_>) {
     if section.is_sound("cap") && section.is_sound("share") {
@@ -186,6 +199,7 @@ fn complete(registry: &mut RegistryConfig, section: &mut Section<'_>) {
         registry.max_connecting = registry.slots;
         section.record("max_connecting", &registry.slots);
     }
+    section.record("adapt.enabled", registry.adapt.enabled.get_or_insert(registry.mirror.is_some()));
     if section.is_sound("rate_per_second") && section.is_sound("burst") {
         registry.rate = rate(registry, section);
     }

@@ -92,6 +92,7 @@ fn the_least_file_gives_the_defaults() {
             tls: TlsConfig::default(),
             mirror: None,
             repair: RepairConfig { enabled: true, ambiguous_401: None },
+            adapt: AdaptConfig { enabled: Some(false), floor: 1 },
         }],
         other_hosts: OtherHosts::Direct,
         warnings: Vec::new(),
@@ -710,7 +711,7 @@ fn commented_settings_of_the_shipped_file_are_the_defaults() {
         let text = uncommented(&[number]);
         assert_eq!(Config::parse(&text).as_ref(), Ok(&shipped), "line {}", number + 1);
     }
-    assert_eq!(examples.len(), 24);
+    assert_eq!(examples.len(), 25);
     let with_examples = Config::parse(&uncommented(&examples)).unwrap();
     assert!(with_examples.listen.metrics.is_some());
     assert!(!with_examples.listen.allow_clients.is_empty());

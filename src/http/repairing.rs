@@ -333,8 +333,10 @@ impl Repairing<'_> {
         if !is_bare {
             self.note(verdict);
         }
-        if verdict == Verdict::Good && status.is_success() {
-            self.served_well(took);
+        let is_slow = verdict == Verdict::Good && status.is_success() && self.served_well(took);
+        if !is_slow && matches!(verdict, Verdict::Good | Verdict::Real) {
+            let upstream = self.exchange.upstream;
+            upstream.adapt.good(Some(took), &upstream.gate);
         }
         Judged { answer: Ok(response), verdict, retry_after }
     }
@@ -350,18 +352,23 @@ impl Repairing<'_> {
             Verdict::Retry(sign @ (Sign::Ambiguous401 | Sign::Unseen401)) => {
                 self.repair.note_doubtful(sign, keys.subject, keys.credentials, now);
             }
-            Verdict::Retry(sign) => self.repair.note(Cause::Answer(sign), keys.subject, now),
+            Verdict::Retry(sign) => self.exchange.upstream.note(Cause::Answer(sign), keys.subject),
         }
     }
 
-    fn served_well(&self, took: Duration) {
-        let now = self.exchange.upstream.gate.now();
+    /// Notes that these credentials and this registry are well. Tells whether the answer was slow, which is a sign.
+    fn served_well(&self, took: Duration) -> bool {
+        let upstream = self.exchange.upstream;
+        let now = upstream.gate.now();
         if let Some(credentials) = self.keys.credentials {
             self.repair.served_well(credentials, now);
         }
-        if self.exchange.outbound.lane() == Lane::Small {
-            self.repair.answered(took, self.keys.subject, now);
+        let is_small = self.exchange.outbound.lane() == Lane::Small;
+        let is_slow = is_small && self.repair.answered(took, self.keys.subject, now);
+        if is_slow {
+            upstream.adapt.sign(Cause::SlowAnswer, self.keys.subject.number(), &upstream.gate);
         }
+        is_slow
     }
 
     fn good(&self, answer: Last) -> Last {

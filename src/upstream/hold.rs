@@ -113,7 +113,7 @@ impl Upstream {
         if is_bad {
             attempt.progress.has_probed |= is_probe;
             if gateways.answered_badly(&url, attempt.place, path, now) {
-                self.repair.note(Cause::Outage, self.repair.key(&[url.as_bytes()]), now);
+                self.note(Cause::Outage, self.repair.key(&[url.as_bytes()]));
                 tracing::debug!(registry = self.name, %url, "nothing answers behind the gateway: requests are held");
             }
         } else if let Some(held) = gateways.answered_well(&url) {

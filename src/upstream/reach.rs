@@ -18,7 +18,7 @@ use super::endpoints::Round;
 use super::failure::Failure;
 use super::http::PooledConnection;
 use super::registry::Upstream;
-use crate::admission::{Admission, AdmissionRequest, Refusal, Slot, SlotEvent};
+use crate::admission::{Admission, AdmissionRequest, Refusal, Slot, SlotEvent, SlotUse};
 use crate::backoff::Backoff;
 use crate::distress::Cause;
 
@@ -114,6 +114,10 @@ impl Upstream {
         match connect::dial(slot, endpoint, once_connected, self.terms, &self.tls, &self.metrics, failed).await {
             Ok((established, took)) => {
                 attempt.progress.connect = Some(took);
+                // Of a tunnel, nothing else shows that the registry is well.
+                if attempt.kind == SlotUse::Tunnel {
+                    self.adapt.good(None, &self.gate);
+                }
                 if connect::socket_of(&established).node_permit().is_some_and(NodePermit::dialled) {
                     self.nodes_changed(&attempt.destination);
                 }
@@ -177,7 +181,7 @@ impl Upstream {
         };
         if self.retry_until_deadline && nobody_left {
             slot.tell(SlotEvent::Unreachable);
-            self.repair.note(Cause::FailedDial, self.repair.key(&[attempt.name.as_bytes()]), self.gate.now());
+            self.note(Cause::FailedDial, self.repair.key(&[attempt.name.as_bytes()]));
         } else {
             slot.tell(SlotEvent::DialRefused);
         }

@@ -15,9 +15,12 @@ use super::failure::Failure;
 use super::http::PooledConnection;
 use super::resolve::Resolver;
 use super::tls::Tls;
+use crate::adapt::Adapt;
 use crate::admission::{Gate, Lane, Moment, Principal, ReuseKey, SlotUse};
+use crate::distress::Cause;
 use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
 use crate::repair::Repair;
+use crate::repair::memory::Key;
 
 #[derive(Debug)]
 pub struct Upstream {
@@ -33,6 +36,8 @@ pub struct Upstream {
     pub tls: Arc<Tls>,
     /// The rules of repair, and the level of distress.
     pub repair: Arc<Repair>,
+    /// The slots that its distress leaves in force.
+    pub adapt: Arc<Adapt>,
     /// Slots for each node, where each has its own.
     pub slots_of_each: Option<usize>,
     /// The base of the number of slots, where each node has its own. Locked while they are counted anew; shared with the same
@@ -71,6 +76,12 @@ impl Upstream {
     /// Its name in a sentence.
     pub fn title(&self) -> String {
         if self.name == OTHER_HOSTS { "the other host".to_owned() } else { format!("registry {}", self.name) }
+    }
+
+    /// A sign of overload was seen when `subject` was asked for.
+    pub fn note(&self, cause: Cause, subject: Key) {
+        self.repair.note(cause, subject, self.gate.now());
+        self.adapt.sign(cause, subject.number(), &self.gate);
     }
 
     /// Lets a tunnel that was parked be admitted anew, before all who wait, within so long.

@@ -15,6 +15,7 @@ use super::lookup::NODE_LOOKUP;
 use super::resolve::Resolver;
 use super::tls::{Tls, TlsTerms};
 use super::*;
+use crate::adapt::Adapt;
 use crate::admission::{ClassId, Gate, Lane, Limits, Principal, SlotUse};
 use crate::metrics::Metrics;
 use crate::target::{Origin, Target};
@@ -48,6 +49,7 @@ pub(crate) fn upstream() -> Upstream {
         classes: Arc::new(["default".to_owned()]),
         tls: Arc::new(Tls::new(TlsTerms::default())),
         repair: Arc::default(),
+        adapt: Arc::new(Adapt::new(false, 1)),
         slots_of_each: None,
         sized: Arc::default(),
         resolver: Arc::new(Resolver::new(std::iter::empty())),

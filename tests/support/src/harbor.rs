@@ -76,6 +76,7 @@ struct State {
     asked: Vec<(Instant, Head)>,
     /// Requests that are at the database, and for how long each is; `None` where that does not matter.
     busy: usize,
+    most_busy: usize,
     busy_for: Option<Duration>,
 }
 
@@ -140,12 +141,31 @@ impl StubHarbor {
     }
 
     async fn launch(course: Course) -> StubHarbor {
-        let state =
-            Arc::new(Mutex::new(State { course, struck: Vec::new(), asked: Vec::new(), busy: 0, busy_for: None }));
+        let (struck, asked) = (Vec::new(), Vec::new());
+        let state = Arc::new(Mutex::new(State { course, struck, asked, busy: 0, most_busy: 0, busy_for: None }));
         let (speaks, voice) = watch::channel(false);
         let shared = state.clone();
         let stub = StubRegistry::raw(move |connection| serve(connection, shared.clone(), voice.clone())).await;
         StubHarbor { stub, state, speaks }
+    }
+
+    /// Gives the database so many connections from now on, where it was [`limited`](StubHarbor::limited).
+    ///
+    /// # Panics
+    /// When the stub did.
+    pub fn limit(&self, connections: usize) {
+        locked(&self.state).course = Course::Limited(connections);
+    }
+
+    /// The most requests that were at the database at once since this was called last.
+    ///
+    /// # Panics
+    /// When the stub did.
+    #[must_use]
+    pub fn most_busy(&self) -> usize {
+        let mut state = locked(&self.state);
+        let busy = state.busy;
+        std::mem::replace(&mut state.most_busy, busy)
     }
 
     /// Lets the silent speak, now and from now on.
@@ -247,6 +267,7 @@ impl State {
             Course::Random(random) => random.strike(head),
             Course::Limited(limit) => {
                 self.busy += 1;
+                self.most_busy = self.most_busy.max(self.busy);
                 overload(head, self.busy > *limit, self.asked.len())
             }
             Course::Scripted(script) => {

@@ -1,0 +1,176 @@
+//! The limit that yields: slots in force follow what a registry can serve, as its own counts show.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use roadstead_test_support::{Illness, PASSWORD, Sidecar, StubHarbor, USER, Wire, config, eventually, scale};
+
+const PULLERS: usize = 60;
+
+async fn start(harbor: &StubHarbor, more: &str) -> (Sidecar, SocketAddr) {
+    let registry = format!(
+        "[registries.harbor]\nhosts = [\"registry.test\"]\ncap = {PULLERS}\nshare = 1\n\
+         [registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{}\"\n{more}\n",
+        harbor.address()
+    );
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
+    let mirror = sidecar.listener("mirror").unwrap();
+    (sidecar, mirror)
+}
+
+/// Pullers that pull one image after the other until they are stopped.
+struct Pullers {
+    stop: Arc<AtomicBool>,
+    pullers: Vec<tokio::task::JoinHandle<Vec<(Instant, String)>>>,
+}
+
+impl Pullers {
+    fn start(mirror: SocketAddr) -> Pullers {
+        let stop = Arc::new(AtomicBool::new(false));
+        let puller = |puller| {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                let mut failed = Vec::new();
+                let mut number = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    number += 1;
+                    let pulled = pull(mirror, &format!("{puller}-{number}")).await;
+                    failed.extend(pulled.err().map(|why| (Instant::now(), why)));
+                }
+                failed
+            })
+        };
+        Pullers { pullers: (0..PULLERS).map(puller).collect(), stop }
+    }
+
+    /// The pulls that failed, and when.
+    async fn stop(self) -> Vec<(Instant, String)> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut failed = Vec::new();
+        for puller in self.pullers {
+            failed.extend(puller.await.unwrap());
+        }
+        failed
+    }
+}
+
+async fn pull(mirror: SocketAddr, name: &str) -> Result<(), String> {
+    let mut wire = Wire::open(mirror).await.map_err(|error| error.to_string())?;
+    let name = format!("X-Pull: {name}");
+    let basic = format!("Authorization: Basic {}", BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}")));
+    let path = "/service/token?service=harbor-registry&scope=repository:team/app:pull";
+    let token = wire.get(path, &[&name, &basic]).await.map_err(|error| error.to_string())?;
+    let token = token.json()["token"].as_str().ok_or("no token")?.to_owned();
+    let bearer = format!("Authorization: Bearer {token}");
+    for path in ["/v2/team/app/manifests/v1", "/v2/team/app/blobs/sha256:1"] {
+        let answer = wire.get(path, &[&name, &bearer]).await.map_err(|error| error.to_string())?;
+        if answer.status() != 200 {
+            return Err(format!("{path}: {} {}", answer.status(), answer.text()));
+        }
+    }
+    Ok(())
+}
+
+async fn in_force(sidecar: &Sidecar) -> u64 {
+    sidecar.status().await["registries"]["harbor"]["slots_in_force"].as_u64().unwrap()
+}
+
+/// An operator wrote a cap of 60, and Harbor's database stands 18.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cap_that_is_far_too_high_is_found_out_and_raised_again_when_the_database_grows() {
+    let harbor = StubHarbor::limited(18, Duration::from_millis(30)).await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    let began = Instant::now();
+    let pullers = Pullers::start(mirror);
+    eventually("12 to 18 slots in force", Duration::from_secs(10), || async {
+        let in_force = in_force(&sidecar).await;
+        if (12..=18).contains(&in_force) { Ok(()) } else { Err(in_force) }
+    })
+    .await;
+    println!("found after {:?}", began.elapsed());
+    tokio::time::sleep_until((began + Duration::from_secs(5)).into()).await;
+    let (_, struck) = (harbor.most_busy(), harbor.struck().len());
+    let mut seen = Vec::new();
+    while began.elapsed() < Duration::from_secs(16) {
+        seen.push(in_force(&sidecar).await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let (most, struck) = (harbor.most_busy(), harbor.struck().len() - struck);
+    println!("{seen:?}, at most {most} at the database, {struck} refused");
+    // A try for more is one above the limit.
+    assert!(seen.iter().all(|slots| (12..=20).contains(slots)), "{seen:?}");
+    assert!(most <= 20, "{most} at the database");
+    let status = sidecar.status().await["registries"]["harbor"].clone();
+    assert_eq!((&status["slots"], &status["adapt"]["lowered_by"]), (&60.into(), &"database_error".into()), "{status}");
+    let gauge = sidecar.metrics().await.value("roadstead_slots_in_force", &[("registry", "harbor")]);
+    assert!((12.0..=20.0).contains(&gauge), "{gauge}");
+
+    harbor.limit(PULLERS);
+    eventually("all slots in force", Duration::from_secs(60), || async {
+        let in_force = in_force(&sidecar).await;
+        if in_force == 60 { Ok(()) } else { Err(in_force) }
+    })
+    .await;
+    let _ = harbor.most_busy();
+    eventually("all slots used", Duration::from_secs(5), || async {
+        let most = harbor.most_busy();
+        if most > 50 { Ok(()) } else { Err(most) }
+    })
+    .await;
+    let failed: Vec<_> = pullers.stop().await;
+    let late: Vec<_> = failed.iter().filter(|(at, _)| *at > began + Duration::from_secs(5)).collect();
+    assert!(late.is_empty(), "{} of {} failed: {late:?}", late.len(), failed.len());
+}
+
+/// Each of them: a project that is deleted, one that nobody may read any more, a robot that has expired.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_project_that_is_denied_to_everybody_leaves_all_slots_in_force() {
+    let denials = [
+        (None, Illness::NoSuchProject),
+        (None, Illness::AmbiguousDenial),
+        (Some(Illness::PoisonedToken), Illness::AmbiguousDenial),
+        (Some(Illness::NamelessToken), Illness::AmbiguousDenial),
+    ];
+    for (token, manifest) in denials {
+        let denied = Arc::new(AtomicBool::new(false));
+        let is_denied = denied.clone();
+        let harbor = StubHarbor::scripted(move |head, _| {
+            let is_token = head.target().starts_with("/service/token");
+            let illness = if is_token { token } else { Some(manifest) };
+            illness.filter(|_| is_denied.load(Ordering::Relaxed))
+        })
+        .await;
+        let (sidecar, mirror) = start(&harbor, "[registries.harbor.queue]\nrequest_timeout = \"1s\"").await;
+        // The credentials are known to be good.
+        pull(mirror, "first").await.unwrap();
+        denied.store(true, Ordering::Relaxed);
+        let pullers = Pullers::start(mirror);
+        let began = Instant::now();
+        while began.elapsed() < scale(Duration::from_secs(4), Duration::from_secs(600)) {
+            assert_eq!(in_force(&sidecar).await, 60, "{token:?}, {manifest:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(!pullers.stop().await.is_empty(), "{token:?}, {manifest:?}: it was not denied");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_can_be_turned_off_and_has_a_floor() {
+    let harbor = StubHarbor::limited(2, Duration::from_millis(30)).await;
+    for (more, expected) in [("enabled = false", 60), ("floor = 40", 40)] {
+        let (sidecar, mirror) = start(&harbor, &format!("[registries.harbor.adapt]\n{more}\n")).await;
+        let struck = harbor.struck().len();
+        let pullers = Pullers::start(mirror);
+        eventually("many signs of overload", Duration::from_secs(10), || async {
+            let struck = harbor.struck().len() - struck;
+            if struck > 300 { Ok(()) } else { Err(struck) }
+        })
+        .await;
+        assert_eq!(in_force(&sidecar).await, expected, "{more}");
+        drop(pullers);
+    }
+}
