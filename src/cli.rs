@@ -27,6 +27,7 @@ use crate::config::{Config, ListenConfig, LoadError, LogFormat, Service};
 use crate::control::socket::usual_path;
 use crate::control::token;
 use crate::kernel;
+use crate::setup;
 
 /// Exit status for wrong usage, an invalid config, or a listener that cannot be bound.
 const EXIT_USAGE: u8 = 2;
@@ -64,6 +65,8 @@ enum Command {
     Resume(Control),
     /// Let a running sidecar read its config again, and wait for the result.
     Reload(Reload),
+    /// Lead a puller of this node here: print, write or undo the changes of its files.
+    Setup(setup::Arguments),
     /// Print completions for a shell, to be put where it looks for them.
     Completions {
         /// The shell.
@@ -145,6 +148,10 @@ fn execute(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Some(Command::Resume(control)) => return tell(control, "resume", named),
         Some(Command::Reload(to)) => return reload_now(to, named),
         Some(Command::Status(asked)) => return status(asked, named),
+        Some(Command::Setup(asked)) => {
+            let config = || Config::load(config_file(named));
+            return setup::run(asked, config).map_err(failed).and_then(|shown| print(shown.as_bytes()));
+        }
         Some(Command::Completions { shell }) => return completions(*shell),
         Some(Command::Man) => return print(&man::page(Arguments::command()).map_err(failed)?),
         Some(Command::Run | Command::Check) | None => {}
@@ -152,13 +159,17 @@ fn execute(arguments: &Arguments) -> Result<ExitCode, Failure> {
     // The binary may be replaced later, and the inherited descriptors are read before threads run.
     let program = Program::of_this_process();
     let inherited = Inherited::from_env();
-    let file = named.or_else(|| readable(&KNOWN_FILES)).unwrap_or(Path::new(KNOWN_FILES[0]));
+    let file = config_file(named);
     let config = Config::load(file).map_err(usage)?;
     if matches!(arguments.command, Some(Command::Check)) {
         return check(&config, file);
     }
     let handed_over = |error| usage(format!("cannot use the descriptors from the start: {error}"));
     run(config, file, inherited.map_err(handed_over)?, &program.map_err(handed_over)?)
+}
+
+fn config_file(named: Option<&Path>) -> &Path {
+    named.or_else(|| readable(&KNOWN_FILES)).unwrap_or(Path::new(KNOWN_FILES[0]))
 }
 
 fn status(asked: &Status, file: Option<&Path>) -> Result<ExitCode, Failure> {

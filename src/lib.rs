@@ -22,7 +22,7 @@
 //! 6 requests    http
 //! 5 tunnels     tunnel
 //! 4 surfaces    proxy   admin
-//! 3 upstream    upstream
+//! 3 upstream    upstream   setup
 //! 2 decision    admission   distress   repair   reclaim
 //! 1 vocabulary  config   target   address   metrics   kernel   tcp   backoff
 //! ```
@@ -93,6 +93,7 @@ mod metrics;
 mod proxy;
 mod reclaim;
 mod repair;
+mod setup;
 mod target;
 mod tcp;
 pub mod tunnel;

@@ -10,7 +10,7 @@ use roadstead_test_support::rust_files;
 const LAYERS: [&[&str]; 8] = [
     &["config", "target", "address", "metrics", "kernel", "tcp", "backoff"],
     &["adapt", "admission", "distress", "repair", "reclaim"],
-    &["upstream"],
+    &["upstream", "setup"],
     &["proxy", "admin", "control"],
     &["tunnel"],
     &["http"],

@@ -117,7 +117,8 @@ async fn podman_pulls_by_registries_conf_and_pushes() {
     }
 }
 
-/// containerd takes the mirror from hosts.toml, to pull and to push. A push that nginx refuses is told in nginx's words.
+/// containerd takes the mirror from the hosts.toml that `roadstead setup` writes, to pull and to push. A push that nginx
+/// refuses is told in nginx's words. `--undo` leaves nothing of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn containerd_pulls_and_pushes_by_hosts_toml() {
     let stage = Stage::set().await;
@@ -126,7 +127,8 @@ async fn containerd_pulls_and_pushes_by_hosts_toml() {
         Ok(containerd) => containerd,
         Err(cause) => return not_run(&cause),
     };
-    let hosts = containerd.hosts_folder(NAME, &format!("http://{}", stage.mirror)).display().to_string();
+    let hosts = stage.folder.path().join("etc/containerd/certs.d").display().to_string();
+    stage.set_up_containerd("--write");
     let blobs = tokio::task::block_in_place(|| {
         let options = ["--hosts-dir", &hosts, "--user", &credentials()];
         let local = format!("{NAME}/{TEAM}");
@@ -141,6 +143,8 @@ async fn containerd_pulls_and_pushes_by_hosts_toml() {
     stage.all_passed_the_mirror().await;
     let served = stage.registry.log().lines().filter(|line| line.contains("?ns=registry.test")).count();
     assert!(served >= BLOBS, "{}", stage.registry.log());
+    stage.set_up_containerd("--undo");
+    assert!(!Path::new(&hosts).exists());
 }
 
 fn credentials() -> String {
@@ -162,6 +166,25 @@ struct Stage {
 }
 
 impl Stage {
+    /// Runs `roadstead setup containerd` on a node whose root is our folder.
+    fn set_up_containerd(&self, option: &str) {
+        let root = self.folder.path();
+        let file = |name: &str, text: String| {
+            let path = root.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let table = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
+        file("etc/containerd/config.toml", table.to_owned());
+        let registry = format!("[registries.stub]\nhosts = [\"{NAME}\"]\ncap = {SLOTS}\nshare = 1\n");
+        let mirror = format!("mirror.listen = \"{}\"\nmirror.upstream = \"https://{NAME}\"\n", self.mirror);
+        let config = file("setup.toml", registry + &mirror);
+        let mut setup = std::process::Command::new(env!("CARGO_BIN_EXE_roadstead"));
+        setup.args(["setup", "containerd", option, "--root"]).arg(root).arg("--config").arg(config);
+        assert!(setup.status().unwrap().success());
+    }
+
     async fn set() -> Stage {
         let registry = GuardedRegistry::start(NAME).await;
         let table = format!(

@@ -15,7 +15,7 @@ const LONGEST: &str = "60";
 pub struct Containerd {
     socket: PathBuf,
     _program: Program,
-    folder: TempDir,
+    _folder: TempDir,
 }
 
 impl Containerd {
@@ -38,7 +38,7 @@ impl Containerd {
         program
             .await_start(|_| ctr(&socket, &["version"]).ok())
             .map_err(|reason| format!("containerd does not start: {reason}"))?;
-        Ok(Self { socket, _program: program, folder })
+        Ok(Self { socket, _program: program, _folder: folder })
     }
 
     /// Pulls `reference` with these options, unpacked as far as a container would need it.
@@ -65,21 +65,6 @@ impl Containerd {
     /// The complaint of `ctr`.
     pub fn blob(&self, digest: &str) -> Result<Vec<u8>, String> {
         ctr(&self.socket, &["content", "get", digest])
-    }
-
-    /// Writes a `hosts.toml` by which `mirror` (a URL) stands in for the registry `host`.
-    ///
-    /// # Panics
-    /// When the folder cannot be written.
-    #[must_use]
-    pub fn hosts_folder(&self, host: &str, mirror: &str) -> PathBuf {
-        let hosts = self.folder.path().join("hosts");
-        fs::create_dir_all(hosts.join(host)).expect("the folder is ours");
-        let text = format!(
-            "server = \"https://{host}\"\n\n[host.\"{mirror}\"]\ncapabilities = [\"pull\", \"resolve\", \"push\"]\n"
-        );
-        fs::write(hosts.join(host).join("hosts.toml"), text).expect("the folder is ours");
-        hosts
     }
 }
 

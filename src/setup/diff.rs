@@ -1,0 +1,52 @@
+//! The changes of a file, as `diff -u` shows it, without the secrets of others.
+
+use super::originals::FileChange;
+
+pub fn shown(change: &FileChange) -> String {
+    let path = change.path.display().to_string();
+    let name = |text: &Option<String>| if text.is_some() { path.clone() } else { "/dev/null".to_owned() };
+    let mut options = diffy::DiffOptions::new();
+    options.set_original_filename(name(&change.before)).set_modified_filename(name(&change.after));
+    let (before, after) = (change.before.as_deref().unwrap_or_default(), change.after.as_deref().unwrap_or_default());
+    let shown = options.create_patch(before, after).to_string();
+    let lines = shown.lines().map(|line| if line.starts_with('+') { line.to_owned() } else { without_secrets(line) });
+    lines.map(|line| line + "\n").collect()
+}
+
+/// A line of a config of somebody else, with what looks like a secret in it left out.
+pub fn without_secrets(line: &str) -> String {
+    const NAMES: [&str; 6] = ["authorization", "password", "passwd", "secret", "token", "auth"];
+    let lower = line.to_ascii_lowercase();
+    let sign = lower.find(['=', ':']).filter(|at| NAMES.iter().any(|name| lower[..*at].contains(name)));
+    if let Some(sign) = sign {
+        return format!("{} ***", &line[..=sign]);
+    }
+    // The password of a URL.
+    let userinfo = line.split_once("://").and_then(|(scheme, rest)| {
+        let (userinfo, host) = rest.split_once('@').filter(|(userinfo, _)| !userinfo.contains(['/', ' ', '"']))?;
+        let (user, _) = userinfo.split_once(':')?;
+        Some(format!("{scheme}://{user}:***@{host}"))
+    });
+    userinfo.unwrap_or_else(|| line.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_of_others_are_left_out() {
+        for (line, shown) in [
+            ("  Authorization = [\"Basic dTpw\"]", "  Authorization = ***"),
+            ("-password: hunter2", "-password: ***"),
+            (
+                "Environment=HTTP_PROXY=http://me:hunter2@10.0.0.1:3128",
+                "Environment=HTTP_PROXY=http://me:***@10.0.0.1:3128",
+            ),
+            ("server = \"https://harbor.example.com\"", "server = \"https://harbor.example.com\""),
+            (" mail = \"http://a/b:c@d\"", " mail = \"http://a/b:c@d\""),
+        ] {
+            assert_eq!(without_secrets(line), shown);
+        }
+    }
+}
