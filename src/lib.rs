@@ -21,7 +21,7 @@
 //! 7 listeners   listener
 //! 6 requests    http
 //! 5 tunnels     tunnel
-//! 4 surfaces    proxy   admin
+//! 4 surfaces    proxy   admin   plan
 //! 3 upstream    upstream   setup
 //! 2 decision    admission   distress   repair   reclaim
 //! 1 vocabulary  config   target   address   metrics   kernel   tcp   backoff
@@ -90,6 +90,7 @@ mod http;
 mod kernel;
 mod listener;
 mod metrics;
+mod plan;
 mod proxy;
 mod reclaim;
 mod repair;

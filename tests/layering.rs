@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 8] = [
     &["config", "target", "address", "metrics", "kernel", "tcp", "backoff"],
     &["adapt", "admission", "distress", "repair", "reclaim"],
     &["upstream", "setup"],
-    &["proxy", "admin", "control"],
+    &["proxy", "admin", "control", "plan"],
     &["tunnel"],
     &["http"],
     &["listener"],

@@ -40,7 +40,7 @@ impl Share {
 
     /// The exact product in decimal digits, for display. It is cut off, never
     /// rounded up, so what is less than 1 looks like it.
-    pub(super) fn of(self, cap: u32) -> String {
+    pub fn of(self, cap: u32) -> String {
         let cap = u64::from(cap);
         let denominator = u128::from(self.0.denominator());
         let mut rest = u128::from(cap) * u128::from(self.0.numerator()) % denominator;
