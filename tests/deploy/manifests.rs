@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::tool::{both, copy_folder, documents, end_of, feed, pinned, repository, run, text_of};
 
 /// Oldest, middle and newest Kubernetes that the manifests are checked against. Native sidecars are on from 1.29.
-const KUBERNETES: [&str; 3] = ["1.29", "1.33", "1.37"];
+pub const KUBERNETES: [&str; 3] = ["1.29", "1.33", "1.37"];
 /// Time that a pod needs beside `drain_timeout` until it is gone.
 const MARGIN: Duration = Duration::from_secs(10);
 
@@ -40,7 +40,7 @@ fn kustomize(path: &str) -> String {
 }
 
 /// The one document of this kind and name.
-fn find<'a>(documents: &'a [Value], kind: &str, name: &str) -> &'a Value {
+pub fn find<'a>(documents: &'a [Value], kind: &str, name: &str) -> &'a Value {
     let found: Vec<&Value> =
         documents.iter().filter(|it| it["kind"] == kind && it["metadata"]["name"] == name).collect();
     assert_eq!(found.len(), 1, "{kind} {name}");
@@ -48,14 +48,14 @@ fn find<'a>(documents: &'a [Value], kind: &str, name: &str) -> &'a Value {
 }
 
 /// The one element of a list with this name.
-fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
+pub fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
     let found: Vec<&Value> = list.as_array().expect("a list").iter().filter(|it| it["name"] == name).collect();
     assert_eq!(found.len(), 1, "{name} in {list}");
     found[0]
 }
 
 /// The text of the sidecar's config, as a pod mounts it.
-fn config_text<'a>(documents: &'a [Value], pod: &Value, sidecar: &Value) -> &'a str {
+pub fn config_text<'a>(documents: &'a [Value], pod: &Value, sidecar: &Value) -> &'a str {
     let mount = named(&sidecar["volumeMounts"], "roadstead");
     assert_eq!((&mount["mountPath"], &mount["readOnly"]), (&json!("/etc/roadstead"), &json!(true)));
     assert!(mount.get("subPath").is_none(), "a mounted file would never change: {mount}");
@@ -64,26 +64,28 @@ fn config_text<'a>(documents: &'a [Value], pod: &Value, sidecar: &Value) -> &'a 
     find(documents, "ConfigMap", name)["data"]["sidecar.toml"].as_str().expect("a sidecar.toml")
 }
 
-fn config(text: &str) -> Config {
+pub fn config(text: &str) -> Config {
     Config::parse(text).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
 /// Everything that must be so of a pod with a sidecar, wherever it runs.
-fn check_pod(documents: &[Value], template: &Value, sidecar: &Value) {
+pub fn check_pod(documents: &[Value], template: &Value, sidecar: &Value) {
     let pod = &template["spec"];
     let config = config(config_text(documents, pod, sidecar));
     assert_eq!(template["metadata"]["labels"]["roadstead"], "sidecar");
     let grace = Duration::from_secs(pod["terminationGracePeriodSeconds"].as_u64().expect("a grace period"));
     assert!(grace >= config.drain_timeout + MARGIN, "{grace:?}");
 
-    let metrics = config.listen.metrics.expect("an address for the scraper");
-    assert!(metrics.ip().is_unspecified(), "{metrics}: the pod's address is not known before");
-    let ports = json!([{"name": "roadstead", "containerPort": metrics.port(), "protocol": "TCP"}]);
-    assert_eq!(sidecar["ports"], ports);
+    let ports = config.listen.metrics.map(|metrics| {
+        assert!(metrics.ip().is_unspecified(), "{metrics}: the pod's address is not known before");
+        json!([{"name": "roadstead", "containerPort": metrics.port(), "protocol": "TCP"}])
+    });
+    assert_eq!(sidecar["ports"], json!(ports));
     // With the node's network the kubelet probes loopback; without it, loopback would be the node's, not the pod's.
     let place = if pod["hostNetwork"] == true {
         // Without this policy, such a pod cannot resolve the names of services: a Harbor inside the cluster has such a name.
-        assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet");
+        // `Default` is the node's resolver, by choice.
+        assert!(pod["dnsPolicy"] == "ClusterFirstWithHostNet" || pod["dnsPolicy"] == "Default", "{}", pod["dnsPolicy"]);
         json!({"host": "127.0.0.1", "port": config.listen.admin.port()})
     } else {
         json!({"port": "roadstead"})
@@ -93,7 +95,8 @@ fn check_pod(documents: &[Value], template: &Value, sidecar: &Value) {
         expected["path"] = json!(path);
         assert_eq!(sidecar[probe]["httpGet"], expected, "{probe}");
     }
-    for address in [config.listen.proxy, config.listen.admin, mirror(&config)] {
+    let mirrors = config.registries.iter().filter_map(|registry| Some(registry.mirror.as_ref()?.listen));
+    for address in [config.listen.proxy, config.listen.admin].into_iter().chain(mirrors) {
         assert!(address.ip().is_loopback(), "{address}");
     }
 
@@ -107,7 +110,8 @@ fn check_pod(documents: &[Value], template: &Value, sidecar: &Value) {
         assert!(sidecar["resources"][part][quantity].is_string(), "no {part}.{quantity}");
     }
     let image = sidecar["image"].as_str().unwrap();
-    assert!(image.ends_with(concat!("/roadstead:", env!("CARGO_PKG_VERSION"))), "{image}");
+    let is_pinned = image.contains("/roadstead@sha256:");
+    assert!(is_pinned || image.ends_with(concat!("/roadstead:", env!("CARGO_PKG_VERSION"))), "{image}");
 }
 
 fn mirror(config: &Config) -> std::net::SocketAddr {
@@ -229,7 +233,7 @@ fn the_manifests_fit_the_schemas_of_kubernetes() {
     }
 }
 
-fn validate(file: &std::path::Path, version: &str) -> Output {
+pub fn validate(file: &std::path::Path, version: &str) -> Output {
     end_of(Command::new(pinned("kubernetes-validate")).args(["--strict", "-k", version]).arg(file))
 }
 
