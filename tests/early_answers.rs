@@ -249,6 +249,50 @@ async fn a_half_closed_client_gets_its_answer() {
     }
 }
 
+/// A half-close is no leave-taking, and a reset after it is: in the queue, and while the registry works on the answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_closed_client_that_resets_later_has_left() {
+    let stub = StubRegistry::builder().start().await;
+    let (sidecar, ways) = stage(&stub, 1).await;
+    let mut outcomes = Outcomes::default();
+    for version in ["1.1", "1.0"] {
+        for (address, target) in &ways {
+            for (state, queued) in [("waiting", true), ("active", false)] {
+                let holder = if queued {
+                    Some(connect_through(sidecar.proxy(), &stub.address().to_string(), &[]).await.unwrap())
+                } else {
+                    stub.hold();
+                    None
+                };
+                let requests = stub.requests();
+                let mut client = Wire::open(*address).await.unwrap();
+                client
+                    .send(format!("GET {target} HTTP/{version}\r\nHost: localhost\r\n\r\n").as_bytes())
+                    .await
+                    .unwrap();
+                client.finish().await.unwrap();
+                sidecar.until("stub", state, 1).await;
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                assert_eq!(sidecar.count("stub", state).await, 1, "{state}: it may still want the answer");
+                let went = Instant::now();
+                client.reset();
+                sidecar.until("stub", state, 0).await;
+                assert!(went.elapsed() < Duration::from_secs(2), "{state}: noticed after {:?}", went.elapsed());
+                outcomes.client_left += 1;
+                sidecar.until_outcomes("stub", outcomes).await;
+                if queued {
+                    assert_eq!(stub.requests(), requests, "the registry never heard of it");
+                }
+                // A tunnel that ends is served.
+                outcomes.served += u64::from(holder.is_some());
+                drop(holder);
+                stub.release();
+                sidecar.until("stub", "open", 0).await;
+            }
+        }
+    }
+}
+
 /// A body that the client breaks is the client's fault, in the answer and in the outcome.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_upload_is_the_clients_own_fault() {

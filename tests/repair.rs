@@ -1,12 +1,14 @@
 //! Harbor's bad days: answers that its overload spoils are asked for again, and real denials are not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use roadstead_test_support::{Illness, PASSWORD, Response, Sidecar, StubHarbor, USER, Wire, config, eventually_is};
+use roadstead_test_support::{
+    Illness, PASSWORD, Response, Sidecar, StubConnection, StubHarbor, StubRegistry, USER, Wire, config, eventually_is,
+};
 use tokio::time::timeout;
 
 /// The longest time of a step that needs no time of its own.
@@ -643,6 +645,27 @@ async fn nobody_comes_back_before_the_registry_says_so() {
     }
 }
 
+/// A registry that asks for more time than the request has, or limits its clients without a word about time, gets no second
+/// request, and one that says nonsense has said nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_asks_for_too_long_a_pause_is_handed_on() {
+    const HUGE: &[&str] = &["Retry-After: 999999999999999999999999"];
+    for (status, headers) in [
+        ("429 Too Many Requests", &[][..]),
+        ("429 Too Many Requests", &["Retry-After: soon"]),
+        ("429 Too Many Requests", &["Retry-After: -5"]),
+        ("429 Too Many Requests", HUGE),
+        ("503 Service Unavailable", HUGE),
+        ("503 Service Unavailable", &["Retry-After: 1e3"]),
+    ] {
+        let harbor = StubHarbor::scripted(move |_, _| Some(Illness::Answer(status, headers, 0))).await;
+        let (_sidecar, mirror) = start(&harbor, "").await;
+        let answer = Puller::new(mirror, "1".to_owned()).await.token("team/app", PASSWORD).await.unwrap();
+        assert!(status.starts_with(&answer.status().to_string()), "{status} {headers:?}");
+        assert_eq!(harbor.asked().len(), 1, "{status} {headers:?}");
+    }
+}
+
 /// An answer that cannot be read will be no better the next time; what is wrong with it is said.
 #[tokio::test]
 async fn an_answer_that_cannot_be_read_is_not_asked_for_again() {
@@ -715,4 +738,72 @@ async fn more_slots_than_the_database_can_serve_cost_no_pull() {
     println!("{:?}, {} spoiled, {} asked again", began.elapsed(), harbor.struck().len(), retries(&sidecar).await);
     assert_eq!(failed, [""; 0], "pulls that failed");
     assert!(harbor.struck().len() > 10, "{:?}", harbor.struck());
+}
+
+/// The requests on which a registry works, by its own count.
+#[derive(Default)]
+struct AtOnce {
+    now: usize,
+    most: usize,
+}
+
+/// In distress at most half of the slots go to requests that are asked again, by the registry's own count; first requests
+/// take them all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_distress_half_of_the_slots_go_to_requests_that_are_asked_again() {
+    const SLOTS: usize = 8;
+    const REQUESTS: usize = 40;
+    for (method, sign) in [
+        ("GET", "500 Internal Server Error\r\n"),
+        ("HEAD", "500 Internal Server Error\r\n"),
+        ("GET", "401 Unauthorized\r\nWWW-Authenticate: \r\n"),
+    ] {
+        // First requests, and those that come again.
+        let at_once = Arc::new(Mutex::new([AtOnce::default(), AtOnce::default()]));
+        let (counts, asked) = (at_once.clone(), Arc::new(Mutex::new(HashSet::new())));
+        let stub = StubRegistry::raw(move |connection: StubConnection| {
+            let (counts, asked) = (counts.clone(), asked.clone());
+            async move {
+                let mut wire = Wire::new(connection);
+                while let Ok(Some(head)) = wire.read_head().await {
+                    let again = usize::from(!asked.lock().unwrap().insert(head.target().to_owned()));
+                    {
+                        let at_once = &mut counts.lock().unwrap()[again];
+                        at_once.now += 1;
+                        at_once.most = at_once.most.max(at_once.now);
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    counts.lock().unwrap()[again].now -= 1;
+                    let status = if again == 0 { sign } else { "200 OK\r\n" };
+                    if wire.send(format!("HTTP/1.1 {status}Content-Length: 0\r\n\r\n").as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        })
+        .await;
+        let registry = format!(
+            "[registries.stub]\nhosts = [\"registry.test\"]\ncap = {SLOTS}\nshare = 1\n\
+             [registries.stub.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{}\"\n\
+             [registries.stub.adapt]\nenabled = false\n",
+            stub.address()
+        );
+        let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
+        let mirror = sidecar.listener("mirror").unwrap();
+        let asking: Vec<_> = (0..REQUESTS)
+            .map(|number| {
+                tokio::spawn(async move {
+                    let mut wire = Wire::open(mirror).await.unwrap();
+                    let path = format!("/v2/team/app{number}/blobs/sha256:{number:064}");
+                    wire.ask(method, &path, &["Authorization: Bearer t"]).await.unwrap().status()
+                })
+            })
+            .collect();
+        for answer in asking {
+            assert_eq!(answer.await.unwrap(), 200, "{method} {sign}");
+        }
+        let most = at_once.lock().unwrap().each_ref().map(|at_once| at_once.most);
+        assert_eq!(most, [SLOTS, SLOTS / 2], "{method} {sign}");
+        assert_eq!(stub.peak(), SLOTS, "{method} {sign}");
+    }
 }

@@ -326,7 +326,14 @@ impl Repairing<'_> {
             _ if !body.is_whole() => Verdict::Real,
             _ => {
                 let method = outbound.method();
-                let sign = signs::of(&ObservedAnswer { method, authorized, status, headers, body: body.so_far() });
+                let sign = signs::of(&ObservedAnswer {
+                    method,
+                    authorized,
+                    status,
+                    headers,
+                    body: body.so_far(),
+                    retry_after,
+                });
                 sign.map_or(Verdict::Real, Verdict::Retry)
             }
         };

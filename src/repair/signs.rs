@@ -21,6 +21,8 @@ pub struct ObservedAnswer<'a> {
     pub headers: &'a HeaderMap,
     /// Its body, as much as was read of it.
     pub body: &'a [u8],
+    /// The pause that it asks for.
+    pub retry_after: Option<Duration>,
 }
 
 /// Whether the body of an answer with this status has to be read before it is known what it means. The challenge to a
@@ -35,7 +37,7 @@ pub fn is_suspicious(status: StatusCode, authorized: bool) -> bool {
 pub fn of(answer: &ObservedAnswer<'_>) -> Option<Sign> {
     match answer.status.as_u16() {
         401 if answer.authorized => of_denial(answer),
-        429 if answer.headers.contains_key(RETRY_AFTER) => Some(Sign::TooManyRequests),
+        429 if answer.retry_after.is_some() => Some(Sign::TooManyRequests),
         500 => Some(Sign::InternalError),
         502 => Some(Sign::BadGateway),
         503 => Some(Sign::Unavailable),
@@ -60,13 +62,16 @@ fn holds(haystack: &[u8], needle: &str) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle.as_bytes())
 }
 
+/// No request waits for longer.
+const FOREVER_SECONDS: f64 = 1e9;
+
 /// The pause that Retry-After asks for. A date is one of the registry's clock, which its Date tells; without that, it is taken
 /// for `now`. RFC 9110, section 10.2.3.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let date = |name| text(name).and_then(|date| httpdate::parse_http_date(date).ok());
     if let Ok(seconds) = text(RETRY_AFTER)?.parse::<f64>() {
-        return Duration::try_from_secs_f64(seconds).ok();
+        return Duration::try_from_secs_f64(seconds.clamp(-1.0, FOREVER_SECONDS)).ok();
     }
     // A date that is over asks for no pause, and what is neither seconds nor a date asks for nothing: our own pause holds.
     Some(date(RETRY_AFTER)?.duration_since(date(DATE).unwrap_or(now)).unwrap_or_default())
@@ -98,6 +103,7 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             headers: &headers,
             body: body.as_bytes(),
+            retry_after: super::retry_after(&headers, SystemTime::UNIX_EPOCH),
         })
     }
 
@@ -136,6 +142,7 @@ mod tests {
             (Anonymous, 504, NONE, "", Some(Sign::GatewayTimeout)),
             (Anonymous, 429, ("retry-after", "2"), "", Some(Sign::TooManyRequests)),
             (Anonymous, 429, NONE, "", None),
+            (Anonymous, 429, ("retry-after", "soon"), "", None),
             (Authorized, 200, NONE, "pq: too many clients", None),
             (Authorized, 403, NONE, "pq: too many clients", None),
             (Authorized, 404, NONE, "EOF", None),
@@ -161,7 +168,8 @@ mod tests {
             ("soon", "", None),
             ("2.0", "", Some(2)),
             ("NaN", "", None),
-            ("1e999", "", None),
+            ("1e999", "", Some(1_000_000_000)),
+            ("999999999999999999999999", "", Some(1_000_000_000)),
             ("-1", "", None),
             ("Wed, 21 Oct 2026 07:28:05 GMT", "", Some(5)),
             ("Wednesday, 21-Oct-26 07:28:05 GMT", "", Some(5)),

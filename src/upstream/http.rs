@@ -160,8 +160,12 @@ impl PooledConnection {
 }
 
 /// Whether the body of an answer ends where these headers say (RFC 9112, section 6.3): a coding that we do not know, or two
-/// statements about the length, would let us and the client see different ends.
+/// statements about the length, would let us and the client see different ends. hyper reads a list of equal lengths as one,
+/// and would pass the list on (RFC 9110, section 8.6).
 fn check_framing(headers: &HeaderMap) -> Result<(), &'static str> {
+    if headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes().contains(&b',')) {
+        return Err("a list of lengths");
+    }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),

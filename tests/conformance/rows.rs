@@ -223,6 +223,8 @@ const ANSWERS: &[(&str, &str, &str, u16, &[&str])] = &[
     ),
     ("9112 6.3", "GET |", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 502, &[]),
     ("9110 8.6", "GET |", "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nab", 502, &[]),
+    ("9110 8.6", "GET |", "HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nab", 502, &[]),
+    ("9110 8.6", "HEAD |", "HTTP/1.1 200 OK\r\nContent-Length: 2,2\r\n\r\n", 502, &[]),
     ("9112 4", "GET |", "HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n", 502, &[]),
     ("9112 5.1", "GET |", "HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nab", 502, &[]),
     ("9112 4", "GET |", "nonsense\r\n\r\n", 502, &[]),
