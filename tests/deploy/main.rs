@@ -4,6 +4,7 @@
 //! with the cause.
 
 mod chart;
+mod dragonfly;
 mod image;
 mod manifests;
 mod monitoring;
