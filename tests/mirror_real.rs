@@ -46,11 +46,12 @@ async fn skopeo_pushes_and_pulls_with_tokens_through_the_mirror() {
     stage.all_passed_the_mirror().await;
 }
 
-/// skopeo sends a layer that nginx refuses by its length before the layer is there, and says what nginx said.
+/// skopeo sends a layer that nginx refuses by its length, longer than what the kernel takes of it, and says what nginx said.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn skopeo_says_why_a_push_is_refused() {
     let stage = Stage::set().await;
-    stage.assert_refused(stage.push_to(TIGHT).await);
+    let large = OciImage::make(&stage.folder.path().join("large"), 1, 32 << 20);
+    stage.assert_refused(stage.push_to(large.folder(), TIGHT).await);
 }
 
 /// Each failure of a token service, as Harbor's fails: a pull without the mirror fails by it, and a pull through the
@@ -207,12 +208,12 @@ impl Stage {
     }
 
     async fn push(&self) {
-        self.push_to(TEAM).await.unwrap();
+        self.push_to(self.image.folder(), TEAM).await.unwrap();
     }
 
-    async fn push_to(&self, image: &str) -> Result<(), String> {
+    async fn push_to(&self, folder: &Path, image: &str) -> Result<(), String> {
         let options = ["--dest-tls-verify=false", "--dest-creds", &credentials()];
-        self.skopeo.copy(&options, &Skopeo::layout(self.image.folder()), &self.mirrored(image)).await
+        self.skopeo.copy(&options, &Skopeo::layout(folder), &self.mirrored(image)).await
     }
 
     /// nginx refused the push, and the puller says so.
