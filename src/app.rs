@@ -2,7 +2,7 @@
 //!
 //! It owns the listeners and the running config. It never reads a request. `cli` calls it.
 
-mod assembly;
+pub(crate) mod assembly;
 pub(crate) mod descriptors;
 mod error;
 pub mod inherited;

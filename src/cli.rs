@@ -2,7 +2,6 @@
 //!
 //! It owns standard output, the log and the exit status. It never serves a request. `main` calls it.
 
-mod ask;
 mod man;
 mod output;
 mod status;
@@ -23,7 +22,9 @@ use crate::app::inherited::Inherited;
 use crate::app::systemd::{Notice, Systemd};
 use crate::app::takeover::process::{Program, Successor};
 use crate::app::{self, SetLevel, Start};
+use crate::calibrate::command::{self as calibrate, CalibrateArguments, LocalSidecar};
 use crate::config::{Config, ListenConfig, LoadError, LogFormat, Service};
+use crate::control::ask;
 use crate::control::socket::usual_path;
 use crate::control::token;
 use crate::kernel;
@@ -67,6 +68,8 @@ enum Command {
     Pause(Control),
     /// Resume admissions after a pause, in order.
     Resume(Control),
+    /// Find out how many connections a registry can serve, by a bounded pressure test.
+    Calibrate(CalibrateArguments),
     /// Let a running sidecar read its config again, and wait for the result.
     Reload(Reload),
     /// Lead a puller of this node here: print, write or undo the changes of its files.
@@ -161,6 +164,7 @@ fn execute(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Some(Command::Plan(asked)) => return plan(asked, named),
         Some(Command::Completions { shell }) => return completions(*shell),
         Some(Command::Man) => return print(&man::page(Arguments::command()).map_err(failed)?),
+        Some(Command::Calibrate(asked)) => return measure(asked, named),
         Some(Command::Run | Command::Check) | None => {}
     }
     // The binary may be replaced later, and the inherited descriptors are read before threads run.
@@ -238,6 +242,16 @@ fn tell(control: &Control, action: &str, file: Option<&Path>) -> Result<ExitCode
     print(format!("registry {registry}: {action}d\n").as_bytes())
 }
 
+fn measure(asked: &CalibrateArguments, file: Option<&Path>) -> Result<ExitCode, Failure> {
+    let config =
+        Config::load(file.or_else(|| readable(&KNOWN_FILES)).unwrap_or(Path::new(KNOWN_FILES[0]))).map_err(usage)?;
+    let path = |action: &str| format!("/registries/{}/{action}", asked.registry);
+    let order = |action: &str| order(&Reload { admin: None }, &path(action), file).map(drop).map_err(|failed| failed.1);
+    let status = || ask::status(&config.listen.control.clone().unwrap_or_else(usual_path), config.listen.admin).ok();
+    let found = calibrate::execute(asked, &config, &LocalSidecar { status: &status, order: &order }).map_err(failed)?;
+    print(found.as_bytes())
+}
+
 fn reload_now(to: &Reload, file: Option<&Path>) -> Result<ExitCode, Failure> {
     let answer = order(to, "/reload", file)?;
     let changes = serde_json::from_str::<serde_json::Value>(&answer).map_err(failed)?["changes"].take();
@@ -257,7 +271,7 @@ fn order(to: &Reload, path: &str, file: Option<&Path>) -> Result<String, Failure
     } else {
         let listen = listen.map_err(usage)?;
         let (socket, admin) = (listen.control.clone().unwrap_or_else(usual_path), listen.admin.to_string());
-        match ask::post_on(&socket, path) {
+        match ask::on(&socket, "POST", path) {
             Err(_) if listen.control_token_file.is_some() => (admin.clone(), with_token(&admin, &listen)?),
             answer => (socket.display().to_string(), answer.map_err(failed)?),
         }

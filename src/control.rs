@@ -9,6 +9,7 @@
 //! | another user of the node cannot pause | `control::only_root_and_the_own_user_may_order_on_the_socket` |
 //! | on TCP nothing changes without the token | `control::on_tcp_only_the_token_orders` |
 
+pub mod ask;
 pub mod socket;
 
 use std::path::{Path, PathBuf};

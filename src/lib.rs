@@ -82,6 +82,7 @@ mod admin;
 pub mod admission;
 pub mod app;
 mod backoff;
+mod calibrate;
 pub mod cli;
 pub mod config;
 mod control;

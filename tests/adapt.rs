@@ -1,8 +1,8 @@
 //! The limit that yields: slots in force follow what a registry can serve, as its own counts show.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -79,12 +79,33 @@ async fn in_force(sidecar: &Sidecar) -> u64 {
     sidecar.status().await["registries"]["harbor"]["slots_in_force"].as_u64().unwrap()
 }
 
+/// The slots in force from now on, by time: the picture in `docs/cap.md` is drawn from it.
+fn record(admin: SocketAddr, began: Instant) -> Arc<Mutex<Vec<(f64, u64)>>> {
+    let recording: Arc<Mutex<Vec<(f64, u64)>>> = Arc::default();
+    let writing = recording.clone();
+    tokio::spawn(async move {
+        while let Ok(mut wire) = Wire::open(admin).await
+            && let Ok(answer) = wire.get("/status", &[]).await
+        {
+            let in_force = answer.json()["registries"]["harbor"]["slots_in_force"].as_u64().unwrap();
+            let seconds = (began.elapsed().as_secs_f64() * 100.0).round() / 100.0;
+            let last = writing.lock().unwrap().last().map(|(_, slots)| *slots);
+            if last != Some(in_force) {
+                writing.lock().unwrap().push((seconds, in_force));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    recording
+}
+
 /// An operator wrote a cap of 60, and Harbor's database stands 18.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cap_that_is_far_too_high_is_found_out_and_raised_again_when_the_database_grows() {
     let harbor = StubHarbor::limited(18, Duration::from_millis(30)).await;
     let (sidecar, mirror) = start(&harbor, "").await;
     let began = Instant::now();
+    let recording = record(sidecar.admin(), began);
     let pullers = Pullers::start(mirror);
     eventually("12 to 18 slots in force", Duration::from_secs(10), || async {
         let in_force = in_force(&sidecar).await;
@@ -110,6 +131,7 @@ async fn a_cap_that_is_far_too_high_is_found_out_and_raised_again_when_the_datab
     assert!((12.0..=20.0).contains(&gauge), "{gauge}");
 
     harbor.limit(PULLERS);
+    let grown = began.elapsed();
     eventually("all slots in force", Duration::from_secs(60), || async {
         let in_force = in_force(&sidecar).await;
         if in_force == 60 { Ok(()) } else { Err(in_force) }
@@ -121,6 +143,7 @@ async fn a_cap_that_is_far_too_high_is_found_out_and_raised_again_when_the_datab
         if most > 50 { Ok(()) } else { Err(most) }
     })
     .await;
+    println!("the database grows after {:?}; slots in force by seconds: {:?}", grown, recording.lock().unwrap());
     let failed: Vec<_> = pullers.stop().await;
     let late: Vec<_> = failed.iter().filter(|(at, _)| *at > began + Duration::from_secs(5)).collect();
     assert!(late.is_empty(), "{} of {} failed: {late:?}", late.len(), failed.len());

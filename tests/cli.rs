@@ -79,7 +79,8 @@ async fn help_and_version_go_to_standard_output() {
 /// Completions for each shell name every command; so does the manual page.
 #[tokio::test]
 async fn completions_and_the_manual_page_name_every_command() {
-    const COMMANDS: [&str; 9] = ["run", "check", "status", "pause", "resume", "reload", "plan", "completions", "man"];
+    const COMMANDS: [&str; 10] =
+        ["run", "check", "calibrate", "status", "pause", "resume", "reload", "plan", "completions", "man"];
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = roadstead(&["completions", shell]).await;
         assert_eq!((script.status, script.stderr.as_str()), (Some(0), ""), "{shell}");

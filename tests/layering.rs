@@ -15,11 +15,11 @@ const LAYERS: [&[&str]; 8] = [
     &["tunnel"],
     &["http"],
     &["listener"],
-    &["cli", "app"],
+    &["cli", "app", "calibrate"],
 ];
 
 /// Uses on one level that are part of the plan: who uses whom.
-const NEIGHBOURS: [(&str, &str); 10] = [
+const NEIGHBOURS: [(&str, &str); 12] = [
     ("adapt", "admission"),
     ("adapt", "distress"),
     ("config", "target"),
@@ -30,6 +30,8 @@ const NEIGHBOURS: [(&str, &str); 10] = [
     ("admin", "control"),
     ("control", "proxy"),
     ("cli", "app"),
+    ("cli", "calibrate"),
+    ("calibrate", "app"),
 ];
 
 #[test]

@@ -30,7 +30,7 @@ use crate::upstream::tls::Tls;
 use crate::upstream::{AddressPolicy, NodeSlots, QueueTerms, Upstream};
 
 #[derive(Debug)]
-pub(super) struct Assembly {
+pub struct Assembly {
     metrics: Arc<Metrics>,
     addresses: ListenAddresses,
     ended: CancellationToken,

@@ -7,8 +7,9 @@ use anstream::adapter::strip_str;
 use rustix::termios::tcgetwinsize;
 use serde_json::Value;
 
+use super::output;
 use super::status::{Window, render, render_in};
-use super::{ask, output};
+use crate::control::ask;
 
 /// Puts the cursor on top, and clears what was there.
 const REDRAW: &str = "\x1b[H\x1b[2J";

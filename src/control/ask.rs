@@ -21,12 +21,17 @@ pub fn post(admin: &str, path: &str, token: Option<&str>) -> Result<(u16, String
     ask("POST", admin, path, token)
 }
 
-/// Sends an order on this socket.
-pub fn post_on(socket: &Path, path: &str) -> Result<(u16, String), String> {
+/// Asks, or sends an order, on this socket.
+pub fn on(socket: &Path, method: &str, path: &str) -> Result<(u16, String), String> {
     let told = |error| format!("{}: {error}", socket.display());
     let stream = UnixStream::connect(socket).map_err(told)?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(told)?;
-    exchange(stream, "localhost", "POST", path, "").map_err(told)
+    exchange(stream, "localhost", method, path, "").map_err(told)
+}
+
+/// The `/status` of the sidecar with this control socket, or with this admin listener.
+pub fn status(socket: &Path, admin: SocketAddr) -> Result<String, String> {
+    on(socket, "GET", "/status").or_else(|_| get(&admin.to_string(), "/status")).map(|(_, body)| body)
 }
 
 /// The `host:port` in an address that the operator gave: a URL, or `host:port` alone.

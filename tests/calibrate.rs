@@ -1,0 +1,99 @@
+//! `roadstead calibrate`: the cap that it recommends, and what the registry sees of it.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use roadstead_test_support::{PASSWORD, Sidecar, StubHarbor, USER, config};
+use serde_json::Value;
+use tokio::process::Command;
+
+/// A sidecar in front of this Harbor, and the command beside it.
+struct Stage {
+    sidecar: Sidecar,
+    password: tempfile::NamedTempFile,
+}
+
+impl Stage {
+    async fn new(harbor: &StubHarbor) -> Stage {
+        let registry = format!(
+            "[registries.harbor]\nhosts = [\"registry.test\"]\ncap = 4\nshare = 1\n\
+             [registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{}\"\n",
+            harbor.address()
+        );
+        let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
+        let password = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(password.path(), format!("{PASSWORD}\n")).unwrap();
+        Stage { sidecar, password }
+    }
+
+    /// Exit status, standard output and standard error.
+    async fn calibrate(&self, more: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roadstead"));
+        command.arg("--config").arg(self.sidecar.config_path()).args(["calibrate", "harbor", "--step", "1"]);
+        // The control socket of the sidecar lies there.
+        command.env("RUNTIME_DIRECTORY", self.sidecar.config_path().parent().unwrap());
+        let output = command.args(more).stdin(Stdio::null()).output().await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(!text(&output.stdout).contains(PASSWORD) && !text(&output.stderr).contains(PASSWORD));
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+
+    async fn found(&self, more: &[&str]) -> Value {
+        let file = self.password.path().to_str().unwrap();
+        let fixed = ["--repository", "team/app", "--user", USER, "--password-file", file, "--yes", "--json"];
+        let (status, out, errors) = self.calibrate(&[&fixed, more].concat()).await;
+        assert_eq!((status, errors.as_str()), (Some(0), ""), "{out}");
+        serde_json::from_str(&out).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_of_18_connections_is_found_out() {
+    let harbor = StubHarbor::limited(18, Duration::from_millis(30)).await;
+    let stage = Stage::new(&harbor).await;
+    let paused = || async { stage.sidecar.status().await["registries"]["harbor"]["paused"] == true };
+    let (found, was_paused) = tokio::join!(stage.found(&[]), async {
+        roadstead_test_support::eventually_is("paused", Duration::from_secs(10), true, &paused).await;
+        true
+    });
+    assert!((12..=18).contains(&found["recommended_cap"].as_u64().unwrap()), "{found}");
+    assert_eq!(found["limited_by"], "distress");
+    assert!(was_paused && !paused().await, "the sidecar is resumed");
+    let is_small = |asked: &String| asked.contains("/manifests/") || asked.contains("/service/token");
+    assert!(harbor.requests().iter().all(is_small), "{:?}", harbor.requests());
+    // It stops at the first sign: those under way are all that follows.
+    let refused = harbor.struck().len();
+    assert!(refused < 120, "{refused} refused");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_never_opens_more_than_max_and_then_knows_no_limit() {
+    let harbor = StubHarbor::limited(18, Duration::from_millis(5)).await;
+    let stage = Stage::new(&harbor).await;
+    let found = stage.found(&["--max", "6"]).await;
+    assert_eq!((&found["recommended_cap"], &found["limited_by"]), (&6.into(), &"max".into()), "{found}");
+    assert!(harbor.stub().peak() <= 6, "{}", harbor.stub().peak());
+    assert!(harbor.struck().is_empty());
+}
+
+#[tokio::test]
+async fn it_does_not_start_unasked_or_where_the_registry_does_not_serve() {
+    let harbor = StubHarbor::limited(18, Duration::from_millis(1)).await;
+    let stage = Stage::new(&harbor).await;
+    let file = stage.password.path().to_str().unwrap();
+    for (more, told) in [
+        (vec!["--repository", "team/app"], "add --yes"),
+        (vec!["--repository", "team/app", "--yes", "--user", USER], "--password-file"),
+        (vec!["--repository", "team/app", "--yes"], "poisoned_token, with one connection already"),
+        (vec!["--repository", "team/app", "--yes", "--max", "0"], "0 is not in"),
+        (vec!["--repository", "team/app?x", "--yes"], "is no name"),
+        (
+            vec!["--repository", "nosuch/app", "--yes", "--user", USER, "--password-file", file],
+            "nosuch/app/manifests/latest: refused, with one connection already",
+        ),
+    ] {
+        let (status, out, errors) = stage.calibrate(&more).await;
+        assert!(matches!(status, Some(1 | 2)) && out.is_empty() && errors.contains(told), "{more:?}: {errors}");
+    }
+    assert_eq!(stage.sidecar.status().await["registries"]["harbor"]["paused"], false);
+}
