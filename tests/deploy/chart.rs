@@ -39,7 +39,7 @@ fn template(chart: &str, arguments: &[&str]) -> Output {
     end_of(helm().args(["template", "roadstead", "--namespace", "roadstead", chart]).args(arguments))
 }
 
-/// What helm renders for a values file, as text.
+/// The output of helm for a values file, as text.
 fn rendered(chart: &str, values: &std::path::Path, more: &[&str]) -> String {
     let output = template(chart, &[&["--values", values.to_str().unwrap()], more].concat());
     assert!(output.status.success(), "{}: {}", values.display(), both(&output));

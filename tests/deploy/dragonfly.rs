@@ -16,10 +16,10 @@ use crate::tool::{copy_folder, documents, pinned, repository, run, text_of};
 const HARBOR: &str = "harbor.example.com";
 
 /// A folder with `k8s/`, and a chart that renders as Dragonfly's 1.7.4 does: its files of dfdaemon and dfinit are values.
-struct Stage(TempDir);
+pub struct Stage(TempDir);
 
 impl Stage {
-    fn new() -> Stage {
+    pub fn new() -> Stage {
         let stage = Stage(TempDir::new().unwrap());
         copy_folder(&repository("k8s"), &stage.path("k8s"));
         let chart = stage.path("chart");
@@ -53,7 +53,7 @@ impl Stage {
         stage
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub fn path(&self, path: &str) -> PathBuf {
         self.0.path().join(path)
     }
 
@@ -107,7 +107,7 @@ struct Wanted {
     resolves: bool,
 }
 
-/// What containerd asks for one image.
+/// The requests of containerd for one image.
 const PULL: [Wanted; 5] = [
     Wanted { method: "HEAD", path: "/v2/library/app/manifests/v1", resolves: true },
     Wanted {

@@ -6,6 +6,7 @@
 mod chart;
 mod dragonfly;
 mod image;
+mod install;
 mod manifests;
 mod monitoring;
 mod package;

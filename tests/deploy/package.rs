@@ -65,7 +65,7 @@ fn the_scripts_of_the_package_are_sound() {
 }
 
 /// The package as `packaging/release` builds it, but with this build's binary, which stands where cargo put it.
-fn build(package: &Path) {
+pub fn build(package: &Path) {
     let staging = repository("target/packages/staging");
     fs::create_dir_all(&staging).unwrap();
     let man = end_of(Command::new(env!("CARGO_BIN_EXE_roadstead")).arg("man"));

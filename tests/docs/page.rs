@@ -40,7 +40,10 @@ pub fn text_of(path: &str) -> String {
 
 /// All pages that this test answers for.
 pub fn pages() -> Vec<Page> {
-    let mut paths = ["ARCHITECTURE.md", "README.md", "systemd/README.md", "k8s/README.md"].map(repository).to_vec();
+    let mut paths =
+        ["ARCHITECTURE.md", "README.md", "systemd/README.md", "k8s/README.md", "charts/roadstead/README.md"]
+            .map(repository)
+            .to_vec();
     for folder in ["docs", "docs/pullers"] {
         let entries = fs::read_dir(repository(folder)).unwrap().map(|entry| entry.unwrap().path());
         paths.extend(entries.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
