@@ -219,13 +219,19 @@ async fn a_manifest_that_is_cut_is_asked_for_again() {
     }
 }
 
-/// Bytes of a compressed answer are not those of the blob: it breaks off.
+/// Bytes of a compressed answer are not those of the blob: it breaks off. A blob is named by a digest of any algorithm.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compressed_blob_that_is_cut_breaks_off() {
-    for (header, is_resumed) in [("Content-Encoding: gzip\r\n", false), ("Content-Encoding: identity\r\n", true)] {
+    for (header, name, is_resumed) in [
+        ("Content-Encoding: gzip\r\n", "sha256:0123", false),
+        ("Content-Encoding: identity\r\n", "sha256:0123", true),
+        ("", "sha512:0123", true),
+        ("", "uploads/0123", false),
+    ] {
         let registry = cutting_twice(header).await;
         let (_sidecar, mirror) = start(&[registry.stub.address()]).await;
-        assert_eq!(get(mirror, "/v2/app/blobs/sha256:0123", None).await, None, "{header}: ranges are not known here");
-        assert_eq!(registry.cuts.load(Ordering::Relaxed) > 1, is_resumed, "{header}");
+        let path = format!("/v2/app/blobs/{name}");
+        assert_eq!(get(mirror, &path, None).await, None, "{header}: ranges are not known here");
+        assert_eq!(registry.cuts.load(Ordering::Relaxed) > 1, is_resumed, "{header}{name}");
     }
 }

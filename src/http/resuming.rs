@@ -49,7 +49,8 @@ impl Resumable {
         attempt: &Attempt,
         response: &Response<B>,
     ) -> Option<Resumable> {
-        let is_blob = outbound.method() == Method::GET && outbound.uri().path().contains("/blobs/sha256:");
+        let digest = outbound.uri().path().rsplit_once("/blobs/").map(|(_, digest)| digest);
+        let is_blob = outbound.method() == Method::GET && digest.is_some_and(|digest| digest.contains(':'));
         let range = range_of(response.status(), response.headers())?;
         (is_blob && upstream.repair.enabled).then(|| Resumable {
             upstream: upstream.clone(),
