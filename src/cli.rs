@@ -28,16 +28,13 @@ use crate::control::ask;
 use crate::control::socket::usual_path;
 use crate::control::token;
 use crate::kernel;
-use crate::plan::{self, command::PlanArguments};
+use crate::plan::{self, arguments::PlanArguments};
 use crate::setup;
 
 /// Exit status for wrong usage, an invalid config, or a listener that cannot be bound.
 const EXIT_USAGE: u8 = 2;
 /// Exit status for a failure while running.
 const EXIT_FAILURE: u8 = 1;
-
-/// Exit status after Ctrl-C, as shells have it.
-const EXIT_INTERRUPTED: u8 = 130;
 
 /// Where the config is looked for, in this order, when no argument names it.
 const KNOWN_FILES: [&str; 2] = ["sidecar.toml", "/etc/roadstead/sidecar.toml"];
@@ -161,7 +158,11 @@ fn execute(arguments: &Arguments) -> Result<ExitCode, Failure> {
             let config = || Config::load(config_file(named));
             return setup::run(asked, config).map_err(failed).and_then(|shown| print(shown.as_bytes()));
         }
-        Some(Command::Plan(asked)) => return plan(asked, named),
+        Some(Command::Plan(asked)) => {
+            let config = named.map(Config::load).transpose().map_err(usage)?;
+            let planned = plan::answer(asked, config.as_ref()).map_err(usage)?;
+            return print(planned.text.as_bytes()).map(|_| ExitCode::from(planned.status));
+        }
         Some(Command::Completions { shell }) => return completions(*shell),
         Some(Command::Man) => return print(&man::page(Arguments::command()).map_err(failed)?),
         Some(Command::Calibrate(asked)) => return measure(asked, named),
@@ -188,17 +189,6 @@ fn status(asked: &Status, file: Option<&Path>) -> Result<ExitCode, Failure> {
     let look = watch::Look::new(asked.json);
     let shown = if asked.watch { watch::until_interrupted(&admin, look) } else { watch::once(&admin, look) };
     shown.map_err(failed).map(|()| ExitCode::SUCCESS)
-}
-
-fn plan(asked: &PlanArguments, file: Option<&Path>) -> Result<ExitCode, Failure> {
-    let config = file.map(Config::load).transpose().map_err(usage)?;
-    match plan::answer(asked, config.as_ref()).map_err(usage)? {
-        Some(answer) => {
-            let printed = print(answer.text.as_bytes())?;
-            Ok(if answer.feasible { printed } else { ExitCode::from(EXIT_FAILURE) })
-        }
-        None => Err(Failure(EXIT_INTERRUPTED, "interrupted".to_owned())),
-    }
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {

@@ -92,7 +92,7 @@ async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Princi
         Err(answer) => return Err(refuse(record, answer, None)),
     };
     let upstream = route.upstream;
-    record.belongs_to(&upstream.name, &upstream.metrics);
+    record.belongs_to(&upstream, principal.class);
     let patience = Patience { limit: upstream.queue.tunnel_timeout[principal.class.0], setting: "tunnel_timeout" };
     let attempt =
         upstream.attempt(route.destination, principal, (admission::SlotUse::Tunnel, Lane::Blob), None, patience);

@@ -125,7 +125,7 @@ impl Arrival<'_> {
         (outbound, body): (Outbound, RequestBody),
         rewrite: Option<Rewrite<'_>>,
     ) -> Response<Reply> {
-        record.belongs_to(&upstream.name, &upstream.metrics);
+        record.belongs_to(upstream, principal.class);
         let patience =
             Patience { limit: upstream.queue.request_timeout[principal.class.0], setting: "request_timeout" };
         let kind = (admission::SlotUse::Request, outbound.lane());

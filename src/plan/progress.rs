@@ -1,5 +1,6 @@
 //! A run that is watched: a bar on a terminal, and an end by Ctrl-C.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -36,5 +37,9 @@ pub fn watched(scenario: &Scenario) -> Option<Tally> {
         !interrupted.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
+    if tally.is_none() {
+        // Standard error may be closed.
+        let _ = writeln!(std::io::stderr(), "roadstead: interrupted");
+    }
     tally
 }

@@ -6,7 +6,7 @@ use crate::admission::SlotUse;
 
 /// A puller, by its name on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Puller {
+pub enum PlannedPuller {
     Containerd,
     Docker,
     Podman,
@@ -14,32 +14,32 @@ pub enum Puller {
     Nydusd,
 }
 
-impl Puller {
+impl PlannedPuller {
     /// The longest wait of a request in the queue that this puller bears; `None`: it waits for ever.
     pub fn patience(self, slot_use: SlotUse) -> Option<Duration> {
         let is_tunnel = slot_use == SlotUse::Tunnel;
         let seconds = match self {
             // The answer to a CONNECT.
-            Puller::Containerd | Puller::Podman if is_tunnel => 60,
+            PlannedPuller::Containerd | PlannedPuller::Podman if is_tunnel => 60,
             // The head of an answer.
-            Puller::Containerd => 30,
-            Puller::Podman => return None,
+            PlannedPuller::Containerd => 30,
+            PlannedPuller::Podman => return None,
             // Ping and token, CONNECT included.
-            Puller::Docker => 15,
+            PlannedPuller::Docker => 15,
             // One piece in all.
-            Puller::Dfdaemon => 360,
-            Puller::Nydusd => 5,
+            PlannedPuller::Dfdaemon => 360,
+            PlannedPuller::Nydusd => 5,
         };
         Some(Duration::from_secs(seconds))
     }
 
     pub fn name(self) -> &'static str {
         match self {
-            Puller::Containerd => "containerd",
-            Puller::Docker => "docker",
-            Puller::Podman => "podman",
-            Puller::Dfdaemon => "dfdaemon",
-            Puller::Nydusd => "nydusd",
+            PlannedPuller::Containerd => "containerd",
+            PlannedPuller::Docker => "docker",
+            PlannedPuller::Podman => "podman",
+            PlannedPuller::Dfdaemon => "dfdaemon",
+            PlannedPuller::Nydusd => "nydusd",
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::puller::Puller;
-use crate::admission::{ClassId, Lane, Limits, Moment, SlotUse};
+use super::puller::PlannedPuller;
+use crate::admission::{ClassId, ClientId, Lane, Limits, Moment, SlotUse};
 
 #[derive(Debug)]
 pub struct Scenario {
@@ -18,14 +18,14 @@ pub struct Scenario {
     pub classes: Vec<PlannedClass>,
     pub pulls: Vec<Pull>,
     /// The plan ends here, whatever is under way.
-    pub horizon: Duration,
+    pub horizon: Moment,
 }
 
 /// A class of clients, and how long they wait.
 #[derive(Clone, Debug)]
 pub struct PlannedClass {
     pub name: String,
-    pub puller: Puller,
+    pub puller: PlannedPuller,
     pub request_timeout: Duration,
     pub tunnel_timeout: Duration,
 }
@@ -42,6 +42,7 @@ impl PlannedClass {
 pub struct Pull {
     pub node: usize,
     pub class: ClassId,
+    pub client: ClientId,
     pub slot_use: SlotUse,
     pub starts: Moment,
     pub small: Part,

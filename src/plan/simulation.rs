@@ -10,7 +10,7 @@ use super::registry::RegistryModel;
 use super::scenario::{Pull, Scenario};
 use super::tally::{ClassTally, Tally};
 use super::timeline::Levels;
-use crate::admission::{ClientId, Lane, Moment, Place, SlotEvent, SlotId, SlotState, SlotUse};
+use crate::admission::{Lane, Moment, Place, SlotEvent, SlotId, SlotState, SlotUse};
 
 /// Round trips of a dial: one for TCP, two for TLS.
 const ROUND_TRIPS_OF_A_DIAL: u32 = 3;
@@ -25,7 +25,7 @@ pub fn simulate(scenario: &Scenario, watch: &mut dyn FnMut(usize) -> bool) -> Op
     let mut simulation = Simulation::new(scenario);
     let mut events = 0_u64;
     while let Some((now, event)) = simulation.next_event() {
-        if now.0 > scenario.horizon {
+        if now > scenario.horizon {
             break;
         }
         if events.is_multiple_of(EVENTS_A_LOOK) && !watch(simulation.tally.served()) {
@@ -63,7 +63,6 @@ struct Simulation<'a> {
     levels: Levels<usize>,
     tally: Tally,
     target: Arc<str>,
-    clients: Vec<ClientId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +97,6 @@ impl<'a> Simulation<'a> {
             levels: Levels::default(),
             tally: Tally::new(scenario.classes.len()),
             target: "registry:443".into(),
-            clients: scenario.classes.iter().map(|class| ClientId::from(class.name.as_str())).collect(),
         };
         for (pull, planned) in scenario.pulls.iter().enumerate() {
             simulation.at(planned.starts, Event::Start { pull });
@@ -213,7 +211,7 @@ impl<'a> Simulation<'a> {
         let pull = self.pull(request);
         let class = &self.scenario.classes[pull.class.0];
         let ask = Asking {
-            client: self.clients[pull.class.0].clone(),
+            client: pull.client.clone(),
             class: pull.class,
             lane: self.requests[request].lane,
             slot_use: pull.slot_use,

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use super::command::{PlanArguments, Question, question};
+use super::arguments::PlanArguments;
+use super::command::{Question, question};
 use super::report::{PlanReport, RunReport};
 use super::simulation::simulate;
 use crate::config::Config;
@@ -161,6 +162,52 @@ fn arguments_that_mean_nothing_are_refused_by_their_names() {
         ("--nodes 10 --cap 10 --weight a=0", "--weight a=0"),
     ] {
         let error = asked(line, None).expect_err(line);
+        assert!(error.contains(named), "{line}: {error}");
+    }
+}
+
+/// Two requests of one second that overlap by half of one, and a third of another class: on one slot the second waits for half
+/// a second, on two for none. Lines that are no request of the registry are passed over.
+#[test]
+fn a_recorded_load_is_replayed() {
+    let line = |second: &str, class: &str, took: u32, waited: u32, registry: &str| {
+        format!(
+            r#"{{"timestamp":"2026-01-01T00:00:{second}Z","level":"INFO","fields":{{"message":"finished","registry":"{registry}",
+            "class":"{class}","client":"uid:0","kind":"request","target":"h/v2/a/blobs/sha256:b","outcome":"served","reason":"",
+            "took_ms":{took}.0,"waited_ms":{waited}.0,"retries":0,"bytes_up":0,"bytes_down":1000}},"target":"t"}}"#
+        )
+        .replace('\n', "")
+    };
+    let log = [
+        line("01.000000", "default", 1000, 0, "harbor"),
+        r#"{"timestamp":"2026-01-01T00:00:01Z","level":"INFO","fields":{"message":"listening"}}"#.to_owned(),
+        "not JSON".to_owned(),
+        // It arrived at 0.5 s, and waited until 1 s.
+        line("02.000000", "default", 1500, 500, "harbor"),
+        line("02.500000", "default", 9000, 0, "other_hosts"),
+        line("09.000000", "interactive", 1000, 0, "harbor"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    std::fs::write(&path, log.join("\n")).unwrap();
+    let line = format!("--trace {} --round-trip 0s", path.display());
+    let report = plan(&format!("{line} --cap 1"));
+    let [default, interactive] = &run(&report).classes[..] else { panic!("{report:?}") };
+    assert_eq!((default.served, interactive.served, default.wait.max), (2, 1, millis(500)));
+    assert_eq!(run(&report).makespan, Some(millis(9000)));
+    let report = plan(&format!("{line} --cap 2 --registry harbor"));
+    assert_eq!(run(&report).classes[0].wait.max, Duration::ZERO);
+    // Three nodes with this log, on a registry that sends 2,000 bytes a second.
+    let report = plan(&format!("{line} --cap 6 --nodes 3 --bandwidth 2000B/s --service-time 0s"));
+    assert_eq!((run(&report).served, run(&report).bytes), (9, 9000));
+    assert_eq!(run(&report).makespan, Some(millis(9500)));
+    for (line, named) in [
+        (format!("{line} --cap 1 --registry other"), "no finished request of registry other"),
+        ("--trace /no/such/file --cap 1".to_owned(), "--trace /no/such/file"),
+        (format!("{line} --cap 1 --images 3"), "cannot be used with"),
+        (line, "--cap"),
+    ] {
+        let error = asked(&line, None).expect_err(&line);
         assert!(error.contains(named), "{line}: {error}");
     }
 }

@@ -5,13 +5,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::Uri;
 use hyper::header::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::ClassId;
 use crate::metrics::{Direction, Label, OTHER_HOSTS, Outcome, Reason, RegistryMetrics};
+use crate::upstream::Upstream;
 
 /// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +44,9 @@ pub struct Record {
 
 #[derive(Debug)]
 struct Fields {
+    began: Instant,
     registry: String,
+    class: String,
     metrics: Arc<RegistryMetrics>,
     client: String,
     kind: Kind,
@@ -81,7 +85,9 @@ impl Record {
     /// when the process ends what is still under way.
     pub fn open(metrics: Arc<RegistryMetrics>, client: &str, kind: Kind, cut_short: CancellationToken) -> Record {
         let fields = Fields {
+            began: Instant::now(),
             registry: OTHER_HOSTS.to_owned(),
+            class: String::new(),
             metrics,
             client: client.to_owned(),
             kind,
@@ -102,11 +108,12 @@ impl Record {
         self.fields().target = target;
     }
 
-    /// It is known now which registry the request belongs to.
-    pub fn belongs_to(&mut self, registry: &str, metrics: &Arc<RegistryMetrics>) {
+    /// It is known now which registry the request belongs to, and the class in which it waits there.
+    pub fn belongs_to(&mut self, upstream: &Upstream, class: ClassId) {
         let fields = self.fields();
-        registry.clone_into(&mut fields.registry);
-        fields.metrics = metrics.clone();
+        upstream.name.clone_into(&mut fields.registry);
+        upstream.classes[class.0].clone_into(&mut fields.class);
+        fields.metrics = upstream.metrics.clone();
     }
 
     /// How long it waited for admission, and how long its `connect()` took.
@@ -188,11 +195,13 @@ impl Fields {
         }
         tracing::info!(
             registry = self.registry,
+            class = self.class,
             client = self.client,
             kind = self.kind.as_str(),
             target = self.target,
             outcome = outcome.as_str(),
             reason = reason.map_or("", Reason::as_str),
+            took_ms = millis(self.began.elapsed()),
             waited_ms = millis(self.waited),
             connect_ms = self.connect.map(millis),
             retries = self.retries,
