@@ -23,7 +23,7 @@
 //! 5 tunnels     tunnel
 //! 4 surfaces    proxy   admin   plan
 //! 3 upstream    upstream   setup
-//! 2 decision    admission   distress   repair   reclaim
+//! 2 decision    admission   distress   repair   reclaim   lease
 //! 1 vocabulary  config   target   address   metrics   kernel   tcp   backoff
 //! ```
 //!
@@ -77,7 +77,7 @@
 //!    `resume::a_blob_that_is_cut_arrives_exactly_or_breaks_off`*
 //!
 //! # Not yet
-//! Shares that are leased from a store.
+//! Shares that are leased from a store: [`lease`] has the machine of a node and the script of the store; nothing talks to one yet.
 
 mod adapt;
 mod address;
@@ -92,6 +92,7 @@ mod control;
 mod distress;
 mod http;
 mod kernel;
+pub mod lease;
 mod listener;
 mod metrics;
 mod plan;

@@ -9,7 +9,7 @@ use roadstead_test_support::rust_files;
 /// The layers from the bottom to the top. Neighbours on one level may meet only where it says so.
 const LAYERS: [&[&str]; 8] = [
     &["config", "target", "address", "metrics", "kernel", "tcp", "backoff"],
-    &["adapt", "admission", "distress", "repair", "reclaim"],
+    &["adapt", "admission", "distress", "repair", "reclaim", "lease"],
     &["upstream", "setup"],
     &["proxy", "admin", "control", "plan"],
     &["tunnel"],

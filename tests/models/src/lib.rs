@@ -6,6 +6,8 @@
 //! is needed for that: only `admission::sync` is another file here. Tokio, which changes its own shape under
 //! `--cfg loom`, is not in this build at all.
 //!
+//! The leases are built here as well: whole fleets live through random faults in virtual time.
+//!
 //! `cargo test --profile proof -p roadstead-models`
 
 #![cfg(test)]
@@ -14,6 +16,11 @@ mod admission;
 #[expect(dead_code, reason = "the core needs no randomness")]
 #[path = "../../../src/backoff.rs"]
 mod backoff;
+mod lease;
+#[path = "../../support/src/random.rs"]
+mod random;
+#[path = "../../support/src/scale.rs"]
+mod scale;
 
 /// The words of `src/metrics.rs` that the core uses.
 mod metrics {

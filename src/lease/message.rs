@@ -1,0 +1,103 @@
+//! The words between a node and the store, and the times that both go by.
+
+use std::time::Duration;
+
+/// The times of a lease. All nodes of a fleet have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// A node asks at least so often.
+    pub renew: Duration,
+    /// Leased slots are given to requests for so long after a request to the store was sent.
+    pub admit: Duration,
+    /// After that, leased connections may stay open for so long, then they are cut.
+    pub close: Duration,
+    /// After so long the registry itself drops a peer that has gone silent.
+    pub registry_drops: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Times {
+        let seconds = Duration::from_secs;
+        Times { renew: seconds(5), admit: seconds(60), close: seconds(60), registry_drops: seconds(90) }
+    }
+}
+
+impl Times {
+    /// How long the store keeps what it lent to a process that it does not hear of any more. The margin is for clocks that are
+    /// off by 1 %: the node's own may be slow, and those that drive the store's clock fast.
+    pub fn hold(&self) -> Duration {
+        let lease = self.admit + self.close + self.registry_drops;
+        lease + lease / 25 + Duration::from_secs(1)
+    }
+}
+
+/// A process that holds leases: its node, and a number that no other process of that node has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Process {
+    pub node: String,
+    pub instance: String,
+}
+
+impl std::fmt::Display for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.node, self.instance)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Intent {
+    #[default]
+    Renew,
+    /// The same, and no other process of this node is left, nor a socket of one.
+    TakeOver,
+    /// This process holds nothing any more, and ends.
+    Leave,
+}
+
+/// A message of a node to the store. Durations are in milliseconds, as the script counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseRequest {
+    pub process: Process,
+    /// Grows with each request of the process.
+    pub number: u64,
+    /// The life of the store that the node knows; empty if none.
+    pub epoch: String,
+    /// The clock of that life shows at least this.
+    pub clock: u64,
+    /// The promise: no more leased slots are in use until this request is answered.
+    pub held: u64,
+    /// Slots that it could use now.
+    pub wished: u64,
+    /// The slots that may be lent to all nodes together.
+    pub pool: u64,
+    /// [`Times::hold`].
+    pub hold: u64,
+    pub intent: Intent,
+}
+
+/// The answer of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseAnswer {
+    /// The request that is answered; the store passes over one that is older than what it knows.
+    pub number: u64,
+    pub epoch: String,
+    pub clock: u64,
+    pub granted: u64,
+    /// Below `granted`: the node is to get down to it, and to say so.
+    pub limit: u64,
+    /// A turn ends then, which may be for this node; 0 for none.
+    pub again: u64,
+    /// The rest of the learning time, in which nothing new is lent; 0 outside of it.
+    pub learning: u64,
+}
+
+/// A message of the store to a node that has not asked: its slots changed since its last request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeasePush {
+    pub process: Process,
+    pub epoch: String,
+    /// The last request that the store knew.
+    pub number: u64,
+    pub granted: u64,
+    pub limit: u64,
+}

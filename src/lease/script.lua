@@ -1,0 +1,234 @@
+-- One request of one process to the store of one registry. `store.rs` is its model, and has the comments.
+--
+-- KEYS[1]: the hash. ARGV: run and stamp (empty: of this server), channel, node, instance, number, epoch, clock, held, wished,
+-- pool, hold, intent (renew, take_over, leave, or init, which needs no more than the node).
+-- The hash: run, epoch, clock, born, longest; and for each "node/instance": granted wished until number limit since pool.
+local function number(at) return tonumber(ARGV[at]) end
+local key, run, stamp, channel, node, intent = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[13]
+local replicas = 0
+if run == '' then
+    run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+    local time = redis.call('TIME')
+    stamp = time[1] .. '.' .. time[2]
+    replicas = tonumber(string.match(redis.call('INFO', 'replication'), 'connected_slaves:(%d+)') or 0)
+end
+
+local meta, records, count = {}, {}, 0
+local flat = redis.call('HGETALL', key)
+for at = 1, #flat, 2 do
+    local name, value = flat[at], flat[at + 1]
+    if string.find(name, '/', 1, true) then
+        local granted, wished, till, last, limit, since, pool = string.match(value, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)')
+        granted, limit, since = tonumber(granted), tonumber(limit), tonumber(since)
+        -- Fields that are not counted with stay texts.
+        records[name] = {
+            name = name, granted = granted, wished = tonumber(wished), till = tonumber(till), number = last, limit = limit,
+            since = since, pool = pool, had = granted, told = limit, began = since,
+        }
+        count = count + 1
+    else
+        meta[name] = value
+    end
+end
+
+local clock, born, longest = tonumber(meta.clock or 0), tonumber(meta.born or 0), tonumber(meta.longest or 0)
+local epoch = meta.epoch
+local function save()
+    redis.call('HSET', key, 'run', run, 'epoch', epoch, 'clock', string.format('%d', clock), 'born', string.format('%d', born),
+        'longest', string.format('%d', longest))
+end
+
+if intent == 'init' then
+    if count > 0 then return {0} end
+    epoch, born = run .. ':' .. stamp, -1000000000
+    save()
+    return {1}
+end
+
+local name, serial, hold = node .. '/' .. ARGV[5], number(6), number(12)
+if meta.run ~= run then
+    epoch, born = run .. ':' .. stamp, clock
+end
+longest = math.max(longest, hold)
+local known = ARGV[7] == epoch
+local own = records[name]
+if own and serial <= tonumber(own.number) then
+    save()
+    return {0}
+end
+if known then clock = math.max(clock, number(8)) end
+
+local gone = {}
+local function forget(other)
+    records[other] = nil
+    count = count - 1
+    gone[#gone + 1] = other
+end
+for other, record in pairs(records) do
+    local replaced = intent == 'take_over' and other ~= name and string.sub(other, 1, #node + 1) == node .. '/'
+    if record.till <= clock or replaced then forget(other) end
+end
+own = records[name]
+local learning = math.max(born + longest - clock, 0)
+
+if intent == 'leave' then
+    if own then forget(name) end
+else
+    local had = number(9)
+    if not (learning > 0 and not known) then had = math.min(own and own.granted or 0, had) end
+    local since = clock
+    if own and ((had > 0 and own.granted > 0) or (had == 0 and own.granted == 0 and own.wished > 0)) then since = own.since end
+    if not own then count = count + 1 end
+    records[name] = {
+        name = name, granted = had, wished = math.min(number(10), number(11)), till = clock + hold, number = ARGV[6], limit = had, since = since,
+        pool = ARGV[11],
+    }
+    own = records[name]
+end
+
+-- Parts: max-min fair, or one each for the first in turn.
+local pool, seen, sum, wishing, total = nil, nil, 0, {}, 0
+for _, record in pairs(records) do
+    if record.pool ~= seen then
+        seen = record.pool
+        pool = math.min(pool or math.huge, tonumber(seen))
+    end
+    sum = sum + record.granted
+    record.limit, record.target = record.granted, 0
+    if record.wished > 0 then wishing[#wishing + 1] = record end
+end
+pool = pool or 0
+local turn
+local waiting = {}
+local function by_rank(a, b)
+    if a.rank ~= b.rank then return a.rank < b.rank end
+    return a.name < b.name
+end
+if #wishing > pool then
+    turn = math.min(math.max(math.floor(20000 * pool / #wishing), 1000), 10000)
+    -- First those in their turn, then those that wait, then those whose turn is over. Only the group that does not fit is sorted.
+    local in_turn, over = {}, {}
+    for _, record in ipairs(wishing) do
+        record.rank = record.since
+        if record.granted == 0 then
+            waiting[#waiting + 1] = record
+        elseif clock - record.since >= turn then
+            record.rank = -record.since
+            over[#over + 1] = record
+        else
+            in_turn[#in_turn + 1] = record
+        end
+    end
+    local left = pool
+    for _, group in ipairs({in_turn, waiting, over}) do
+        if left > 0 then
+            if #group > left then table.sort(group, by_rank) end
+            for at = 1, math.min(left, #group) do group[at].target = 1 end
+            left = left - #group
+        end
+    end
+else
+    local counts, most, left, others, level, rest = {}, 0, pool, #wishing, math.huge, 0
+    for _, record in ipairs(wishing) do
+        counts[record.wished] = (counts[record.wished] or 0) + 1
+        most = math.max(most, record.wished)
+    end
+    for wished = 1, most do
+        local count = counts[wished]
+        if count then
+            local fair = math.floor(left / others)
+            if wished > fair then
+                level, rest = fair, left - fair * others
+                break
+            end
+            left, others = left - wished * count, others - count
+        end
+    end
+    local above = {}
+    for _, record in ipairs(wishing) do
+        record.target = math.min(record.wished, level)
+        if record.wished > level then above[#above + 1] = record end
+    end
+    if rest > 0 then
+        table.sort(above, function(a, b)
+            if a.granted ~= b.granted then return a.granted > b.granted end
+            return a.name < b.name
+        end)
+        for at = 1, rest do above[at].target = above[at].target + 1 end
+    end
+end
+
+local again = 0
+if learning == 0 and pool and count > 0 then
+    local free, need = math.max(pool - sum, 0), math.max(sum - pool, 0)
+    local lacking = {}
+    for _, record in pairs(records) do
+        if record.granted < record.target then lacking[#lacking + 1] = record end
+        total = total + record.target
+    end
+    table.sort(lacking, function(a, b)
+        if a.granted ~= b.granted then return a.granted < b.granted end
+        if a.since ~= b.since then return a.since < b.since end
+        return a.name < b.name
+    end)
+    for _, record in ipairs(lacking) do
+        local more = math.min(free, record.target - record.granted)
+        if more > 0 and record.granted == 0 then record.since = clock end
+        record.granted = record.granted + more
+        record.limit = record.granted
+        free = free - more
+        need = need + record.target - record.granted
+    end
+    if need > 0 then
+        local idle = {}
+        for _, record in pairs(records) do
+            record.idle = record.granted - math.max(record.wished, record.target)
+            if record.idle > 0 then idle[#idle + 1] = record end
+        end
+        table.sort(idle, function(a, b)
+            if a.idle ~= b.idle then return a.idle > b.idle end
+            return a.name < b.name
+        end)
+        for _, record in ipairs(idle) do
+            local less = math.min(need, record.idle)
+            record.limit = record.limit - less
+            need = need - less
+        end
+        if need > 0 then
+            for _, record in pairs(records) do record.limit = math.min(record.limit, record.target) end
+        end
+    elseif free > 0 and not turn and own and intent ~= 'leave' then
+        local spare = math.floor((pool - math.min(total, pool)) / count)
+        own.granted = own.granted + math.min(free, math.max(own.wished + spare - own.granted, 0))
+        own.limit = own.granted
+    end
+    if turn and own and intent ~= 'leave' and own.granted == 0 and own.wished > 0 then
+        local ahead, ends = 0, math.huge
+        for _, record in ipairs(waiting) do
+            if record ~= own and by_rank(record, own) then ahead = ahead + 1 end
+        end
+        if ahead < pool then
+            for _, record in pairs(records) do
+                if record.granted > 0 then ends = math.min(ends, record.since + turn) end
+            end
+            again = ends == math.huge and 0 or math.max(ends - clock, 50)
+        end
+    end
+end
+
+-- Changes are written, and told to those that they concern.
+save()
+for _, other in ipairs(gone) do redis.call('HDEL', key, other) end
+for other, record in pairs(records) do
+    local is_changed = record.granted ~= record.had or record.limit ~= record.told
+    if is_changed or other == name or record.since ~= record.began then
+        redis.call('HSET', key, other, string.format('%d %d %d %s %d %d %s', record.granted, record.wished, record.till, record.number,
+            record.limit, record.since, record.pool))
+    end
+    if is_changed and other ~= name then
+        redis.call('PUBLISH', channel .. ':' .. other,
+            string.format('%s %s %d %d', epoch, record.number, record.granted, record.limit))
+    end
+end
+if intent == 'leave' then own = {granted = 0, limit = 0} end
+return {1, serial, epoch, clock, own.granted, own.limit, again, learning, replicas}

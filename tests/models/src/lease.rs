@@ -1,0 +1,11 @@
+//! The node's side of the leases, as `src/lease.rs` has it; a model of the store, proved equal to the script in a real
+//! redis-server; and whole fleets of both.
+#![expect(dead_code, reason = "what only the sidecar uses is not used here")]
+
+#[path = "../../../src/lease/message.rs"]
+mod message;
+#[path = "../../../src/lease/node.rs"]
+mod node;
+mod script_tests;
+mod simulation;
+mod store;

@@ -1,0 +1,230 @@
+//! The script in a real redis-server, and its model, with the same histories.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::message::{Intent, LeaseAnswer, LeasePush, LeaseRequest, Process};
+use super::store::{Loan, Server, Store};
+use crate::random::Random;
+
+const SCRIPT: &str = include_str!("../../../../src/lease/script.lua");
+
+/// A server on a free port, with nothing in it. `redis-server` and `redis-check-rdb` are one program, which looks at its name:
+/// Debian's package of the tools has it, and that of the server would start a service.
+struct Redis {
+    server: Child,
+    client: redis::Client,
+    connection: redis::Connection,
+}
+
+impl Redis {
+    fn start() -> Redis {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut server = Command::new("redis-check-rdb")
+            .arg0("redis-server")
+            .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the program redis-check-rdb is missing: tests/run fetches it");
+        let client = redis::Client::open(format!("redis://127.0.0.1:{port}/0")).unwrap();
+        for _ in 0..1000 {
+            if let Ok(connection) = client.get_connection() {
+                return Redis { server, client, connection };
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = server.kill();
+        panic!("redis-server does not come up: {:?}", server.wait());
+    }
+
+    fn init(&mut self, server: Server<'_>) -> bool {
+        let script = redis::Script::new(SCRIPT);
+        let mut call = script.key("h");
+        call.arg(server.run).arg(server.stamp).arg("c").arg("node");
+        (5..13).for_each(|_| _ = call.arg(""));
+        let answer: Vec<u64> = call.arg("init").invoke(&mut self.connection).unwrap();
+        answer == [1]
+    }
+
+    fn ask(&mut self, server: Server<'_>, request: &LeaseRequest) -> Option<LeaseAnswer> {
+        let script = redis::Script::new(SCRIPT);
+        let mut call = script.key("h");
+        let intent = match request.intent {
+            Intent::Renew => "renew",
+            Intent::TakeOver => "take_over",
+            Intent::Leave => "leave",
+        };
+        call.arg(server.run).arg(server.stamp).arg("c");
+        call.arg(&request.process.node).arg(&request.process.instance).arg(request.number).arg(&request.epoch);
+        call.arg(request.clock).arg(request.held).arg(request.wished).arg(request.pool).arg(request.hold).arg(intent);
+        let answer: Vec<redis::Value> = call.invoke(&mut self.connection).unwrap();
+        if answer.len() == 1 {
+            return None;
+        }
+        let number = |at: usize| redis::from_redis_value::<u64>(answer[at].clone()).unwrap();
+        Some(LeaseAnswer {
+            number: number(1),
+            epoch: redis::from_redis_value(answer[2].clone()).unwrap(),
+            clock: number(3),
+            granted: number(4),
+            limit: number(5),
+            again: number(6),
+            learning: number(7),
+        })
+    }
+
+    fn processor_time(&mut self) -> f64 {
+        let info: String = redis::cmd("INFO").arg("cpu").query(&mut self.connection).unwrap();
+        let times = info.lines().filter_map(|line| {
+            line.strip_prefix("used_cpu_user:").or(line.strip_prefix("used_cpu_sys:"))?.trim().parse::<f64>().ok()
+        });
+        times.sum()
+    }
+
+    fn held(&mut self) -> Store {
+        let map: BTreeMap<String, String> = redis::cmd("HGETALL").arg("h").query(&mut self.connection).unwrap();
+        let mut store = Store::default();
+        for (name, value) in map {
+            match name.as_str() {
+                "run" => store.run = value,
+                "epoch" => store.epoch = value,
+                "clock" => store.clock = value.parse().unwrap(),
+                "born" => store.born = value.parse().unwrap(),
+                "longest" => store.longest = value.parse().unwrap(),
+                _ => {
+                    let fields: Vec<u64> = value.split(' ').map(|field| field.parse().unwrap()).collect();
+                    let [granted, wished, until, number, limit, since, pool] = fields[..] else { panic!("{value}") };
+                    store.records.insert(name, Loan { granted, wished, until, number, limit, since, pool });
+                }
+            }
+        }
+        store
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        // Either fails only when it has ended already.
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// One history: few nodes, small pools, requests in any order, some old, some lost claims, other runs and empty stores.
+#[test]
+fn the_model_does_what_the_script_does() {
+    let mut redis = Redis::start();
+    let mut subscriber = redis.client.get_connection().unwrap();
+    let mut pubsub = subscriber.as_pubsub();
+    pubsub.psubscribe("c:*").unwrap();
+    pubsub.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let (mut told, mut granted) = (0, 0);
+    for seed in 0..1000 {
+        let mut random = Random::new(seed);
+        let _: () = redis::cmd("DEL").arg("h").query(&mut redis.connection).unwrap();
+        let mut store = Store::default();
+        let nodes = 1 + random.below(9);
+        let pool = random.below(2 * nodes + 3);
+        let mut numbers: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+        let (mut run, mut epoch) = (0, String::new());
+        for step in 0..60 {
+            if random.below(30) == 0 {
+                run += 1;
+            }
+            if random.below(60) == 0 {
+                let _: () = redis::cmd("DEL").arg("h").query(&mut redis.connection).unwrap();
+                store = Store::default();
+            }
+            let (run, stamp) = (format!("run{run}"), format!("{step}"));
+            let server = Server { run: &run, stamp: &stamp };
+            if random.below(60) == 0 {
+                assert_eq!(redis.init(server), store.init(server), "seed {seed} step {step}");
+            }
+            let (node, instance) = (random.below(nodes), random.below(8) / 7);
+            let number = numbers.entry((node, instance)).or_default();
+            *number += random.below(4).min(1);
+            let request = LeaseRequest {
+                process: Process { node: format!("n{node}"), instance: instance.to_string() },
+                number: *number,
+                epoch: if random.below(10) == 0 { "old".to_owned() } else { epoch.clone() },
+                clock: (store.clock + random.below(9_000)).saturating_sub(4_000),
+                held: random.below(pool + 3),
+                wished: random.below(4).min(1) * random.below(2 * pool.max(4)),
+                pool: pool - u64::from(pool > 0 && random.below(20) == 0),
+                hold: [20_000, 20_000, 20_000, 30_000][usize::try_from(random.below(4)).unwrap()],
+                intent: match random.below(30) {
+                    0 => Intent::TakeOver,
+                    1 => Intent::Leave,
+                    _ => Intent::Renew,
+                },
+            };
+            let (expected, mut pushes) = store.ask(server, &request);
+            let answer = redis.ask(server, &request);
+            assert_eq!(answer, expected, "seed {seed} step {step}: {request:?}");
+            assert_eq!(redis.held(), store, "seed {seed} step {step}: {request:?}");
+            let mut heard: Vec<LeasePush> = (0..pushes.len()).map(|_| push(&pubsub.get_message().unwrap())).collect();
+            heard.sort_by_key(|push| push.process.clone());
+            pushes.sort_by_key(|push| push.process.clone());
+            assert_eq!(heard, pushes, "seed {seed} step {step}: {request:?}");
+            if let Some(answer) = answer {
+                epoch = answer.epoch;
+                granted += answer.granted;
+            }
+            told += pushes.len();
+        }
+    }
+    assert!(told > 1000 && granted > 10_000, "{told} {granted}");
+}
+
+fn push(message: &redis::Msg) -> LeasePush {
+    let channel = message.get_channel_name().trim_start_matches("c:").to_owned();
+    let (node, instance) = channel.split_once('/').unwrap();
+    let text: String = message.get_payload().unwrap();
+    let words: Vec<&str> = text.split(' ').collect();
+    LeasePush {
+        process: Process { node: node.to_owned(), instance: instance.to_owned() },
+        epoch: words[0].to_owned(),
+        number: words[1].parse().unwrap(),
+        granted: words[2].parse().unwrap(),
+        limit: words[3].parse().unwrap(),
+    }
+}
+
+/// The processor time of the server itself, so that a busy machine does not matter.
+#[test]
+fn five_hundred_nodes_take_less_than_a_tenth_of_a_core() {
+    let mut redis = Redis::start();
+    let server = Server { run: "", stamp: "" };
+    let mut epoch = String::new();
+    let ask = |redis: &mut Redis, epoch: &str, number: u64, node: u64| {
+        let request = LeaseRequest {
+            process: Process { node: format!("node-{node}.example.com"), instance: "0123456789abcdef".to_owned() },
+            number,
+            epoch: epoch.to_owned(),
+            clock: 5_000 * number,
+            held: u64::from(node < 200),
+            wished: (number + node) % 4,
+            pool: 200,
+            hold: 220_000,
+            intent: Intent::Renew,
+        };
+        redis.ask(server, &request).unwrap().epoch
+    };
+    for node in 0..500 {
+        epoch = ask(&mut redis, &epoch, 1, node);
+    }
+    // Each round is what happens in 5 s. The least counts: a machine that is busy takes longer for the same.
+    let mut round = |number| {
+        let before = redis.processor_time();
+        for node in 0..500 {
+            ask(&mut redis, &epoch, number, node);
+        }
+        (redis.processor_time() - before) / 5.0
+    };
+    let part = (2..8).map(&mut round).fold(f64::MAX, f64::min);
+    println!("500 nodes that renew every 5 s take {:.1} % of a core", 100.0 * part);
+    assert!(part < 0.1, "{part}");
+}

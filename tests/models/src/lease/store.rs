@@ -1,0 +1,284 @@
+//! A model of `script.lua`, line for line: what the store does with one request. Tests run both with the same histories.
+
+use std::collections::BTreeMap;
+
+use super::message::{Intent, LeaseAnswer, LeasePush, LeaseRequest, Process};
+
+/// The longest turn of a node when more nodes wish than slots exist, and the time in which each should have had one.
+const LONGEST_TURN: u64 = 10_000;
+const SHORTEST_TURN: u64 = 1_000;
+const ROUND: u64 = 20_000;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Store {
+    /// The run of the server in which this was written; empty for an empty store.
+    pub run: String,
+    pub epoch: String,
+    pub clock: u64,
+    /// The clock when this epoch began.
+    pub born: i64,
+    /// The longest time for which anything was lent.
+    pub longest: u64,
+    pub records: BTreeMap<String, Loan>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loan {
+    pub granted: u64,
+    pub wished: u64,
+    pub until: u64,
+    pub number: u64,
+    pub limit: u64,
+    /// When its turn began, or since when it waits for one.
+    pub since: u64,
+    pub pool: u64,
+}
+
+/// The server, as it knows itself: its run, and a stamp that no other moment has.
+#[derive(Clone, Copy, Debug)]
+pub struct Server<'a> {
+    pub run: &'a str,
+    pub stamp: &'a str,
+}
+
+/// The part of each process that wishes.
+struct Targets {
+    of: BTreeMap<String, u64>,
+    /// With turns: how long one is, and who is next.
+    turn: Option<(u64, Vec<String>)>,
+}
+
+impl Store {
+    /// The operator says that nothing is open: an empty store begins without a learning time.
+    pub fn init(&mut self, server: Server<'_>) -> bool {
+        if !self.records.is_empty() {
+            return false;
+        }
+        let epoch = format!("{}:{}", server.run, server.stamp);
+        (self.run, self.epoch, self.born) = (server.run.to_owned(), epoch, -1_000_000_000);
+        true
+    }
+
+    pub fn ask(&mut self, server: Server<'_>, request: &LeaseRequest) -> (Option<LeaseAnswer>, Vec<LeasePush>) {
+        let name = request.process.to_string();
+        self.begin(server, request.hold);
+        let known = request.epoch == self.epoch;
+        if self.records.get(&name).is_some_and(|record| request.number <= record.number) {
+            return (None, Vec::new());
+        }
+        if known && request.clock > self.clock {
+            self.clock = request.clock;
+        }
+        let clock = self.clock;
+        self.records.retain(|_, record| record.until > clock);
+        if request.intent == Intent::TakeOver {
+            let others = format!("{}/", request.process.node);
+            self.records.retain(|other, _| *other == name || !other.starts_with(&others));
+        }
+        let before: BTreeMap<String, Loan> = self.records.clone();
+        let learning = u64::try_from(self.born + self.longest.cast_signed() - clock.cast_signed()).unwrap_or(0);
+        if request.intent == Intent::Leave {
+            self.records.remove(&name);
+        } else {
+            let record = self.renewed(&name, request, learning > 0 && !known);
+            self.records.insert(name.clone(), record);
+        }
+        let again = self.lend(&name, learning > 0);
+        let pushes = self.pushes(&name, &before);
+        let own = self.records.get(&name).cloned().unwrap_or_default();
+        let answer = LeaseAnswer {
+            number: request.number,
+            epoch: self.epoch.clone(),
+            clock,
+            granted: own.granted,
+            limit: own.limit,
+            again,
+            learning,
+        };
+        (Some(answer), pushes)
+    }
+
+    /// An empty store, or another run of the server, begins an epoch.
+    fn begin(&mut self, server: Server<'_>, hold: u64) {
+        if self.run != server.run {
+            self.run = server.run.to_owned();
+            self.epoch = format!("{}:{}", server.run, server.stamp);
+            self.born = self.clock.cast_signed();
+        }
+        self.longest = self.longest.max(hold);
+    }
+
+    /// The slots of the process from now on, before anything is lent: no more than it promised, and than it had.
+    fn renewed(&self, name: &str, request: &LeaseRequest, registers: bool) -> Loan {
+        let old = self.records.get(name);
+        let had = if registers { request.held } else { old.map_or(0, |old| old.granted.min(request.held)) };
+        let goes_on = old.is_some_and(|old| if had > 0 { old.granted > 0 } else { old.granted == 0 && old.wished > 0 });
+        Loan {
+            granted: had,
+            wished: request.wished.min(request.pool),
+            until: self.clock + request.hold,
+            number: request.number,
+            limit: had,
+            since: old.filter(|_| goes_on).map_or(self.clock, |old| old.since),
+            pool: request.pool,
+        }
+    }
+
+    /// Lends what is free to those that have less than their part, and tells those that have more. Returns when the process that
+    /// asks should ask again, because a turn ends.
+    fn lend(&mut self, name: &str, learning: bool) -> u64 {
+        let Some(pool) = self.records.values().map(|record| record.pool).min() else { return 0 };
+        let targets = self.targets(pool);
+        let sum: u64 = self.records.values().map(|record| record.granted).sum();
+        let mut free = pool.saturating_sub(sum);
+        for record in self.records.values_mut() {
+            record.limit = record.granted;
+        }
+        if learning {
+            return 0;
+        }
+        let mut need = sum.saturating_sub(pool);
+        for (name, target) in self.lacking(&targets) {
+            let record = self.records.get_mut(&name).expect("a target has a record");
+            let more = free.min(target - record.granted);
+            if more > 0 && record.granted == 0 {
+                record.since = self.clock;
+            }
+            record.granted += more;
+            record.limit = record.granted;
+            free -= more;
+            need += target - record.granted;
+        }
+        if need > 0 {
+            self.shrink(&targets, need);
+        } else if free > 0 && targets.turn.is_none() {
+            let wanted: u64 = targets.of.values().sum();
+            let spare = (pool - wanted.min(pool)) / self.records.len() as u64;
+            if let Some(own) = self.records.get_mut(name) {
+                own.granted += free.min((own.wished + spare).saturating_sub(own.granted));
+                own.limit = own.granted;
+            }
+        }
+        self.again(name, &targets)
+    }
+
+    /// Max-min fair parts of the pool; when more processes wish than slots exist, the first in turn have one.
+    fn targets(&self, pool: u64) -> Targets {
+        let mut of: BTreeMap<String, u64> = self.records.keys().map(|name| (name.clone(), 0)).collect();
+        let wishing: Vec<(&String, &Loan)> = self.records.iter().filter(|(_, record)| record.wished > 0).collect();
+        let count = wishing.len() as u64;
+        if count > pool {
+            let turn = (ROUND * pool / count).clamp(SHORTEST_TURN, LONGEST_TURN);
+            let mut order: Vec<_> = wishing
+                .iter()
+                .map(|(name, record)| {
+                    let is_over = self.clock - record.since >= turn;
+                    match (record.granted > 0, is_over) {
+                        (true, false) => (0, record.since.cast_signed(), *name),
+                        (false, _) => (1, record.since.cast_signed(), *name),
+                        (true, true) => (2, -record.since.cast_signed(), *name),
+                    }
+                })
+                .collect();
+            order.sort();
+            let names: Vec<String> = order.into_iter().map(|(_, _, name)| name.clone()).collect();
+            let first = usize::try_from(pool).unwrap_or(usize::MAX).min(names.len());
+            of.extend(names[..first].iter().map(|name| (name.clone(), 1)));
+            let next = names.into_iter().filter(|name| self.records[name].granted == 0);
+            return Targets { of, turn: Some((turn, next.take(first).collect())) };
+        }
+        let mut sorted: Vec<u64> = wishing.iter().map(|(_, record)| record.wished).collect();
+        sorted.sort_unstable();
+        let (level, mut rest) = water_level(&sorted, pool);
+        let mut above: Vec<_> = Vec::new();
+        for (name, record) in wishing {
+            of.insert(name.clone(), record.wished.min(level));
+            if record.wished > level {
+                above.push((u64::MAX - record.granted, name));
+            }
+        }
+        above.sort();
+        for (_, name) in above {
+            if rest > 0 {
+                *of.get_mut(name).expect("it is one of those") += 1;
+                rest -= 1;
+            }
+        }
+        Targets { of, turn: None }
+    }
+
+    /// Those that have less than their part: first those that have least, and have waited longest.
+    fn lacking(&self, targets: &Targets) -> Vec<(String, u64)> {
+        let mut lacking: Vec<_> = (self.records.iter())
+            .filter(|(name, record)| record.granted < targets.of[*name])
+            .map(|(name, record)| (record.granted, record.since, name.clone()))
+            .collect();
+        lacking.sort();
+        lacking.into_iter().map(|(_, _, name)| (name.clone(), targets.of[&name])).collect()
+    }
+
+    /// Tells those that have more than they can use, and then all that have more than their part, to get down.
+    fn shrink(&mut self, targets: &Targets, need: u64) {
+        let mut need = need;
+        let mut idle: Vec<(u64, String)> = Vec::new();
+        for (name, record) in &self.records {
+            let used = record.wished.max(targets.of[name]);
+            if record.granted > used {
+                idle.push((u64::MAX - (record.granted - used), name.clone()));
+            }
+        }
+        idle.sort();
+        for (rest, name) in idle {
+            let less = need.min(u64::MAX - rest);
+            self.records.get_mut(&name).expect("it is one of those").limit -= less;
+            need -= less;
+        }
+        if need > 0 {
+            for (name, record) in &mut self.records {
+                record.limit = record.limit.min(targets.of[name]);
+            }
+        }
+    }
+
+    fn again(&self, name: &str, targets: &Targets) -> u64 {
+        let Some((turn, next)) = &targets.turn else { return 0 };
+        if !next.iter().any(|next| next == name) || self.records[name].granted > 0 {
+            return 0;
+        }
+        let ends = self.records.values().filter(|record| record.granted > 0).map(|record| record.since + turn);
+        ends.min().map_or(0, |end| end.saturating_sub(self.clock).max(50))
+    }
+
+    fn pushes(&self, name: &str, before: &BTreeMap<String, Loan>) -> Vec<LeasePush> {
+        let changed = self.records.iter().filter(|(other, record)| {
+            let same = before.get(*other).is_some_and(|b| (b.granted, b.limit) == (record.granted, record.limit));
+            *other != name && !same
+        });
+        changed
+            .map(|(other, record)| {
+                let (node, instance) = other.split_once('/').expect("a name has both");
+                LeasePush {
+                    process: Process { node: node.to_owned(), instance: instance.to_owned() },
+                    epoch: self.epoch.clone(),
+                    number: record.number,
+                    granted: record.granted,
+                    limit: record.limit,
+                }
+            })
+            .collect()
+    }
+}
+
+/// The level up to which all wishes can be met, and the slots that are left for those with more.
+fn water_level(sorted: &[u64], pool: u64) -> (u64, u64) {
+    let mut left = pool;
+    for (at, wish) in sorted.iter().enumerate() {
+        let others = (sorted.len() - at) as u64;
+        let level = left / others;
+        if *wish > level {
+            return (level, left - level * others);
+        }
+        left -= wish;
+    }
+    (u64::MAX, 0)
+}
