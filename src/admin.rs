@@ -35,6 +35,7 @@ use self::config_state::{ConfigPicture, ConfigState};
 use self::history::{History, Reading};
 use self::picture::{RegistryPicture, explanation};
 use self::scrape::{ProcessPicture, scrape};
+use crate::bypass::Radar;
 use crate::control::{self, Control, Denied, Done, Sender};
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
@@ -54,6 +55,7 @@ pub struct Admin {
     config: Arc<ConfigState>,
     control: Control,
     metrics: Arc<Metrics>,
+    radar: Arc<Radar>,
     draining: CancellationToken,
     /// Cancelled when another process answers here.
     handed_over: CancellationToken,
@@ -72,9 +74,9 @@ impl Admin {
         metrics: Arc<Metrics>,
         draining: CancellationToken,
     ) -> Arc<Admin> {
-        let handed_over = CancellationToken::new();
+        let (radar, handed_over) = (Radar::start(proxy.clone(), draining.clone()), CancellationToken::new());
         let (started, history) = (SystemTime::now(), Mutex::default());
-        Arc::new(Admin { proxy, config, control, metrics, draining, handed_over, started, history })
+        Arc::new(Admin { proxy, config, control, metrics, radar, draining, handed_over, started, history })
     }
 
     /// Keeps the last ten minutes for the page, a sample a second, until the process ends. A second that was missed is
@@ -221,6 +223,7 @@ impl Admin {
             draining: self.draining.is_cancelled(),
             config: self.config.picture(),
             clients: self.proxy.clients(),
+            bypass_radar: self.radar.state(),
             registries: registries.collect(),
             other_hosts: self.picture(routes.other_hosts()),
         };
@@ -248,7 +251,8 @@ impl Admin {
         let settings = self.proxy.settings();
         let nodes = settings.mirrors.get(&upstream.name).map(|mirror| mirror.cluster().nodes());
         let parked = settings.routes.claim(&upstream.name).map_or(0, |claim| claim.policy.parked());
-        RegistryPicture::of(upstream, nodes.unwrap_or_default(), parked)
+        let bypass = settings.routes.claim(&upstream.name).and_then(|_| self.radar.of(&upstream.name));
+        RegistryPicture::of(upstream, nodes.unwrap_or_default(), parked, bypass)
     }
 }
 
@@ -264,6 +268,7 @@ struct Status {
     draining: bool,
     config: ConfigPicture,
     clients: usize,
+    bypass_radar: String,
     registries: BTreeMap<String, RegistryPicture>,
     other_hosts: RegistryPicture,
 }

@@ -27,6 +27,7 @@ use crate::config::{Config, ListenConfig, LoadError, LogFormat, Service};
 use crate::control::ask;
 use crate::control::socket::usual_path;
 use crate::control::token;
+use crate::doctor;
 use crate::kernel;
 use crate::plan::{self, arguments::PlanArguments};
 use crate::setup;
@@ -69,6 +70,8 @@ enum Command {
     Calibrate(CalibrateArguments),
     /// Let a running sidecar read its config again, and wait for the result.
     Reload(Reload),
+    /// Try everything from the config to the first byte; each problem comes with its cure. Nothing is changed.
+    Doctor(doctor::checkup::Checkup),
     /// Lead a puller of this node here: print, write or undo the changes of its files.
     Setup(setup::Arguments),
     /// Say what would happen if so many nodes pulled so much at once.
@@ -154,6 +157,10 @@ fn execute(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Some(Command::Resume(control)) => return tell(control, "resume", named),
         Some(Command::Reload(to)) => return reload_now(to, named),
         Some(Command::Status(asked)) => return status(asked, named),
+        Some(Command::Doctor(checkup)) => {
+            let (report, status) = doctor::run(checkup, config_file(named)).map_err(failed)?;
+            return print(report.as_bytes()).map(|_| ExitCode::from(status));
+        }
         Some(Command::Setup(asked)) => {
             let config = || Config::load(config_file(named));
             return setup::run(asked, config).map_err(failed).and_then(|shown| print(shown.as_bytes()));

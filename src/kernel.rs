@@ -25,7 +25,8 @@ const REQUEST_ONE: u16 = 1;
 /// `NLM_F_REQUEST` and `NLM_F_DUMP`: all of them.
 const REQUEST_ALL: u16 = 1 | 0x300;
 /// Every state but `TIME_WAIT`, `CLOSE`, `LISTEN` and the half-open ones of listeners.
-const STANDING: u32 = !(1 << 6 | 1 << 7 | 1 << 10 | 1 << 12);
+pub const STANDING: u32 = !(1 << 6 | 1 << 7 | LISTENING | 1 << 12);
+pub const LISTENING: u32 = 1 << 10;
 /// Where a message has the other end's port and address, and the inode: 0 for a socket that no process has.
 const REMOTE_PORT: usize = HEADER + 6;
 const REMOTE_ADDRESS: usize = HEADER + 24;
@@ -130,11 +131,22 @@ fn received_memory(mut attributes: &[u8]) -> Option<u32> {
 /// An address, and the only port that is meant; `None`: every port.
 pub type Remote = (IpAddr, Option<u16>);
 
+/// A socket in the kernel's list; its inode is 0 if no process has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListedSocket {
+    pub remote: SocketAddr,
+    pub uid: u32,
+    pub inode: u32,
+}
+
 /// Sockets toward these addresses that stand, though no process has them: the kernel is still ending the connections
 /// of a process that is gone.
 pub fn orphans(remotes: &[Remote]) -> usize {
     let families: BTreeSet<bool> = remotes.iter().map(|(ip, _)| ip.is_ipv4()).collect();
-    families.into_iter().map(|ipv4| orphans_of_family(ipv4, remotes).unwrap_or_default()).sum()
+    let standing = families.into_iter().filter_map(|ipv4| sockets_of_family(ipv4, STANDING)).flatten();
+    let has = |there: SocketAddr, port| remotes.contains(&(there.ip(), port));
+    let is_there = |there: SocketAddr| has(there, None) || has(there, Some(there.port()));
+    standing.filter(|socket| socket.inode == 0 && is_there(socket.remote)).count()
 }
 
 /// The descriptors that this process may have open, once it has raised its limit.
@@ -154,10 +166,11 @@ pub fn is_out_of_descriptors(error: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-fn orphans_of_family(ipv4: bool, remotes: &[Remote]) -> Option<usize> {
+/// The sockets of IPv4, or of IPv6, in these states; `None` where the kernel does not answer.
+pub fn sockets_of_family(ipv4: bool, states: u32) -> Option<Vec<ListedSocket>> {
     let kernel = open().ok()?;
-    send(&kernel, &question_about(REQUEST_ALL, ipv4, STANDING), SendFlags::empty()).ok()?;
-    let mut found = 0;
+    send(&kernel, &question_about(REQUEST_ALL, ipv4, states), SendFlags::empty()).ok()?;
+    let mut found = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let (length, _) = recv(&kernel, &mut buffer[..], RecvFlags::empty()).ok()?;
@@ -169,10 +182,8 @@ fn orphans_of_family(ipv4: bool, remotes: &[Remote]) -> Option<usize> {
                 // NLMSG_DONE, or an error: there is no more.
                 return Some(found);
             }
-            let is_orphan = word_of(message, INODE) == Some(0);
-            let there = remote_of(message, ipv4)?;
-            let is_meant = |(ip, port): &Remote| *ip == there.ip() && port.is_none_or(|port| port == there.port());
-            found += usize::from(is_orphan && remotes.iter().any(is_meant));
+            let (uid, inode) = (word_of(message, UID)?, word_of(message, INODE)?);
+            found.push(ListedSocket { remote: remote_of(message, ipv4)?, uid, inode });
             rest = behind.get(size.next_multiple_of(4) - size..).unwrap_or_default();
         }
     }

@@ -17,11 +17,11 @@
 //! # Layers
 //! Modules use only modules on lower levels; `tests/layering.rs` checks it.
 //! ```text
-//! 8 process     cli   app
+//! 8 process     cli   app   calibrate   doctor
 //! 7 listeners   listener
 //! 6 requests    http
 //! 5 tunnels     tunnel
-//! 4 surfaces    proxy   admin   plan
+//! 4 surfaces    proxy   admin   plan   bypass
 //! 3 upstream    upstream   setup
 //! 2 decision    admission   distress   repair   reclaim   lease
 //! 1 vocabulary  config   target   address   metrics   kernel   tcp   backoff
@@ -85,11 +85,13 @@ mod admin;
 pub mod admission;
 pub mod app;
 mod backoff;
+mod bypass;
 mod calibrate;
 pub mod cli;
 pub mod config;
 mod control;
 mod distress;
+mod doctor;
 mod http;
 mod kernel;
 pub mod lease;

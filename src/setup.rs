@@ -31,7 +31,7 @@ use crate::config::{Config, LoadError};
 pub struct Arguments {
     /// The puller that is led here.
     #[arg(value_enum)]
-    pub puller: Puller,
+    pub puller: LedPuller,
 
     /// Write the files, all of them or none; without it they are only shown.
     #[arg(long, conflicts_with = "undo")]
@@ -81,7 +81,7 @@ In the init container of a DaemonSet, with the node's /etc and /var/lib/roadstea
 
 /// A program that pulls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Puller {
+pub enum LedPuller {
     /// containerd, by its hosts.toml.
     Containerd,
     /// docker, by a drop-in of its service.
@@ -92,13 +92,13 @@ pub enum Puller {
     Dfdaemon,
 }
 
-impl Puller {
+impl LedPuller {
     fn name(self) -> &'static str {
         match self {
-            Puller::Containerd => "containerd",
-            Puller::Docker => "docker",
-            Puller::Podman => "podman",
-            Puller::Dfdaemon => "dfdaemon",
+            LedPuller::Containerd => "containerd",
+            LedPuller::Docker => "docker",
+            LedPuller::Podman => "podman",
+            LedPuller::Dfdaemon => "dfdaemon",
         }
     }
 }
@@ -114,10 +114,12 @@ pub fn run(arguments: &Arguments, config: impl FnOnce() -> Result<Config, LoadEr
         let aim = Aim::of(&config()?, arguments.allow_bypass);
         let files = Files::new(&arguments.root, &originals);
         match arguments.puller {
-            Puller::Containerd => containerd::plan(&aim, &files, &arguments.containerd_config)?,
-            Puller::Docker => docker::plan(&aim, &files)?,
-            Puller::Podman => podman::plan(&aim, &files)?,
-            Puller::Dfdaemon => dfdaemon::plan(&aim, &files, &arguments.dfdaemon_config, &arguments.containerd_config)?,
+            LedPuller::Containerd => containerd::plan(&aim, &files, &arguments.containerd_config)?,
+            LedPuller::Docker => docker::plan(&aim, &files)?,
+            LedPuller::Podman => podman::plan(&aim, &files)?,
+            LedPuller::Dfdaemon => {
+                dfdaemon::plan(&aim, &files, &arguments.dfdaemon_config, &arguments.containerd_config)?
+            }
         }
     };
     let changes = originals.changes(&arguments.root, &plan)?;

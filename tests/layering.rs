@@ -11,15 +11,15 @@ const LAYERS: [&[&str]; 8] = [
     &["config", "target", "address", "metrics", "kernel", "tcp", "backoff"],
     &["adapt", "admission", "distress", "repair", "reclaim", "lease"],
     &["upstream", "setup"],
-    &["proxy", "admin", "control", "plan"],
+    &["proxy", "admin", "control", "plan", "bypass"],
     &["tunnel"],
     &["http"],
     &["listener"],
-    &["cli", "app", "calibrate"],
+    &["cli", "app", "calibrate", "doctor"],
 ];
 
 /// Uses on one level that are part of the plan: who uses whom.
-const NEIGHBOURS: [(&str, &str); 12] = [
+const NEIGHBOURS: [(&str, &str); 16] = [
     ("adapt", "admission"),
     ("adapt", "distress"),
     ("config", "target"),
@@ -27,11 +27,15 @@ const NEIGHBOURS: [(&str, &str); 12] = [
     ("repair", "admission"),
     ("repair", "distress"),
     ("admin", "proxy"),
+    ("admin", "bypass"),
+    ("bypass", "proxy"),
     ("admin", "control"),
     ("control", "proxy"),
     ("cli", "app"),
     ("cli", "calibrate"),
     ("calibrate", "app"),
+    ("cli", "doctor"),
+    ("doctor", "app"),
 ];
 
 #[test]

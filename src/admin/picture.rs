@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::adapt::AdaptShown;
 use crate::admission::{LimitedBy, Principal, Used};
+use crate::bypass::BypassSight;
 use crate::distress::Cause;
 use crate::upstream::Upstream;
 use crate::upstream::cluster::NodePicture;
@@ -46,14 +47,17 @@ pub(super) struct RegistryPicture {
     pub limited_by: Option<LimitedBy>,
     pub classes: BTreeMap<String, ClassPicture>,
     /// The clients with the most requests first.
-    pub clients: Vec<ClientPicture>,
+    pub clients: Vec<Value>,
     /// Clients beyond those.
     pub clients_left_out: usize,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub upstreams: Vec<NodePicture>,
     /// Whether the registry is overloaded; not known of other hosts.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub distress: Option<DistressShown>,
+    pub distress: Option<Value>,
+    /// Connections that go around; not there while the radar is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bypass: Option<BypassSight>,
     /// The reason for the slots in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     adapt: Option<AdaptShown>,
@@ -62,29 +66,12 @@ pub(super) struct RegistryPicture {
     pub used: Used,
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct DistressShown {
-    /// From 0 to 1.
-    pub level: f64,
-    /// Whether answers are doubted now.
-    on: bool,
-    /// The last signs, the newest first.
-    signs: Vec<SignShown>,
-}
-
-#[derive(Debug, Serialize)]
-struct SignShown {
-    sign: &'static str,
-    seconds_ago: f64,
-}
-
-impl DistressShown {
-    fn of(upstream: &Upstream) -> DistressShown {
-        let distress = upstream.repair.distress(upstream.gate.now());
-        let shown = |(cause, ago): &(Cause, Duration)| SignShown { sign: cause.as_str(), seconds_ago: seconds(*ago) };
-        let level = (distress.level * 100.0).round() / 100.0;
-        DistressShown { level, on: distress.is_on, signs: distress.signs.iter().map(shown).collect() }
-    }
+/// Signs of overload: the level from 0 to 1, whether answers are doubted now, and the last signs, the newest first.
+fn distress_of(upstream: &Upstream) -> Value {
+    let distress = upstream.repair.distress(upstream.gate.now());
+    let shown = |(cause, ago): &(Cause, Duration)| json!({ "sign": cause.as_str(), "seconds_ago": seconds(*ago) });
+    let signs: Vec<Value> = distress.signs.iter().map(shown).collect();
+    json!({ "level": (distress.level * 100.0).round() / 100.0, "on": distress.is_on, "signs": signs })
 }
 
 #[derive(Debug, Serialize)]
@@ -93,26 +80,16 @@ pub(super) struct ClassPicture {
     pub holding: usize,
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct ClientPicture {
-    client: String,
-    class: String,
-    waiting: usize,
-    holding: usize,
-}
-
 impl RegistryPicture {
-    /// The registry as it is now; `upstreams` are the nodes of its mirror.
-    pub(super) fn of(upstream: &Upstream, upstreams: Vec<NodePicture>, parked: usize) -> RegistryPicture {
+    /// The registry as it is now; `nodes` are those of its mirror.
+    pub(super) fn of(upstream: &Upstream, nodes: Vec<NodePicture>, parked: usize, bypass: Option<BypassSight>) -> Self {
         let now = upstream.gate.snapshot();
         let occupancy = upstream.gate.look(|core, _| core.occupancy(MAX_CLIENTS));
         let counts = now.waiting_by_class.iter().zip(&occupancy.holding_by_class);
         let counts = counts.map(|(waiting, holding)| ClassPicture { waiting: *waiting, holding: *holding });
-        let clients = occupancy.clients.iter().map(|count| ClientPicture {
-            client: count.principal.client.to_string(),
-            class: class_of(upstream, &count.principal).to_owned(),
-            waiting: count.waiting,
-            holding: count.holding,
+        let clients = occupancy.clients.iter().map(|count| {
+            let (client, class) = (count.principal.client.to_string(), class_of(upstream, &count.principal));
+            json!({ "client": client, "class": class, "waiting": count.waiting, "holding": count.holding })
         });
         let is_bounded = now.slots != usize::MAX;
         RegistryPicture {
@@ -132,8 +109,9 @@ impl RegistryPicture {
             classes: upstream.classes.iter().cloned().zip(counts).collect(),
             clients: clients.collect(),
             clients_left_out: occupancy.left_out,
-            upstreams,
-            distress: is_bounded.then(|| DistressShown::of(upstream)),
+            upstreams: nodes,
+            distress: is_bounded.then(|| distress_of(upstream)),
+            bypass,
             adapt: is_bounded.then(|| upstream.adapt.shown(upstream.gate.now())),
             used: now.used,
         }

@@ -36,8 +36,7 @@ fn add_process(scrape: &Families, process: &ProcessPicture) {
     scrape.gauge(("roadstead_build_info", "Always 1; the version is in the label."), &version, 1.0);
     let started = "Start of the process, in seconds since the epoch.";
     scrape.gauge(("process_start_time_seconds", started), &[], since_epoch(process.started));
-    let clients = "Connections of clients.";
-    scrape.gauge(("roadstead_client_connections", clients), &[], number(process.clients));
+    scrape.gauge(("roadstead_client_connections", "Connections of clients."), &[], number(process.clients));
     let holds = "Whether the config was taken when it was read last: 0 after a reload that failed.";
     scrape.gauge(("roadstead_config_last_reload_successful", holds), &[], number(usize::from(process.config_holds)));
     let taken = "When the config in force was taken, in seconds since the epoch.";
@@ -55,12 +54,8 @@ fn add_registry(scrape: &Families, name: &str, picture: &RegistryPicture) {
         let held = "Slots that stay unused because another process still holds them.";
         scrape.gauge(("roadstead_reserved_slots", held), &[registry], number(reserved));
     }
-    let states = [
-        ("connecting", picture.connecting),
-        ("active", picture.active),
-        ("idle", picture.idle),
-        ("closing", picture.closing),
-    ];
+    let RegistryPicture { connecting, active, idle, closing, .. } = *picture;
+    let states = [("connecting", connecting), ("active", active), ("idle", idle), ("closing", closing)];
     for (state, sockets) in states {
         let open = "Open sockets, by what they do: connecting, active, idle, closing.";
         scrape.gauge(("roadstead_open_connections", open), &[registry, ("state", state)], number(sockets));
@@ -68,15 +63,16 @@ fn add_registry(scrape: &Families, name: &str, picture: &RegistryPicture) {
     let parked = "Tunnels that gave their slots up before their first byte; they hold no slot.";
     scrape.gauge(("roadstead_parked_tunnels", parked), &[registry], number(picture.parked));
     for (class, counts) in &picture.classes {
-        let metric = ("roadstead_waiting", "Requests in the queue.");
-        scrape.gauge(metric, &[registry, ("class", class)], number(counts.waiting));
+        let labels = [registry, ("class", class.as_str())];
+        scrape.gauge(("roadstead_waiting", "Requests in the queue."), &labels, number(counts.waiting));
     }
     let oldest = "Time since the arrival of the request that waits longest.";
     scrape.gauge(("roadstead_oldest_wait_seconds", oldest), &[registry], picture.oldest_wait_seconds);
-    if let Some(distress) = &picture.distress {
+    if let Some(level) = picture.distress.as_ref().and_then(|distress| distress["level"].as_f64()) {
         let metric = ("roadstead_distress", "Signs of overload of the last ten seconds, from 0 to 1.");
-        scrape.gauge(metric, &[registry], distress.level);
+        scrape.gauge(metric, &[registry], level);
     }
+    picture.bypass.iter().for_each(|bypass| bypass.scrape(scrape, name));
     let busy = "Time in which slots were dialling or carried bytes or a request, all slots together.";
     let metric = ("roadstead_slot_busy_seconds_total", busy);
     scrape.count(metric, &[registry], picture.used.busy.as_secs_f64());

@@ -19,7 +19,7 @@ pub fn warning(config: &Config) -> Option<String> {
     warning_at(config, kernel::max_descriptors())
 }
 
-fn warning_at(config: &Config, limit: usize) -> Option<String> {
+pub fn warning_at(config: &Config, limit: usize) -> Option<String> {
     let (clients, max_clients) = (for_clients(config, limit), config.listen.max_clients);
     (clients < max_clients / 10 * 9).then(|| {
         format!(

@@ -181,6 +181,7 @@ fn picture(text: &mut String, name: &str, registry: &Value) {
         _ => format!(", the oldest for {}", span(registry["oldest_wait_seconds"].as_f64().unwrap_or(0.0))),
     };
     let _ = writeln!(text, "  waiting  {waiting}{oldest}");
+    *text += &crate::bypass::words::text(&registry["bypass"], |line| painted(RED, &plain(line, WIDTH - 2)));
     let classes = registry["classes"].as_object().into_iter().flatten();
     let classes: Vec<Row> = classes.map(|(class, counts)| Row::new(&[class], counts)).collect();
     table(text, &["class"], &classes);

@@ -77,6 +77,6 @@ impl Aim {
 }
 
 /// The address at which this node reaches a listener.
-fn from_this_node(listen: SocketAddr) -> SocketAddr {
+pub fn from_this_node(listen: SocketAddr) -> SocketAddr {
     if listen.ip().is_unspecified() { SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), listen.port()) } else { listen }
 }

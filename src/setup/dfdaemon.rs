@@ -57,6 +57,14 @@ fn parse(text: &str) -> Result<Value, String> {
     Ok(if value.is_null() { Value::Object(Map::new()) } else { value })
 }
 
+/// The registry that dfdaemon asks by its config.
+/// Fails when it is no YAML.
+pub fn mirror_of(text: &str) -> Result<Option<String>, String> {
+    let value = parse(text)?;
+    let named = ["addr", "url"].iter().find_map(|key| value.pointer(&format!("/proxy/registryMirror/{key}")));
+    Ok(named.and_then(Value::as_str).map(|url| url.trim_end_matches('/').to_owned()))
+}
+
 /// The text with this mirror; `None` if its form does not allow it.
 fn with_mirror(text: &str, before: &Value, key: &str, url: &str) -> Option<String> {
     let mut wanted = before.clone();

@@ -67,7 +67,9 @@ fn write_beside(path: &Path, text: &str, mode: u32, owner: Option<(u32, u32)>) -
     let _ = fs::remove_file(&beside);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
     let written = file.write_all(text.as_bytes()).and_then(|()| {
-        if let Some((uid, gid)) = owner {
+        // In a container without CAP_CHOWN only another owner's file cannot be kept as it is.
+        let fresh = file.metadata()?;
+        if let Some((uid, gid)) = owner.filter(|owner| *owner != (fresh.uid(), fresh.gid())) {
             std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
         }
         file.set_permissions(fs::Permissions::from_mode(mode))?;

@@ -74,12 +74,36 @@ pub fn other_proxy(files: &Files<'_>, proxy: &str) -> Result<Option<String>, Set
     Ok(None)
 }
 
+/// Whether the files of the node lead docker to this proxy.
+/// Fails when a file cannot be read.
+pub fn is_led(files: &Files<'_>, proxy: &str) -> Result<bool, SetupError> {
+    let daemon = files.read(Path::new(DAEMON))?.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    let named = daemon.as_ref().and_then(|settings| settings.pointer("/proxies/https-proxy")?.as_str());
+    if named.is_some_and(|named| leads_to(named, proxy)) {
+        return Ok(true);
+    }
+    for path in files.list(Path::new(FOLDER), ".conf")? {
+        let text = files.read(&path)?.unwrap_or_default();
+        let leads =
+            variables(&text).any(|(name, value)| name.eq_ignore_ascii_case("HTTPS_PROXY") && leads_to(value, proxy));
+        if leads {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether docker has files on this node.
+pub fn is_there(files: &Files<'_>) -> bool {
+    files.is_folder(Path::new("/etc/docker")) || files.is_folder(Path::new(FOLDER))
+}
+
 fn is_proxy(name: &str) -> bool {
     name.eq_ignore_ascii_case("HTTPS_PROXY") || name.eq_ignore_ascii_case("HTTP_PROXY")
 }
 
 /// Whether a proxy's URL has this host and port.
-fn leads_to(url: &str, proxy: &str) -> bool {
+pub fn leads_to(url: &str, proxy: &str) -> bool {
     let authority = url.split_once("://").map_or(url, |(_, rest)| rest).trim_end_matches('/');
     authority.rsplit_once('@').map_or(authority, |(_, host)| host) == proxy
 }

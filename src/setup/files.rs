@@ -18,6 +18,11 @@ impl<'a> Files<'a> {
         Files { root, originals: Some(originals) }
     }
 
+    /// The files as they are.
+    pub fn as_they_are(root: &'a Path) -> Self {
+        Files { root, originals: None }
+    }
+
     /// The text of a file; `None` if it is not there.
     /// Fails when it cannot be read, or is not text.
     pub fn read(&self, path: &Path) -> Result<Option<String>, SetupError> {

@@ -88,6 +88,23 @@ pub fn bypass_in(
     Ok(last)
 }
 
+/// Whether a file of the node speaks of this name of a registry.
+/// Fails when a file cannot be read.
+pub fn names(files: &Files<'_>, host: &str) -> Result<bool, SetupError> {
+    let mut paths = vec![MAIN.into()];
+    paths.extend(files.list(Path::new(FOLDER), ".conf")?);
+    for path in paths {
+        let Some(text) = files.read(&path)? else { continue };
+        let Ok(document) = text.parse::<DocumentMut>() else { continue };
+        let tables = document.get("registry").and_then(Item::as_array_of_tables);
+        let is_it = |table: &Table| text_of(table, "prefix").or(text_of(table, "location")) == Some(host);
+        if tables.into_iter().flatten().any(is_it) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn text_of<'a>(table: &'a Table, key: &str) -> Option<&'a str> {
     table.get(key).and_then(Item::as_str)
 }

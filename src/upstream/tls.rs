@@ -99,7 +99,7 @@ impl Tls {
         }
     }
 
-    fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
+    pub fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
         self.built.get_or_init(|| build(&self.terms).map(Arc::new)).clone()
     }
 }
@@ -110,7 +110,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-fn server_name(host: &Host) -> Result<ServerName<'static>, TlsError> {
+pub fn server_name(host: &Host) -> Result<ServerName<'static>, TlsError> {
     match host {
         Host::Name(name) => ServerName::try_from(name.clone()).map_err(TlsError::unusable),
         Host::Ip(ip) => Ok(ServerName::from(*ip)),
@@ -118,7 +118,7 @@ fn server_name(host: &Host) -> Result<ServerName<'static>, TlsError> {
 }
 
 /// The same error, as the verifier put it.
-fn in_words(error: io::Error) -> io::Error {
+pub fn in_words(error: io::Error) -> io::Error {
     match library_error(&error).and_then(verify::rejected) {
         Some(rejected) => io::Error::new(io::ErrorKind::InvalidData, rejected.clone()),
         None => error,

@@ -1,0 +1,123 @@
+//! One reading of the kernel's list: which sockets toward a registry are ours, and which are not.
+//!
+//! A list takes a while to read. So it is read before and after our descriptors, and only what stands in both counts: a socket
+//! of ours that stood all the time is among our descriptors.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+use super::owners::{commands_of, inodes_of};
+use crate::kernel::{LISTENING, ListedSocket, STANDING, sockets_of_family};
+
+/// An address of a registry.
+pub type RegistryAddress = (IpAddr, u16);
+
+/// The result of one reading.
+#[derive(Debug, Default)]
+pub struct Sightings {
+    /// Where each socket of ours leads.
+    pub ours: Vec<RegistryAddress>,
+    /// Where each other one leads, with user and command.
+    pub others: Vec<(RegistryAddress, (u32, Option<String>))>,
+}
+
+/// Looks at the sockets toward these places.
+/// Fails with the reason why nothing can be seen.
+pub fn look(places: &BTreeSet<RegistryAddress>) -> Result<Sightings, &'static str> {
+    let list = || by_netlink().or_else(in_proc).ok_or("the kernel does not show the sockets");
+    let before: HashSet<u32> = list()?.into_iter().map(|socket| socket.inode).collect();
+    let own = inodes_of(Path::new("/proc/self"));
+    let after = list()?;
+    let is_foreign = |socket: &&ListedSocket| socket.inode != 0 && !own.contains(&socket.inode);
+    if !after.iter().any(|socket| is_foreign(&socket)) {
+        return Err("no other process uses this network (a pod without hostNetwork sees only itself)");
+    }
+    let stood = |socket: &&ListedSocket| {
+        socket.inode != 0
+            && before.contains(&socket.inode)
+            && places.contains(&(socket.remote.ip(), socket.remote.port()))
+    };
+    let (ours, others): (Vec<&ListedSocket>, Vec<&ListedSocket>) =
+        after.iter().filter(stood).partition(|socket| !is_foreign(socket));
+    let inodes: HashSet<u32> = others.iter().map(|socket| socket.inode).collect();
+    let commands = if inodes.is_empty() { HashMap::new() } else { commands_of(&inodes) };
+    let place = |socket: &ListedSocket| (socket.remote.ip(), socket.remote.port());
+    let mut sightings = Sightings { ours: ours.into_iter().map(place).collect(), others: Vec::new() };
+    for socket in others {
+        match commands.get(&socket.inode) {
+            // Another process of this program.
+            Some(None) => {}
+            Some(command) => sightings.others.push((place(socket), (socket.uid, command.clone()))),
+            None => sightings.others.push((place(socket), (socket.uid, None))),
+        }
+    }
+    Ok(sightings)
+}
+
+/// Every socket of this network that stands or listens; `None` where the kernel does not answer.
+fn by_netlink() -> Option<Vec<ListedSocket>> {
+    let mut sockets = sockets_of_family(true, STANDING | LISTENING)?;
+    // A kernel without IPv6 does not answer for it. A socket for IPv6 shows an IPv4 address as a mapped one.
+    let six = sockets_of_family(false, STANDING | LISTENING).unwrap_or_default();
+    let canonical = |socket: ListedSocket| (socket.remote.ip().to_canonical(), socket.remote.port()).into();
+    sockets.extend(six.into_iter().map(|socket| ListedSocket { remote: canonical(socket), ..socket }));
+    Some(sockets)
+}
+
+/// The same list from the kernel's tables.
+fn in_proc() -> Option<Vec<ListedSocket>> {
+    let text = fs::read_to_string("/proc/net/tcp").ok()?;
+    // A kernel without IPv6 has no such table.
+    let six = fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
+    Some(text.lines().chain(six.lines()).filter_map(socket_in).collect())
+}
+
+/// A line of a table; `None` for its title and for connections that are over.
+fn socket_in(line: &str) -> Option<ListedSocket> {
+    const TIME_WAIT: &str = "06";
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    if *fields.get(3)? == TIME_WAIT {
+        return None;
+    }
+    let (address, port) = fields.get(2)?.split_once(':')?;
+    let words: Option<Vec<u8>> = (0..address.len() / 8)
+        .map(|at| u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes))
+        .collect::<Option<Vec<_>>>()
+        .map(|words| words.concat());
+    let octets = words?;
+    let ip = match <[u8; 4]>::try_from(octets.as_slice()) {
+        Ok(octets) => IpAddr::V4(Ipv4Addr::from(octets)),
+        Err(_) => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(octets.as_slice()).ok()?)),
+    };
+    let remote = (ip.to_canonical(), u16::from_str_radix(port, 16).ok()?).into();
+    Some(ListedSocket { remote, uid: fields.get(7)?.parse().ok()?, inode: fields.get(9)?.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Both lists have the same socket, with user and inode; it is ours.
+    #[test]
+    fn the_tables_show_what_the_kernel_answers() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            let remote = listener.local_addr().unwrap();
+            let client = TcpStream::connect(remote).unwrap();
+            let find = |sockets: Vec<ListedSocket>| sockets.into_iter().find(|socket| socket.remote == remote).unwrap();
+            let asked = find(by_netlink().unwrap());
+            assert_eq!(asked, find(in_proc().unwrap()));
+            assert_eq!(asked.uid, rustix::process::geteuid().as_raw());
+            assert!(inodes_of(Path::new("/proc/self")).contains(&asked.inode));
+            let place = (remote.ip(), remote.port());
+            let seen = look(&BTreeSet::from([place]));
+            // On a machine with this process alone, it says that it sees nobody.
+            assert!(seen.is_err() || seen.unwrap().ours == [place]);
+            drop(client);
+        }
+    }
+}
