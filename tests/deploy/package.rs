@@ -8,7 +8,7 @@ use std::process::Command;
 use roadstead_test_support::real::find_program;
 use tempfile::TempDir;
 
-use crate::tool::{end_of, repository, run, text_of};
+use crate::tool::{both, end_of, not_run, repository, run, text_of};
 
 /// The files of the package, without the documentation that Debian asks of every one.
 const FILES: [&str; 10] = [
@@ -94,4 +94,56 @@ fn dpkg(root: &Path) -> Command {
 fn files_of(root: &Path) -> Vec<String> {
     let listed = run(Command::new("find").arg(root).args(["-type", "f", "-printf", "/%P\n"]));
     listed.lines().map(str::to_owned).collect()
+}
+
+/// The whole of `packaging/release`, in a clone: package, archive, image and checksums are real. The binary is this build's and the list
+/// of crates is empty, since a static binary and the program that lists crates take minutes to build.
+#[test]
+fn one_command_makes_all_that_is_released() {
+    let folder = TempDir::new().unwrap();
+    let (clone, programs) = (folder.path().join("clone"), folder.path().join("programs"));
+    run(Command::new("git").args(["clone", "--quiet"]).arg(repository("")).arg(&clone));
+    fs::create_dir(&programs).unwrap();
+    let small = folder.path().join("roadstead");
+    run(Command::new("strip").arg("-o").arg(&small).arg(env!("CARGO_BIN_EXE_roadstead")));
+    let build = "case $1 in\nbuild) mkdir -p \"$BUILT\" && cp \"$SMALL\" \"$BUILT/roadstead\" ;;\n\
+         cyclonedx) echo '{}' >roadstead-$VERSION.cdx.json ;;\n*) exec \"$CARGO\" \"$@\" ;;\nesac";
+    for (name, script) in [("cargo", build), ("cargo-cyclonedx", "")] {
+        let file = programs.join(name);
+        fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let mut release = Command::new(clone.join("packaging/release"));
+    release
+        .env("PATH", path)
+        .env("CARGO", env!("CARGO"))
+        .env("SMALL", &small)
+        .env("VERSION", env!("CARGO_PKG_VERSION"));
+    release.env("BUILT", format!("target/{}-unknown-linux-musl/release", std::env::consts::ARCH));
+    let output = end_of(&mut release);
+    let said = both(&output);
+    for missing in ["buildah is missing", "no static target"] {
+        if said.contains(missing) {
+            return not_run("packaging/release", said.trim());
+        }
+    }
+    assert!(output.status.success(), "{said}");
+    let packages = clone.join("target/packages");
+    let checked = run(Command::new("sha256sum").args(["--check", "SHA256SUMS"]).current_dir(&packages));
+    for end in [".deb: OK", ".tar.gz: OK", ".oci.tar: OK", ".cdx.json: OK"] {
+        assert_eq!(checked.lines().filter(|line| line.ends_with(end)).count(), 1, "{end}: {checked}");
+    }
+    assert_eq!(files_of(&packages).len(), 5, "nothing else is left there");
+    let listed = run(Command::new("sh").args(["-c", "tar -tzf roadstead-*.tar.gz"]).current_dir(&packages));
+    for file in [
+        "roadstead",
+        "roadstead.1",
+        "sidecar.toml",
+        "LICENSE",
+        "systemd/roadstead-mirror.socket",
+        "completions/roadstead.bash",
+    ] {
+        assert!(listed.lines().any(|line| line.ends_with(&format!("/{file}"))), "{file}: {listed}");
+    }
 }
