@@ -85,18 +85,20 @@ impl Redis {
     }
 
     fn held(&mut self) -> Store {
-        let map: BTreeMap<String, String> = redis::cmd("HGETALL").arg("h").query(&mut self.connection).unwrap();
+        let map: BTreeMap<String, Vec<u8>> = redis::cmd("HGETALL").arg("h").query(&mut self.connection).unwrap();
         let mut store = Store::default();
         for (name, value) in map {
+            let text = String::from_utf8_lossy(&value);
             match name.as_str() {
-                "run" => store.run = value,
-                "epoch" => store.epoch = value,
-                "clock" => store.clock = value.parse().unwrap(),
-                "born" => store.born = value.parse().unwrap(),
-                "longest" => store.longest = value.parse().unwrap(),
+                "run" => store.run = text.into_owned(),
+                "epoch" => store.epoch = text.into_owned(),
+                "clock" => store.clock = text.parse().unwrap(),
+                "born" => store.born = text.parse().unwrap(),
+                "longest" => store.longest = text.parse().unwrap(),
                 _ => {
-                    let fields: Vec<u64> = value.split(' ').map(|field| field.parse().unwrap()).collect();
-                    let [granted, wished, until, number, limit, since, pool] = fields[..] else { panic!("{value}") };
+                    let numbers = value.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap()));
+                    let fields: Vec<u64> = numbers.map(|number| format!("{number}").parse().unwrap()).collect();
+                    let [granted, wished, until, number, limit, since, pool] = fields[..] else { panic!("{name}") };
                     store.records.insert(name, Loan { granted, wished, until, number, limit, since, pool });
                 }
             }
