@@ -33,10 +33,11 @@ use tokio_util::sync::CancellationToken;
 use self::answer::response;
 use self::config_state::{ConfigPicture, ConfigState};
 use self::history::{History, Reading};
-use self::picture::{RegistryPicture, explanation};
+use self::picture::RegistryPicture;
 use self::scrape::{ProcessPicture, scrape};
 use crate::bypass::Radar;
 use crate::control::{self, Control, Denied, Done, Sender};
+use crate::explain::answer::explanation;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::proxy::client::BRIEF_LINGER;
@@ -208,6 +209,7 @@ impl Admin {
             clients: self.proxy.clients(),
             config_taken: self.config.taken_at(),
             config_holds: self.config.holds(),
+            config: self.config.facts(),
         };
         let body = self.metrics.render(&scrape(&process, pictures));
         response(StatusCode::OK, prometheus::TEXT_FORMAT, body)

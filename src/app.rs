@@ -39,8 +39,8 @@ use crate::admin::config_state::ConfigState;
 use crate::admin::{Admin, Scope};
 use crate::admission::core::Core;
 use crate::config::{Config, Service};
-use crate::control::socket::{ControlSocket, SocketPlace, default_path};
-use crate::control::{Control, ReloadAsked, token};
+use crate::control::socket::{SocketPlace, of_config};
+use crate::control::{Control, ReloadAsked};
 use crate::kernel;
 use crate::listener;
 use crate::metrics::Metrics;
@@ -92,7 +92,7 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     let listeners = listeners::open(&config, &mut inherited)?;
     let addresses = listeners::addresses(&listeners);
     let predecessor = inherited.take_predecessor();
-    let control_socket = control_socket(&config, predecessor.is_some())?;
+    let control_socket = of_config(&config.listen, predecessor.is_some()).map_err(StartError::Control)?;
     let (control, reloads) = Control::new(config.listen.control_token_file.clone());
     let descriptors = descriptors::for_clients(&config, kernel::max_descriptors());
     let clients = Arc::new(Semaphore::new(descriptors.min(Semaphore::MAX_PERMITS)));
@@ -101,7 +101,7 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     let mut assembly = Assembly::new(metrics.clone(), addresses.clone(), ended.clone());
     let settings = assembly.settings(&config, tls, None);
     let proxy = Proxy::new(settings, pseudonym(), draining.clone(), cut_short.clone());
-    let state = Arc::new(ConfigState::new(file));
+    let state = Arc::new(ConfigState::new(file, &config));
     let admin = Admin::new(proxy.clone(), state.clone(), control, metrics, draining.clone());
     let reservations = Reservations::new(proxy.clone());
     let reloader = Reloader::new(file, config, assembly, reservations.clone(), state, set_level);
@@ -144,23 +144,6 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
         ended,
         cut_short,
     })
-}
-
-/// The socket for orders, where the config or the service manager gives it a place. Where it lies by default it may fail.
-fn control_socket(config: &Config, takes_over: bool) -> Result<Option<ControlSocket>, StartError> {
-    if let Some(file) = &config.listen.control_token_file {
-        token(file).map_err(StartError::Token)?;
-    }
-    if let Some(path) = &config.listen.control {
-        let opened = ControlSocket::open(path, takes_over);
-        return opened.map(Some).map_err(|cause| StartError::Control { path: path.clone(), cause });
-    }
-    let Some(path) = default_path() else {
-        tracing::info!("no control socket: neither listen.control nor RUNTIME_DIRECTORY is set");
-        return Ok(None);
-    };
-    let opened = ControlSocket::open(&path, takes_over);
-    Ok(opened.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no control socket")).ok())
 }
 
 /// The entry for clients of the proxy; none for the other services.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -25,9 +25,12 @@ use crate::app::{self, SetLevel, Start};
 use crate::calibrate::command::{self as calibrate, CalibrateArguments, LocalSidecar};
 use crate::config::{Config, ListenConfig, LoadError, LogFormat, Service};
 use crate::control::ask;
+use crate::control::signals::{HANGUP, Order, Signals};
 use crate::control::socket::usual_path;
-use crate::control::token;
+use crate::control::{order, token};
+use crate::debug_dump::{self, command::Debug};
 use crate::doctor;
+use crate::explain::command::{Queue, Why};
 use crate::kernel;
 use crate::plan::{self, arguments::PlanArguments};
 use crate::setup;
@@ -59,9 +62,17 @@ enum Command {
     /// Run the sidecar (the default).
     Run,
     /// Check the config: print the slots of each registry, or every problem at once.
-    Check,
+    Check {
+        /// Also print every value, with where it came from: the line of the file, the environment, or the default.
+        #[arg(long)]
+        values: bool,
+    },
     /// Show what a running sidecar does: slots, waiting requests and holders.
     Status(Status),
+    /// Show which requests wait, by their turns: for what, for how long still, and what limits them.
+    Queue(Queue),
+    /// Say in words why an image or a repository waits.
+    Why(Why),
     /// Hold all admissions to a registry, for its maintenance; the queue stays.
     Pause(Control),
     /// Resume admissions after a pause, in order.
@@ -76,6 +87,9 @@ enum Command {
     Setup(setup::Arguments),
     /// Say what would happen if so many nodes pulled so much at once.
     Plan(Box<PlanArguments>),
+    /// Help with a bug report.
+    #[command(subcommand)]
+    Debug(Debug),
     /// Print completions for a shell, to be put where it looks for them.
     Completions {
         /// The shell.
@@ -163,25 +177,31 @@ fn execute(arguments: &Arguments) -> Result<ExitCode, Failure> {
         }
         Some(Command::Setup(asked)) => {
             let config = || Config::load(config_file(named));
-            return setup::run(asked, config).map_err(failed).and_then(|shown| print(shown.as_bytes()));
+            return printed(setup::run(asked, config));
         }
         Some(Command::Plan(asked)) => {
             let config = named.map(Config::load).transpose().map_err(usage)?;
             let planned = plan::answer(asked, config.as_ref()).map_err(usage)?;
             return print(planned.text.as_bytes()).map(|_| ExitCode::from(planned.status));
         }
+        Some(Command::Queue(asked)) => return printed(asked.answer(&asked_admin(asked.admin.as_deref(), named)?)),
+        Some(Command::Why(asked)) => return printed(asked.answer(&asked_admin(asked.admin.as_deref(), named)?)),
+        Some(Command::Debug(Debug::Dump(asked))) => {
+            let admin = asked_admin(asked.admin.as_deref(), named).map_err(|Failure(_, reason)| reason);
+            return printed(debug_dump::command::write(asked, &admin, config_file(named)));
+        }
         Some(Command::Completions { shell }) => return completions(*shell),
         Some(Command::Man) => return print(&man::page(Arguments::command()).map_err(failed)?),
         Some(Command::Calibrate(asked)) => return measure(asked, named),
-        Some(Command::Run | Command::Check) | None => {}
+        Some(Command::Run | Command::Check { .. }) | None => {}
     }
     // The binary may be replaced later, and the inherited descriptors are read before threads run.
     let program = Program::of_this_process();
     let inherited = Inherited::from_env();
     let file = config_file(named);
     let config = Config::load(file).map_err(usage)?;
-    if matches!(arguments.command, Some(Command::Check)) {
-        return check(&config, file);
+    if let Some(Command::Check { values }) = arguments.command {
+        return check(&config, file, values);
     }
     let handed_over = |error| usage(format!("cannot use the descriptors from the start: {error}"));
     run(config, file, inherited.map_err(handed_over)?, &program.map_err(handed_over)?)
@@ -204,8 +224,16 @@ fn completions(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {
     print(&script)
 }
 
+fn printed(answer: Result<String, impl Display>) -> Result<ExitCode, Failure> {
+    print(answer.map_err(failed)?.as_bytes())
+}
+
 fn print(text: &[u8]) -> Result<ExitCode, Failure> {
     output::print(text).map_err(failed).map(|_| ExitCode::SUCCESS)
+}
+
+fn asked_admin(named: Option<&str>, file: Option<&Path>) -> Result<String, Failure> {
+    admin_of(named, file, &KNOWN_FILES).map_err(usage)
 }
 
 /// Where the sidecar's admin listener is, as `host:port`: as it was named, or as a config says. It needs nothing but that
@@ -251,43 +279,28 @@ fn measure(asked: &CalibrateArguments, file: Option<&Path>) -> Result<ExitCode, 
 
 fn reload_now(to: &Reload, file: Option<&Path>) -> Result<ExitCode, Failure> {
     let answer = order(to, "/reload", file)?;
-    let changes = serde_json::from_str::<serde_json::Value>(&answer).map_err(failed)?["changes"].take();
+    let changes = serde_json::from_str::<Value>(&answer).map_err(failed)?["changes"].take();
     print(format!("the config was read again: {changes} changes\n").as_bytes())
 }
 
-/// Sends an order on the control socket; or with the token, to the listener that is named, or where there is no socket.
 fn order(to: &Reload, path: &str, file: Option<&Path>) -> Result<String, Failure> {
-    let listen = listen_of(file, &KNOWN_FILES);
-    let with_token = |admin: &str, listen: &ListenConfig| {
-        let token = listen.control_token_file.as_deref().map(token).transpose().map_err(failed)?;
-        ask::post(admin, path, token.as_deref()).map_err(failed)
-    };
-    let (place, (status, body)) = if let Some(url) = &to.admin {
-        let admin = ask::authority(url).map_err(usage)?;
-        (admin.to_owned(), with_token(admin, &listen.unwrap_or_default())?)
-    } else {
-        let listen = listen.map_err(usage)?;
-        let (socket, admin) = (listen.control.clone().unwrap_or_else(usual_path), listen.admin.to_string());
-        match ask::on(&socket, "POST", path) {
-            Err(_) if listen.control_token_file.is_some() => (admin.clone(), with_token(&admin, &listen)?),
-            answer => (socket.display().to_string(), answer.map_err(failed)?),
-        }
-    };
-    if status == 200 { Ok(body) } else { Err(failed(format!("{place} answered {status}: {}", body.trim()))) }
+    let sent = order::send(listen_of(file, &KNOWN_FILES), to.admin.as_deref(), path);
+    sent.map_err(|unsent| Failure(if unsent.is_usage { EXIT_USAGE } else { EXIT_FAILURE }, unsent.told))
 }
 
-fn check(config: &Config, file: &Path) -> Result<ExitCode, Failure> {
+fn check(config: &Config, file: &Path, values: bool) -> Result<ExitCode, Failure> {
     app::read_tls(config).map_err(|error| usage(format!("{}: {error}", file.display())))?;
     config.listen.control_token_file.as_deref().map(token).transpose().map_err(usage)?;
     let lines = config.registries.iter().map(|registry| {
         let (name, slots, cap, share) = (&registry.name, registry.slots, registry.cap, registry.share);
         format!("registry {name}: {slots} slots (cap {cap} x share {share})\n")
     });
-    let overridden = config.from_environment.iter().map(|(key, variable)| {
-        let value = config.settings.get(key).map_or("", String::as_str);
-        format!("{key} = {value}, from the environment: {variable}\n")
+    let settings = config.settings.iter().filter(|(key, _)| values || config.from_environment.contains_key(*key));
+    let settings = settings.map(|(key, value)| {
+        let origin = debug_dump::origin(config, key).replace("from line ", &format!("from {}:", file.display()));
+        format!("{key} = {value}, {origin}\n")
     });
-    let printed = print(lines.chain(overridden).collect::<String>().as_bytes());
+    let printed = print(lines.chain(settings).collect::<String>().as_bytes());
     let warnings = config.warnings.iter().map(ToString::to_string);
     for warning in warnings.chain(app::descriptors::warning(config)) {
         output::say(&format_args!("warning: {}: {warning}", file.display()));
@@ -408,54 +421,6 @@ async fn unless_ended(
         signal = signal => {
             tracing::warn!(signal, "ended at once");
             ExitCode::from(EXIT_FAILURE)
-        }
-    }
-}
-
-enum Order {
-    /// Read the config again; why.
-    Reload(&'static str),
-    /// Let another process take over.
-    HandOver,
-    /// Drain and end; which signal said so.
-    End(&'static str),
-}
-
-const TERMINATE: &str = "SIGTERM";
-const INTERRUPT: &str = "SIGINT";
-const HANGUP: &str = "SIGHUP";
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-    user2: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Signals> {
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-            user2: signal(SignalKind::user_defined2())?,
-        })
-    }
-
-    async fn next(&mut self) -> Order {
-        tokio::select! {
-            _ = self.terminate.recv() => Order::End(TERMINATE),
-            _ = self.interrupt.recv() => Order::End(INTERRUPT),
-            _ = self.hangup.recv() => Order::Reload(HANGUP),
-            _ = self.user2.recv() => Order::HandOver,
-        }
-    }
-
-    /// The next signal that ends the process; others wait.
-    async fn end(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => TERMINATE,
-            _ = self.interrupt.recv() => INTERRUPT,
         }
     }
 }

@@ -85,6 +85,7 @@ impl Config {
         let set = report.overrides.into_iter().filter_map(|(name, (_, key))| Some((key?, format!("{PREFIX}{name}"))));
         config.from_environment = set.collect();
         config.settings = report.settings;
+        config.in_file = report.in_file;
         report.problems.sort_by_key(|problem| problem.line);
         (config, report.problems)
     }

@@ -10,6 +10,9 @@
 //! | on TCP nothing changes without the token | `control::on_tcp_only_the_token_orders` |
 
 pub mod ask;
+pub mod config_facts;
+pub mod order;
+pub mod signals;
 pub mod socket;
 
 use std::path::{Path, PathBuf};

@@ -15,7 +15,7 @@ use prometheus::{Encoder, Histogram, IntCounter, TextEncoder};
 
 use self::families::Counters;
 pub use self::families::Families;
-pub use self::labels::{Connection, Direction, Label, Outcome, Reason, Reclaimed, Sign, WaitOutcome};
+pub use self::labels::{CodeClass, Connection, Direction, Label, Outcome, Reason, Reclaimed, Sign, WaitOutcome};
 
 /// The registry label of hosts that no registry lists.
 pub const OTHER_HOSTS: &str = "other_hosts";
@@ -105,6 +105,8 @@ macro_rules! events {
 
 events! {
     refused(Reason, "reason") = "roadstead_refused_total", "Answers that roadstead made itself, by reason.";
+    responded(CodeClass, "code_class") = "roadstead_responses_total",
+        "Answers to clients by the class of their status, roadstead's own and those to CONNECT included.";
     finished(Outcome, "outcome") = "roadstead_outcomes_total", "Finished requests and tunnels; each counts once.";
     reclaimed(Reclaimed, "evidence") = "roadstead_reclaimed_total",
         "Idle connections that were closed because a request waited.";

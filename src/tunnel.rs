@@ -106,7 +106,10 @@ async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Princi
     record.reached(path.attempt.progress.waited, path.attempt.progress.connect);
     match reached {
         None => Err(NoTunnel(None)),
-        Some(Ok(socket)) => Ok(Tunnel { socket, record, path }),
+        Some(Ok(socket)) => {
+            record.replied(hyper::StatusCode::OK);
+            Ok(Tunnel { socket, record, path })
+        }
         Some(Err(answer)) => Err(refuse(record, answer, Some(&path.upstream.name))),
     }
 }

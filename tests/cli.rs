@@ -79,8 +79,21 @@ async fn help_and_version_go_to_standard_output() {
 /// Completions for each shell name every command; so does the manual page.
 #[tokio::test]
 async fn completions_and_the_manual_page_name_every_command() {
-    const COMMANDS: [&str; 10] =
-        ["run", "check", "calibrate", "status", "pause", "resume", "reload", "plan", "completions", "man"];
+    const COMMANDS: [&str; 13] = [
+        "run",
+        "check",
+        "calibrate",
+        "status",
+        "queue",
+        "why",
+        "pause",
+        "resume",
+        "reload",
+        "plan",
+        "debug",
+        "completions",
+        "man",
+    ];
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = roadstead(&["completions", shell]).await;
         assert_eq!((script.status, script.stderr.as_str()), (Some(0), ""), "{shell}");
@@ -338,12 +351,28 @@ async fn check_prints_the_slots_of_each_registry() {
     let (_folder, path) = file(GOOD);
     for arguments in [["check", "--config", &path], ["--config", &path, "check"]] {
         let run = roadstead(&arguments).await;
+        assert_eq!(run.stdout.lines().count(), 2, "{}", run.stdout);
+        let arguments = [&arguments[..], &["--values"]].concat();
+        let run = roadstead(&arguments).await;
         assert_eq!((run.status, run.stderr.as_str()), (Some(0), ""));
         let lines: Vec<&str> = run.stdout.lines().collect();
         assert_eq!(
-            lines,
+            lines[..2],
             ["registry harbor: 10 slots (cap 200 x share 1/20)", "registry mirror: 7 slots (cap 7 x share 1)"]
         );
+        // Then each value, with where it came from.
+        let text = std::fs::read_to_string(&path).unwrap();
+        let line = text.lines().position(|line| line.starts_with("cap = 200")).unwrap() + 1;
+        for told in [
+            format!("registries.harbor.cap = 200, from {path}:{line}"),
+            "registries.harbor.queue.depth = 10000, by default".to_owned(),
+            "listen.admin = 127.0.0.1:4129, by default".to_owned(),
+        ] {
+            assert!(lines.contains(&&*told), "{told}\n{}", run.stdout);
+        }
+        let origins = [", by default", &format!(", from {path}:")];
+        let strays: Vec<_> = lines[2..].iter().filter(|line| !origins.iter().any(|it| line.contains(it))).collect();
+        assert!(strays.is_empty(), "{strays:?}");
     }
 }
 
@@ -360,7 +389,7 @@ async fn check_prints_the_settings_of_the_environment() {
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(printed.starts_with("registry harbor: 20 slots (cap 400 x share 1/20)\n"), "{printed}");
     let line = "registries.harbor.cap = 400, from the environment: ROADSTEAD__registries__harbor__cap\n";
-    assert!(printed.ends_with(line), "{printed}");
+    assert!(printed.contains(line), "{printed}");
     let output = check("ROADSTEAD__registries__harbour__cap", "400").await;
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("ROADSTEAD__registries__harbour__cap: sets no key"));
@@ -372,7 +401,7 @@ async fn check_warns_of_a_wait_that_outlasts_the_clients() {
     let (_folder, path) = file(&format!("{GOOD}\n[registries.mirror.queue]\ntunnel_timeout = \"55s\"\n"));
     let run = roadstead(&["check", "--config", &path]).await;
     assert_eq!(run.status, Some(0));
-    assert_eq!(run.stdout.lines().count(), 2);
+    assert_eq!(run.stdout.lines().filter(|line| line.starts_with("registry ")).count(), 2);
     assert!(run.stderr.contains("registries.mirror.queue.tunnel_timeout"), "{}", run.stderr);
     assert!(run.stderr.contains("warning"), "{}", run.stderr);
 }
@@ -524,4 +553,51 @@ async fn secrets_are_never_logged() {
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(secret)).collect();
         assert_eq!(lines, [""; 0], "secrets in the log");
     }
+}
+
+/// The tar for a bug report has all pages and the settings, and no secret of the config, the environment or a request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tar_for_a_bug_report_has_all_and_no_secret() {
+    const SECRET: &str = "hunter2-hunter2-hunter2";
+    let stub = StubRegistry::builder().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, SECRET).unwrap();
+    let registry = format!("[registries.stub]\nhosts = [\"{}\"]\ncap = 3\nshare = 1", stub.address());
+    let listen = format!("[listen]\ncontrol_token_file = \"{}\"\n", token.display());
+    let text = config(&registry).replace("[listen]\n", &listen);
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text).await;
+    let url = format!("http://{}/v2/library/app/manifests/1?sig={SECRET}", stub.address());
+    let headers = [
+        format!("Authorization: Bearer {SECRET}"),
+        "Proxy-Authorization: Basic azpodW50ZXIyLWh1bnRlcjItaHVudGVyMg==".to_owned(),
+    ];
+    get_through(sidecar.proxy(), &url, &[&headers[0], &headers[1]]).await;
+    let output = folder.path().join("report.tar");
+    let (file, admin) = (sidecar.config_path(), sidecar.admin().to_string());
+    let arguments =
+        ["debug", "dump", "--config", file.to_str().unwrap(), "--admin", &admin, "--output", output.to_str().unwrap()];
+    let run = roadstead(&arguments).await;
+    assert_eq!((run.status, run.stderr.as_str()), (Some(0), ""));
+    let names = std::process::Command::new("tar").arg("tf").arg(&output).output().unwrap();
+    let names = String::from_utf8(names.stdout).unwrap();
+    for name in
+        ["README.txt", "version.txt", "status.json", "queue.json", "history.json", "metrics.txt", "settings.txt"]
+    {
+        assert!(names.contains(&format!("roadstead-debug/{name}\n")), "{names}");
+    }
+    let held = std::fs::read(&output).unwrap();
+    let held = String::from_utf8_lossy(&held);
+    for told in
+        ["\"slots\": 3", "roadstead_slots{registry=\"stub\"} 3", "registries.stub.cap = 3, from line", "Max open files"]
+    {
+        assert!(held.contains(told), "no {told}");
+    }
+    for secret in [SECRET, "azpodW50ZXIy"] {
+        assert!(!held.contains(secret), "{secret}");
+    }
+    // It names repositories and clients: nobody else reads it, and nothing is written over.
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&output).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(roadstead(&arguments).await.status, Some(1));
 }

@@ -185,3 +185,55 @@ async fn a_socket_without_a_place_is_told() {
     assert!(order(&folder.path().join("control.sock"), PAUSE).await.is_err());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the config alone");
 }
+
+/// In the folder of a config, `run`, `check`, `status`, `pause` and `reload` find it without being told, and a variable counts for
+/// all of them, also over a reload.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_command_finds_the_config_of_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, socket) = (folder.path().join("sidecar.toml"), folder.path().join("control.sock"));
+    let [proxy, admin] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let listen =
+        format!("[listen]\nproxy = \"{proxy}\"\nadmin = \"127.0.0.1:1\"\ncontrol = \"{}\"\n", socket.display());
+    fs::write(&file, format!("{listen}{REGISTRY}")).unwrap();
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command.args(arguments).current_dir(&folder).stdin(Stdio::null()).env_remove("RUST_LOG");
+        command.env("ROADSTEAD__listen__admin", admin.to_string()).env("ROADSTEAD__registries__stub__cap", "5");
+        command
+    };
+    let run = |arguments: &[&str]| told(&command(arguments).output().unwrap());
+    let mut sidecar = command(&[]).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the socket", SOON, async || tokio::net::UnixStream::connect(&socket).await.map(drop)).await;
+
+    let (code, check) = run(&["check", "--values"]);
+    assert!(code == Some(0) && check.starts_with("registry stub: 5 slots (cap 5 x share 1)"), "{check}");
+    assert!(check.contains("registries.stub.share = 1, from sidecar.toml:8\n"), "{check}");
+    assert!(
+        check.contains(&format!("listen.admin = {admin}, from the environment: ROADSTEAD__listen__admin\n")),
+        "{check}"
+    );
+    assert!(check.contains("registries.stub.linger = 1s, by default\n"), "{check}");
+    let slots = || {
+        let (code, status) = run(&["status", "--json"]);
+        assert_eq!(code, Some(0), "{status}");
+        serde_json::from_str::<serde_json::Value>(&status).unwrap()["registries"]["stub"].take()
+    };
+    assert_eq!(slots()["slots"], 5);
+    assert_eq!(run(&["pause", "stub"]), (Some(0), "registry stub: paused\n".to_owned()));
+    assert_eq!(slots()["paused"], true);
+    // The cap of the file still gives way to the variable; the share does not.
+    fs::write(
+        &file,
+        format!("{listen}{}", REGISTRY.replace("cap = 1", "cap = 9").replace("share = 1", "share = \"2/5\"")),
+    )
+    .unwrap();
+    assert!(run(&["reload"]).1.starts_with("the config was read again: "));
+    assert_eq!((&slots()["slots"], &slots()["paused"]), (&2.into(), &true.into()));
+    assert!(run(&["queue"]).1.starts_with("stub: no request waits, 0 of 2 slots open"));
+    assert!(run(&["why", "library/nginx"]).1.starts_with("No request for library/nginx waits here."));
+    let (code, told) = run(&["queue", "harbor"]);
+    assert!(code == Some(1) && told.contains("there is stub"), "{told}");
+    sidecar.kill().unwrap();
+    sidecar.wait().unwrap();
+}

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use roadstead_test_support::http::request;
 use roadstead_test_support::real::find_program;
 use roadstead_test_support::{
@@ -99,6 +101,76 @@ async fn the_time_since_the_last_byte_grows_until_the_next() {
     assert!(short < long, "{short} after {long}");
     let age = queue(&sidecar).await["holders"][0]["age_seconds"].as_f64().unwrap();
     assert!(age >= long, "its age goes on: {age}");
+}
+
+/// A waiting request is told with its repository and its turn: in `/queue`, by `roadstead queue` and in words by `roadstead why`.
+/// Its line in the log has method, status, repository and times; credentials and queries are nowhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiting_request_is_told_with_its_repository_and_its_turn() {
+    let stub = StubRegistry::builder().start().await;
+    let sidecar = sidecar_for(&stub, 1, "").await;
+    stub.hold();
+    let ask = async |user: &str, path: &str| {
+        let mut wire = Wire::open(sidecar.proxy()).await.unwrap();
+        let url = format!("http://{}{path}", stub.address());
+        let credentials = BASE64_STANDARD.encode(format!("{user}:a-secret"));
+        let headers =
+            [format!("Proxy-Authorization: Basic {credentials}"), "Authorization: Bearer a-secret".to_owned()];
+        wire.send(request("GET", &url, &[&headers[0], &headers[1]]).as_bytes()).await.unwrap();
+        wire
+    };
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let mut wires = vec![ask("holder", "/v2/library/busy/manifests/1").await];
+    sidecar.until("stub", "active", 1).await;
+    for waiting in 1..=3 {
+        wires.push(ask("dfdaemon", &format!("/v2/library/redis/blobs/{digest}?sig=a-secret")).await);
+        sidecar.until("stub", "waiting", waiting).await;
+    }
+    wires.push(ask("kubelet", "/v2/library/nginx/manifests/1.25").await);
+    sidecar.until("stub", "waiting", 4).await;
+
+    let queue = sidecar.ask_admin("GET", "/queue").await;
+    assert!(!queue.text().contains("a-secret"), "{}", queue.text());
+    let waiting = queue.json()["registries"]["stub"]["waiting"].take();
+    let nginx = &waiting[3];
+    assert_eq!((&nginx["repository"], &nginx["reference"]), (&json!("library/nginx"), &json!("1.25")));
+    assert_eq!((&nginx["position"], &nginx["client"]), (&json!(4), &json!("kubelet")));
+    assert!(nginx["turn"].as_u64() < Some(4), "one turn each: {waiting}");
+    assert_eq!((&waiting[0]["repository"], &waiting[0]["reference"]), (&json!("library/redis"), &json!(digest)));
+    let roadstead = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_roadstead"));
+        let output = command.args(arguments).args(["--admin", &sidecar.admin().to_string()]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let table = roadstead(&["queue", "stub"]);
+    assert!(table.contains("4 requests wait, 1 of 1 slots open: no slot is free"), "{table}");
+    assert!(table.lines().any(|line| line.contains("kubelet") && line.contains("library/nginx:1.25")), "{table}");
+    assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    let why = roadstead(&["why", "harbor.example.com/library/nginx:1.25"]);
+    assert!(why.contains("1 request waits for") && why.contains(&format!("turn {} of 4", nginx["turn"])), "{why}");
+    assert!(why.contains("of dfdaemon") || nginx["turn"] == 1, "{why}");
+
+    stub.release();
+    for wire in &mut wires {
+        wire.read_answer().await.unwrap();
+    }
+    drop(wires);
+    let line = eventually("the line of nginx", SOON, async || {
+        let lines = sidecar.finished();
+        lines.iter().find(|line| line["repository"] == "library/nginx").cloned().ok_or(lines)
+    })
+    .await;
+    assert_eq!(line["method"], "GET");
+    assert!(line["status"].as_u64() >= Some(200), "{line}");
+    assert!(line["took_ms"].as_f64() >= line["waited_ms"].as_f64(), "{line}");
+    assert!(line["waited_ms"].as_f64() > Some(0.0), "{line}");
+    assert!(!sidecar.log_text().contains("a-secret"));
+    let metrics = sidecar.ask_admin("GET", "/metrics").await.text();
+    let answered =
+        metrics.lines().filter(|line| line.starts_with("roadstead_responses_total{") && line.contains("stub"));
+    let answered: f64 = answered.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum();
+    assert!(answered >= 1.0, "{metrics}");
 }
 
 /// `/queue` shows waiting requests with kind and lane; while paused, the expected wait is unknown.

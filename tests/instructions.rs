@@ -114,8 +114,16 @@ impl World {
         let (place, _) = self.core.place(&client, &target, self.now);
         let principal = Principal { class: ClassId::default(), client };
         let deadline = self.now + Duration::from_secs(50);
-        let request =
-            AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None, held: false };
+        let request = AdmissionRequest {
+            place,
+            deadline,
+            principal,
+            lane: Lane::Blob,
+            target,
+            reuse: None,
+            held: false,
+            wants: None,
+        };
         self.core.arrive(request, self.now);
         place
     }

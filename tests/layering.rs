@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 8] = [
     &["config", "target", "address", "metrics", "kernel", "tcp", "backoff"],
     &["adapt", "admission", "distress", "repair", "reclaim", "lease"],
     &["upstream", "setup"],
-    &["proxy", "admin", "control", "plan", "bypass"],
+    &["proxy", "admin", "control", "explain", "debug_dump", "plan", "bypass"],
     &["tunnel"],
     &["http"],
     &["listener"],
@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 8] = [
 ];
 
 /// Uses on one level that are part of the plan: who uses whom.
-const NEIGHBOURS: [(&str, &str); 16] = [
+const NEIGHBOURS: [(&str, &str); 20] = [
     ("adapt", "admission"),
     ("adapt", "distress"),
     ("config", "target"),
@@ -31,6 +31,10 @@ const NEIGHBOURS: [(&str, &str); 16] = [
     ("bypass", "proxy"),
     ("admin", "control"),
     ("control", "proxy"),
+    ("proxy", "explain"),
+    ("admin", "explain"),
+    ("explain", "control"),
+    ("debug_dump", "control"),
     ("cli", "app"),
     ("cli", "calibrate"),
     ("calibrate", "app"),

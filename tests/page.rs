@@ -105,7 +105,7 @@ async fn the_page_follows_the_load() {
     let waiters = rows("waiters");
     assert_eq!(waiters.as_array().unwrap().len(), 7, "waiters");
     for waiter in waiters.as_array().unwrap() {
-        assert!(waiter.as_str().unwrap().contains("no slot is free"), "{waiter}");
+        assert!(waiter.as_str().unwrap().contains(&stub.address().to_string()), "{waiter}");
     }
     assert_eq!(texts(&browser, ".classes tbody tr td:first-child"), json!(["default", "interactive"]));
     assert_eq!(texts(&browser, ".classes tbody tr td:nth-child(2)"), json!(["5", "2"]));
@@ -209,6 +209,108 @@ async fn a_hostile_client_name_is_shown_as_it_is() {
     let caught =
         browser.run("try { document.createElement('p').innerHTML = '<b>x</b>' } catch (error) { return error.name }");
     assert_eq!(caught, "TypeError");
+}
+
+/// A search for a repository finds the request that waits for it, also one far down the queue, and each registry has a link.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_search_for_a_repository_finds_who_waits_for_it() {
+    let (stub, sidecar, browser) = stage(1).await;
+    until_live(&browser, "live").await;
+    stub.hold();
+    let mut clients = vec![asking(&sidecar, &stub, "dfdaemon").await];
+    sidecar.until("stub", "active", 1).await;
+    for number in 0..40 {
+        let image =
+            if number == 35 { "library/<i>wanted</i>".replace(['<', '>'], "%3c") } else { format!("other/{number}") };
+        let mut wire = Wire::open(sidecar.proxy()).await.unwrap();
+        let url = format!("http://{}/v2/{image}/manifests/1.25", stub.address());
+        wire.send(request("GET", &url, &[&named("kubelet")]).as_bytes()).await.unwrap();
+        clients.push(wire);
+    }
+    sidecar.until("stub", "waiting", 40).await;
+    eventually_is("the rows", SOON, 25, async || texts(&browser, ".waiters tbody tr").as_array().unwrap().len()).await;
+    let search = |word: &str| {
+        let _ = browser.run(&format!(
+            "const input = document.getElementById('search'); input.value = {word:?}; \
+             input.dispatchEvent(new Event('input')); return null"
+        ));
+    };
+    search("WANTED 1.25");
+    let wanted = json!(["library/%3ci%3cwanted%3c/i%3c:1.25"]);
+    assert_eq!(texts(&browser, ".waiters tbody td:nth-child(5)"), wanted);
+    assert_eq!(texts(&browser, "#found"), json!(["1 waiting request found"]));
+    // It stays found while the page goes on.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(texts(&browser, ".waiters tbody td:nth-child(5)"), wanted);
+    search("kubelet");
+    assert_eq!(texts(&browser, "#found"), json!(["40 waiting requests found"]));
+    search("nothing-like-it");
+    assert_eq!(texts(&browser, ".waiters tbody tr"), json!([]));
+    search("");
+    assert_eq!(texts(&browser, "#found"), json!([""]));
+    assert_eq!(texts(&browser, ".waiters tbody tr").as_array().unwrap().len(), 25);
+    assert_eq!(texts(&browser, "nav a"), json!(["stub"]));
+    assert_eq!(
+        browser.run("return document.querySelector(document.querySelector('nav a').hash).dataset.registry"),
+        json!("stub")
+    );
+    assert_eq!(browser.console(), [""; 0]);
+    stub.release();
+}
+
+/// Every text has the contrast that WCAG 2.1 asks for (4.5, large ones 3), in both schemes; every picture and field has a name;
+/// nothing comes from another host, and nothing can be sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_can_be_read_by_everybody_and_needs_nobody_else() {
+    const CONTRAST: &str = r"
+        const rgb = (text) => text.match(/[\d.]+/g).map(Number);
+        const light = (colour) => colour.slice(0, 3).map((part) => part / 255)
+            .map((part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+            .reduce((sum, part, at) => sum + part * [0.2126, 0.7152, 0.0722][at], 0);
+        const behind = (one) => {
+            for (; one; one = one.parentElement) {
+                const colour = rgb(getComputedStyle(one).backgroundColor);
+                if (colour.length === 3 || colour[3] === 1) return colour;
+            }
+            return [255, 255, 255];
+        };
+        const poor = [];
+        const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+        for (let node; (node = walker.nextNode());) {
+            const one = node.parentElement, style = getComputedStyle(one);
+            if (!node.data.trim() || !one.getClientRects().length || ['SCRIPT', 'STYLE', 'NOSCRIPT'].includes(one.tagName)) continue;
+            const [front, back] = [light(rgb(style.color)), light(behind(one))];
+            const contrast = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
+            const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.66 && style.fontWeight >= 700);
+            if (contrast < (large ? 3 : 4.5)) poor.push(`${node.data.trim()}: ${contrast.toFixed(2)}`);
+        }
+        return [...new Set(poor)]";
+    const UNNAMED: &str = r"
+        const named = (one) => one.getAttribute('aria-label') || one.labels?.length || one.textContent.trim();
+        const fields = [...document.querySelectorAll('input, button, a, select, [role=img], nav')];
+        const ids = [...document.querySelectorAll('[id]')].map((one) => one.id);
+        return [document.documentElement.lang, fields.filter((one) => !named(one)).map((one) => one.outerHTML),
+            ids.filter((id, at) => ids.indexOf(id) !== at), document.querySelectorAll('h1').length,
+            [...document.querySelectorAll('button, form, dialog')].length]";
+    const FOREIGN: &str = "return performance.getEntriesByType('resource').map((entry) => entry.name)\
+        .filter((name) => !name.startsWith(location.origin))";
+    let (stub, sidecar, browser) = stage(2).await;
+    stub.hold();
+    let mut clients = Vec::new();
+    for user in ["dfdaemon", "dfdaemon", "kubelet", "kubelet"] {
+        clients.push(asking(&sidecar, &stub, user).await);
+    }
+    sidecar.until("stub", "waiting", 2).await;
+    eventually_is("the queue", SOON, "2".to_owned(), async || number(&browser, "waiting")).await;
+    for dark in [false, true] {
+        browser.look(1280, 1000, dark);
+        // Colours fade over.
+        eventually_is("texts that can be read", SOON, json!([]), async || browser.run(CONTRAST)).await;
+    }
+    assert_eq!(browser.run(UNNAMED), json!(["en", [], [], 1, 0]));
+    assert_eq!(browser.run(FOREIGN), json!([]));
+    assert_eq!(browser.console(), [""; 0]);
+    stub.release();
 }
 
 /// At 1280 and at 400 pixels, light and dark, all is within the width. With `ROADSTEAD_PICTURES=FOLDER`, what is seen is

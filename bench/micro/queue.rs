@@ -78,6 +78,7 @@ impl Harbor {
             target: self.target.clone(),
             reuse: None,
             held: false,
+            wants: None,
         }
     }
 

@@ -6,7 +6,9 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::config::Config;
 use crate::config::changes::Change;
+use crate::control::config_facts::ConfigFacts;
 
 /// The config that holds, and the last one that was refused.
 #[derive(Debug)]
@@ -21,6 +23,7 @@ struct Readings {
     reloads: u64,
     changes: Vec<String>,
     refused: Option<(SystemTime, String)>,
+    facts: ConfigFacts,
 }
 
 #[derive(Debug, Serialize)]
@@ -40,13 +43,15 @@ pub struct ConfigPicture {
 }
 
 impl ConfigState {
-    pub fn new(file: &Path) -> ConfigState {
-        let state = Readings { taken: SystemTime::now(), reloads: 0, changes: Vec::new(), refused: None };
+    pub fn new(file: &Path, config: &Config) -> ConfigState {
+        let state =
+            Readings { taken: SystemTime::now(), reloads: 0, changes: Vec::new(), refused: None, facts: config.into() };
         ConfigState { file: file.to_owned(), state: Mutex::new(state) }
     }
 
-    pub fn taken(&self, changes: &[Change]) {
+    pub fn taken(&self, changes: &[Change], config: &Config) {
         let mut state = self.state.lock();
+        state.facts = config.into();
         state.taken = SystemTime::now();
         state.reloads += 1;
         state.changes = changes.iter().map(ToString::to_string).collect();
@@ -59,6 +64,10 @@ impl ConfigState {
 
     pub fn taken_at(&self) -> SystemTime {
         self.state.lock().taken
+    }
+
+    pub fn facts(&self) -> ConfigFacts {
+        self.state.lock().facts.clone()
     }
 
     /// Whether the file as it was read last is the config that holds.
@@ -89,12 +98,13 @@ mod tests {
 
     #[test]
     fn a_refused_config_leaves_the_time_of_the_one_that_holds() {
-        let state = ConfigState::new(Path::new("sidecar.toml"));
+        let config = Config::default();
+        let state = ConfigState::new(Path::new("sidecar.toml"), &config);
         let taken = state.taken_at();
         assert!(state.holds());
         state.refused("listen.proxy: is required".to_owned());
         assert_eq!((state.holds(), state.taken_at()), (false, taken));
-        state.taken(&[]);
+        state.taken(&[], &config);
         assert!(state.holds() && state.taken_at() >= taken);
     }
 }

@@ -9,16 +9,15 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::adapt::AdaptShown;
-use crate::admission::{LimitedBy, Principal, Used};
+use crate::admission::{LimitedBy, Used};
 use crate::bypass::BypassSight;
 use crate::distress::Cause;
+use crate::explain::answer::{class_of, seconds};
 use crate::upstream::Upstream;
 use crate::upstream::cluster::NodePicture;
 
 /// Clients that are named for each registry.
 const MAX_CLIENTS: usize = 100;
-/// Waiters, and holders, that are named for each registry.
-const MAX_EXPLAINED: usize = 1000;
 
 /// One registry. The four states add up to `open`.
 #[derive(Debug, Serialize)]
@@ -116,53 +115,4 @@ impl RegistryPicture {
             used: now.used,
         }
     }
-}
-
-/// Waiters and holders, in `/queue`.
-pub(super) fn explanation(upstream: &Upstream) -> Value {
-    let explanation = upstream.gate.look(|core, now| core.explain(MAX_EXPLAINED, now));
-    let class = |principal: &Principal| class_of(upstream, principal);
-    let waiters = explanation.waiters.iter().map(|waiter| {
-        json!({
-            "position": waiter.position,
-            "client": waiter.principal.client.to_string(),
-            "class": class(&waiter.principal),
-            "kind": waiter.kind,
-            "lane": waiter.lane,
-            "target": &*waiter.target,
-            "waited_seconds": seconds(waiter.age),
-            "patience_left_seconds": seconds(waiter.patience_left),
-            "expected_wait_seconds": waiter.expected_wait.map(seconds),
-        })
-    });
-    let holders = explanation.holders.iter().map(|holder| {
-        let (principal, target) = holder.occupant.as_ref().map(|(principal, target)| (principal, target)).unzip();
-        json!({
-            "client": principal.map(|principal| principal.client.to_string()),
-            "class": principal.map(class),
-            "target": target.map(|target| &**target),
-            "kind": holder.kind,
-            "state": holder.state,
-            "age_seconds": seconds(holder.age),
-            "last_bytes_seconds": holder.last_bytes.map(seconds),
-            "bytes_up": holder.bytes_up,
-            "bytes_down": holder.bytes_down,
-            "doing": holder.quiet.map(|(evidence, _)| evidence),
-            "quiet_seconds": holder.quiet.map(|(_, quiet)| seconds(quiet)),
-            "reclaimed": holder.reclaimed,
-        })
-    });
-    json!({
-        "limited_by": explanation.limited_by,
-        "waiting": waiters.collect::<Vec<_>>(),
-        "holders": holders.collect::<Vec<_>>(),
-    })
-}
-
-fn seconds(span: Duration) -> f64 {
-    (span.as_secs_f64() * 1000.0).round() / 1000.0
-}
-
-fn class_of<'a>(upstream: &'a Upstream, principal: &Principal) -> &'a str {
-    &upstream.classes[principal.class.0]
 }

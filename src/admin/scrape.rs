@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::picture::RegistryPicture;
+use crate::control::config_facts::ConfigFacts;
 use crate::metrics::Families;
 
 pub(super) struct ProcessPicture {
@@ -10,6 +11,7 @@ pub(super) struct ProcessPicture {
     pub clients: usize,
     pub config_taken: SystemTime,
     pub config_holds: bool,
+    pub config: ConfigFacts,
 }
 
 pub(super) fn scrape<'a>(
@@ -39,6 +41,12 @@ fn add_process(scrape: &Families, process: &ProcessPicture) {
     scrape.gauge(("roadstead_client_connections", "Connections of clients."), &[], number(process.clients));
     let holds = "Whether the config was taken when it was read last: 0 after a reload that failed.";
     scrape.gauge(("roadstead_config_last_reload_successful", holds), &[], number(usize::from(process.config_holds)));
+    let hash = "A number made of all settings in force: the same on nodes with the same settings.";
+    scrape.gauge(("roadstead_config_hash", hash), &[], process.config.hash);
+    for (name, cap) in &process.config.caps {
+        let metric = ("roadstead_cap", "Connections that the registry can serve, all nodes together.");
+        scrape.gauge(metric, &[("registry", name)], f64::from(*cap));
+    }
     let taken = "When the config in force was taken, in seconds since the epoch.";
     let metric = ("roadstead_config_last_reload_success_timestamp_seconds", taken);
     scrape.gauge(metric, &[], since_epoch(process.config_taken));

@@ -39,7 +39,16 @@ fn arrive(core: &mut Core, class: usize, now: Moment) -> Vec<SlotId> {
     let (place, _) = core.place(&principal.client, &target, now);
     let deadline = now + Duration::from_secs(50);
     core.arrive(
-        AdmissionRequest { place, deadline, principal, lane: Lane::Small, target, reuse: None, held: false },
+        AdmissionRequest {
+            place,
+            deadline,
+            principal,
+            lane: Lane::Small,
+            target,
+            reuse: None,
+            held: false,
+            wants: None,
+        },
         now,
     );
     given(core)
@@ -190,6 +199,7 @@ fn a_full_node_is_tried_again_when_a_slot_comes_back_and_not_before() {
         target: "registry:443".into(),
         reuse: None,
         held: false,
+        wants: None,
     };
     let arrives = |core: &mut Core| {
         let (place, _) = core.place(&"client".into(), "registry:443", at(0));
@@ -262,7 +272,16 @@ fn parked_tunnels_go_before_all_who_wait_in_their_first_order() {
             let principal = Principal { class: ClassId(0), client: "parked".into() };
             let (place, target, deadline) = (parked[number].ahead(), target(number), at(9000));
             core.arrive(
-                AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None, held: false },
+                AdmissionRequest {
+                    place,
+                    deadline,
+                    principal,
+                    lane: Lane::Blob,
+                    target,
+                    reuse: None,
+                    held: false,
+                    wants: None,
+                },
                 at(4),
             );
         }
@@ -295,7 +314,10 @@ fn what_is_held_back_counts_in_depth() {
         let principal = Principal { class: ClassId(0), client: "client".into() };
         let (place, _) = core.place(&principal.client, "registry:443", at(1));
         let (deadline, lane, target) = (at(50_000), Lane::Blob, "registry:443".into());
-        core.arrive(AdmissionRequest { place, deadline, principal, lane, target, reuse: None, held: false }, at(1));
+        core.arrive(
+            AdmissionRequest { place, deadline, principal, lane, target, reuse: None, held: false, wants: None },
+            at(1),
+        );
         refused +=
             std::iter::from_fn(|| core.next_decision()).filter(|one| matches!(one, Decision::Refuse { .. })).count();
     }

@@ -30,7 +30,7 @@ pub(super) enum AdmittedAs {
     Passing,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FairQueue {
     weights: Vec<u32>,
     classes: FairRound<ClassId, Peers>,
@@ -40,7 +40,7 @@ type Peers = FairRound<Arc<str>, Clients>;
 /// By user name; `None`: the peer without one.
 type Clients = FairRound<Option<Arc<str>>, Lanes>;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Lanes {
     small: BTreeSet<Place>,
     blobs: BTreeSet<Place>,

@@ -36,7 +36,7 @@ pub(super) struct GrantCharge {
 }
 
 /// The flows of one level. `T` is what belongs to a flow.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FairRound<K, T> {
     flows: HashMap<K, Flow<T>>,
     /// The flows that wait, the next one first.
@@ -55,7 +55,7 @@ pub(super) struct FairRound<K, T> {
 /// By level; of equal levels the one that holds the fewest slots, then the one that was ranked first.
 type Rank<K> = (Level, usize, u64, K);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Flow<T> {
     inner: T,
     level: Level,

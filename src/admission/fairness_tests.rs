@@ -85,6 +85,7 @@ fn ask(place: Place, principal: &Principal, target: &Arc<str>) -> AdmissionReque
         target: target.clone(),
         reuse: None,
         held: false,
+        wants: None,
     }
 }
 

@@ -278,6 +278,7 @@ mod tests {
             target: target.clone(),
             reuse: None,
             held: false,
+            wants: None,
         };
         for _ in 0..waiters {
             let (place, _) = core.place(&principal.client, &target, now);

@@ -192,6 +192,22 @@ impl WaitQueue {
         self.waiters.values().map(Box::as_ref)
     }
 
+    /// The next `most` in the order of their turns, as if each slot cost its client what its last ones cost, and nobody came
+    /// or left. Those that are held back have no turn.
+    pub fn by_turn(&self, most: usize, now: Moment) -> Vec<Place> {
+        let mut order = self.order.clone();
+        let mut ahead = self.ahead.iter().copied().filter(|place| !self.waiters[place].held_back);
+        let mut turns = Vec::new();
+        while turns.len() < most {
+            let first = ahead.next().map(|place| (place, AdmittedAs::Passing));
+            let Some((place, how)) = first.or_else(|| Some((order.next()?, AdmittedAs::Next))) else { break };
+            let request = &self.waiters[&place].request;
+            order.take(&request.principal, request.lane, place, how, now);
+            turns.push(place);
+        }
+        turns
+    }
+
     /// How many of those who wait arrived before this place, counted up to `most`.
     pub fn ahead_of(&self, place: Place, most: usize) -> usize {
         self.waiters.range(..place).take(most).count()
@@ -229,5 +245,48 @@ fn remove(places: &mut HashMap<Arc<str>, BTreeSet<Place>>, key: &Arc<str>, place
         if of_key.is_empty() {
             places.remove(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::request::Lane;
+    use super::*;
+
+    /// A client with ten requests, then one with one: the turns are those in which they are taken, whatever the arrival.
+    #[test]
+    fn turns_are_the_order_in_which_requests_are_taken() {
+        let mut queue = WaitQueue::new(&[1, 8]);
+        let now = Moment(Duration::from_secs(1));
+        let mut sequence = 0;
+        let mut push = |queue: &mut WaitQueue, class: usize, client: &str, lane: Lane, held: bool, ahead: bool| {
+            sequence += 1;
+            let place = Place::new(Moment(Duration::from_nanos(sequence)), sequence);
+            let place = if ahead { place.ahead() } else { place };
+            let principal = Principal { class: ClassId(class), client: client.into() };
+            let (deadline, target) = (Moment(Duration::from_secs(60)), "harbor:443".into());
+            let request = AdmissionRequest { place, deadline, principal, lane, target, reuse: None, held, wants: None };
+            queue.push(request, false, now, now);
+            place
+        };
+        let many: Vec<Place> = (0..10).map(|_| push(&mut queue, 0, "uid:1", Lane::Blob, false, false)).collect();
+        let small = push(&mut queue, 0, "uid:1", Lane::Small, false, false);
+        let late = push(&mut queue, 0, "uid:2", Lane::Blob, false, false);
+        let held = push(&mut queue, 0, "uid:3", Lane::Small, true, false);
+        let weighty = push(&mut queue, 1, "uid:4", Lane::Blob, false, false);
+        let ahead = push(&mut queue, 0, "uid:5", Lane::Blob, false, true);
+        let turns = queue.by_turn(100, now);
+        assert_eq!((turns[0], turns.len()), (ahead, 14));
+        assert!(!turns.contains(&held));
+        let turn = |place: Place| turns.iter().position(|of| *of == place).unwrap();
+        assert!(turn(small) < turn(many[0]) && turn(late) < 5 && turn(weighty) < 5, "{turns:?}");
+        assert_eq!(queue.by_turn(3, now), turns[..3]);
+        // They are taken so, and looking has changed nothing.
+        let mut taken = Vec::new();
+        while let Some(place) = queue.head().map(|waiter| waiter.request.place) {
+            queue.take(place, AdmittedAs::Next, now);
+            taken.push(place);
+        }
+        assert_eq!(taken, turns);
     }
 }

@@ -22,6 +22,11 @@ impl ClientId {
         ClientId { peer: peer.into(), name: Some(name.into()) }
     }
 
+    /// The peer, as the kernel knows it.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
     pub(super) fn parts(&self) -> (&Arc<str>, &Option<Arc<str>>) {
         (&self.peer, &self.name)
     }
@@ -108,6 +113,8 @@ pub struct AdmissionRequest {
     pub target: Arc<str>,
     /// Pooled connections that would do as well as a new one; `None`: only a new one will do.
     pub reuse: Option<ReuseKey>,
+    /// The repository, and the tag or digest, where that is visible; for people.
+    pub wants: Option<Arc<str>>,
     /// Whether it is held: it waits, and is not admitted before [`Gate::let_go`](super::Gate::let_go).
     pub held: bool,
 }

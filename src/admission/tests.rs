@@ -50,6 +50,7 @@ fn ask(gate: &Gate<Connection>, patience: Duration, reuse: Option<&str>) -> Admi
         target,
         reuse: reuse.map(ReuseKey::from),
         held: false,
+        wants: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The read-only view of the core. It changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::core::Core;
 use super::decision::LimitedBy;
 use super::moment::Moment;
 use super::occupancy::Occupancy;
-use super::request::{ClassId, Lane, Principal, SlotUse};
+use super::request::{ClassId, Lane, Place, Principal, SlotUse};
 use super::slot::{Counts, Evidence, SlotId, SlotState};
 use super::usage::Used;
 use crate::metrics::Direction;
@@ -42,12 +42,16 @@ pub struct Explanation {
 
 #[derive(Clone, Debug)]
 pub struct WaiterInfo {
+    /// By arrival, from 1.
     pub position: usize,
+    /// In the order of admission as it is now; `None` for one that is held back, or beyond those that are counted.
+    pub turn: Option<usize>,
     pub principal: Principal,
     pub kind: SlotUse,
     /// Among its client's own requests.
     pub lane: Lane,
     pub target: Arc<str>,
+    pub wants: Option<Arc<str>>,
     pub age: Duration,
     /// The time until its patience ends.
     pub patience_left: Duration,
@@ -100,16 +104,20 @@ impl Core {
 
     /// Waiters by arrival, and holders, oldest first; at most `most` of each.
     pub fn explain(&self, most: usize, now: Moment) -> Explanation {
+        let turns = self.books.queue.by_turn(most, now);
+        let turns: HashMap<Place, usize> = turns.into_iter().zip(1..).collect();
         let mut positions = vec![0; self.books.wait_estimates.len()];
         let waiters = self.books.queue.by_arrival().take(most).enumerate().map(|(index, waiter)| {
             let class = waiter.request.principal.class;
             positions[class.0] += 1;
             WaiterInfo {
                 position: index + 1,
+                turn: turns.get(&waiter.request.place).copied(),
                 principal: waiter.request.principal.clone(),
                 kind: waiter.request.slot_use(),
                 lane: waiter.request.lane,
                 target: waiter.request.target.clone(),
+                wants: waiter.request.wants.clone(),
                 age: now.since(waiter.request.place.arrived()),
                 patience_left: waiter.request.deadline.since(now),
                 expected_wait: self.books.expected_wait(class, positions[class.0]),

@@ -1,6 +1,5 @@
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use crate::upstream::tls::TlsError;
 
@@ -14,11 +13,8 @@ pub enum StartError {
         "a listener on {0} was inherited, and the config has none there: add it to the config, or remove it from the socket unit"
     )]
     Stray(SocketAddr),
-    /// The control socket that the config names cannot be had.
-    #[error("listen.control: cannot listen on {}: {cause}", path.display())]
-    Control { path: PathBuf, cause: io::Error },
     #[error("{0}")]
-    Token(String),
+    Control(String),
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
     /// The files that TLS to a registry needs are not usable.

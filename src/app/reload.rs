@@ -92,7 +92,7 @@ impl Reloader {
         match self.try_reload() {
             Ok(changes) => {
                 // Before the log: a reader of the log finds it done.
-                self.state.taken(&changes);
+                self.state.taken(&changes, &self.config);
                 tracing::info!(file = %self.path.display(), why, changes = changes.len(), "the config was read again");
                 for change in &changes {
                     tracing::info!(key = change.key, from = change.from, to = change.to, "changed");

@@ -15,7 +15,16 @@ async fn slot_toward(gate: &Gate<PooledConnection>, target: &str) -> Slot {
     let target: Arc<str> = target.into();
     let (place, _) = gate.place(&principal.client, &target);
     let deadline = gate.now() + Duration::from_secs(10);
-    let request = AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None, held: false };
+    let request = AdmissionRequest {
+        place,
+        deadline,
+        principal,
+        lane: Lane::Blob,
+        target,
+        reuse: None,
+        held: false,
+        wants: None,
+    };
     match gate.admit(request).await.unwrap() {
         Admission::New(slot) => slot,
         Admission::Kept(_) => unreachable!("nothing is pooled"),

@@ -7,6 +7,8 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Style};
 use serde_json::Value;
 
+use crate::explain::words::{number, plain, span};
+
 /// Columns that a line may take.
 const WIDTH: usize = 80;
 /// Cells of the bar of slots, at most.
@@ -261,34 +263,6 @@ fn table(text: &mut String, titles: &[&str], rows: &[Row]) {
 
 fn word<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or("?")
-}
-
-fn number(value: &Value) -> usize {
-    value.as_u64().and_then(|number| usize::try_from(number).ok()).unwrap_or(0)
-}
-
-/// Clients choose their names: what would steer the terminal, or take more than a column, is a question mark.
-fn plain(name: &str, most: usize) -> String {
-    let fits = |char: char| {
-        char.is_ascii_graphic() || char == ' ' || ('\u{a1}'..'\u{300}').contains(&char) && char != '\u{ad}'
-    };
-    let mut plain: String = name.chars().map(|char| if fits(char) { char } else { '?' }).take(most + 1).collect();
-    if plain.chars().count() > most {
-        plain = plain.chars().take(most - 1).chain(['~']).collect();
-    }
-    plain
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "spans are positive and short")]
-fn span(seconds: f64) -> String {
-    let whole = seconds as u64;
-    match whole {
-        0..10 => format!("{seconds:.1} s"),
-        10..120 => format!("{whole} s"),
-        120..7200 => format!("{} min", whole / 60),
-        7200..172_800 => format!("{} h", whole / 3600),
-        _ => format!("{} days", whole / 86_400),
-    }
 }
 
 #[cfg(test)]

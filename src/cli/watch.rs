@@ -114,10 +114,5 @@ fn start(look: Look) -> String {
 }
 
 fn status(admin: &str) -> Result<(Value, String), String> {
-    let (status, body) = ask::get(admin, "/status")?;
-    if status != 200 {
-        return Err(format!("{admin} answered {status}: {}", body.trim()));
-    }
-    let parsed = serde_json::from_str(&body).map_err(|error| format!("{admin}: no status of a sidecar: {error}"))?;
-    Ok((parsed, body))
+    ask::picture(admin, "/status")
 }

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::problem::Problem;
 use super::reader::Section;
 use super::registry::{DEFAULT_CLASS, RegistryConfig};
-use super::shown::{Shown, ShownSettings};
+use super::shown::{KeyLines, Shown, ShownSettings};
 use super::table::table;
 use super::value::{
     MAX_COUNT, address, count, duration, loopback, network, path, seconds, socket_path, some, text, whole, word,
@@ -40,6 +40,8 @@ table! {
         warnings: Vec<Problem> = Vec::new();
         /// Every setting that has a value, by its key as in the file, defaults included; the values in words.
         settings: ShownSettings = ShownSettings::new();
+        /// The settings that the file has, by their keys, each with its line.
+        in_file: KeyLines = KeyLines::default();
         /// The settings that the environment set, by their keys, each with the name of its variable.
         from_environment: BTreeMap<String, String> = BTreeMap::new();
     }

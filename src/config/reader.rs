@@ -10,7 +10,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::problem::Problem;
-use super::shown::{Shown, ShownSettings};
+use super::shown::{KeyLines, Shown, ShownSettings};
 use super::value::Parsed;
 
 /// The names of settings in the environment begin with this.
@@ -24,6 +24,8 @@ pub(super) struct Report {
     line_starts: Vec<usize>,
     pub(super) problems: Vec<Problem>,
     pub(super) settings: ShownSettings,
+    /// The lines of the keys that the file has.
+    pub(super) in_file: KeyLines,
     /// The keys that have a problem, or may be in lost lines.
     unsound: BTreeSet<String>,
     /// Settings of the environment by the rest of their names; each with its text, and the key that it set.
@@ -38,6 +40,7 @@ impl Report {
             line_starts: text.match_indices('\n').map(|(offset, _)| offset + 1).collect(),
             problems: Vec::new(),
             settings: ShownSettings::new(),
+            in_file: KeyLines::default(),
             unsound: BTreeSet::new(),
             overrides: BTreeMap::new(),
             broken: Vec::new(),
@@ -259,6 +262,9 @@ impl<'a> Section<'a> {
     /// Records the value that a setting has.
     pub(super) fn record(&mut self, key: &str, value: &impl Shown) {
         self.report.settings.extend(value.shown().map(|shown| (self.path_of(key), shown)));
+        if self.find_below(key).is_some() {
+            self.report.in_file.0.insert(self.path_of(key), self.line_of(key));
+        }
     }
 
     /// The line of a setting, also of one in a table below (`queue.depth`). When it is absent, the line of the table that

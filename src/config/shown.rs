@@ -16,6 +16,18 @@ use crate::target::{Host, HostPattern, Origin};
 /// Every setting that has a value, by its key.
 pub type ShownSettings = BTreeMap<String, String>;
 
+/// The lines of the keys that a file has. Two configs are the same wherever their keys stand.
+#[derive(Clone, Debug, Default)]
+pub struct KeyLines(pub BTreeMap<String, usize>);
+
+impl PartialEq for KeyLines {
+    fn eq(&self, _: &KeyLines) -> bool {
+        true
+    }
+}
+
+impl Eq for KeyLines {}
+
 /// A value in words.
 pub(super) trait Shown {
     /// `None` for a value that is not there.

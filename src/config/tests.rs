@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::shown::KeyLines;
 use super::*;
 use crate::target::{Host, HostPattern, Origin};
 
@@ -97,6 +98,7 @@ fn the_least_file_gives_the_defaults() {
         other_hosts: OtherHosts::Direct,
         warnings: Vec::new(),
         from_environment: BTreeMap::new(),
+        in_file: KeyLines::default(),
         settings: Config::parse(LEAST).unwrap().settings,
     };
     assert_eq!(Config::parse(LEAST), Ok(expected));

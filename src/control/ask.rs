@@ -6,6 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::target::{BadTarget, Target};
 
 /// The longest wait for the sidecar.
@@ -14,6 +16,17 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Fails, with the address, when there is no listener, or its answer is not HTTP.
 pub fn get(admin: &str, path: &str) -> Result<(u16, String), String> {
     ask("GET", admin, path, None)
+}
+
+/// A page of JSON, and its text.
+/// Fails, with the address, when there is no such answer.
+pub fn picture(admin: &str, path: &str) -> Result<(Value, String), String> {
+    let (status, body) = get(admin, path)?;
+    if status != 200 {
+        return Err(format!("{admin} answered {status}: {}", body.trim()));
+    }
+    let parsed = serde_json::from_str(&body).map_err(|error| format!("{admin}: no {path} of a sidecar: {error}"))?;
+    Ok((parsed, body))
 }
 
 /// Sends an order, with the token that allows it.

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{UnixListener, UnixStream};
 
-use super::Sender;
+use super::{Sender, token};
+use crate::config::ListenConfig;
 
 /// The name of the socket in the folder that a service manager made for this process.
 const NAME: &str = "control.sock";
@@ -89,6 +90,22 @@ impl ControlSocket {
         place.path = path;
         Ok((UnixListener::from_std(listener)?, place))
     }
+}
+
+/// The socket for orders, where the config or the service manager gives it a place. Where it lies by default it may fail.
+/// Fails, in words, when the config names a place that cannot be had, or a token that is none.
+pub fn of_config(listen: &ListenConfig, takes_over: bool) -> Result<Option<ControlSocket>, String> {
+    listen.control_token_file.as_deref().map(token).transpose()?;
+    if let Some(path) = &listen.control {
+        let told = |error| format!("listen.control: cannot listen on {}: {error}", path.display());
+        return ControlSocket::open(path, takes_over).map(Some).map_err(told);
+    }
+    let Some(path) = default_path() else {
+        tracing::info!("no control socket: neither listen.control nor RUNTIME_DIRECTORY is set");
+        return Ok(None);
+    };
+    let opened = ControlSocket::open(&path, takes_over);
+    Ok(opened.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no control socket")).ok())
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {

@@ -27,7 +27,7 @@ use crate::proxy::respond::Answer;
 use crate::proxy::rewrite::Rewrite;
 use crate::proxy::{Entry, Proxy};
 use crate::reclaim::Grade;
-use crate::upstream::request_body::RequestBody;
+use crate::upstream::request_body::{RequestBody, Upload};
 use crate::upstream::{Destination, Patience, Upstream};
 
 /// The client is gone; hyper closes its connection.
@@ -80,7 +80,9 @@ impl Arrival<'_> {
         let principal = principal_of(self.proxy, &request, self.io.client());
         let mut record = self.proxy.record(&principal.client.to_string(), Kind::Request);
         record.toward(shown(None, request.uri()));
+        record.asks(request.method(), request.uri());
         if let Some(response) = last_hop::own_answer(&mut request) {
+            record.replied(response.status());
             record.served();
             return response.map(Reply::Own);
         }
@@ -103,7 +105,9 @@ impl Arrival<'_> {
         let principal = Classes::principal_of_class(mirror.class, self.io.client());
         let mut record = self.proxy.record(&principal.client.to_string(), Kind::Request);
         record.toward(shown(Some(mirror.host()), request.uri()));
+        record.asks(request.method(), request.uri());
         if let Some(response) = last_hop::own_answer(&mut request) {
+            record.replied(response.status());
             record.served();
             return Ok(response.map(Reply::Own));
         }
@@ -130,6 +134,7 @@ impl Arrival<'_> {
             Patience { limit: upstream.queue.request_timeout[principal.class.0], setting: "request_timeout" };
         let kind = (admission::SlotUse::Request, outbound.lane());
         let mut attempt = upstream.attempt(destination, principal, kind, Some(outbound.key().clone()), patience);
+        attempt.wants = record.asks(outbound.method(), outbound.uri());
         let upload = body.upload();
         let exchanged = {
             let mut exchange = pin!(repairing::exchange((outbound.clone(), body), upstream, &mut attempt));
@@ -148,23 +153,14 @@ impl Arrival<'_> {
                 response
             }
             // It took the connection to the registry with it, whose fault that is not.
-            Err(_) if upload.is_broken() => {
-                let problem = if upload.is_slow() {
-                    record.ended_by("reclaim", Grade::Slow.as_str());
-                    "the body of the request came slower than queue.least_rate while others waited"
-                } else {
-                    "the body of the request broke off, or cannot be read"
-                };
-                record.client_left();
-                let answer = Answer::plain(Reason::BadRequest, problem);
-                return answer.to_response(&upstream.name).map(Reply::Own);
-            }
+            Err(_) if upload.is_broken() => return refuse_upload(record, &upload, &upstream.name),
             Err(failure) => {
                 return refuse(record, &Answer::of_failure(&failure, upstream, &attempt), &upstream.name);
             }
         };
         let resumable = Resumable::of(upstream, outbound, &attempt, &response);
         let (mut head, body) = response.into_parts();
+        record.replied(head.status);
         strip_response(&mut head.headers);
         if let Some(rewrite) = &rewrite {
             rewrite.apply(head.status, &mut head.headers);
@@ -199,4 +195,16 @@ fn principal_of(proxy: &Proxy, request: &Request<Incoming>, client: &Client) -> 
 fn refuse(record: Record, answer: &Answer, registry: &str) -> Response<Reply> {
     record.answered(answer.reason);
     answer.to_response(registry).map(Reply::Own)
+}
+
+fn refuse_upload(mut record: Record, upload: &Upload, registry: &str) -> Response<Reply> {
+    let problem = if upload.is_slow() {
+        record.ended_by("reclaim", Grade::Slow.as_str());
+        "the body of the request came slower than queue.least_rate while others waited"
+    } else {
+        "the body of the request broke off, or cannot be read"
+    };
+    record.replied(StatusCode::BAD_REQUEST);
+    record.client_left();
+    Answer::plain(Reason::BadRequest, problem).to_response(registry).map(Reply::Own)
 }

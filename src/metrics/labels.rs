@@ -53,6 +53,15 @@ labels! {
         ClientLeft = "client_left",
     }
 
+    /// The class of an answer's status.
+    CodeClass {
+        Informational = "1xx",
+        Successful = "2xx",
+        Redirection = "3xx",
+        ClientError = "4xx",
+        ServerError = "5xx",
+    }
+
     /// The end of a wait. Waits of clients that left are measured like any other.
     WaitOutcome {
         Admitted = "admitted",

@@ -49,6 +49,7 @@ impl PlannedNode {
             target: target.clone(),
             reuse: (ask.slot_use == SlotUse::Request).then(|| target.clone()),
             held: false,
+            wants: None,
         };
         self.core.arrive(request, now);
         place

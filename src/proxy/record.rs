@@ -7,13 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hyper::Uri;
 use hyper::header::HeaderValue;
+use hyper::{Method, StatusCode, Uri};
 use tokio_util::sync::CancellationToken;
 
+use super::respond::status_of;
 use crate::admission::ClassId;
+use crate::explain::{code_class, wanted};
 use crate::metrics::{Direction, Label, OTHER_HOSTS, Outcome, Reason, RegistryMetrics};
 use crate::upstream::Upstream;
+
+/// Clients may make up methods.
+const MAX_METHOD: usize = 32;
 
 /// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +56,9 @@ struct Fields {
     client: String,
     kind: Kind,
     target: String,
+    method: String,
+    wants: Option<Arc<str>>,
+    status: Option<StatusCode>,
     waited: Duration,
     connect: Option<Duration>,
     retries: u32,
@@ -92,6 +100,9 @@ impl Record {
             client: client.to_owned(),
             kind,
             target: String::new(),
+            method: if kind == Kind::Tunnel { "CONNECT".to_owned() } else { String::new() },
+            wants: None,
+            status: None,
             waited: Duration::ZERO,
             connect: None,
             retries: 0,
@@ -106,6 +117,18 @@ impl Record {
     /// It is known now where the request wants to go; not a word of it that was not parsed.
     pub fn toward(&mut self, target: String) {
         self.fields().target = target;
+    }
+
+    /// The method, and the repository and reference where they are visible, which it returns.
+    pub fn asks(&mut self, method: &Method, uri: &Uri) -> Option<Arc<str>> {
+        let fields = self.fields();
+        (fields.method, fields.wants) = (method.as_str().chars().take(MAX_METHOD).collect(), wanted::wanted(uri));
+        fields.wants.clone()
+    }
+
+    /// The client is answered with this status. The first final one counts.
+    pub fn replied(&mut self, status: StatusCode) {
+        self.fields().status.get_or_insert(status);
     }
 
     /// It is known now which registry the request belongs to, and the class in which it waits there.
@@ -158,7 +181,8 @@ impl Record {
     }
 
     /// Roadstead itself answered.
-    pub fn answered(self, reason: Reason) {
+    pub fn answered(mut self, reason: Reason) {
+        self.replied(status_of(reason));
         let outcome = match reason {
             Reason::UpstreamUnreachable | Reason::UpstreamTimeout => Outcome::UpstreamFailed,
             _ => Outcome::Refused,
@@ -193,12 +217,19 @@ impl Fields {
         if let Some(reason) = reason {
             self.metrics.refused(reason);
         }
+        if let Some(class) = self.status.and_then(code_class::of) {
+            self.metrics.responded(class);
+        }
+        let repository = self.wants.as_deref().map_or("", |wants| wanted::parts(wants).0);
         tracing::info!(
             registry = self.registry,
             class = self.class,
             client = self.client,
             kind = self.kind.as_str(),
+            method = self.method,
             target = self.target,
+            repository,
+            status = self.status.map_or(0, |status| status.as_u16()),
             outcome = outcome.as_str(),
             reason = reason.map_or("", Reason::as_str),
             took_ms = millis(self.began.elapsed()),

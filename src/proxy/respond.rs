@@ -110,6 +110,11 @@ fn told(reason: Reason) -> (StatusCode, &'static str, &'static str) {
     }
 }
 
+/// The status with which a reason is told.
+pub fn status_of(reason: Reason) -> StatusCode {
+    told(reason).0
+}
+
 /// The code of what may pass: coming back makes sense.
 const UNAVAILABLE: &str = "UNAVAILABLE";
 

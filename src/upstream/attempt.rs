@@ -69,6 +69,8 @@ pub struct Attempt {
     pub kind: SlotUse,
     /// The lane of the request.
     pub lane: Lane,
+    /// The repository and reference, where they are visible.
+    pub wants: Option<Arc<str>>,
     /// The target as text: what a place is kept for, and what an outage is noted for.
     pub name: Arc<str>,
     /// The pooled connections that it can use; `None`: it needs a new one.
@@ -115,6 +117,7 @@ impl Attempt {
         Attempt {
             destination: self.destination.clone(),
             principal: self.principal.clone(),
+            wants: self.wants.clone(),
             name: self.name.clone(),
             reuse: self.reuse.clone(),
             queued: self.queued.clone(),

@@ -196,6 +196,7 @@ impl Upstream {
             target: attempt.name.clone(),
             reuse: attempt.reuse.clone(),
             held: self.held_until(attempt).is_some() || attempt.needs_permit(),
+            wants: attempt.wants.clone(),
         };
         let is_held = request.held;
         if let Some(ticket) = attempt.progress.ticket.take() {

@@ -109,6 +109,7 @@ impl Upstream {
             principal,
             kind,
             lane,
+            wants: None,
             name,
             reuse,
             patience,

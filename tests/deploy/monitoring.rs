@@ -16,7 +16,7 @@ use crate::tool::{documents, run, text_of};
 const OF_OTHERS: [&str; 3] =
     ["up", "kube_pod_container_status_restarts_total", "kube_pod_init_container_status_restarts_total"];
 /// Labels that Prometheus adds to what it scrapes.
-const LABELS_OF_TARGETS: [&str; 5] = ["job", "instance", "namespace", "pod", "node"];
+const LABELS_OF_TARGETS: [&str; 6] = ["job", "instance", "namespace", "pod", "node", "cluster"];
 
 /// Metrics that are for looking up by hand.
 const NOT_SHOWN: [&str; 1] = ["roadstead_config_last_reload_success_timestamp_seconds"];
@@ -94,6 +94,17 @@ fn every_alert_says_what_to_do() {
         for annotation in ["summary", "action"] {
             assert!(alert["annotations"][annotation].as_str().is_some_and(|text| text.len() > 10), "{alert}");
         }
+        let runbook = alert["annotations"]["runbook_url"].as_str().expect("a runbook");
+        let (page, section) = runbook.split_once('#').expect("a section of a page");
+        let text = text_of(page);
+        let headings =
+            text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+        // As GitHub makes an anchor of a heading.
+        let anchor = |heading: &str| {
+            let kept = heading.to_lowercase().replace(' ', "-");
+            kept.chars().filter(|char| char.is_alphanumeric() || "-_".contains(*char)).collect::<String>()
+        };
+        assert!(headings.into_iter().any(|heading| anchor(heading) == section), "no section {runbook}");
     }
 }
 
@@ -115,6 +126,7 @@ fn promtool_parses_every_query_of_the_dashboard() {
 /// A query with Grafana's variables filled in.
 fn filled(query: &str) -> String {
     let filled = query.replace("$__rate_interval", "5m").replace("$registry", ".+");
+    let filled = filled.replace("$cluster", ".*").replace("$node", ".*");
     assert!(!filled.contains('$'), "an unknown variable: {filled}");
     filled
 }
@@ -146,6 +158,12 @@ async fn alerts_and_dashboard_ask_only_for_what_a_sidecar_exports() {
     }
     assert!(names.len() >= 20, "{names:?}");
     // And the other way round: what is exported is shown somewhere.
+    let variables: Vec<&str> =
+        dashboard["templating"]["list"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(variables, ["datasource", "cluster", "node", "registry"]);
+    for (title, query) in queries(&dashboard) {
+        assert!(query.contains("cluster=~\"$cluster\",node=~\"$node\""), "{title} ignores the variables: {query}");
+    }
     let shown = |name: &String| names.iter().any(|used| used.trim_end_matches("_bucket") == name);
     let hidden: Vec<&String> = exported.families.iter().filter(|name| !shown(name)).collect();
     assert_eq!(hidden, NOT_SHOWN, "exported, but neither in the dashboard nor in an alert");
@@ -179,7 +197,9 @@ impl Exported {
             .filter(|sample| sample.split(['{', ' ']).next() == Some(selector.name.as_str()))
             .collect();
         assert!(!of_name.is_empty(), "{place}: there is no {}", selector.name);
-        for [label, _, values] in &selector.matchers {
+        // Those that Prometheus adds.
+        let own = selector.matchers.iter().filter(|[label, ..]| !LABELS_OF_TARGETS.contains(&label.as_str()));
+        for [label, _, values] in own {
             for value in values.split('|') {
                 let carried = if value.contains('$') { format!("{label}=\"") } else { format!("{label}=\"{value}\"") };
                 let found = of_name.iter().any(|sample| sample.contains(&carried));

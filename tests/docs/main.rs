@@ -6,3 +6,4 @@ mod examples;
 mod metrics;
 mod operations;
 mod page;
+mod translation;

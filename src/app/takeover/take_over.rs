@@ -165,8 +165,16 @@ async fn slot_of_each(name: String, queues: Vec<(Gate<PooledConnection>, Princip
         let target: Arc<str> = ELSEWHERE.into();
         let (place, _) = gate.place(&principal.client, &target);
         let deadline = gate.now() + MAX_WAIT;
-        let request =
-            AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None, held: false };
+        let request = AdmissionRequest {
+            place,
+            deadline,
+            principal,
+            lane: Lane::Blob,
+            target,
+            reuse: None,
+            held: false,
+            wants: None,
+        };
         if let Admission::New(slot) = gate.admit(request).await.ok()? {
             slot.tell(SlotEvent::Dialled);
             slot.tell(SlotEvent::Established(SlotState::Active));

@@ -92,6 +92,7 @@ impl Harbor {
             target,
             reuse: reuse.clone(),
             held: false,
+            wants: None,
         };
         self.handover.arrive(ask, Waker::noop(), START).settle();
         Waiter { place, reuse }

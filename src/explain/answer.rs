@@ -1,0 +1,66 @@
+//! The answer of `/queue`: each waiter and each holder of a registry, from the core's own view.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::wanted;
+use crate::admission::Principal;
+use crate::upstream::Upstream;
+
+/// Waiters, and holders, that are named for each registry.
+const MAX_EXPLAINED: usize = 1000;
+
+/// Waiters and holders, in `/queue`.
+pub fn explanation(upstream: &Upstream) -> Value {
+    let explanation = upstream.gate.look(|core, now| core.explain(MAX_EXPLAINED, now));
+    let class = |principal: &Principal| class_of(upstream, principal);
+    let waiters = explanation.waiters.iter().map(|waiter| {
+        let (repository, reference) = waiter.wants.as_deref().map(wanted::parts).unzip();
+        json!({
+            "position": waiter.position,
+            "turn": waiter.turn,
+            "client": waiter.principal.client.to_string(),
+            "peer": waiter.principal.client.peer(),
+            "class": class(&waiter.principal),
+            "kind": waiter.kind,
+            "lane": waiter.lane,
+            "target": &*waiter.target,
+            "repository": repository,
+            "reference": reference.flatten(),
+            "waited_seconds": seconds(waiter.age),
+            "patience_left_seconds": seconds(waiter.patience_left),
+            "expected_wait_seconds": waiter.expected_wait.map(seconds),
+        })
+    });
+    let holders = explanation.holders.iter().map(|holder| {
+        let (principal, target) = holder.occupant.as_ref().map(|(principal, target)| (principal, target)).unzip();
+        json!({
+            "client": principal.map(|principal| principal.client.to_string()),
+            "class": principal.map(class),
+            "target": target.map(|target| &**target),
+            "kind": holder.kind,
+            "state": holder.state,
+            "age_seconds": seconds(holder.age),
+            "last_bytes_seconds": holder.last_bytes.map(seconds),
+            "bytes_up": holder.bytes_up,
+            "bytes_down": holder.bytes_down,
+            "doing": holder.quiet.map(|(evidence, _)| evidence),
+            "quiet_seconds": holder.quiet.map(|(_, quiet)| seconds(quiet)),
+            "reclaimed": holder.reclaimed,
+        })
+    });
+    json!({
+        "limited_by": explanation.limited_by,
+        "waiting": waiters.collect::<Vec<_>>(),
+        "holders": holders.collect::<Vec<_>>(),
+    })
+}
+
+pub fn seconds(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+pub fn class_of<'a>(upstream: &'a Upstream, principal: &Principal) -> &'a str {
+    &upstream.classes[principal.class.0]
+}
