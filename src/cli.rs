@@ -49,7 +49,7 @@ const KNOWN_FILES: [&str; 2] = ["sidecar.toml", "/etc/roadstead/sidecar.toml"];
 #[command(name = "roadstead", version = env!("ROADSTEAD_VERSION"), after_help = AFTER_HELP)]
 struct Arguments {
     /// The config file [default: sidecar.toml in the working directory, else /etc/roadstead/sidecar.toml]; commands
-    /// that ask a running sidecar read only the addresses in [listen] of it, or take the defaults if there is none.
+    /// that ask a running sidecar read only its addresses of listeners, or take the defaults if there is none.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 

@@ -9,7 +9,7 @@
 //! tells the node what that clock showed, and each request says how much time has passed at the node since it heard that. The
 //! clock stands where the most advanced of these claims puts it. A claim counts from when the answer *arrived* and until the
 //! request was *sent*, so the clock is never ahead of the time that has passed, but for the rates of the nodes' clocks, which
-//! [`Times::hold`] has a margin for.
+//! [`Times::hold`](message::Times::hold) has a margin for.
 //!
 //! # Why the sum holds
 //! The store has, for each process, the slots that it may use. It adds to them when it answers, and takes from them only what a
