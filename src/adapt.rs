@@ -17,6 +17,9 @@ use crate::admission::{Gate, Moment};
 use crate::distress::Cause;
 use crate::metrics::Sign;
 
+/// For so long after the slots in force were lowered, the registry counts as near its limit.
+const NEAR_LIMIT: Duration = Duration::from_secs(30);
+
 /// The slots in force at one registry.
 #[derive(Debug)]
 pub struct Adapt {
@@ -80,6 +83,13 @@ impl Adapt {
         }
     }
 
+    /// Whether the slots in force were lowered not long ago: the next try for more of them may be one too many, and its first sign
+    /// may be one that is believed of a registry that is well.
+    pub fn is_near_limit(&self, now: Moment) -> bool {
+        let limit = &self.state.lock().limit;
+        limit.in_force().is_some() && limit.lowered().is_some_and(|at| now.since(at) < NEAR_LIMIT)
+    }
+
     /// Its state at this moment.
     pub fn shown(&self, now: Moment) -> AdaptShown {
         let state = self.state.lock();
@@ -100,16 +110,22 @@ impl Adapt {
 }
 
 /// Whether a sign counts once for each subject, since one broken repository can cause it; `None` where it counts for nothing:
-/// a denied user causes it, or it is a rate limit.
+/// a denied user causes it, it is a rate limit, or nothing answers behind the gateway, which is an outage and not a load: its
+/// requests are held, and all slots are wanted when it ends.
 fn counts_once(cause: Cause) -> Option<bool> {
     match cause {
         Cause::FailedDial | Cause::Answer(Sign::DatabaseError) => Some(false),
-        Cause::SlowAnswer
-        | Cause::Outage
+        Cause::SlowAnswer | Cause::Answer(Sign::InternalError | Sign::Broken) => Some(true),
+        Cause::Outage
         | Cause::Answer(
-            Sign::InternalError | Sign::BadGateway | Sign::Unavailable | Sign::GatewayTimeout | Sign::Broken,
-        ) => Some(true),
-        Cause::Answer(Sign::PoisonedToken | Sign::Ambiguous401 | Sign::Unseen401 | Sign::TooManyRequests) => None,
+            Sign::BadGateway
+            | Sign::Unavailable
+            | Sign::GatewayTimeout
+            | Sign::PoisonedToken
+            | Sign::Ambiguous401
+            | Sign::Unseen401
+            | Sign::TooManyRequests,
+        ) => None,
     }
 }
 
@@ -120,7 +136,15 @@ mod tests {
 
     #[test]
     fn what_a_denied_user_causes_never_counts_and_what_one_repository_causes_counts_once() {
-        let never = ["poisoned_token", "ambiguous_401", "unseen_401", "too_many_requests"];
+        let never = [
+            "poisoned_token",
+            "ambiguous_401",
+            "unseen_401",
+            "too_many_requests",
+            "bad_gateway",
+            "unavailable",
+            "gateway_timeout",
+        ];
         for sign in Sign::ALL {
             let expected = match sign.as_str() {
                 word if never.contains(&word) => None,
@@ -129,6 +153,6 @@ mod tests {
             assert_eq!(counts_once(Cause::Answer(*sign)), expected, "{sign:?}");
         }
         let others = [Cause::FailedDial, Cause::Outage, Cause::SlowAnswer].map(counts_once);
-        assert_eq!(others, [Some(false), Some(true), Some(true)]);
+        assert_eq!(others, [Some(false), None, Some(true)]);
     }
 }

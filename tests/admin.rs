@@ -302,11 +302,16 @@ async fn every_metric_is_there_from_the_start() {
     let (stub, quiet, mut others) = (samples("stub"), samples("quiet"), samples("other_hosts"));
     assert_eq!((&stub["roadstead_slots{}"], &quiet["roadstead_slots{}"]), (&"3".to_owned(), &"5".to_owned()));
     assert!(stub.len() > 50, "{stub:?}");
-    assert!(stub.iter().all(|(sample, value)| value == "0" || sample.starts_with("roadstead_slots")), "{stub:?}");
+    assert!(
+        stub.iter().all(|(sample, value)| value == "0"
+            || sample.starts_with("roadstead_slots")
+            || sample == "roadstead_cap{}"),
+        "{stub:?}"
+    );
     assert_eq!(stub.keys().collect::<Vec<_>>(), quiet.keys().collect::<Vec<_>>());
     // Other hosts have neither slots nor distress, and nothing can go around them.
     let gauges =
-        ["slots", "slots_in_force", "reserved_slots", "distress", "bypass_connections", "audit_excess_sockets"];
+        ["slots", "slots_in_force", "cap", "reserved_slots", "distress", "bypass_connections", "audit_excess_sockets"];
     for gauge in gauges {
         assert_eq!(others.insert(format!("roadstead_{gauge}{{}}"), String::new()), None, "{gauge}");
     }

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use roadstead_test_support::{Destination, Sidecar, Storm, StubRegistry, config};
+use roadstead_test_support::{Destination, Sidecar, Storm, StubRegistry, config, eventually_is};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -47,6 +47,10 @@ async fn real_sidecars_take_as_long_as_the_plan_says() {
         assert_eq!((tally.ok, tally.failed.len()), (PULLS, 0), "{tally:?}");
     }
     let took = began.elapsed().as_secs_f64();
+    for sidecar in &sidecars {
+        let logged = async || sidecar.finished().len();
+        eventually_is("a log line for each request", Duration::from_secs(5), 2 * PULLS, logged).await;
+    }
     let logs = sidecars.iter().flat_map(Sidecar::finished);
     let mut waits: Vec<f64> = logs.map(|line| line["waited_ms"].as_f64().unwrap() / 1e3).collect();
     waits.sort_by(f64::total_cmp);

@@ -163,7 +163,7 @@ mod tests {
         for limit in 1..60 {
             let (tried, found) = climb(64, &database(limit));
             let (cap, _) = found.unwrap();
-            assert!(cap <= limit && cap * 4 >= limit * 3 - 4, "{limit}: {cap}");
+            assert!(cap <= limit && cap * 4 + 4 >= limit * 3, "{limit}: {cap}");
             assert!(tried.iter().all(|tried| *tried <= 64));
         }
     }
@@ -199,6 +199,6 @@ mod tests {
             assert_eq!(ladder.next(), Some(connections));
             ladder.took(step(connections, signs));
         }
-        assert_eq!((ladder.next(), ladder.recommended()), (Some(6), Some((5, LimitFound::Distress))));
+        assert_eq!((ladder.next(), ladder.recommended()), (None, Some((5, LimitFound::Distress))));
     }
 }

@@ -708,12 +708,12 @@ fn commented_settings_of_the_shipped_file_are_the_defaults() {
     let numbers = |list: Vec<(usize, bool)>| list.into_iter().map(|(n, _)| n).collect::<Vec<_>>();
     let (examples, defaults) = (numbers(examples), numbers(defaults));
 
-    assert_eq!(defaults.len(), 24);
+    assert_eq!(defaults.len(), 25);
     for number in defaults {
         let text = uncommented(&[number]);
         assert_eq!(Config::parse(&text).as_ref(), Ok(&shipped), "line {}", number + 1);
     }
-    assert_eq!(examples.len(), 25);
+    assert_eq!(examples.len(), 27);
     let with_examples = Config::parse(&uncommented(&examples)).unwrap();
     assert!(with_examples.listen.metrics.is_some());
     assert!(!with_examples.listen.allow_clients.is_empty());

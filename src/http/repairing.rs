@@ -263,7 +263,7 @@ impl Repairing<'_> {
     }
 
     async fn ask_without_end(&mut self, attempt: &mut Attempt) -> Result<Option<Judged>, Failure> {
-        attempt.progress.is_reask = self.again > 0 && self.repair.is_distressed(self.exchange.upstream.gate.now());
+        attempt.progress.is_reask = self.again > 0 && self.is_distressed();
         let turn = match &self.look {
             None => self.exchange.turn(attempt).await,
             Some(look) => {
@@ -397,6 +397,12 @@ impl Repairing<'_> {
         }
     }
 
+    /// Whether no answer that could be a sign is believed: in distress, and near the limit that the slots in force yield to.
+    fn is_distressed(&self) -> bool {
+        let upstream = self.exchange.upstream;
+        self.repair.is_distressed(upstream.gate.now()) || upstream.adapt.is_near_limit(upstream.gate.now())
+    }
+
     /// The stored answer.
     fn last_answer(&mut self) -> Last {
         self.last.take().expect("the first answer is kept before it is given up")
@@ -411,7 +417,7 @@ impl Repairing<'_> {
     /// How long to wait before it is asked again; `None` when the answer is believed.
     fn pause_after(&mut self, sign: Sign, retry_after: Option<Duration>) -> Option<Duration> {
         let now = self.exchange.upstream.gate.now();
-        let is_distressed = self.repair.is_distressed(now);
+        let is_distressed = self.is_distressed();
         if self.look.take().is_none() && self.tries.is_unexplained(sign) {
             // The answer to a HEAD does not tell why it is a denial; the same as a GET does.
             self.look = self.exchange.outbound.as_look();
@@ -426,7 +432,7 @@ impl Repairing<'_> {
     /// names a user is asked for once more; one that names none is that of a wrong password.
     async fn hold_token(&mut self, has_subject: bool) -> Option<Duration> {
         let now = || self.exchange.upstream.gate.now();
-        if !self.repair.is_distressed(now()) {
+        if !self.is_distressed() {
             if self.repair.knows_denial(self.keys.denial, now()) {
                 return None;
             }
