@@ -191,14 +191,17 @@ async fn many_tunnels_of_clients_that_park_share_two_slots() {
 async fn a_paused_registry_holds_its_queue() {
     let stub = StubRegistry::builder().start().await;
     let sidecar = sidecar(&stub, 2, "").await;
-    let told = |action: &'static str| {
-        let admin = format!("http://{}", sidecar.admin());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sidecar.toml");
+    std::fs::write(&file, format!("[listen]\ncontrol = \"{}\"\n", sidecar.control().display())).unwrap();
+    let told = |action: &'static str, registry: &'static str| {
         std::process::Command::new(env!("CARGO_BIN_EXE_roadstead"))
-            .args([action, "stub", "--admin", &admin])
+            .args([action, registry, "--config"])
+            .arg(&file)
             .output()
             .expect("the binary runs")
     };
-    assert!(told("pause").status.success());
+    assert!(told("pause", "stub").status.success());
     let mut asking = Wire::open(sidecar.proxy()).await.unwrap();
     asking.send(format!("CONNECT {} HTTP/1.1\r\n\r\n", stub.address()).as_bytes()).await.unwrap();
     let waiting = async || sidecar.status().await["registries"]["stub"]["waiting"].as_u64().unwrap();
@@ -208,14 +211,10 @@ async fn a_paused_registry_holds_its_queue() {
     assert!(stub.accept_log().is_empty());
     let queue = sidecar.ask_admin("GET", "/queue").await.json();
     assert_eq!(queue["registries"]["stub"]["waiting"][0]["target"], stub.address().to_string());
-    assert!(told("resume").status.success());
+    assert!(told("resume", "stub").status.success());
     assert_eq!(asking.read_answer().await.unwrap().status(), 200);
-    assert_eq!(told("pause").status.code(), Some(0));
-    let unknown = std::process::Command::new(env!("CARGO_BIN_EXE_roadstead"))
-        .args(["pause", "nobody", "--admin", &sidecar.admin().to_string()])
-        .output()
-        .unwrap();
-    assert_eq!(unknown.status.code(), Some(1));
+    assert_eq!(told("pause", "stub").status.code(), Some(0));
+    assert_eq!(told("pause", "nobody").status.code(), Some(1));
 }
 
 /// A registry that takes no connections for a while costs no request that still has patience, and is not dialled by all
