@@ -123,7 +123,7 @@ pub fn run(arguments: &Arguments, config: impl FnOnce() -> Result<Config, LoadEr
         }
     };
     let changes = originals.changes(&arguments.root, &plan)?;
-    let mut shown: String = changes.iter().map(diff::shown).collect();
+    let mut shown: String = changes.iter().map(|change| diff::shown(change, !arguments.undo)).collect();
     if arguments.write || arguments.undo {
         originals.apply(&arguments.root, &changes, &plan)?;
     }

@@ -2,14 +2,19 @@
 
 use super::originals::FileChange;
 
-pub fn shown(change: &FileChange) -> String {
+/// `adds_ours` is false where the lines that are added are those of others, which come back.
+pub fn shown(change: &FileChange, adds_ours: bool) -> String {
     let path = change.path.display().to_string();
     let name = |text: &Option<String>| if text.is_some() { path.clone() } else { "/dev/null".to_owned() };
     let mut options = diffy::DiffOptions::new();
     options.set_original_filename(name(&change.before)).set_modified_filename(name(&change.after));
     let (before, after) = (change.before.as_deref().unwrap_or_default(), change.after.as_deref().unwrap_or_default());
     let shown = options.create_patch(before, after).to_string();
-    let lines = shown.lines().map(|line| if line.starts_with('+') { line.to_owned() } else { without_secrets(line) });
+    // A last line that only gets its end of line is shown as added.
+    let is_ours = |line: &str| {
+        adds_ours && line.strip_prefix('+').is_some_and(|added| before.lines().all(|stood| stood != added))
+    };
+    let lines = shown.lines().map(|line| if is_ours(line) { line.to_owned() } else { without_secrets(line) });
     lines.map(|line| line + "\n").collect()
 }
 
@@ -33,6 +38,21 @@ pub fn without_secrets(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The last line has no end of line, and gets one; an undo adds the lines of others again.
+    #[test]
+    fn an_added_line_of_others_keeps_its_secret() {
+        let change = |before: &str, after: &str| FileChange {
+            path: "/f".into(),
+            before: Some(before.to_owned()),
+            after: Some(after.to_owned()),
+            original: None,
+        };
+        let grown = shown(&change("password: hunter2", "password: hunter2\nproxy: http://me:x@h\n"), true);
+        assert!(!grown.contains("hunter2") && grown.contains("+proxy: http://me:x@h"), "{grown}");
+        let restored = shown(&change("proxy: http://me:x@h\n", "proxy: http://me:hunter2@h\n"), false);
+        assert!(!restored.contains("hunter2") && restored.contains("+proxy: http://me:***@h"), "{restored}");
+    }
 
     #[test]
     fn secrets_of_others_are_left_out() {

@@ -22,7 +22,7 @@ pub struct FileChange {
     /// `None`: it is removed.
     pub after: Option<String>,
     /// How it was without `setup`.
-    original: Option<String>,
+    pub(super) original: Option<String>,
 }
 
 #[derive(Default, Serialize, Deserialize)]
