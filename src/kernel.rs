@@ -4,9 +4,11 @@
 //! The layout of question and answer is that of `linux/inet_diag.h`. Where the kernel does not answer (an old one, or a
 //! container that forbids it), nothing is known, and callers do without.
 
+pub mod table;
+
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::LazyLock;
 
@@ -14,6 +16,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
+
+pub use self::table::ListedSocket;
 
 const HEADER: usize = 16;
 const QUESTION: usize = HEADER + 56;
@@ -59,30 +63,14 @@ pub fn uid_behind(stream: &TcpStream) -> Option<u32> {
     }
 }
 
-/// The same from the kernel's tables, which take longer to read the more sockets there are.
+/// The same from the kernel's tables.
 fn uid_in_proc(local: SocketAddr, remote: SocketAddr) -> Option<u32> {
-    ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().find_map(|file| {
-        let (local, remote) = (in_table(local, file), in_table(remote, file));
-        let table = std::fs::read_to_string(file).ok()?;
-        table.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-            let is_meant = fields.get(1..3)? == [local.as_str(), remote.as_str()];
-            is_meant.then(|| fields.get(7)?.parse().ok())?
-        })
-    })
-}
-
-/// How a table of the kernel shows an address: the words in the order of this machine. A socket for IPv6 shows an IPv4
-/// address as a mapped one.
-fn in_table(address: SocketAddr, table: &str) -> String {
-    let octets = match (address.ip().to_canonical(), table.ends_with('6')) {
-        (IpAddr::V4(ip), false) => ip.octets().to_vec(),
-        (IpAddr::V4(ip), true) => Ipv6Addr::octets(&ip.to_ipv6_mapped()).to_vec(),
-        (IpAddr::V6(ip), _) => ip.octets().to_vec(),
-    };
-    let words = octets.chunks_exact(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
-    let words: Vec<String> = words.map(|word| format!("{word:08X}")).collect();
-    format!("{}:{:04X}", words.concat(), address.port())
+    let canonical = |address: SocketAddr| SocketAddr::from((address.ip().to_canonical(), address.port()));
+    let ends = [local, remote].map(canonical);
+    table::sockets()?
+        .into_iter()
+        .find(|listed| [listed.local, listed.socket.remote] == ends)
+        .map(|listed| listed.socket.uid)
 }
 
 fn open() -> rustix::io::Result<OwnedFd> {
@@ -130,14 +118,6 @@ fn received_memory(mut attributes: &[u8]) -> Option<u32> {
 
 /// An address, and the only port that is meant; `None`: every port.
 pub type Remote = (IpAddr, Option<u16>);
-
-/// A socket in the kernel's list; its inode is 0 if no process has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ListedSocket {
-    pub remote: SocketAddr,
-    pub uid: u32,
-    pub inode: u32,
-}
 
 /// Sockets toward these addresses that stand, though no process has them: the kernel is still ending the connections
 /// of a process that is gone.

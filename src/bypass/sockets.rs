@@ -4,12 +4,11 @@
 //! of ours that stood all the time is among our descriptors.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::owners::{commands_of, inodes_of};
-use crate::kernel::{LISTENING, ListedSocket, STANDING, sockets_of_family};
+use crate::kernel::{LISTENING, ListedSocket, STANDING, sockets_of_family, table};
 
 /// An address of a registry.
 pub type RegistryAddress = (IpAddr, u16);
@@ -68,31 +67,7 @@ fn by_netlink() -> Option<Vec<ListedSocket>> {
 
 /// The same list from the kernel's tables.
 fn in_proc() -> Option<Vec<ListedSocket>> {
-    let text = fs::read_to_string("/proc/net/tcp").ok()?;
-    // A kernel without IPv6 has no such table.
-    let six = fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
-    Some(text.lines().chain(six.lines()).filter_map(socket_in).collect())
-}
-
-/// A line of a table; `None` for its title and for connections that are over.
-fn socket_in(line: &str) -> Option<ListedSocket> {
-    const TIME_WAIT: &str = "06";
-    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-    if *fields.get(3)? == TIME_WAIT {
-        return None;
-    }
-    let (address, port) = fields.get(2)?.split_once(':')?;
-    let words: Option<Vec<u8>> = (0..address.len() / 8)
-        .map(|at| u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes))
-        .collect::<Option<Vec<_>>>()
-        .map(|words| words.concat());
-    let octets = words?;
-    let ip = match <[u8; 4]>::try_from(octets.as_slice()) {
-        Ok(octets) => IpAddr::V4(Ipv4Addr::from(octets)),
-        Err(_) => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(octets.as_slice()).ok()?)),
-    };
-    let remote = (ip.to_canonical(), u16::from_str_radix(port, 16).ok()?).into();
-    Some(ListedSocket { remote, uid: fields.get(7)?.parse().ok()?, inode: fields.get(9)?.parse().ok()? })
+    Some(table::sockets()?.into_iter().filter(|listed| !listed.is_over).map(|listed| listed.socket).collect())
 }
 
 #[cfg(test)]
