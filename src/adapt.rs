@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use self::limit::{Limit, Signal, SlotLoad};
-use crate::admission::{Gate, Moment};
+use crate::admission::{Gate, Moment, shown_seconds};
 use crate::distress::Cause;
 use crate::metrics::Sign;
 
@@ -94,7 +94,7 @@ impl Adapt {
     pub fn shown(&self, now: Moment) -> AdaptShown {
         let state = self.state.lock();
         let yields = state.limit.in_force().is_some();
-        let ago = |at: Moment| (now.since(at).as_secs_f64() * 1000.0).round() / 1000.0;
+        let ago = |at: Moment| shown_seconds(now.since(at));
         AdaptShown {
             enabled: self.enabled,
             lowered_by: state.lowered_by.filter(|_| yields).map(Cause::as_str),

@@ -84,7 +84,7 @@ pub use self::request::{AdmissionRequest, ClassId, ClientId, Lane, Place, Princi
 pub use self::slot::{Counts, Evidence, OnReclaim, Quiet, Slot, SlotEvent, SlotId, SlotKeeper, SlotState};
 use self::tickets::Owner;
 pub use self::usage::Used;
-pub use self::view::{Explanation, HolderInfo, Snapshot, WaiterInfo};
+pub use self::view::{Explanation, HolderInfo, Snapshot, WaiterInfo, shown_seconds};
 use crate::metrics::{Reclaimed, RegistryMetrics, WaitOutcome};
 
 /// Admits requests to one registry; cheap to clone. `P` is a kept connection: opaque here, closed by dropping it.

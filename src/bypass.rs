@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::audit::Audit;
 use self::owners::BypassOwner;
 use self::sockets::{RegistryAddress, Sightings, look};
-use crate::metrics::Families;
+use crate::metrics::{Families, number};
 use crate::proxy::Proxy;
 use crate::proxy::route::Claim;
 use crate::target::{Host, HostPattern};
@@ -50,7 +50,6 @@ impl BypassSight {
     /// Adds the gauges of a registry.
     pub fn scrape(&self, scrape: &Families, registry: &str) {
         let labels = [("registry", registry)];
-        let number = |things: usize| f64::from(u32::try_from(things).unwrap_or(u32::MAX));
         let around = "Connections of this network to the registry that do not pass the sidecar.";
         scrape.gauge(("roadstead_bypass_connections", around), &labels, number(self.connections));
         let excess = "Our own sockets beyond the slots, as the kernel counts them; always 0.";

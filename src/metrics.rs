@@ -14,7 +14,7 @@ use prometheus::core::Metric;
 use prometheus::{Encoder, Histogram, IntCounter, TextEncoder};
 
 use self::families::Counters;
-pub use self::families::Families;
+pub use self::families::{Families, number};
 pub use self::labels::{CodeClass, Connection, Direction, Label, Outcome, Reason, Reclaimed, Sign, WaitOutcome};
 
 /// The registry label of hosts that no registry lists.

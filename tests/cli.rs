@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use roadstead_test_support::{Sidecar, StubRegistry, Wire, config, connect_through, eventually_is, get_through};
+use roadstead_test_support::{
+    Sidecar, StubRegistry, Wire, config, connect_through, eventually_is, get_through, on_terminal,
+};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -209,41 +211,12 @@ async fn a_full_disk_and_a_closed_pipe_are_no_reason_to_panic() {
     }
 }
 
-/// Runs a program with a terminal as its output, until it ends or has drawn three pictures; prints what it wrote.
-const TERMINAL: &str = r#"
-import fcntl, os, pty, signal, struct, subprocess, sys, termios
-rows, columns, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-ours, theirs = pty.openpty()
-fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs)
-os.close(theirs)
-seen, told = b"", False
-while True:
-    try:
-        part = os.read(ours, 65536)
-    except OSError:  # the end of a terminal
-        break
-    seen += part
-    if not told and seen.count(b"roadstead") >= 3 + seen.count(b"[2J") * 0:
-        told = True
-        child.send_signal(signal.SIGINT)
-sys.stdout.buffer.write(seen)
-sys.exit(child.wait())
-"#;
-
 /// The output of `roadstead` with these arguments on a terminal of so many rows and columns.
-async fn on_a_terminal((rows, columns): (usize, usize), env: &[(&str, &str)], arguments: &[&str]) -> String {
-    let run = Command::new("python3")
-        .args(["-c", TERMINAL, &rows.to_string(), &columns.to_string(), env!("CARGO_BIN_EXE_roadstead")])
-        .args(arguments)
-        .env("TERM", "xterm")
-        .env_remove("NO_COLOR")
-        .envs(env.iter().copied())
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
+async fn on_a_terminal(size: (usize, usize), env: &[(&str, &str)], arguments: &[&str]) -> String {
+    let mut run = on_terminal(size, ("roadstead", 3), env!("CARGO_BIN_EXE_roadstead"));
+    let run = run.args(arguments).envs(env.iter().copied()).output();
     let run = tokio::time::timeout(SOON, run).await.expect("an end").unwrap();
-    assert!(run.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&run.stdout));
     String::from_utf8(run.stdout).unwrap().replace("\r\n", "\n")
 }
 

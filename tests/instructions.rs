@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use roadstead::admission::core::Core;
 use roadstead::admission::decision::Decision;
-use roadstead::admission::{
-    AdmissionRequest, ClassId, ClientId, Lane, Limits, Moment, Place, Principal, SlotEvent, SlotId,
-};
+use roadstead::admission::{AdmissionRequest, ClassId, ClientId, Limits, Moment, Place, Principal, SlotEvent, SlotId};
 
 const SLOTS: usize = 10;
 /// Decisions that are counted in one run.
@@ -114,16 +112,7 @@ impl World {
         let (place, _) = self.core.place(&client, &target, self.now);
         let principal = Principal { class: ClassId::default(), client };
         let deadline = self.now + Duration::from_secs(50);
-        let request = AdmissionRequest {
-            place,
-            deadline,
-            principal,
-            lane: Lane::Blob,
-            target,
-            reuse: None,
-            held: false,
-            wants: None,
-        };
+        let request = AdmissionRequest::new(place, deadline, principal, target);
         self.core.arrive(request, self.now);
         place
     }

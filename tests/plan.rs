@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use roadstead_test_support::{Destination, Sidecar, Storm, StubRegistry, config, eventually_is};
+use roadstead_test_support::{Destination, Sidecar, Storm, StubRegistry, config, eventually_is, on_terminal};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -99,35 +99,13 @@ async fn the_exit_status_says_whether_the_plan_holds() {
     }
 }
 
-/// Runs a program on a terminal, and sends Ctrl-C when it drew a bar; prints what it drew.
-const TERMINAL: &str = r#"
-import os, pty, signal, subprocess, sys
-ours, theirs = pty.openpty()
-child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
-os.close(theirs)
-seen, told = b"", False
-while True:
-    try:
-        part = os.read(ours, 65536)
-    except OSError:  # the end of a terminal
-        break
-    seen += part
-    if not told and seen.count(b" of 2300000 requests") > 1:
-        told = True
-        child.send_signal(signal.SIGINT)
-sys.stdout.buffer.write(seen)
-sys.exit(child.wait())
-"#;
-
 /// A terminal shows a bar, and Ctrl-C ends a long plan at once: the bar is gone, and no half of a report is printed.
 #[tokio::test]
 async fn a_terminal_shows_a_bar_and_ctrl_c_ends_it() {
-    let run = Command::new("python3")
-        .args(["-c", TERMINAL, env!("CARGO_BIN_EXE_roadstead"), "plan"])
+    let mut run = on_terminal((24, 80), (" of 2300000 requests", 2), env!("CARGO_BIN_EXE_roadstead"));
+    let run = run
+        .arg("plan")
         .args("--nodes 1000 --cap 1000 --images 100 --layers 20 --layer-size 1MiB --bandwidth 1GiB/s".split(' '))
-        .env("TERM", "xterm")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
         .output();
     let run = tokio::time::timeout(SOON, run).await.expect("an end").unwrap();
     let drawn = String::from_utf8_lossy(&run.stdout);

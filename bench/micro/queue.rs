@@ -15,7 +15,7 @@ use divan::Bencher;
 use roadstead::admission::core::Core;
 use roadstead::admission::decision::Decision;
 use roadstead::admission::{
-    AdmissionRequest, ClassId, ClientId, Lane, Limits, Moment, Place, Principal, SlotEvent, SlotId, SlotState,
+    AdmissionRequest, ClassId, ClientId, Limits, Moment, Place, Principal, SlotEvent, SlotId, SlotState,
 };
 
 const LENGTHS: [usize; 4] = [100, 1_000, 10_000, 100_000];
@@ -70,16 +70,7 @@ impl Harbor {
         let (place, _) = self.core.place(&client, &self.target, self.now);
         let principal = Principal { class: ClassId::default(), client };
         let deadline = self.now + Duration::from_secs(100_000);
-        AdmissionRequest {
-            place,
-            deadline,
-            principal,
-            lane: Lane::Blob,
-            target: self.target.clone(),
-            reuse: None,
-            held: false,
-            wants: None,
-        }
+        AdmissionRequest::new(place, deadline, principal, self.target.clone())
     }
 
     fn arrive(&mut self, ask: AdmissionRequest) {

@@ -9,10 +9,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::adapt::AdaptShown;
-use crate::admission::{LimitedBy, Used};
+use crate::admission::{LimitedBy, Used, shown_seconds};
 use crate::bypass::BypassSight;
 use crate::distress::Cause;
-use crate::explain::answer::{class_of, seconds};
+use crate::explain::answer::class_of;
 use crate::upstream::Upstream;
 use crate::upstream::cluster::NodePicture;
 
@@ -68,7 +68,8 @@ pub(super) struct RegistryPicture {
 /// Signs of overload: the level from 0 to 1, whether answers are doubted now, and the last signs, the newest first.
 fn distress_of(upstream: &Upstream) -> Value {
     let distress = upstream.repair.distress(upstream.gate.now());
-    let shown = |(cause, ago): &(Cause, Duration)| json!({ "sign": cause.as_str(), "seconds_ago": seconds(*ago) });
+    let shown =
+        |(cause, ago): &(Cause, Duration)| json!({ "sign": cause.as_str(), "seconds_ago": shown_seconds(*ago) });
     let signs: Vec<Value> = distress.signs.iter().map(shown).collect();
     json!({ "level": (distress.level * 100.0).round() / 100.0, "on": distress.is_on, "signs": signs })
 }
@@ -102,7 +103,7 @@ impl RegistryPicture {
             closing: now.open.closing,
             waiting: now.waiting,
             parked,
-            oldest_wait_seconds: seconds(now.oldest_wait),
+            oldest_wait_seconds: shown_seconds(now.oldest_wait),
             paused: now.paused,
             limited_by: now.limited_by,
             classes: upstream.classes.iter().cloned().zip(counts).collect(),

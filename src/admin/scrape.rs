@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::picture::RegistryPicture;
 use crate::control::config_facts::ConfigFacts;
-use crate::metrics::Families;
+use crate::metrics::{Families, number};
 
 pub(super) struct ProcessPicture {
     pub started: SystemTime,
@@ -86,11 +86,6 @@ fn add_registry(scrape: &Families, name: &str, picture: &RegistryPicture) {
     scrape.count(metric, &[registry], picture.used.busy.as_secs_f64());
     let metric = ("roadstead_slot_held_seconds_total", "Time for which slots were held, all slots together.");
     scrape.count(metric, &[registry], picture.used.held.as_secs_f64());
-}
-
-#[expect(clippy::cast_precision_loss, reason = "gauges are floats; counts stay far below 2^52")]
-fn number(things: usize) -> f64 {
-    things as f64
 }
 
 fn since_epoch(at: SystemTime) -> f64 {

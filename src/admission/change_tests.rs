@@ -39,16 +39,7 @@ fn arrive(core: &mut Core, class: usize, now: Moment) -> Vec<SlotId> {
     let (place, _) = core.place(&principal.client, &target, now);
     let deadline = now + Duration::from_secs(50);
     core.arrive(
-        AdmissionRequest {
-            place,
-            deadline,
-            principal,
-            lane: Lane::Small,
-            target,
-            reuse: None,
-            held: false,
-            wants: None,
-        },
+        AdmissionRequest { lane: Lane::Small, ..AdmissionRequest::new(place, deadline, principal, target) },
         now,
     );
     given(core)
@@ -191,15 +182,9 @@ fn draining_reclaims_quiet_tunnels_for_those_who_can_use_the_slot() {
 #[test]
 fn a_full_node_is_tried_again_when_a_slot_comes_back_and_not_before() {
     let mut core = Core::new(limits(100, None, &[1]), at(0));
-    let ask = |place| AdmissionRequest {
-        place,
-        deadline: at(50_000),
-        principal: Principal { class: ClassId(0), client: "client".into() },
-        lane: Lane::Blob,
-        target: "registry:443".into(),
-        reuse: None,
-        held: false,
-        wants: None,
+    let ask = |place| {
+        let principal = Principal { class: ClassId(0), client: "client".into() };
+        AdmissionRequest::new(place, at(50_000), principal, "registry:443".into())
     };
     let arrives = |core: &mut Core| {
         let (place, _) = core.place(&"client".into(), "registry:443", at(0));
@@ -271,19 +256,7 @@ fn parked_tunnels_go_before_all_who_wait_in_their_first_order() {
         for &number in speaking {
             let principal = Principal { class: ClassId(0), client: "parked".into() };
             let (place, target, deadline) = (parked[number].ahead(), target(number), at(9000));
-            core.arrive(
-                AdmissionRequest {
-                    place,
-                    deadline,
-                    principal,
-                    lane: Lane::Blob,
-                    target,
-                    reuse: None,
-                    held: false,
-                    wants: None,
-                },
-                at(4),
-            );
+            core.arrive(AdmissionRequest::new(place, deadline, principal, target), at(4));
         }
         if let Some(leaving) = leaving {
             core.leave(parked[leaving].ahead(), at(5));
@@ -313,11 +286,7 @@ fn what_is_held_back_counts_in_depth() {
     for _ in 0..103 {
         let principal = Principal { class: ClassId(0), client: "client".into() };
         let (place, _) = core.place(&principal.client, "registry:443", at(1));
-        let (deadline, lane, target) = (at(50_000), Lane::Blob, "registry:443".into());
-        core.arrive(
-            AdmissionRequest { place, deadline, principal, lane, target, reuse: None, held: false, wants: None },
-            at(1),
-        );
+        core.arrive(AdmissionRequest::new(place, at(50_000), principal, "registry:443".into()), at(1));
         refused +=
             std::iter::from_fn(|| core.next_decision()).filter(|one| matches!(one, Decision::Refuse { .. })).count();
     }

@@ -239,16 +239,7 @@ impl World {
         let target: Arc<str> = key.unwrap_or("tunnel:443").into();
         let place = self.place(&(principal.client.clone(), target.clone()));
         let (deadline, reuse) = (self.now + patience, key.map(ReuseKey::from));
-        AdmissionRequest {
-            place,
-            deadline,
-            principal: principal.clone(),
-            lane,
-            target,
-            reuse,
-            held: false,
-            wants: None,
-        }
+        AdmissionRequest { lane, reuse, ..AdmissionRequest::new(place, deadline, principal.clone(), target) }
     }
 
     /// The oldest place that is kept for it, each once, or a new one.
@@ -1246,11 +1237,7 @@ fn thousands_of_quiet_tunnels_give_way_to_thousands_in_no_time() {
         let client: ClientId = format!("client-{}", number % 50).into();
         let (place, _) = core.place(&client, &target, now);
         let principal = Principal { class: ClassId::default(), client };
-        let (lane, target, deadline) = (Lane::Blob, target.clone(), Moment(Duration::MAX));
-        core.arrive(
-            AdmissionRequest { place, deadline, principal, lane, target, reuse: None, held: false, wants: None },
-            now,
-        );
+        core.arrive(AdmissionRequest::new(place, Moment(Duration::MAX), principal, target.clone()), now);
     };
     for number in 0..MANY {
         arrive(&mut core, number, now);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::core::Core;
 use super::decision::{Decision, Limits};
 use super::moment::Moment;
-use super::request::{AdmissionRequest, ClassId, Lane, Place, Principal};
+use super::request::{AdmissionRequest, ClassId, Place, Principal};
 use super::slot::{SlotEvent, SlotId, SlotState};
 
 /// A client with so many requests, each of which holds its slot for a time of its own.
@@ -77,16 +77,7 @@ fn run(loads: &[Load], slots: usize, weights: &[u32]) -> Vec<Stay> {
 
 fn ask(place: Place, principal: &Principal, target: &Arc<str>) -> AdmissionRequest {
     let deadline = Moment(Duration::MAX);
-    AdmissionRequest {
-        place,
-        deadline,
-        principal: principal.clone(),
-        lane: Lane::Blob,
-        target: target.clone(),
-        reuse: None,
-        held: false,
-        wants: None,
-    }
+    AdmissionRequest::new(place, deadline, principal.clone(), target.clone())
 }
 
 /// The same by one who knows in advance how long each request will hold its slot: a free slot goes to the load that has

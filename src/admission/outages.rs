@@ -201,7 +201,7 @@ mod tests {
 
     use super::super::core::Core;
     use super::super::decision::{Decision, Limits};
-    use super::super::request::{AdmissionRequest, ClassId, Lane, Principal};
+    use super::super::request::{AdmissionRequest, ClassId, Principal};
     use super::super::slot::SlotEvent;
     use super::*;
 
@@ -270,16 +270,8 @@ mod tests {
         let (mut core, mut now) = (Core::new(limits, Moment::default()), Moment::default());
         let target: Arc<str> = "t:443".into();
         let principal = Principal { class: ClassId::default(), client: "client".into() };
-        let ask = |place| AdmissionRequest {
-            place,
-            deadline: Moment(Duration::from_secs(3600)),
-            principal: principal.clone(),
-            lane: Lane::Blob,
-            target: target.clone(),
-            reuse: None,
-            held: false,
-            wants: None,
-        };
+        let deadline = Moment(Duration::from_secs(3600));
+        let ask = |place| AdmissionRequest::new(place, deadline, principal.clone(), target.clone());
         for _ in 0..waiters {
             let (place, _) = core.place(&principal.client, &target, now);
             core.arrive(ask(place), now);

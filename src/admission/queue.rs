@@ -265,7 +265,7 @@ mod tests {
             let place = if ahead { place.ahead() } else { place };
             let principal = Principal { class: ClassId(class), client: client.into() };
             let (deadline, target) = (Moment(Duration::from_secs(60)), "harbor:443".into());
-            let request = AdmissionRequest { place, deadline, principal, lane, target, reuse: None, held, wants: None };
+            let request = AdmissionRequest { lane, held, ..AdmissionRequest::new(place, deadline, principal, target) };
             queue.push(request, false, now, now);
             place
         };

@@ -120,6 +120,11 @@ pub struct AdmissionRequest {
 }
 
 impl AdmissionRequest {
+    /// One that is not held, for a new connection, in the lane of blobs.
+    pub fn new(place: Place, deadline: Moment, principal: Principal, target: Arc<str>) -> AdmissionRequest {
+        AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None, wants: None, held: false }
+    }
+
     /// The kind of the request: a tunnel does not show its authorities, so no pooled connection serves it; every visible
     /// request names the one that it can use.
     pub fn slot_use(&self) -> SlotUse {

@@ -42,16 +42,7 @@ fn ask(gate: &Gate<Connection>, patience: Duration, reuse: Option<&str>) -> Admi
     }
     let principal = Principal { class: ClassId::default(), client };
     let deadline = gate.now() + patience;
-    AdmissionRequest {
-        place,
-        deadline,
-        principal,
-        lane: Lane::Blob,
-        target,
-        reuse: reuse.map(ReuseKey::from),
-        held: false,
-        wants: None,
-    }
+    AdmissionRequest { reuse: reuse.map(ReuseKey::from), ..AdmissionRequest::new(place, deadline, principal, target) }
 }
 
 const LONG: Duration = Duration::from_secs(50);

@@ -13,6 +13,11 @@ use super::slot::{Counts, Evidence, SlotId, SlotState};
 use super::usage::Used;
 use crate::metrics::Direction;
 
+/// Seconds as people read them, to the millisecond.
+pub fn shown_seconds(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     pub slots: usize,

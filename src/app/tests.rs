@@ -4,28 +4,19 @@ use std::fs;
 use std::net::TcpStream;
 
 use super::*;
-use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Lane, Principal, Slot};
+use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Principal, Slot};
 use crate::upstream::http::PooledConnection;
 
 const LEAST: &str = "[listen]\nproxy = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n\
                      [registries.stub]\nhosts = ['127.0.0.1:1']\ncap = 1\nshare = 1\n";
 
-async fn slot_toward(gate: &Gate<PooledConnection>, target: &str) -> Slot {
+/// A slot for a connection toward this target, once the gate grants it.
+pub async fn slot_toward(gate: &Gate<PooledConnection>, target: &str) -> Slot {
     let principal = Principal { class: ClassId(0), client: "client".into() };
     let target: Arc<str> = target.into();
     let (place, _) = gate.place(&principal.client, &target);
     let deadline = gate.now() + Duration::from_secs(10);
-    let request = AdmissionRequest {
-        place,
-        deadline,
-        principal,
-        lane: Lane::Blob,
-        target,
-        reuse: None,
-        held: false,
-        wants: None,
-    };
-    match gate.admit(request).await.unwrap() {
+    match gate.admit(AdmissionRequest::new(place, deadline, principal, target)).await.unwrap() {
         Admission::New(slot) => slot,
         Admission::Kept(_) => unreachable!("nothing is pooled"),
     }

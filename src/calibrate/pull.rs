@@ -17,8 +17,9 @@ use crate::admission::{ClassId, Lane, Principal, SlotUse};
 use crate::config::Config;
 use crate::metrics::Label;
 use crate::proxy::mirror::Mirror;
+use crate::proxy::rewrite::realms;
 use crate::repair::signs::{self, ObservedAnswer};
-use crate::repair::tokens::{RequestedAccess, TokenFound};
+use crate::repair::tokens::{RequestedAccess, TokenFound, token_in};
 use crate::upstream::http::{PooledConnection, SendError};
 use crate::upstream::request_body::RequestBody;
 use crate::upstream::{Connected, Patience};
@@ -169,16 +170,15 @@ fn sign_of(answer: &Answer, authorized: bool) -> &'static str {
 /// Path and query of a request for a token, by the challenge of the registry.
 fn token_of(headers: &HeaderMap, repository: &str) -> Option<(String, RequestedAccess)> {
     let mut challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-    let bearer = challenges.find_map(|challenge| challenge.strip_prefix("Bearer "))?;
-    let parameter = |name: &str| {
-        let (_, rest) = bearer.split_once(&format!("{name}=\""))?;
-        rest.split_once('"').map(|(value, _)| value)
-    };
+    let (challenge, realm) = challenges.find_map(|challenge| {
+        let mut realms = realms(challenge.as_bytes()).into_iter().filter_map(|at| challenge.get(at));
+        realms.find_map(|realm| Some((challenge, realm.split_once("://")?.1)))
+    })?;
     // The realm names the registry as the world calls it; it is asked at the same address as for manifests.
-    let realm = parameter("realm")?.split_once("://").map_or("", |(_, rest)| rest);
     let path = realm.find('/').map(|at| &realm[at..])?;
+    let service = challenge.split_once("service=\"").and_then(|(_, rest)| rest.split('"').next());
     let mut query = form_urlencoded::Serializer::new(String::new());
-    query.extend_pairs(parameter("service").map(|service| ("service", service)));
+    query.extend_pairs(service.map(|service| ("service", service)));
     // The characters of a scope may stand in a query as they are.
     let query = format!("{}&scope=repository:{repository}:pull", query.finish());
     let access = RequestedAccess::of_query(&query)?;
@@ -186,10 +186,7 @@ fn token_of(headers: &HeaderMap, repository: &str) -> Option<(String, RequestedA
 }
 
 fn bearer(body: &[u8]) -> Option<HeaderValue> {
-    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let token =
-        ["token", "access_token"].iter().find_map(|key| answer[key].as_str().filter(|token| !token.is_empty()))?;
-    let mut value = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
+    let mut value = HeaderValue::try_from(format!("Bearer {}", token_in(body)?)).ok()?;
     value.set_sensitive(true);
     Some(value)
 }

@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::proxy::rewrite::realms;
 use crate::target::Origin;
 
 /// The longest wait for one answer. It is longer than any wait in the sidecar's queue that pullers would accept.
@@ -31,9 +32,8 @@ impl DoctorAnswer {
     /// The URL where tokens are made, if the answer names one.
     pub fn realm(&self) -> Option<&str> {
         let challenge = self.header("www-authenticate")?;
-        let (scheme, parameters) = challenge.split_once(' ')?;
-        let realm = parameters.split_once("realm=\"")?.1.split('"').next()?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(realm)
+        let mut realms = realms(challenge.as_bytes()).into_iter().filter_map(|at| challenge.get(at));
+        realms.find(|realm| realm.contains("://"))
     }
 }
 

@@ -1,11 +1,9 @@
 //! The answer of `/queue`: each waiter and each holder of a registry, from the core's own view.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use super::wanted;
-use crate::admission::Principal;
+use crate::admission::{Principal, shown_seconds};
 use crate::upstream::Upstream;
 
 /// Waiters, and holders, that are named for each registry.
@@ -28,9 +26,9 @@ pub fn explanation(upstream: &Upstream) -> Value {
             "target": &*waiter.target,
             "repository": repository,
             "reference": reference.flatten(),
-            "waited_seconds": seconds(waiter.age),
-            "patience_left_seconds": seconds(waiter.patience_left),
-            "expected_wait_seconds": waiter.expected_wait.map(seconds),
+            "waited_seconds": shown_seconds(waiter.age),
+            "patience_left_seconds": shown_seconds(waiter.patience_left),
+            "expected_wait_seconds": waiter.expected_wait.map(shown_seconds),
         })
     });
     let holders = explanation.holders.iter().map(|holder| {
@@ -41,12 +39,12 @@ pub fn explanation(upstream: &Upstream) -> Value {
             "target": target.map(|target| &**target),
             "kind": holder.kind,
             "state": holder.state,
-            "age_seconds": seconds(holder.age),
-            "last_bytes_seconds": holder.last_bytes.map(seconds),
+            "age_seconds": shown_seconds(holder.age),
+            "last_bytes_seconds": holder.last_bytes.map(shown_seconds),
             "bytes_up": holder.bytes_up,
             "bytes_down": holder.bytes_down,
             "doing": holder.quiet.map(|(evidence, _)| evidence),
-            "quiet_seconds": holder.quiet.map(|(_, quiet)| seconds(quiet)),
+            "quiet_seconds": holder.quiet.map(|(_, quiet)| shown_seconds(quiet)),
             "reclaimed": holder.reclaimed,
         })
     });
@@ -55,10 +53,6 @@ pub fn explanation(upstream: &Upstream) -> Value {
         "waiting": waiters.collect::<Vec<_>>(),
         "holders": holders.collect::<Vec<_>>(),
     })
-}
-
-pub fn seconds(span: Duration) -> f64 {
-    (span.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
 pub fn class_of<'a>(upstream: &'a Upstream, principal: &Principal) -> &'a str {

@@ -17,6 +17,12 @@ use super::labels::Label;
 /// A name and the one sentence that explains it.
 pub type Declaration = (&'static str, &'static str);
 
+/// The value of a gauge that counts things.
+#[expect(clippy::cast_precision_loss, reason = "gauges are floats; counts stay far below 2^52")]
+pub fn number(things: usize) -> f64 {
+    things as f64
+}
+
 /// The families of one set of metrics: the counters of the process, or the values of one moment for one answer of `/metrics`.
 #[derive(Debug, Default)]
 pub struct Families {

@@ -41,15 +41,11 @@ impl PlannedNode {
         let client = ask.client.clone();
         let (place, _) = self.core.place(&client, target, now);
         self.waiting.insert(place, request);
+        let principal = Principal { class: ask.class, client };
         let request = AdmissionRequest {
-            place,
-            deadline: now + ask.queue_timeout,
-            principal: Principal { class: ask.class, client },
             lane: ask.lane,
-            target: target.clone(),
             reuse: (ask.slot_use == SlotUse::Request).then(|| target.clone()),
-            held: false,
-            wants: None,
+            ..AdmissionRequest::new(place, now + ask.queue_timeout, principal, target.clone())
         };
         self.core.arrive(request, now);
         place

@@ -56,7 +56,7 @@ struct Fields {
     client: String,
     kind: Kind,
     target: String,
-    method: String,
+    method: Option<Method>,
     wants: Option<Arc<str>>,
     status: Option<StatusCode>,
     waited: Duration,
@@ -100,7 +100,7 @@ impl Record {
             client: client.to_owned(),
             kind,
             target: String::new(),
-            method: if kind == Kind::Tunnel { "CONNECT".to_owned() } else { String::new() },
+            method: (kind == Kind::Tunnel).then_some(Method::CONNECT),
             wants: None,
             status: None,
             waited: Duration::ZERO,
@@ -122,7 +122,7 @@ impl Record {
     /// The method, and the repository and reference where they are visible, which it returns.
     pub fn asks(&mut self, method: &Method, uri: &Uri) -> Option<Arc<str>> {
         let fields = self.fields();
-        (fields.method, fields.wants) = (method.as_str().chars().take(MAX_METHOD).collect(), wanted::wanted(uri));
+        (fields.method, fields.wants) = (Some(method.clone()), wanted::wanted(uri));
         fields.wants.clone()
     }
 
@@ -220,13 +220,14 @@ impl Fields {
         if let Some(class) = self.status.and_then(code_class::of) {
             self.metrics.responded(class);
         }
+        let method = self.method.as_ref().map_or("", Method::as_str);
         let repository = self.wants.as_deref().map_or("", |wants| wanted::parts(wants).0);
         tracing::info!(
             registry = self.registry,
             class = self.class,
             client = self.client,
             kind = self.kind.as_str(),
-            method = self.method,
+            method = method.get(..MAX_METHOD).unwrap_or(method),
             target = self.target,
             repository,
             status = self.status.map_or(0, |status| status.as_u16()),

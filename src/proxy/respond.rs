@@ -12,7 +12,7 @@ use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFT
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::admission::{HolderInfo, LimitedBy, Refusal, RefusalReason};
+use crate::admission::{HolderInfo, LimitedBy, Refusal, RefusalReason, shown_seconds};
 use crate::metrics::{Label, Reason};
 use crate::upstream::connect::DialError;
 use crate::upstream::{Attempt, Failure, Patience, Upstream};
@@ -213,14 +213,14 @@ impl Answer {
         let mut detail = json!({
             "registry": registry,
             "reason": self.reason.as_str(),
-            "waited_seconds": seconds(self.waited),
+            "waited_seconds": shown_seconds(self.waited),
             "slots": load.and_then(|load| load.slots),
             "waiting": load.map_or(0, |load| load.waiting),
         });
         if let Some(load) = load {
             detail["limited_by"] = json!(load.limited_by);
             detail["position"] = json!(load.position);
-            detail["expected_wait_seconds"] = json!(load.expected_wait.map(seconds));
+            detail["expected_wait_seconds"] = json!(load.expected_wait.map(shown_seconds));
             detail["holders"] = load.holders.iter().map(holder).collect();
         }
         let error = json!({ "code": told(self.reason).2, "message": self.message, "detail": detail });
@@ -266,13 +266,9 @@ fn holder(holder: &HolderInfo) -> Value {
         "client": holder.occupant.as_ref().map(|(principal, _)| principal.client.to_string()),
         "kind": holder.kind,
         "state": holder.state,
-        "age_seconds": seconds(holder.age),
-        "last_bytes_seconds": holder.last_bytes.map(seconds),
+        "age_seconds": shown_seconds(holder.age),
+        "last_bytes_seconds": holder.last_bytes.map(shown_seconds),
     })
-}
-
-fn seconds(span: Duration) -> f64 {
-    (span.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ fn targets_of_links(value: &[u8]) -> Vec<Range<usize>> {
 
 /// The places of the realms in challenges (RFC 9110, section 11.6.1): one line may hold several, and not every registry
 /// puts a realm in quotes.
-fn realms(value: &[u8]) -> Vec<Range<usize>> {
+pub fn realms(value: &[u8]) -> Vec<Range<usize>> {
     const NAME: &[u8] = b"realm";
     let skip_blanks = |from: usize| from + value[from..].iter().take_while(|byte| b" \t".contains(byte)).count();
     let (mut found, mut at) = (Vec::new(), 0);

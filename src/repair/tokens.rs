@@ -120,7 +120,7 @@ fn accesses_in(grants: Vec<Grant>) -> Vec<Access> {
 }
 
 /// The token, under either of its names; some registries give both, which serde would take for one given twice.
-fn token_in(body: &[u8]) -> Option<String> {
+pub fn token_in(body: &[u8]) -> Option<String> {
     let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
     let text = |key: &str| answer.get(key).and_then(serde_json::Value::as_str).filter(|token| !token.is_empty());
     text("token").or_else(|| text("access_token")).map(str::to_owned)

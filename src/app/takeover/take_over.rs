@@ -16,7 +16,7 @@ use super::link::{Holding, Message, Waiting};
 use super::process::Predecessor;
 use super::reservations::{GrantedSlot, Reservations, concerns, sum};
 use crate::admission::core::Core;
-use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Lane, Principal, SlotEvent, SlotState};
+use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Principal, SlotEvent, SlotState};
 use crate::kernel::{self, Remote};
 use crate::proxy::Proxy;
 use crate::upstream::http::PooledConnection;
@@ -165,16 +165,7 @@ async fn slot_of_each(name: String, queues: Vec<(Gate<PooledConnection>, Princip
         let target: Arc<str> = ELSEWHERE.into();
         let (place, _) = gate.place(&principal.client, &target);
         let deadline = gate.now() + MAX_WAIT;
-        let request = AdmissionRequest {
-            place,
-            deadline,
-            principal,
-            lane: Lane::Blob,
-            target,
-            reuse: None,
-            held: false,
-            wants: None,
-        };
+        let request = AdmissionRequest::new(place, deadline, principal, target);
         if let Admission::New(slot) = gate.admit(request).await.ok()? {
             slot.tell(SlotEvent::Dialled);
             slot.tell(SlotEvent::Established(SlotState::Active));

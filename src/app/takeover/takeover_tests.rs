@@ -16,10 +16,11 @@ use super::process::Successor;
 use super::reservations::Reservations;
 use super::take_over::take_over;
 use crate::admission::core::Core;
-use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Lane, Principal, Slot};
+use crate::admission::{Gate, Slot};
 use crate::app::assembly::Assembly;
 use crate::app::listeners::ListenAddresses;
 use crate::app::registry_tls::ReadTls;
+use crate::app::tests::slot_toward;
 use crate::config::{Config, Service};
 use crate::metrics::Metrics;
 use crate::proxy::{Proxy, Settings};
@@ -44,27 +45,6 @@ fn process() -> (Arc<Reservations>, Gate<PooledConnection>) {
 
 async fn slot(gate: Gate<PooledConnection>) -> Slot {
     slot_toward(&gate, "127.0.0.1:1").await
-}
-
-async fn slot_toward(gate: &Gate<PooledConnection>, target: &str) -> Slot {
-    let principal = Principal { class: ClassId(0), client: "client".into() };
-    let target: Arc<str> = target.into();
-    let (place, _) = gate.place(&principal.client, &target);
-    let deadline = gate.now() + SOON;
-    let request = AdmissionRequest {
-        place,
-        deadline,
-        principal,
-        lane: Lane::Blob,
-        target,
-        reuse: None,
-        held: false,
-        wants: None,
-    };
-    match gate.admit(request).await.unwrap() {
-        Admission::New(slot) => slot,
-        Admission::Kept(_) => unreachable!("nothing is pooled"),
-    }
 }
 
 /// A message with so many slots, so many grants, and so many waiters.

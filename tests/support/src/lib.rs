@@ -26,6 +26,7 @@ mod sidecar;
 mod sources;
 mod storm;
 mod stub;
+mod terminal;
 
 pub use eventually::{eventually, eventually_is};
 pub use harbor::{Illness, PASSWORD, StubHarbor, USER};
@@ -40,3 +41,4 @@ pub use sidecar::{KEEP_TUNNELS, Sidecar, Signal, config, order};
 pub use sources::rust_files;
 pub use storm::{Cuts, Destination, Progress, Storm, Tally};
 pub use stub::{StubBuilder, StubConnection, StubRegistry, blob_of, digest_of, manifest_of};
+pub use terminal::on_terminal;

@@ -18,7 +18,7 @@ use super::decision::{Limits, RefusalReason};
 use super::handover::{Call, Handover};
 use super::moment::Moment;
 use super::rate::RateLimit;
-use super::request::{AdmissionRequest, ClassId, Lane, Place, Principal, ReuseKey};
+use super::request::{AdmissionRequest, ClassId, Place, Principal, ReuseKey};
 use super::slot::{SlotEvent, SlotId};
 
 const START: Moment = Moment(Duration::ZERO);
@@ -82,17 +82,10 @@ impl Harbor {
     fn seat(&self, deadline: Moment, reuse: Option<&str>) -> Waiter {
         let (place, _) = self.handover.with(|core| core.place(&"client".into(), "target:443", START));
         let principal = Principal { class: ClassId::default(), client: "client".into() };
-        let target = "target:443".into();
         let reuse = reuse.map(ReuseKey::from);
         let ask = AdmissionRequest {
-            place,
-            deadline,
-            principal,
-            lane: Lane::Blob,
-            target,
             reuse: reuse.clone(),
-            held: false,
-            wants: None,
+            ..AdmissionRequest::new(place, deadline, principal, "target:443".into())
         };
         self.handover.arrive(ask, Waker::noop(), START).settle();
         Waiter { place, reuse }
