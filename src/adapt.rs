@@ -7,6 +7,7 @@ mod limit;
 #[cfg(test)]
 mod sim_tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,21 +15,20 @@ use serde::Serialize;
 
 use self::limit::{Limit, Signal, SlotLoad};
 use crate::admission::{Gate, Moment, shown_seconds};
-use crate::distress::Cause;
-use crate::metrics::Sign;
+use crate::config::{Mode, RegistryConfig};
+use crate::distress::{Cause, DistressPicture};
+use crate::metrics::{Families, Sign};
 
 /// For so long after the slots in force were lowered, the registry counts as near its limit.
 const NEAR_LIMIT: Duration = Duration::from_secs(30);
 
 /// The slots in force at one registry.
 #[derive(Debug)]
-pub struct Adapt {
-    enabled: bool,
-    state: Mutex<State>,
-}
+pub struct Adapt(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
+    enabled: bool,
     limit: Limit,
     /// The sign that was seen last.
     last: Option<Cause>,
@@ -44,10 +44,51 @@ pub struct AdaptShown {
     lowered_seconds_ago: Option<f64>,
 }
 
+/// Signs of overload: the level from 0 to 1, whether answers are doubted now, and the last signs, the newest first.
+#[derive(Debug, Serialize)]
+pub struct DistressShown {
+    level: f64,
+    on: bool,
+    signs: Vec<SignShown>,
+}
+
+#[derive(Debug, Serialize)]
+struct SignShown {
+    sign: &'static str,
+    seconds_ago: f64,
+}
+
+impl DistressShown {
+    pub fn of(distress: &DistressPicture) -> DistressShown {
+        let shown =
+            |(cause, ago): &(Cause, Duration)| SignShown { sign: cause.as_str(), seconds_ago: shown_seconds(*ago) };
+        let level = (distress.level * 100.0).round() / 100.0;
+        DistressShown { level, on: distress.is_on, signs: distress.signs.iter().map(shown).collect() }
+    }
+
+    /// Adds the metric of a registry.
+    pub fn scrape(&self, scrape: &Families, registry: &str) {
+        let metric = ("roadstead_distress", "Signs of overload of the last ten seconds, from 0 to 1.");
+        scrape.gauge(metric, &[("registry", registry)], self.level);
+    }
+}
+
 impl Adapt {
+    /// By this config: the same that holds, or a new one that takes its place. Requests of before may still see that one.
+    pub fn of(registry: &RegistryConfig, before: Option<(&RegistryConfig, &Arc<Adapt>)>) -> Arc<Adapt> {
+        if let Some((config, adapt)) = before {
+            if (config.adapt, config.mode) == (registry.adapt, registry.mode) {
+                return adapt.clone();
+            }
+            adapt.0.lock().enabled = false;
+        }
+        let enabled = registry.adapt.enabled.unwrap_or_default() && registry.mode == Mode::Enforce;
+        Arc::new(Adapt::new(enabled, registry.adapt.floor))
+    }
+
     /// Nothing was seen yet: all slots are in force.
     pub fn new(enabled: bool, floor: usize) -> Adapt {
-        Adapt { enabled, state: Mutex::new(State { limit: Limit::new(floor), last: None, lowered_by: None }) }
+        Adapt(Mutex::new(State { enabled, limit: Limit::new(floor), last: None, lowered_by: None }))
     }
 
     /// A sign of overload was seen when `subject` was asked for.
@@ -62,11 +103,11 @@ impl Adapt {
     }
 
     fn observe<P: Send + 'static>(&self, observed: Signal, cause: Option<Cause>, gate: &Gate<P>) {
-        if !self.enabled {
+        // Locked until the gate knows: the last word counts.
+        let mut state = self.0.lock();
+        if !state.enabled {
             return;
         }
-        // Locked until the gate knows: the last word counts.
-        let mut state = self.state.lock();
         let ((slots, is_full), now) = gate.look(|core, now| (core.load(), now));
         let load = SlotLoad { slots, is_full };
         let (before, lowered) = (state.limit.in_force(), state.limit.lowered());
@@ -86,25 +127,24 @@ impl Adapt {
     /// Whether the slots in force were lowered not long ago: the next try for more of them may be one too many, and its first sign
     /// may be one that is believed of a registry that is well.
     pub fn is_near_limit(&self, now: Moment) -> bool {
-        let limit = &self.state.lock().limit;
+        let limit = &self.0.lock().limit;
         limit.in_force().is_some() && limit.lowered().is_some_and(|at| now.since(at) < NEAR_LIMIT)
     }
 
     /// Its state at this moment.
     pub fn shown(&self, now: Moment) -> AdaptShown {
-        let state = self.state.lock();
+        let state = self.0.lock();
         let yields = state.limit.in_force().is_some();
-        let ago = |at: Moment| shown_seconds(now.since(at));
         AdaptShown {
-            enabled: self.enabled,
+            enabled: state.enabled,
             lowered_by: state.lowered_by.filter(|_| yields).map(Cause::as_str),
-            lowered_seconds_ago: state.limit.lowered().filter(|_| yields).map(ago),
+            lowered_seconds_ago: state.limit.lowered().filter(|_| yields).map(|at| shown_seconds(now.since(at))),
         }
     }
 
     /// Tells a gate that an earlier config may have left with fewer slots in force.
     pub fn apply<P: Send + 'static>(&self, gate: &Gate<P>) {
-        let state = self.state.lock();
+        let state = self.0.lock();
         gate.happen(|core, now| core.yield_to(state.limit.in_force(), now));
     }
 }
@@ -117,6 +157,7 @@ fn counts_once(cause: Cause) -> Option<bool> {
         Cause::FailedDial | Cause::Answer(Sign::DatabaseError) => Some(false),
         Cause::SlowAnswer | Cause::Answer(Sign::InternalError | Sign::Broken) => Some(true),
         Cause::Outage
+        | Cause::TokenHealed
         | Cause::Answer(
             Sign::BadGateway
             | Sign::Unavailable
@@ -132,7 +173,37 @@ fn counts_once(cause: Cause) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Label;
+    use crate::admission::Limits;
+    use crate::metrics::{Label, Metrics};
+
+    /// A request of before a reload goes on with the `Adapt` of then, which has nothing to say any more.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_retired_lowers_nothing_and_its_successor_begins_with_all_slots() {
+        let limits = Limits {
+            slots: 60,
+            depth: 10,
+            rate: None,
+            idle_timeout: Duration::ZERO,
+            max_lifetime: Duration::ZERO,
+            max_connecting: 60,
+            keep_place: Duration::ZERO,
+            weights: vec![1],
+        };
+        let metrics = Metrics::new().of_registry("test", &["default".to_owned()]);
+        let gate: Gate<()> = Gate::new(limits, metrics);
+        let storm = async |adapt: &Adapt| {
+            for _ in 0..400 {
+                adapt.sign(Cause::Answer(Sign::DatabaseError), 0, &gate);
+                tokio::time::advance(Duration::from_millis(10)).await;
+            }
+            gate.snapshot().slots_in_force
+        };
+        let old = Adapt::new(true, 1);
+        assert!(storm(&old).await < 60);
+        old.0.lock().enabled = false;
+        Adapt::new(false, 1).apply(&gate);
+        assert_eq!((gate.snapshot().slots_in_force, storm(&old).await), (60, 60));
+    }
 
     #[test]
     fn what_a_denied_user_causes_never_counts_and_what_one_repository_causes_counts_once() {
@@ -152,7 +223,7 @@ mod tests {
             };
             assert_eq!(counts_once(Cause::Answer(*sign)), expected, "{sign:?}");
         }
-        let others = [Cause::FailedDial, Cause::Outage, Cause::SlowAnswer].map(counts_once);
-        assert_eq!(others, [Some(false), None, Some(true)]);
+        let others = [Cause::FailedDial, Cause::Outage, Cause::SlowAnswer, Cause::TokenHealed].map(counts_once);
+        assert_eq!(others, [Some(false), None, Some(true), None]);
     }
 }

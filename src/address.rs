@@ -21,17 +21,14 @@ pub enum AddressClass {
 }
 
 /// The addresses under which clouds offer their metadata services, or the agent that leads to them.
-const METADATA_V4: [Ipv4Addr; 5] = [
-    Ipv4Addr::new(169, 254, 169, 254), // AWS, GCE, Azure, OpenStack and most others
-    Ipv4Addr::new(169, 254, 170, 2),   // AWS, credentials of ECS tasks
-    Ipv4Addr::new(100, 100, 100, 200), // Alibaba Cloud
-    Ipv4Addr::new(192, 0, 0, 192),     // Oracle Cloud
-    Ipv4Addr::new(168, 63, 129, 16),   // Azure, the wire server
-];
-
-const METADATA_V6: [Ipv6Addr; 2] = [
-    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), // AWS
-    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),  // GCE
+const METADATA: [IpAddr; 7] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), // AWS, GCE, Azure, OpenStack and most others
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),   // AWS, credentials of ECS tasks
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)), // Alibaba Cloud
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),     // Oracle Cloud
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),   // Azure, the wire server
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)), // AWS
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)), // GCE
 ];
 
 impl AddressClass {
@@ -48,57 +45,41 @@ impl AddressClass {
 
 /// Sorts an address; one that wraps an IPv4 address is sorted as that.
 pub fn classify(ip: IpAddr) -> AddressClass {
-    match ip {
-        IpAddr::V4(ip) => classify_v4(ip),
-        IpAddr::V6(ip) => match Wrapped::find(ip) {
-            Wrapped::Nothing => classify_v6(ip),
-            Wrapped::One(inner) => classify_v4(inner),
-            Wrapped::Either(one, other) => warier(classify_v4(one), classify_v4(other)),
-        },
-    }
+    let [one, other] = ends(ip).map(class_of);
+    warier(one, other)
 }
 
 /// Whether both addresses lead to one host, though one of them may wrap the other, as NAT64 does.
 pub fn reach_the_same(one: IpAddr, other: IpAddr) -> bool {
-    let ends = |ip: IpAddr| match ip {
-        IpAddr::V4(_) => [ip; 2],
-        IpAddr::V6(v6) => match Wrapped::find(v6) {
-            Wrapped::Nothing => [ip; 2],
-            Wrapped::One(inner) => [IpAddr::V4(inner); 2],
-            Wrapped::Either(one, other) => [IpAddr::V4(one), IpAddr::V4(other)],
-        },
-    };
     // The wrong reading of a translated address is mostly zeros.
     let is_host = |end: &&IpAddr| classify(**end) != AddressClass::Unusable;
     one == other || ends(one).iter().filter(is_host).any(|end| ends(other).contains(end))
 }
 
-fn classify_v4(ip: Ipv4Addr) -> AddressClass {
-    let first = ip.octets()[0];
-    if METADATA_V4.contains(&ip) {
-        AddressClass::Metadata
-    } else if ip.is_loopback() {
-        AddressClass::Loopback
-    } else if ip.is_link_local() {
-        AddressClass::LinkLocal
-    } else if first == 0 || ip.is_multicast() || first >= 240 {
-        AddressClass::Unusable
-    } else {
-        AddressClass::Global
+/// The address that this one leads to. It is one of both where only the local translator knows which.
+fn ends(ip: IpAddr) -> [IpAddr; 2] {
+    let IpAddr::V6(v6) = ip else { return [ip; 2] };
+    match Wrapped::find(v6) {
+        Wrapped::Nothing => [ip; 2],
+        Wrapped::One(inner) => [IpAddr::V4(inner); 2],
+        Wrapped::Either(one, other) => [IpAddr::V4(one), IpAddr::V4(other)],
     }
 }
 
-fn classify_v6(ip: Ipv6Addr) -> AddressClass {
-    if METADATA_V6.contains(&ip) {
-        AddressClass::Metadata
-    } else if ip.is_loopback() {
-        AddressClass::Loopback
-    } else if ip.is_unicast_link_local() {
-        AddressClass::LinkLocal
-    } else if ip.is_unspecified() || ip.is_multicast() {
-        AddressClass::Unusable
-    } else {
-        AddressClass::Global
+fn class_of(ip: IpAddr) -> AddressClass {
+    let (is_link_local, is_no_host) = match ip {
+        IpAddr::V4(ip) => {
+            let first = ip.octets()[0];
+            (ip.is_link_local(), first == 0 || first >= 240)
+        }
+        IpAddr::V6(ip) => (ip.is_unicast_link_local(), ip.is_unspecified()),
+    };
+    match () {
+        () if METADATA.contains(&ip) => AddressClass::Metadata,
+        () if ip.is_loopback() => AddressClass::Loopback,
+        () if is_link_local => AddressClass::LinkLocal,
+        () if is_no_host || ip.is_multicast() => AddressClass::Unusable,
+        () => AddressClass::Global,
     }
 }
 

@@ -25,7 +25,6 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use parking_lot::Mutex;
 use serde::Serialize;
-use serde_json::Map;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +36,8 @@ use self::picture::RegistryPicture;
 use self::scrape::{ProcessPicture, scrape};
 use crate::bypass::Radar;
 use crate::control::{self, Control, Denied, Done, Sender};
-use crate::explain::answer::explanation;
+use crate::explain::answer::queues;
+use crate::explain::processes::Processes;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::proxy::client::BRIEF_LINGER;
@@ -57,6 +57,7 @@ pub struct Admin {
     control: Control,
     metrics: Arc<Metrics>,
     radar: Arc<Radar>,
+    processes: Processes,
     draining: CancellationToken,
     /// Cancelled when another process answers here.
     handed_over: CancellationToken,
@@ -76,8 +77,8 @@ impl Admin {
         draining: CancellationToken,
     ) -> Arc<Admin> {
         let (radar, handed_over) = (Radar::start(proxy.clone(), draining.clone()), CancellationToken::new());
-        let (started, history) = (SystemTime::now(), Mutex::default());
-        Arc::new(Admin { proxy, config, control, metrics, radar, draining, handed_over, started, history })
+        let (started, history, processes) = (SystemTime::now(), Mutex::default(), Processes::default());
+        Arc::new(Admin { proxy, config, control, metrics, radar, processes, draining, handed_over, started, history })
     }
 
     /// Keeps the last ten minutes for the page, a sample a second, until the process ends. A second that was missed is
@@ -102,24 +103,15 @@ impl Admin {
         let loopback = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
         let guarded = loopback && scope == Scope::Admin;
         let mut open = connections::AdminConnections::default();
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = self.handed_over.cancelled() => return,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    let admin = self.clone();
-                    let served = async move {
-                        // A client that sends a body nobody asked for is to see its answer all the same.
-                        if let Some(stream) = admin.serve(stream, scope, guarded, Sender::Tcp).await {
-                            tcp::lingering_close(&stream, BRIEF_LINGER, |_| ()).await;
-                        }
-                    };
-                    open.add(tokio::spawn(served).abort_handle());
+        while let Some((stream, _)) = self.next(|| listener.accept()).await {
+            let admin = self.clone();
+            let served = async move {
+                // A client that sends a body nobody asked for is to see its answer all the same.
+                if let Some(stream) = admin.serve(stream, scope, guarded, Sender::Tcp).await {
+                    tcp::lingering_close(&stream, BRIEF_LINGER, |_| ()).await;
                 }
-                Err(error) => after_failure(&error).await,
-            }
+            };
+            open.add(tokio::spawn(served).abort_handle());
         }
     }
 
@@ -127,20 +119,28 @@ impl Admin {
     pub async fn accept_orders(self: Arc<Self>, listener: UnixListener) {
         let (mut permitted, mut strangers) =
             <(connections::AdminConnections, connections::AdminConnections)>::default();
+        let accept =
+            async || listener.accept().await.and_then(|(stream, _)| Ok((control::socket::sender(&stream)?, stream)));
+        while let Some((sender, stream)) = self.next(accept).await {
+            let open = if let Sender::Stranger(_) = sender { &mut strangers } else { &mut permitted };
+            let admin = self.clone();
+            let served = async move { drop(admin.serve(stream, Scope::Admin, false, sender).await) };
+            open.add(tokio::spawn(served).abort_handle());
+        }
+    }
+
+    /// The next connection; `None` once another process answers here. After a failure, which may come again at once, it pauses.
+    async fn next<S, F: Future<Output = std::io::Result<S>>>(&self, accept: impl Fn() -> F) -> Option<S> {
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = self.handed_over.cancelled() => return,
+                accepted = accept() => accepted,
+                () = self.handed_over.cancelled() => return None,
             };
-            match accepted.and_then(|(stream, _)| Ok((control::socket::sender(&stream)?, stream))) {
-                Ok((sender, stream)) => {
-                    let open = if let Sender::Stranger(_) = sender { &mut strangers } else { &mut permitted };
-                    let admin = self.clone();
-                    let served = async move { drop(admin.serve(stream, Scope::Admin, false, sender).await) };
-                    open.add(tokio::spawn(served).abort_handle());
-                }
-                Err(error) => after_failure(&error).await,
+            match accepted {
+                Ok(connection) => return Some(connection),
+                Err(error) => tracing::warn!(%error, "accepting an admin connection failed"),
             }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
@@ -185,7 +185,7 @@ impl Admin {
             ("/readyz", _) => self.readiness(),
             ("/metrics", _) => self.scrape(),
             ("/status", Scope::Admin) => self.status(),
-            ("/queue", Scope::Admin) => self.queue(),
+            ("/queue", Scope::Admin) => self.queue().await,
             ("/history", Scope::Admin) => self.history(),
             ("/", Scope::Admin) => page::page(),
             (_, Scope::Admin) => text(StatusCode::NOT_FOUND, PATHS),
@@ -233,12 +233,9 @@ impl Admin {
         response(StatusCode::OK, "application/json", body + "\n")
     }
 
-    fn queue(&self) -> Response<Full<Bytes>> {
-        let mut registries = Map::new();
-        for upstream in self.proxy.settings().routes.registries() {
-            registries.insert(upstream.name.clone(), explanation(upstream));
-        }
-        let body = serde_json::json!({ "registries": registries });
+    async fn queue(&self) -> Response<Full<Bytes>> {
+        let queues = queues(self.proxy.settings().routes.registries(), &self.processes).await;
+        let body = serde_json::json!({ "registries": queues });
         response(StatusCode::OK, "application/json", format!("{body:#}\n"))
     }
 
@@ -253,7 +250,7 @@ impl Admin {
         let settings = self.proxy.settings();
         let nodes = settings.mirrors.get(&upstream.name).map(|mirror| mirror.cluster().nodes());
         let parked = settings.routes.claim(&upstream.name).map_or(0, |claim| claim.policy.parked());
-        let bypass = settings.routes.claim(&upstream.name).and_then(|_| self.radar.of(&upstream.name));
+        let bypass = settings.routes.claim(&upstream.name).and_then(|_| self.radar.of(upstream));
         RegistryPicture::of(upstream, nodes.unwrap_or_default(), parked, bypass)
     }
 }
@@ -273,12 +270,6 @@ struct Status {
     bypass_radar: String,
     registries: BTreeMap<String, RegistryPicture>,
     other_hosts: RegistryPicture,
-}
-
-/// A pause after a failed accept, which may fail again at once.
-async fn after_failure(error: &std::io::Error) {
-    tracing::warn!(%error, "accepting an admin connection failed");
-    tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
 fn json(body: &serde_json::Value) -> Response<Full<Bytes>> {

@@ -64,6 +64,7 @@ mod tickets;
 mod usage;
 mod view;
 mod wait_estimate;
+mod witness;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -80,11 +81,12 @@ use self::handover::{Aftermath, Call, Handover};
 pub use self::moment::Moment;
 pub use self::occupancy::{ClientCount, Occupancy};
 pub use self::rate::RateLimit;
-pub use self::request::{AdmissionRequest, ClassId, ClientId, Lane, Place, Principal, ReuseKey, SlotUse};
+pub use self::request::{AdmissionRequest, ClassId, ClientId, Lane, Place, Principal, RequestLabel, ReuseKey, SlotUse};
 pub use self::slot::{Counts, Evidence, OnReclaim, Quiet, Slot, SlotEvent, SlotId, SlotKeeper, SlotState};
 use self::tickets::Owner;
 pub use self::usage::Used;
 pub use self::view::{Explanation, HolderInfo, Snapshot, WaiterInfo, shown_seconds};
+pub use self::witness::{Occurrence, Witness};
 use crate::metrics::{Reclaimed, RegistryMetrics, WaitOutcome};
 
 /// Admits requests to one registry; cheap to clone. `P` is a kept connection: opaque here, closed by dropping it.
@@ -171,9 +173,7 @@ impl<P: Send + 'static> Gate<P> {
     }
 
     /// Waits for admission. Cancel-safe at any point: dropping the future gives up the place and whatever was granted.
-    ///
-    /// # Errors
-    /// The refusal, when `depth`, the deadline or the end of the process forbids to wait on.
+    /// Fails with the refusal, when `depth`, the deadline or the end of the process forbids to wait on.
     pub fn admit(&self, ask: AdmissionRequest) -> Admit<'_, P> {
         let (place, class, key) = (ask.place, ask.principal.class, ask.reuse.clone());
         Admit { gate: self, place, class, key, since: self.now(), stage: Stage::New(ask) }
@@ -181,8 +181,7 @@ impl<P: Send + 'static> Gate<P> {
 
     /// Lets requests go that are [`held`](AdmissionRequest::held): they are admitted in the order of the queue.
     pub fn let_go(&self, places: &[Place]) {
-        let now = self.now();
-        self.shared.settle(self.shared.handover.event(|core| core.let_go(places, now)));
+        self.happen(|core, now| core.let_go(places, now));
     }
 
     /// Keeps a connection for the next request for `key`, or closes it when that may not be.
@@ -196,11 +195,6 @@ impl<P: Send + 'static> Gate<P> {
 
     pub fn quiet(&self, slot: SlotId, quiet: Quiet, on_reclaim: OnReclaim) {
         SlotKeeper::tell(&*self.shared, slot, SlotEvent::Quiet(quiet), Some(on_reclaim));
-    }
-
-    /// Reclaims one of these slots that lies idle for this target, which needs one of them, though others may be free.
-    pub fn reclaim_among(&self, among: &[SlotId], target: &Arc<str>) {
-        self.happen(|core, now| core.reclaim_among(among, target, now));
     }
 
     /// Hands slots over to another process: a slot that is released is not used again here, and those who wait are served
@@ -382,7 +376,9 @@ impl<P: Send + 'static> Drop for Admit<'_, P> {
 
 /// Random histories of the core that are lived through here; ten times as many in `tests/models`.
 #[cfg(test)]
-const HISTORIES: u32 = 1000;
+fn history_count() -> u32 {
+    1000
+}
 
 #[cfg(test)]
 mod tests;

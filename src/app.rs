@@ -41,11 +41,10 @@ use crate::admission::core::Core;
 use crate::config::{Config, Service};
 use crate::control::socket::{SocketPlace, of_config};
 use crate::control::{Control, ReloadAsked};
-use crate::kernel;
+use crate::fleet::tasks::{Participant, leased_registries};
 use crate::listener;
 use crate::metrics::Metrics;
 use crate::proxy::{Entry, Proxy};
-use crate::upstream::Upstream;
 
 /// Time after `drain_timeout` in which the last refusals are written, and again in which cut connections are closed.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -89,13 +88,13 @@ pub struct Start<'a> {
 pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, StartError> {
     let Start { file, config, mut inherited } = start;
     let tls = read_tls(&config)?;
+    let participant = Participant::new(&config).map_err(StartError::Control)?;
     let listeners = listeners::open(&config, &mut inherited)?;
     let addresses = listeners::addresses(&listeners);
     let predecessor = inherited.take_predecessor();
     let control_socket = of_config(&config.listen, predecessor.is_some()).map_err(StartError::Control)?;
     let (control, reloads) = Control::new(config.listen.control_token_file.clone());
-    let descriptors = descriptors::for_clients(&config, kernel::max_descriptors());
-    let clients = Arc::new(Semaphore::new(descriptors.min(Semaphore::MAX_PERMITS)));
+    let clients = Arc::new(Semaphore::new(descriptors::share_out(&config).min(Semaphore::MAX_PERMITS)));
     let metrics = Arc::new(Metrics::new());
     let (draining, ended, cut_short) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let mut assembly = Assembly::new(metrics.clone(), addresses.clone(), ended.clone());
@@ -104,9 +103,11 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     let state = Arc::new(ConfigState::new(file, &config));
     let admin = Admin::new(proxy.clone(), state.clone(), control, metrics, draining.clone());
     let reservations = Reservations::new(proxy.clone());
+    reservations.take_part(&participant);
     let reloader = Reloader::new(file, config, assembly, reservations.clone(), state, set_level);
     // Not a slot is taken before it is known which are free.
     take_over(predecessor, &reservations).await?;
+    reservations.clone().claim(participant, control_socket.as_ref().map(|socket| socket.path().to_owned()));
     let mut accepting = Vec::new();
     for listener in &listeners {
         let socket = listener.accepting()?;
@@ -128,7 +129,6 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
         None => None,
     };
     tokio::spawn(admin.clone().keep_history());
-    let asked = None;
     Ok(Running {
         addresses,
         listeners,
@@ -137,7 +137,7 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
         admin,
         reloader,
         reloads,
-        asked,
+        asked: None,
         control_socket,
         reservations,
         draining,
@@ -189,7 +189,9 @@ impl Running {
     /// Fails when no other process takes over; this one goes on.
     pub async fn find_successor(&self, program: &Program) -> Result<Successor, NoSuccessor> {
         let listeners = listeners::copies(&self.listeners).map_err(|cause| NoSuccessor::Descriptors { cause })?;
-        program.start(listeners).await
+        let upstreams = self.reservations.upstreams();
+        let shares = upstreams.iter().map(|up| (&*up.name, up.lease.is_some()));
+        program.start(listeners, &leased_registries(shares)).await
     }
 
     /// Ends in order: accepts no client any more, serves those that it has for up to `drain_timeout`, refuses and cuts the
@@ -238,8 +240,9 @@ impl Running {
         self.listeners.clear();
         self.draining.cancel();
         self.proxy.tasks().close();
-        for upstream in self.upstreams() {
+        for upstream in self.reservations.upstreams() {
             upstream.gate.happen(Core::drain);
+            upstream.lease.iter().for_each(|lease| lease.drain());
         }
     }
 
@@ -250,23 +253,22 @@ impl Running {
         if timeout_at(deadline, tasks.wait()).await.is_ok() {
             return;
         }
-        self.upstreams().iter().for_each(|upstream| upstream.gate.happen(Core::end));
+        self.reservations.upstreams().iter().for_each(|upstream| upstream.gate.happen(Core::end));
         self.ended.cancel();
         let _ = timeout_at(deadline + LAST_WORDS, tasks.wait()).await;
         self.cut_short.cancel();
         let _ = timeout_at(deadline + LAST_WORDS * 2, tasks.wait()).await;
     }
 
-    fn upstreams(&self) -> Vec<Arc<Upstream>> {
-        self.reservations.upstreams()
-    }
-
     /// Closing takes no longer than the longest `linger` and the hold that follows it.
     async fn until_sockets_are_gone(&mut self) {
-        let upstreams = self.upstreams();
+        let upstreams = self.reservations.upstreams();
         let longest_linger = upstreams.iter().map(|upstream| upstream.terms.linger).max().unwrap_or_default();
         let are_gone = || upstreams.iter().all(|upstream| upstream.gate.snapshot().open.open() == 0);
         let _ = timeout(longest_linger + LAST_WORDS, self.reservations.until(are_gone)).await;
+        upstreams.iter().flat_map(|upstream| &upstream.lease).for_each(|lease| lease.end());
+        let have_left = || upstreams.iter().all(|upstream| upstream.lease.iter().all(|lease| lease.has_left()));
+        let _ = timeout(LAST_WORDS, self.reservations.until(have_left)).await;
         self.control_socket = None;
     }
 }

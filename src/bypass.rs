@@ -5,6 +5,7 @@
 //! `app` starts it. It is off, and says so, where no other process uses the network, as in a pod of its own.
 
 pub mod audit;
+pub mod mark;
 pub mod owners;
 mod sockets;
 pub mod words;
@@ -21,10 +22,12 @@ use tokio_util::sync::CancellationToken;
 use self::audit::Audit;
 use self::owners::BypassOwner;
 use self::sockets::{RegistryAddress, Sightings, look};
+use self::words::going_around;
 use crate::metrics::{Families, number};
 use crate::proxy::Proxy;
 use crate::proxy::route::Claim;
 use crate::target::{Host, HostPattern};
+use crate::upstream::Upstream;
 
 /// The pause between two readings: a bypass is seen, and seen to be gone, within 5 s.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -42,8 +45,9 @@ pub struct BypassSight {
     pub connections: usize,
     /// Their owners, the one with the most first.
     pub owners: Vec<BypassOwner>,
-    /// Our own sockets beyond the slots; 0, or the cap does not hold.
-    pub excess_sockets: usize,
+    /// Our own sockets beyond the slots; 0, or the cap does not hold. Not there where it does not hold by the config.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub excess_sockets: Option<usize>,
 }
 
 impl BypassSight {
@@ -52,8 +56,11 @@ impl BypassSight {
         let labels = [("registry", registry)];
         let around = "Connections of this network to the registry that do not pass the sidecar.";
         scrape.gauge(("roadstead_bypass_connections", around), &labels, number(self.connections));
-        let excess = "Our own sockets beyond the slots, as the kernel counts them; always 0.";
-        scrape.gauge(("roadstead_audit_excess_sockets", excess), &labels, number(self.excess_sockets));
+        let excess =
+            "Our own sockets beyond the slots, as the kernel counts them; always 0. Not there in mode observe.";
+        if let Some(sockets) = self.excess_sockets {
+            scrape.gauge(("roadstead_audit_excess_sockets", excess), &labels, number(sockets));
+        }
     }
 }
 
@@ -79,9 +86,11 @@ impl Radar {
     }
 
     /// The last sight of a registry; `None` while it is off.
-    pub fn of(&self, registry: &str) -> Option<BypassSight> {
+    pub fn of(&self, registry: &Upstream) -> Option<BypassSight> {
         let seen = self.0.lock();
-        seen.off.is_none().then(|| seen.registries.get(registry).cloned().unwrap_or_default())
+        let sight = seen.registries.get(&registry.name).cloned().unwrap_or_default();
+        let excess_sockets = registry.observed.is_none().then_some(sight.excess_sockets.unwrap_or_default());
+        seen.off.is_none().then_some(BypassSight { excess_sockets, ..sight })
     }
 
     /// `on`, or why it is off.
@@ -110,8 +119,9 @@ impl Radar {
             let wanted: BTreeSet<RegistryAddress> = places.values().flatten().copied().collect();
             let looked = tokio::task::spawn_blocking(move || look(&wanted)).await.unwrap_or(Err("it failed"));
             let slots = settings.routes.claims().iter().map(|claim| {
-                let now = claim.upstream.gate.snapshot();
-                (claim.upstream.name.clone(), now.slots)
+                let fixed = || claim.upstream.gate.snapshot().slots;
+                let leased = claim.upstream.lease.as_ref().map(|lease| lease.most_since_asked());
+                (claim.upstream.name.clone(), leased.unwrap_or_else(fixed))
             });
             self.take(looked, &places, &slots.collect());
         }
@@ -150,7 +160,7 @@ impl Radar {
                 |place: &RegistryAddress| places.iter().any(|(other, at)| other != name && at.contains(place));
             let ours = sightings.ours.iter().filter(|place| at.contains(place) && !is_shared(place)).count();
             let audit = audits.entry(name.clone()).or_default();
-            let excess_sockets = audit.excess(slots.get(name).copied().unwrap_or(usize::MAX), ours);
+            let excess_sockets = Some(audit.excess(slots.get(name).copied().unwrap_or(usize::MAX), ours));
             let now =
                 BypassSight { connections: owners.iter().map(|owner| owner.connections).sum(), owners, excess_sockets };
             let before = registries.insert(name.clone(), now.clone()).unwrap_or_default();
@@ -166,18 +176,16 @@ fn tell(registry: &str, before: &BypassSight, now: &BypassSight) {
         let owners = owners.join(", ");
         tracing::warn!(
             registry,
-            "{} connections go around the sidecar, and so around the cap: {owners}",
-            now.connections
+            "{} the sidecar, and so around the cap: {owners}",
+            going_around(u64::try_from(now.connections).unwrap_or(u64::MAX))
         );
     } else if now.connections == 0 && before.connections > 0 {
         tracing::info!(registry, "no connection goes around the sidecar any more");
     }
-    if now.excess_sockets > 0 && before.excess_sockets == 0 {
-        tracing::error!(
-            registry,
-            "{} sockets are open beyond the slots, as the kernel counts them",
-            now.excess_sockets
-        );
+    if let Some(excess @ 1..) = now.excess_sockets
+        && before.excess_sockets.unwrap_or_default() == 0
+    {
+        tracing::error!(registry, "{excess} sockets are open beyond the slots, as the kernel counts them");
     }
 }
 

@@ -36,11 +36,16 @@ pub async fn run(config: &Config, pressure: &Pressure, mut told: impl FnMut(&Ste
     while let Some(connections) = ladder.next() {
         let step = climb(&puller, connections, pressure.step).await;
         told(&step);
-        let pause = if step.signs == 0 { PAUSE } else { BACK_OFF.min(pressure.step * 2) };
+        let pause = pause_after(&step, pressure.step);
         ladder.took(step);
         sleep(pause).await;
     }
     Ok(Calibration::of(&pressure.registry, &ladder))
+}
+
+/// The pause after a step: long enough for a registry in distress to serve those that wait for it.
+fn pause_after(step: &Step, length: Duration) -> Duration {
+    if step.signs == 0 { PAUSE } else { BACK_OFF.min(length * 2) }
 }
 
 /// One step: so many connections at once, each with one pull after the other, until the time is over or a sign comes.
@@ -71,4 +76,18 @@ async fn climb(puller: &Arc<ManifestPuller>, connections: usize, length: Duratio
         signs.extend(sign);
     }
     Step::new(connections, times, began.elapsed(), &signs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_in_distress_is_left_alone_for_twice_the_length_of_a_step() {
+        let seconds = Duration::from_secs;
+        for (length, signs, pause) in [(2, &[][..], PAUSE), (2, &["broken"], seconds(4)), (60, &["broken"], BACK_OFF)] {
+            let step = Step::new(8, Vec::new(), seconds(length), signs);
+            assert_eq!(pause_after(&step, seconds(length)), pause, "{length}, {signs:?}");
+        }
+    }
 }

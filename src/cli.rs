@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -22,16 +21,18 @@ use crate::app::inherited::Inherited;
 use crate::app::systemd::{Notice, Systemd};
 use crate::app::takeover::process::{Program, Successor};
 use crate::app::{self, SetLevel, Start};
-use crate::calibrate::command::{self as calibrate, CalibrateArguments, LocalSidecar};
-use crate::config::{Config, ListenConfig, LoadError, LogFormat, Service};
-use crate::control::ask;
+use crate::calibrate::command::{self as calibrate, CalibrateArguments};
+use crate::config::{Config, LogFormat, RegistryConfig, Service};
+use crate::control::address::{admin_of, config_file};
+use crate::control::order::{OrderTarget, RegistryOrder, Unsent};
 use crate::control::signals::{HANGUP, Order, Signals};
-use crate::control::socket::usual_path;
-use crate::control::{order, token};
+use crate::control::token;
 use crate::debug_dump::{self, command::Debug};
 use crate::doctor;
 use crate::explain::command::{Queue, Why};
+use crate::fleet::command::{self as fleet, LeaseCommand};
 use crate::kernel;
+use crate::lease::checks::summary;
 use crate::plan::{self, arguments::PlanArguments};
 use crate::setup;
 
@@ -39,9 +40,6 @@ use crate::setup;
 const EXIT_USAGE: u8 = 2;
 /// Exit status for a failure while running.
 const EXIT_FAILURE: u8 = 1;
-
-/// Where the config is looked for, in this order, when no argument names it.
-const KNOWN_FILES: [&str; 2] = ["sidecar.toml", "/etc/roadstead/sidecar.toml"];
 
 /// An admission queue for container registries: a mirror and forward proxy that opens no more connections to a registry
 /// than this node's share of what it can serve. Further requests wait.
@@ -61,9 +59,9 @@ struct Arguments {
 enum Command {
     /// Run the sidecar (the default).
     Run,
-    /// Check the config: print the slots of each registry, or every problem at once.
+    /// Check the config: print the slots of each registry and where each value came from, or every problem at once.
     Check {
-        /// Also print every value, with where it came from: the line of the file, the environment, or the default.
+        /// Also print the values that are set nowhere: their defaults.
         #[arg(long)]
         values: bool,
     },
@@ -74,19 +72,22 @@ enum Command {
     /// Say in words why an image or a repository waits.
     Why(Why),
     /// Hold all admissions to a registry, for its maintenance; the queue stays.
-    Pause(Control),
+    Pause(RegistryOrder),
     /// Resume admissions after a pause, in order.
-    Resume(Control),
+    Resume(RegistryOrder),
     /// Find out how many connections a registry can serve, by a bounded pressure test.
     Calibrate(CalibrateArguments),
     /// Let a running sidecar read its config again, and wait for the result.
-    Reload(Reload),
+    Reload(OrderTarget),
     /// Try everything from the config to the first byte; each problem comes with its cure. Nothing is changed.
     Doctor(doctor::checkup::Checkup),
     /// Lead a puller of this node here: print, write or undo the changes of its files.
     Setup(setup::Arguments),
     /// Say what would happen if so many nodes pulled so much at once.
     Plan(Box<PlanArguments>),
+    /// Speak to the store of leases.
+    #[command(subcommand)]
+    Lease(LeaseCommand),
     /// Help with a bug report.
     #[command(subcommand)]
     Debug(Debug),
@@ -112,23 +113,10 @@ struct Status {
     /// Refresh it each second, until Ctrl-C.
     #[arg(long)]
     watch: bool,
-}
 
-#[derive(Debug, clap::Args)]
-struct Control {
-    /// The registry, as the config names it.
-    registry: String,
-
-    #[command(flatten)]
-    to: Reload,
-}
-
-#[derive(Debug, clap::Args)]
-struct Reload {
-    /// Send the order to this admin listener, http://HOST:PORT, with the token of the config [default: to the
-    /// control socket, listen.control or /run/roadstead/control.sock; where there is none, to listen.admin with the token].
-    #[arg(long, value_name = "URL")]
-    admin: Option<String>,
+    /// Show all nodes instead, as the store of leases knows them.
+    #[arg(long, conflicts_with_all = ["admin", "watch"])]
+    fleet: bool,
 }
 
 const AFTER_HELP: &str = "\
@@ -167,9 +155,9 @@ pub fn main() -> ExitCode {
 fn execute(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let named = arguments.config.as_deref();
     match &arguments.command {
-        Some(Command::Pause(control)) => return tell(control, "pause", named),
-        Some(Command::Resume(control)) => return tell(control, "resume", named),
-        Some(Command::Reload(to)) => return reload_now(to, named),
+        Some(Command::Pause(order)) => return sent(order.give("pause", named)),
+        Some(Command::Resume(order)) => return sent(order.give("resume", named)),
+        Some(Command::Reload(to)) => return sent(to.reload(named)),
         Some(Command::Status(asked)) => return status(asked, named),
         Some(Command::Doctor(checkup)) => {
             let (report, status) = doctor::run(checkup, config_file(named)).map_err(failed)?;
@@ -190,16 +178,19 @@ fn execute(arguments: &Arguments) -> Result<ExitCode, Failure> {
             let admin = asked_admin(asked.admin.as_deref(), named).map_err(|Failure(_, reason)| reason);
             return printed(debug_dump::command::write(asked, &admin, config_file(named)));
         }
+        Some(Command::Lease(asked)) => return sent(asked.run(config_file(named))),
         Some(Command::Completions { shell }) => return completions(*shell),
         Some(Command::Man) => return print(&man::page(Arguments::command()).map_err(failed)?),
-        Some(Command::Calibrate(asked)) => return measure(asked, named),
+        Some(Command::Calibrate(asked)) => return sent(calibrate::on_this_node(asked, named)),
         Some(Command::Run | Command::Check { .. }) | None => {}
     }
     // The binary may be replaced later, and the inherited descriptors are read before threads run.
     let program = Program::of_this_process();
     let inherited = Inherited::from_env();
     let file = config_file(named);
-    let config = Config::load(file).map_err(usage)?;
+    let is_absent = named.is_none() && !file.exists();
+    let hint = if is_absent { "; nor is there /etc/roadstead/sidecar.toml: name the file with --config" } else { "" };
+    let config = Config::load(file).map_err(|error| usage(format!("{error}{hint}")))?;
     if let Some(Command::Check { values }) = arguments.command {
         return check(&config, file, values);
     }
@@ -207,12 +198,11 @@ fn execute(arguments: &Arguments) -> Result<ExitCode, Failure> {
     run(config, file, inherited.map_err(handed_over)?, &program.map_err(handed_over)?)
 }
 
-fn config_file(named: Option<&Path>) -> &Path {
-    named.or_else(|| readable(&KNOWN_FILES)).unwrap_or(Path::new(KNOWN_FILES[0]))
-}
-
 fn status(asked: &Status, file: Option<&Path>) -> Result<ExitCode, Failure> {
-    let admin = admin_of(asked.admin.as_deref(), file, &KNOWN_FILES).map_err(usage)?;
+    if asked.fleet {
+        return sent(fleet::status(config_file(file), asked.json));
+    }
+    let admin = admin_of(asked.admin.as_deref(), file).map_err(usage)?;
     let look = watch::Look::new(asked.json);
     let shown = if asked.watch { watch::until_interrupted(&admin, look) } else { watch::once(&admin, look) };
     shown.map_err(failed).map(|()| ExitCode::SUCCESS)
@@ -224,6 +214,11 @@ fn completions(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {
     print(&script)
 }
 
+fn sent(answer: Result<String, impl Into<Unsent>>) -> Result<ExitCode, Failure> {
+    let status = |unsent: Unsent| Failure(if unsent.is_usage { EXIT_USAGE } else { EXIT_FAILURE }, unsent.told);
+    print(answer.map_err(|unsent| status(unsent.into()))?.as_bytes())
+}
+
 fn printed(answer: Result<String, impl Display>) -> Result<ExitCode, Failure> {
     print(answer.map_err(failed)?.as_bytes())
 }
@@ -233,76 +228,17 @@ fn print(text: &[u8]) -> Result<ExitCode, Failure> {
 }
 
 fn asked_admin(named: Option<&str>, file: Option<&Path>) -> Result<String, Failure> {
-    admin_of(named, file, &KNOWN_FILES).map_err(usage)
-}
-
-/// Where the sidecar's admin listener is, as `host:port`: as it was named, or as a config says. It needs nothing but that
-/// address of the config, so that it works while a reload is refused.
-fn admin_of(named: Option<&str>, file: Option<&Path>, known: &[&str]) -> Result<String, String> {
-    if let Some(url) = named {
-        return ask::authority(url).map(str::to_owned);
-    }
-    listen_of(file, known).map(|listen| listen.admin.to_string())
-}
-
-/// The addresses of a sidecar by its config, or those of one without.
-fn listen_of(file: Option<&Path>, known: &[&str]) -> Result<ListenConfig, String> {
-    let hint = |error: LoadError| format!("{error}\nname the sidecar with --admin URL");
-    file.or_else(|| readable(known))
-        .map_or_else(|| Ok(ListenConfig::default()), |file| Config::listen_of(file).map_err(hint))
-}
-
-/// The first of these files that is there.
-fn readable<'a>(files: &[&'a str]) -> Option<&'a Path> {
-    files.iter().copied().map(Path::new).find(|file| file.exists())
-}
-
-fn tell(control: &Control, action: &str, file: Option<&Path>) -> Result<ExitCode, Failure> {
-    let registry = &control.registry;
-    // Nothing else is a registry's name, and not every other text would be one path.
-    if registry.is_empty() || !registry.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-')) {
-        return Err(usage(format!("{registry:?} is no registry's name: those have a-z, 0-9, _ and - only")));
-    }
-    order(&control.to, &format!("/registries/{registry}/{action}"), file)?;
-    print(format!("registry {registry}: {action}d\n").as_bytes())
-}
-
-fn measure(asked: &CalibrateArguments, file: Option<&Path>) -> Result<ExitCode, Failure> {
-    let config =
-        Config::load(file.or_else(|| readable(&KNOWN_FILES)).unwrap_or(Path::new(KNOWN_FILES[0]))).map_err(usage)?;
-    let path = |action: &str| format!("/registries/{}/{action}", asked.registry);
-    let order = |action: &str| order(&Reload { admin: None }, &path(action), file).map(drop).map_err(|failed| failed.1);
-    let status = || ask::status(&config.listen.control.clone().unwrap_or_else(usual_path), config.listen.admin).ok();
-    let found = calibrate::execute(asked, &config, &LocalSidecar { status: &status, order: &order }).map_err(failed)?;
-    print(found.as_bytes())
-}
-
-fn reload_now(to: &Reload, file: Option<&Path>) -> Result<ExitCode, Failure> {
-    let answer = order(to, "/reload", file)?;
-    let changes = serde_json::from_str::<Value>(&answer).map_err(failed)?["changes"].take();
-    print(format!("the config was read again: {changes} changes\n").as_bytes())
-}
-
-fn order(to: &Reload, path: &str, file: Option<&Path>) -> Result<String, Failure> {
-    let sent = order::send(listen_of(file, &KNOWN_FILES), to.admin.as_deref(), path);
-    sent.map_err(|unsent| Failure(if unsent.is_usage { EXIT_USAGE } else { EXIT_FAILURE }, unsent.told))
+    admin_of(named, file).map_err(usage)
 }
 
 fn check(config: &Config, file: &Path, values: bool) -> Result<ExitCode, Failure> {
     app::read_tls(config).map_err(|error| usage(format!("{}: {error}", file.display())))?;
     config.listen.control_token_file.as_deref().map(token).transpose().map_err(usage)?;
-    let lines = config.registries.iter().map(|registry| {
-        let (name, slots, cap, share) = (&registry.name, registry.slots, registry.cap, registry.share);
-        format!("registry {name}: {slots} slots (cap {cap} x share {share})\n")
-    });
-    let settings = config.settings.iter().filter(|(key, _)| values || config.from_environment.contains_key(*key));
-    let settings = settings.map(|(key, value)| {
-        let origin = debug_dump::origin(config, key).replace("from line ", &format!("from {}:", file.display()));
-        format!("{key} = {value}, {origin}\n")
-    });
-    let printed = print(lines.chain(settings).collect::<String>().as_bytes());
-    let warnings = config.warnings.iter().map(ToString::to_string);
-    for warning in warnings.chain(app::descriptors::warning(config)) {
+    let line = |registry: &RegistryConfig| format!("registry {}: {}\n", registry.name, summary(config, registry));
+    let lines = config.registries.iter().map(line);
+    let settings = debug_dump::settings(config, &format!("{}:", file.display()), values);
+    let printed = print(lines.chain([settings]).collect::<String>().as_bytes());
+    for warning in config.warnings.iter().map(ToString::to_string).chain(app::descriptors::warning(config)) {
         output::say(&format_args!("warning: {}: {warning}", file.display()));
     }
     printed
@@ -445,42 +381,4 @@ fn start_logging(config: &Config) -> SetLevel {
             tracing::error!(%error, "log.level cannot be changed");
         }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_names_nothing_asks_the_first_sidecar_that_is_known() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = |name: &str, text: &str| {
-            let path = folder.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            path.to_str().unwrap().to_owned()
-        };
-        let with = |port: u16| {
-            format!(
-                "[listen]\nadmin = '127.0.0.1:{port}'\n[registries.a]\nhosts = ['a.example.com']\ncap = 1\nshare = 1\n"
-            )
-        };
-        let (here, installed, broken) = (
-            file("here", &with(1)),
-            file("installed", &with(2)),
-            file("broken", &format!("{}cap = 0\n[x]\n", with(3))),
-        );
-        let absent = folder.path().join("absent").to_str().unwrap().to_owned();
-        let admin = |known: &[&String]| {
-            let known: Vec<&str> = known.iter().map(|file| file.as_str()).collect();
-            admin_of(None, None, &known)
-        };
-        assert_eq!(admin(&[&here, &installed]).unwrap(), "127.0.0.1:1");
-        assert_eq!(admin(&[&absent, &installed]).unwrap(), "127.0.0.1:2");
-        assert_eq!(admin(&[&absent, &absent]).unwrap(), "127.0.0.1:4129");
-        // A sidecar that refused this file goes on with the one before.
-        assert_eq!(admin(&[&broken, &installed]).unwrap(), "127.0.0.1:3");
-        // A given file counts alone.
-        assert!(admin_of(None, Some(Path::new(&absent)), &[&here]).unwrap_err().contains(&absent));
-        assert_eq!(admin_of(Some("http://[::1]:7/"), Some(Path::new(&absent)), &[&here]).unwrap(), "[::1]:7");
-    }
 }

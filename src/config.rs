@@ -1,23 +1,22 @@
 //! The configuration: `sidecar.toml` read, checked and frozen into plain values.
 //!
-//! This module and its parts are the only code that knows TOML. A file is taken whole or not at
-//! all: every problem in it is found in one reading and reported with its key, its line and its
-//! reason. Nothing here opens a socket, resolves a name or asks for the time. The command line
-//! loads it, and hands the parts of [`Config`] to those that need them.
+//! This module and its parts are the only code that knows TOML. A file is taken whole or not at all: every problem in it is
+//! found in one reading and reported with its key, its line and its reason. Nothing here opens a socket, resolves a name or
+//! asks for the time. The command line loads it, and hands the parts of [`Config`] to those that need them.
 
 pub mod changes;
 mod checks;
 mod fraction;
-mod model;
+pub(crate) mod model;
 mod problem;
 mod rate;
-mod reader;
-mod registry;
-mod share;
+pub(crate) mod reader;
+pub(crate) mod registry;
+pub(crate) mod share;
 mod shown;
 mod syntax;
-mod table;
-mod value;
+pub(crate) mod table;
+pub(crate) mod value;
 mod warnings;
 
 use std::path::Path;
@@ -28,7 +27,7 @@ pub use model::{ClassConfig, Config, ListenConfig, LogConfig, LogFormat, OtherHo
 pub use problem::{LoadError, Problem, Problems};
 pub use rate::ConnectRate;
 pub use registry::{
-    AdaptConfig, DEFAULT_CLASS, MirrorConfig, QueueConfig, ReclaimConfig, RegistryConfig, RepairConfig, TlsConfig,
+    AdaptConfig, DEFAULT_CLASS, MirrorConfig, Mode, QueueConfig, ReclaimConfig, RegistryConfig, RepairConfig, TlsConfig,
 };
 pub use share::{BadShare, Share};
 
@@ -42,9 +41,7 @@ impl Config {
     }
 
     /// The same, with these variables of an environment: one that begins with `ROADSTEAD__` sets a key in place of the file.
-    ///
-    /// # Errors
-    /// With every problem, in the order of the lines.
+    /// Fails with every problem, in the order of the lines.
     pub fn parse_with(text: &str, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, Problems> {
         match Config::read_text(text, environment) {
             (config, problems) if problems.is_empty() => Ok(config),
@@ -91,9 +88,9 @@ impl Config {
     }
 }
 
-/// The variables of this process that are text.
+/// The variables of this process. In one that is no text, a sign stands for what is none: it is refused, and not overlooked.
 fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
+    std::env::vars_os().map(|(name, text)| (name.to_string_lossy().into_owned(), text.to_string_lossy().into_owned()))
 }
 
 fn text_of(path: &Path) -> Result<String, LoadError> {

@@ -9,6 +9,7 @@
 //! | another user of the node cannot pause | `control::only_root_and_the_own_user_may_order_on_the_socket` |
 //! | on TCP nothing changes without the token | `control::on_tcp_only_the_token_orders` |
 
+pub mod address;
 pub mod ask;
 pub mod config_facts;
 pub mod order;
@@ -103,6 +104,10 @@ impl Control {
             _ => return denied(StatusCode::NOT_FOUND, "a registry can pause and resume\n"),
         }
         tracing::info!(registry = name, action, by, "paused or resumed by the operator");
+        if action == "resume" && upstream.lease.as_ref().is_some_and(|lease| lease.shown().paused) {
+            let told = "this node is not paused any more, but all nodes are: `roadstead resume {name} --fleet` lets them go on\n";
+            return denied(StatusCode::CONFLICT, &told.replace("{name}", name));
+        }
         Ok(Done::Registry(upstream))
     }
 

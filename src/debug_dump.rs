@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::config::Config;
+use crate::setup::diff::without_users;
 
 /// The admin pages that are asked for, each with the name of its file.
 const PAGES: [(&str, &str); 4] =
@@ -40,10 +41,7 @@ pub fn files(version: &str, config: &Path, page: impl Fn(&str) -> Result<String,
         files.push((name.to_owned(), told));
     }
     let settings = match Config::load(config) {
-        Ok(config) => {
-            let lines = config.settings.iter().map(|(key, value)| (key, value, origin(&config, key)));
-            lines.flat_map(|(key, value, origin)| [key, " = ", value, ", ", &origin, "\n"].map(str::to_owned)).collect()
-        }
+        Ok(config) => settings(&config, "line ", true),
         Err(error) => format!("{error}\n"),
     };
     files.push(("settings.txt".to_owned(), settings));
@@ -54,13 +52,16 @@ pub fn files(version: &str, config: &Path, page: impl Fn(&str) -> Result<String,
     files.into_iter().map(|(name, text)| (name, without_users(&text))).collect()
 }
 
-/// Where the value of this key came from, in words, but for the name of the file.
-pub fn origin(config: &Config, key: &str) -> String {
-    match (config.from_environment.get(key), config.in_file.0.get(key)) {
-        (Some(variable), _) => format!("from the environment: {variable}"),
-        (None, Some(line)) => format!("from line {line}"),
-        (None, None) => "by default".to_owned(),
-    }
+/// The settings in force, a line each with where the value came from: `place` stands before the line of the file. Those that are set
+/// nowhere are left out unless they are wanted.
+pub fn settings(config: &Config, place: &str, with_defaults: bool) -> String {
+    let origin = |key: &str| {
+        let variable = config.from_environment.get(key).map(|variable| format!("from the environment: {variable}"));
+        let in_file = || Some(format!("from {place}{}", config.in_file.0.get(key)?));
+        variable.or_else(in_file).or_else(|| with_defaults.then(|| "by default".to_owned()))
+    };
+    let lines = config.settings.iter().filter_map(|(key, value)| Some(format!("{key} = {value}, {}\n", origin(key)?)));
+    lines.map(|line| without_users(&line)).collect()
 }
 
 /// Writes the files as a tar, in one folder.
@@ -76,35 +77,9 @@ pub fn write(files: &[(String, String)], at: u64, to: impl Write) -> io::Result<
     tar.into_inner()?.flush()
 }
 
-/// The text without the user and password of any URL in it.
-fn without_users(text: &str) -> String {
-    let mut parts = text.split("://");
-    let mut kept = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let end = part.find(|char: char| char.is_whitespace() || "/?#\"'<>,;)".contains(char)).unwrap_or(part.len());
-        let (authority, rest) = part.split_at(end);
-        let host = authority.rsplit_once('@').map_or(authority.to_owned(), |(_, host)| format!("***@{host}"));
-        kept.extend(["://", &host, rest]);
-    }
-    kept
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_user_of_a_url_is_taken_out() {
-        for (text, expected) in [
-            ("redis://:pass@redis:6379/0", "redis://***@redis:6379/0"),
-            ("a=redis://u:p@h, b=https://harbor.example.com/x@y", "a=redis://***@h, b=https://harbor.example.com/x@y"),
-            ("\"http://u:p@w@h\"\nhttp://h", "\"http://***@h\"\nhttp://h"),
-            ("nothing :// here", "nothing :// here"),
-            ("", ""),
-        ] {
-            assert_eq!(without_users(text), expected);
-        }
-    }
 
     #[test]
     fn a_sidecar_that_is_away_is_told_in_the_report() {

@@ -36,6 +36,8 @@ pub enum Cause {
     Outage,
     /// An answer that took several times as long as its best.
     SlowAnswer,
+    /// A token with all rights, where the same request got one of its user without them a moment before.
+    TokenHealed,
 }
 
 impl Cause {
@@ -45,13 +47,14 @@ impl Cause {
             Cause::FailedDial => "failed_dial",
             Cause::Outage => "outage",
             Cause::SlowAnswer => "slow_answer",
+            Cause::TokenHealed => Sign::PoisonedToken.as_str(),
         }
     }
 
     /// In twelfths of what makes distress.
     fn weight(self) -> u32 {
         match self {
-            Cause::FailedDial | Cause::Outage | Cause::Answer(Sign::DatabaseError) => FULL,
+            Cause::FailedDial | Cause::Outage | Cause::TokenHealed | Cause::Answer(Sign::DatabaseError) => FULL,
             Cause::Answer(
                 Sign::InternalError | Sign::BadGateway | Sign::Unavailable | Sign::GatewayTimeout | Sign::Broken,
             ) => 6,
@@ -101,18 +104,14 @@ impl Distress {
         self.signs.push_back(NotedSign { at: now, cause, subject });
     }
 
-    /// An answer to `subject` took so long. Tells whether that is slow.
-    pub fn answered(&mut self, took: Duration, subject: u64, now: Moment) -> bool {
+    /// An answer took so long. Tells whether that is slow, which is a sign.
+    pub fn answered(&mut self, took: Duration, now: Moment) -> bool {
         let best = self.best.filter(|(best, at)| *best < took && now.since(*at) < BEST_MEMORY);
         let Some((best, _)) = best else {
             self.best = Some((took, now));
             return false;
         };
-        let is_slow = took > SLOW_LEAST.max(best * SLOW_TIMES);
-        if is_slow {
-            self.note(Cause::SlowAnswer, subject, now);
-        }
-        is_slow
+        took > SLOW_LEAST.max(best * SLOW_TIMES)
     }
 
     /// Whether the registry is in distress: the signs of the last ten seconds weigh enough.
@@ -176,14 +175,15 @@ mod tests {
     #[test]
     fn answers_several_times_slower_than_the_best_are_signs() {
         let mut distress = Distress::default();
-        distress.answered(Duration::from_millis(20), 0, at(0));
-        assert!((1..9).all(|subject| !distress.answered(Duration::from_millis(1_900), subject, at(0))));
-        assert!(distress.picture(at(0)).level < f64::EPSILON, "not that slow");
-        assert!((1..5).all(|subject| distress.answered(Duration::from_millis(2_100), subject, at(0))));
-        assert!(distress.is_on(at(0)));
+        distress.answered(Duration::from_millis(20), at(0));
+        assert!(!distress.answered(Duration::from_millis(1_900), at(0)), "not that slow");
+        assert!(distress.answered(Duration::from_millis(2_100), at(0)));
+        assert!(
+            !distress.is_on(at(0)) && after(&[1, 2, 3, 4].map(|subject| (Cause::SlowAnswer, subject))).is_on(at(0))
+        );
         let mut slow_always = Distress::default();
-        let is_slow = (0..9).any(|subject| slow_always.answered(Duration::from_secs(3), subject, at(0)));
-        assert!(!is_slow && !slow_always.is_on(at(0)), "it is as quick as it ever was");
+        let is_slow = (0..9).any(|_| slow_always.answered(Duration::from_secs(3), at(0)));
+        assert!(!is_slow, "it is as quick as it ever was");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod checkup;
 mod exchange;
 mod node;
+mod proxies;
 mod pullers;
 mod registry;
 mod report;
@@ -68,7 +69,7 @@ async fn examine(checkup: &Checkup, file: &Path) -> Findings {
     let sidecars = services::sidecars(&proc);
     report.add(node::descriptors(&config, &sidecars));
     report.add(node::second_sidecar(&sidecars));
-    report.add(node::lease_store());
+    report.add(node::lease_store(&config).await);
     for registry in &config.registries {
         let tls = tls.get(&registry.name).cloned();
         let tls = tls.unwrap_or_else(|| Arc::new(Tls::new(TlsTerms::default())));

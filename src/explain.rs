@@ -5,6 +5,7 @@
 pub mod answer;
 pub mod code_class;
 pub mod command;
+pub mod processes;
 pub mod queue;
 pub mod wanted;
 pub mod why;

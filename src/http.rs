@@ -5,6 +5,7 @@
 //! `upstream` and the gate do. Called by `listener`, once for each request, with its head.
 
 pub mod buffered_body;
+mod exchange;
 mod forward;
 mod hop_by_hop;
 mod last_hop;

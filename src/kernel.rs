@@ -6,6 +6,7 @@
 
 pub mod table;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -40,9 +41,11 @@ const READABLE: usize = HEADER + 56;
 const UNACKNOWLEDGED: usize = HEADER + 60;
 const UID: usize = HEADER + 64;
 const ATTRIBUTES: usize = HEADER + 72;
-/// The attribute to ask for: none, or `INET_DIAG_MEMINFO`.
-const NO_MORE: u8 = 0;
-const MEMORY: u8 = 1;
+/// An attribute, and where it has the word that is wanted: none; of `INET_DIAG_MEMINFO` the memory that received bytes take; of
+/// `INET_DIAG_SKMEMINFO` the size of the send buffer.
+const NO_MORE: (u8, usize) = (0, 0);
+const RECEIVED: (u8, usize) = (1, 4);
+const SEND_BUFFER: (u8, usize) = (7, 16);
 
 /// Whether this process may not ask by netlink, as in some sandboxes. Told once.
 static IS_FORBIDDEN: LazyLock<bool> = LazyLock::new(|| {
@@ -53,24 +56,23 @@ static IS_FORBIDDEN: LazyLock<bool> = LazyLock::new(|| {
     error.is_some()
 });
 
-/// The user that runs the other end of a connection within this machine.
-pub fn uid_behind(stream: &TcpStream) -> Option<u32> {
-    let (ours, theirs) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
+/// The other end of a connection within this machine, with its user.
+pub fn socket_behind(ours: SocketAddr, theirs: SocketAddr) -> Option<ListedSocket> {
     match ask(theirs, ours, NO_MORE) {
-        Some(answer) => word_of(&answer, UID),
-        None if *IS_FORBIDDEN => uid_in_proc(theirs, ours),
+        Some(answer) => socket_in(&answer, ours.is_ipv4()),
+        None if *IS_FORBIDDEN => socket_in_proc(theirs, ours),
         None => None,
     }
 }
 
 /// The same from the kernel's tables.
-fn uid_in_proc(local: SocketAddr, remote: SocketAddr) -> Option<u32> {
+fn socket_in_proc(local: SocketAddr, remote: SocketAddr) -> Option<ListedSocket> {
     let canonical = |address: SocketAddr| SocketAddr::from((address.ip().to_canonical(), address.port()));
     let ends = [local, remote].map(canonical);
     table::sockets()?
         .into_iter()
         .find(|listed| [listed.local, listed.socket.remote] == ends)
-        .map(|listed| listed.socket.uid)
+        .map(|listed| listed.socket)
 }
 
 fn open() -> rustix::io::Result<OwnedFd> {
@@ -97,20 +99,21 @@ pub fn unacknowledged(stream: &TcpStream) -> Option<u32> {
 /// Whether bytes came behind some that are missing: the kernel holds them in memory, and there is nothing to read yet.
 pub fn holds_out_of_order(stream: &TcpStream) -> bool {
     let held = || {
-        let answer = ask(stream.local_addr().ok()?, stream.peer_addr().ok()?, MEMORY)?;
+        let answer = ask(stream.local_addr().ok()?, stream.peer_addr().ok()?, RECEIVED)?;
         let readable = word_of(&answer, READABLE)?;
-        Some(readable == 0 && received_memory(answer.get(ATTRIBUTES..)?)? > 0)
+        Some(readable == 0 && word_of_attribute(&answer, RECEIVED)? > 0)
     };
     held().unwrap_or(false)
 }
 
-/// The memory that received bytes take, of the attributes of an answer.
-fn received_memory(mut attributes: &[u8]) -> Option<u32> {
+/// A word of an attribute of an answer.
+fn word_of_attribute(answer: &[u8], (wanted, at): (u8, usize)) -> Option<u32> {
+    let mut attributes = answer.get(ATTRIBUTES..)?;
     loop {
         let length = usize::from(u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?));
         let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
-        if kind == u16::from(MEMORY) {
-            return word_of(attributes, 4);
+        if kind == u16::from(wanted) {
+            return word_of(attributes, at);
         }
         attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
     }
@@ -149,7 +152,7 @@ pub fn is_out_of_descriptors(error: &io::Error) -> bool {
 /// The sockets of IPv4, or of IPv6, in these states; `None` where the kernel does not answer.
 pub fn sockets_of_family(ipv4: bool, states: u32) -> Option<Vec<ListedSocket>> {
     let kernel = open().ok()?;
-    send(&kernel, &question_about(REQUEST_ALL, ipv4, states), SendFlags::empty()).ok()?;
+    send(&kernel, &question_about(REQUEST_ALL, ipv4, states, SEND_BUFFER), SendFlags::empty()).ok()?;
     let mut found = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -162,46 +165,58 @@ pub fn sockets_of_family(ipv4: bool, states: u32) -> Option<Vec<ListedSocket>> {
                 // NLMSG_DONE, or an error: there is no more.
                 return Some(found);
             }
-            let (uid, inode) = (word_of(message, UID)?, word_of(message, INODE)?);
-            found.push(ListedSocket { remote: remote_of(message, ipv4)?, uid, inode });
+            found.push(socket_in(message, ipv4)?);
             rest = behind.get(size.next_multiple_of(4) - size..).unwrap_or_default();
         }
     }
 }
 
-fn remote_of(message: &[u8], ipv4: bool) -> Option<SocketAddr> {
+/// The socket that a message is about.
+fn socket_in(message: &[u8], ipv4: bool) -> Option<ListedSocket> {
     let port = u16::from_be_bytes(message.get(REMOTE_PORT..REMOTE_PORT + 2)?.try_into().ok()?);
     let address: [u8; 16] = message.get(REMOTE_ADDRESS..REMOTE_ADDRESS + 16)?.try_into().ok()?;
     let ip = if ipv4 { IpAddr::from([address[0], address[1], address[2], address[3]]) } else { IpAddr::from(address) };
-    Some(SocketAddr::new(ip, port))
+    let (uid, inode) = (word_of(message, UID)?, word_of(message, INODE)?);
+    let send_buffer = word_of_attribute(message, SEND_BUFFER);
+    Some(ListedSocket { remote: SocketAddr::new(ip, port), uid, inode, send_buffer })
 }
 
-/// A question about sockets in these states.
-fn question_about(request: u16, ipv4: bool, states: u32) -> [u8; QUESTION] {
+/// A question about sockets in these states, with one attribute of them.
+fn question_about(request: u16, ipv4: bool, states: u32, more: (u8, usize)) -> [u8; QUESTION] {
     let mut question = [0; QUESTION];
     question[..4].copy_from_slice(&(u32::try_from(QUESTION).expect("a short message")).to_ne_bytes());
     question[4..6].copy_from_slice(&SOCKET.to_ne_bytes());
     question[6..8].copy_from_slice(&request.to_ne_bytes());
     question[HEADER] = if ipv4 { 2 } else { 10 };
     question[HEADER + 1] = PROTOCOL_TCP;
+    question[HEADER + 2] = if more == NO_MORE { 0 } else { 1 << (more.0 - 1) };
     question[HEADER + 4..HEADER + 8].copy_from_slice(&states.to_ne_bytes());
     question
 }
 
-fn ask(local: SocketAddr, remote: SocketAddr, more: u8) -> Option<Vec<u8>> {
-    let kernel = open().ok()?;
-    send(&kernel, &question(local, remote, more), SendFlags::empty()).ok()?;
+thread_local! {
+    /// Where this thread asks, and the number of its last question.
+    static ASKED: Cell<Option<(OwnedFd, u32)>> = const { Cell::new(None) };
+}
+
+/// An answer counts only under the number of its question; where one stays out, a later one is not to be taken for it.
+fn ask(local: SocketAddr, remote: SocketAddr, more: (u8, usize)) -> Option<Vec<u8>> {
+    let (kernel, last) = ASKED.take().map_or_else(|| open().map(|kernel| (kernel, 0)), Ok).ok()?;
+    let (number, mut question) = (last.wrapping_add(1), question(local, remote, more));
+    question[8..12].copy_from_slice(&number.to_ne_bytes());
+    send(&kernel, &question, SendFlags::empty()).ok()?;
     let mut answer = vec![0; 1024];
     let (length, _) = recv(&kernel, &mut answer[..], RecvFlags::DONTWAIT).ok()?;
     answer.truncate(length);
     let kind = u16::from_ne_bytes(answer.get(4..6)?.try_into().ok()?);
-    (kind == SOCKET).then_some(answer)
+    let is_of_it = word_of(&answer, 8) == Some(number);
+    ASKED.set(is_of_it.then_some((kernel, number)));
+    (is_of_it && kind == SOCKET).then_some(answer)
 }
 
-fn question(local: SocketAddr, remote: SocketAddr, more: u8) -> [u8; QUESTION] {
-    let mut question = question_about(REQUEST_ONE, local.is_ipv4(), u32::MAX);
+fn question(local: SocketAddr, remote: SocketAddr, more: (u8, usize)) -> [u8; QUESTION] {
+    let mut question = question_about(REQUEST_ONE, local.is_ipv4(), u32::MAX, more);
     let body = &mut question[HEADER..];
-    body[2] = if more == NO_MORE { 0 } else { 1 << (more - 1) };
     body[8..10].copy_from_slice(&local.port().to_be_bytes());
     body[10..12].copy_from_slice(&remote.port().to_be_bytes());
     write_address(&mut body[12..28], local.ip());
@@ -247,6 +262,21 @@ mod tests {
         }
     }
 
+    /// An answer that nobody took is not taken for the one to the next question.
+    #[tokio::test]
+    async fn an_answer_to_an_earlier_question_tells_nothing_of_another_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = listener.local_addr().unwrap();
+        let clients = [TcpStream::connect(here).await.unwrap(), TcpStream::connect(here).await.unwrap()];
+        let [first, second] = clients.each_ref().map(|client| client.local_addr().unwrap());
+        let kernel = open().unwrap();
+        send(&kernel, &question(first, here, NO_MORE), SendFlags::empty()).unwrap();
+        ASKED.set(Some((kernel, 7)));
+        assert_eq!(socket_behind(here, second), None);
+        let [first, second] = [socket_behind(here, first).unwrap(), socket_behind(here, second).unwrap()];
+        assert_ne!(first.inode, second.inode);
+    }
+
     #[tokio::test]
     async fn the_kernel_tells_who_is_behind_a_local_connection_and_what_it_has_not_acknowledged() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
@@ -254,9 +284,10 @@ mod tests {
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (server, _) = listener.accept().await.unwrap();
             let uid = rustix::process::geteuid().as_raw();
-            assert_eq!(uid_behind(&server), Some(uid));
             let (ours, theirs) = (server.local_addr().unwrap(), server.peer_addr().unwrap());
-            assert_eq!((uid_in_proc(theirs, ours), uid_in_proc(theirs, theirs)), (Some(uid), None));
+            let behind = socket_behind(ours, theirs).unwrap();
+            assert!(behind.uid == uid && behind.inode > 0, "{behind:?}");
+            assert_eq!((socket_in_proc(theirs, ours), socket_in_proc(theirs, theirs)), (Some(behind), None));
             assert_eq!(unacknowledged(&client), Some(0));
             assert!(!holds_out_of_order(&server));
             // More than the other end can take: what does not fit stays with us.

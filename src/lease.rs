@@ -2,7 +2,7 @@
 //!
 //! Everything that decides is pure. A node is a machine ([`node`]) to which the elapsed time goes in; the store is one script
 //! (`script.lua`), of which `tests/models` has a model that is proved equal to it. The tests there run whole fleets of both in
-//! virtual time, with faults. Nothing uses them yet: the part that talks to a server is not built.
+//! virtual time, with faults. [`crate::fleet`] runs the machine.
 //!
 //! # The store's clock
 //! The script never trusts a wall clock. It has a clock of its own, which no step and no failover can put forward: each answer
@@ -18,5 +18,10 @@
 //! has dropped what a silent machine left behind. A store that lost its records lends nothing until every lease that it
 //! may have forgotten has ended.
 
+pub mod borrowed;
+pub mod checks;
 pub mod message;
 pub mod node;
+pub mod sentinels;
+pub mod settings;
+pub mod store;

@@ -22,16 +22,16 @@
 //! 6 requests    http
 //! 5 tunnels     tunnel
 //! 4 surfaces    proxy   admin   plan   bypass
-//! 3 upstream    upstream   setup
-//! 2 decision    admission   distress   repair   reclaim   lease
-//! 1 vocabulary  config   target   address   metrics   kernel   tcp   backoff
+//! 3 upstream    upstream   setup   fleet
+//! 2 decision    admission   distress   repair   reclaim   observe
+//! 1 vocabulary  config   lease   target   address   metrics   kernel   tcp   backoff
 //! ```
 //!
 //! # The promises, and the tests that prove them
 //! The judge of the cap is the registry's own count and the kernel's list of sockets, never a counter of ours.
 //!
 //! 1. **Slots are sockets.** At no instant are there more sockets toward a registry than its slots, from before
-//!    `connect()` until the registry, too, had the chance to see the end.
+//!    `connect()` until the registry, too, had the chance to see the end. In mode observe no slots hold, and it says so.
 //!    *`storm::a_storm_in_absolute_form_is_served_whole_within_the_cap`,
 //!    `storm::a_storm_of_tunnels_is_served_whole_within_the_cap`,
 //!    `tunnel::a_slot_is_given_on_only_when_the_registry_saw_the_end`,
@@ -40,7 +40,7 @@
 //!    `restart::a_process_that_is_killed_does_not_make_the_next_one_exceed_the_slots`,
 //!    `restart::a_process_that_is_killed_while_it_hands_over_does_not_make_the_next_one_exceed_the_slots`,
 //!    `takeover_tests::a_slot_changes_hands_once`*, and across reloads:
-//!    *`reload::shrinking_cuts_nobody_and_admits_nobody_until_below`,
+//!    *`reload::shrinking_cuts_nobody_and_admits_nobody_until_below`, `observe::a_reload_holds_the_cap_from_then_on_and_lets_go_again`,
 //!    `reload::a_host_that_moves_is_refused_aloud_and_with_it_all_the_rest`*
 //! 2. **A waiter holds nothing**: no slot, no token, no socket to a registry.
 //!    *`core_tests::random_histories_keep_every_promise`*
@@ -61,7 +61,8 @@
 //!    `fairness_tests::clients_get_the_same_slot_seconds_though_one_holds_ten_times_longer`,
 //!    `fairness_tests::a_class_of_eight_times_the_weight_gets_eight_times_the_slot_seconds`,
 //!    `fair_queue::newcomers_without_end_starve_nobody`,
-//!    `fair_queue::small_requests_pass_a_blob_eight_times_and_no_more`, `core_tests::who_comes_back_goes_on_with_its_old_age`*
+//!    `fair_queue::small_requests_pass_a_blob_eight_times_and_no_more`,
+//!    `fair_queue::small_requests_without_end_take_no_more_time_than_the_blobs`, `core_tests::who_comes_back_goes_on_with_its_old_age`*
 //! 7. **One slot is enough to make progress, and nothing in flight is cut for it.** Idle connections, pooled ones and tunnels,
 //!    are reclaimed when a request waits, and no others. *`forward::one_slot_serves_two_authorities_in_turn`,
 //!    `reclaim::an_unused_tunnel_gives_way_after_its_pause`, `reclaim::a_tunnel_with_a_request_in_flight_is_never_taken`,
@@ -76,8 +77,9 @@
 //!    `early_answers::an_early_refusal_reaches_a_client_that_still_sends`,
 //!    `resume::a_blob_that_is_cut_arrives_exactly_or_breaks_off`*
 //!
-//! # Not yet
-//! Shares that are leased from a store: [`lease`] has the machine of a node and the script of the store; nothing talks to one yet.
+//! 10. **The cluster's sum holds.** With leased shares, the slots of all nodes together never exceed the cap, whatever happens to
+//!     nodes, network and store. *`simulation::no_fault_lets_a_fleet_overshoot`,
+//!     `lease::no_fault_of_the_store_lets_the_fleet_exceed_the_cap_or_fail_a_request`*
 
 mod adapt;
 mod address;
@@ -94,16 +96,19 @@ mod debug_dump;
 mod distress;
 mod doctor;
 mod explain;
+pub mod fleet;
 mod http;
 mod kernel;
 pub mod lease;
 mod listener;
 mod metrics;
+mod observe;
 mod plan;
 mod proxy;
 mod reclaim;
 mod repair;
 mod setup;
+mod splice;
 mod target;
 mod tcp;
 pub mod tunnel;

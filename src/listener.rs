@@ -84,11 +84,11 @@ async fn serve_client(
     let client = Client::new(stream, peer);
     let terms = proxy.settings().terms.clone();
     if let Err(answer) = welcome(&terms, peer.ip()) {
-        return turn_away(&proxy, &client, answer).await;
+        return Box::pin(turn_away(&proxy, &client, answer)).await;
     }
     let Some(counted) = proxy.count_client(&client, terms.max_clients) else {
         let message = format!("too many client connections (listen.max_clients = {})", terms.max_clients);
-        return turn_away(&proxy, &client, Answer::plain(Reason::TooManyClients, message)).await;
+        return Box::pin(turn_away(&proxy, &client, Answer::plain(Reason::TooManyClients, message))).await;
     };
     let (mut unread, mut silence) = (Bytes::new(), terms.head_timeout);
     let answer = loop {
@@ -119,7 +119,7 @@ async fn serve_client(
             (Err(HeadError::Refused(reason, message)), _) => break Answer::plain(reason, message),
         }
     };
-    if tell(&proxy, &client, answer).await {
+    if Box::pin(tell(&proxy, &client, answer)).await {
         Box::pin(proxy.lingering_close(&client, &counted)).await;
     }
 }

@@ -15,7 +15,9 @@ use prometheus::{Encoder, Histogram, IntCounter, TextEncoder};
 
 use self::families::Counters;
 pub use self::families::{Families, number};
-pub use self::labels::{CodeClass, Connection, Direction, Label, Outcome, Reason, Reclaimed, Sign, WaitOutcome};
+pub use self::labels::{
+    CodeClass, Connection, Direction, Grade, Kind, Label, Outcome, Reason, Reclaimed, Sign, WaitOutcome,
+};
 
 /// The registry label of hosts that no registry lists.
 pub const OTHER_HOSTS: &str = "other_hosts";

@@ -1,10 +1,11 @@
 //! `roadstead plan`: what would happen if so many nodes pulled so much at once.
 //!
 //! Each node has a real [`Core`](crate::admission::core::Core), as the sidecar has; the registry and the pullers are models,
-//! and time is virtual. Nothing here opens a socket or reads a clock: the same question has the same answer, to the byte.
+//! and time is virtual. Leased slots come from the real machine of each node and a model of the store. Nothing here opens a socket or reads a clock: the same question has the same answer, to the byte.
 
 pub mod arguments;
 mod command;
+mod lending;
 mod load;
 mod node;
 mod progress;
@@ -24,6 +25,8 @@ mod units;
 use arguments::PlanArguments;
 use command::Question;
 use report::PlanReport;
+use scenario::Scenario;
+use tally::Tally;
 
 use crate::config::Config;
 
@@ -40,15 +43,24 @@ pub struct Planned {
     pub status: u8,
 }
 
+/// The report, by runs of scenarios; `None` if one was interrupted.
+fn report_of(question: Question, run: &mut dyn FnMut(&Scenario) -> Option<Tally>) -> Option<PlanReport> {
+    let (fleet, scenario) = match question {
+        Question::Impossible(report) => return Some(*report),
+        Question::Run(fleet, scenario) => (fleet, scenario),
+    };
+    let mut report = PlanReport::new(fleet, &scenario, &run(&scenario)?);
+    if let Some(fixed) = scenario.with_fixed_shares() {
+        report.compare(&fixed, &run(&fixed)?);
+    }
+    Some(report)
+}
+
 /// Answers the question, without a text if it was interrupted.
 /// Fails for a question that means nothing.
 pub fn answer(arguments: &PlanArguments, config: Option<&Config>) -> Result<Planned, String> {
-    let report = match command::question(arguments, config)? {
-        Question::NoSlot(fleet, amount) => PlanReport::without_slots(fleet, &amount),
-        Question::Run(fleet, scenario) => match progress::watched(&scenario) {
-            Some(tally) => PlanReport::new(fleet, &scenario, &tally),
-            None => return Ok(Planned { text: String::new(), status: INTERRUPTED }),
-        },
+    let Some(report) = report_of(command::question(arguments, config)?, &mut progress::watched) else {
+        return Ok(Planned { text: String::new(), status: INTERRUPTED });
     };
     let text = if arguments.json {
         serde_json::to_string_pretty(&report).map_err(|error| error.to_string())? + "\n"

@@ -72,8 +72,9 @@ pub struct Settings {
 pub struct Proxy {
     settings: RwLock<Arc<Settings>>,
     clients: Arc<ClientConnections>,
-    /// The name with which this process signs messages in Via; unlike that of any other.
+    /// The name with which this process signs messages in Via, unlike that of any other; and the signature.
     pseudonym: String,
+    signature: HeaderValue,
     draining: CancellationToken,
     cut_short: CancellationToken,
     tasks: TaskTracker,
@@ -89,7 +90,8 @@ impl Proxy {
     ) -> Arc<Proxy> {
         let (clients, tasks) = Default::default();
         let settings = RwLock::new(Arc::new(settings));
-        Arc::new(Proxy { settings, clients, pseudonym, draining, cut_short, tasks })
+        let signature = HeaderValue::try_from(format!("1.1 {pseudonym}")).expect("a pseudonym is a token");
+        Arc::new(Proxy { settings, clients, pseudonym, signature, draining, cut_short, tasks })
     }
 
     /// Counts one more connection of a client; `None` when `max_clients` stand already, and none makes room.
@@ -171,8 +173,7 @@ impl Proxy {
 
     /// Signs a message (RFC 9110, section 7.6.3).
     pub(crate) fn sign(&self, headers: &mut HeaderMap) {
-        let signature = HeaderValue::try_from(format!("1.1 {}", self.pseudonym)).expect("a pseudonym is a token");
-        headers.append(VIA, signature);
+        headers.append(VIA, self.signature.clone());
     }
 
     /// Whether a message was signed here before.

@@ -8,9 +8,9 @@
 //! | untouched | no byte either way | the tunnel has no state: the registry's connection is opened again when the first byte comes (parked) | `idle_after` | `reclaim::an_unused_tunnel_gives_way_after_its_pause` |
 //! | goodbye | one side said that it closes | nothing follows | `idle_after` | `histories::a_goodbye_is_neither_request_nor_answer` |
 //! | unused | the handshake ended, no request | a client that wants the connection asks at once | `unused_after`; 1 s where few requests of its client come late | `live_pulls::clients_that_take_their_time_before_a_request_are_never_cut` |
-//! | answered | an answer as long as others after which the client asked again | it has ended | `idle_after` | `cut_answers::an_answer_that_is_cut_is_no_success` |
+//! | answered | an answer as long as others after which the client asked again | it has ended | `idle_after` | `answers::tests::an_answer_is_known_by_two_that_ended_like_it` |
 //! | short end | a short last record, in a tunnel in which short ones are rare | a sender with more to say fills its records | `idle_after` | `properties::a_short_end_is_believed_only_where_short_records_are_rare` |
-//! | unsure | none of these | nobody stalls that long | `unsure_after` | `cut_answers::an_answer_that_is_cut_is_no_success` |
+//! | unsure | none of these | nobody stalls that long | `unsure_after` | `live_pulls::downloads_that_stall_are_never_cut` |
 //! | handshaking | the handshake has begun and not ended | pullers give it 10 s | `unsure_after`, 10 s at least | `tests::grades_and_pauses` |
 //! | maybe answered | a first request, then one record that may be a session ticket | few registries think that long, none of them in the first record | 75 s | `histories::a_presumed_ticket_after_a_request_may_be_its_answer` |
 //! | stuck | half a record of the client's, or bytes that the client does not take | it does not move | `stall_timeout` | `stalls::a_client_that_takes_nothing_keeps_its_tunnel_no_longer_than_a_stall` |
@@ -21,8 +21,10 @@
 //! those that got one in the next half, and those that did not or were taken before they could. Where at most a quarter did, a
 //! tunnel without a request is one that lost a race of dials, and is as safe as one after an answer.
 //!
+//! Right after a byte in another tunnel of its client none is taken: requests of a client come together.
+//!
 //! A reclaim that was a mistake is seen: a request that crosses our FIN, or more of an answer. With `learn` it doubles the
-//! pauses of its client; a thousand reclaims without one halve them again. The other
+//! pauses of its client, those of unsure tunnels or those of the others; a thousand reclaims without one halve them again. The other
 //! pauses never fall below the settings.
 
 mod answers;
@@ -30,14 +32,15 @@ mod caution;
 mod client_debt;
 
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use self::answers::AnswerShape;
 use self::answers::Answers;
 use self::caution::Caution;
+pub use self::caution::Pulse;
 pub use self::client_debt::ClientDebt;
+pub use crate::metrics::Grade;
 
 /// Pullers give the TLS handshake that long.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -113,28 +116,12 @@ pub struct Observation {
 /// A lesson of one tunnel about the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lesson {
-    /// After this answer the client asked again: it was whole.
+    /// After this answer the client asked again, or nothing came for longer than anybody stalls: it was whole.
     Answer(AnswerShape),
     /// The server sends session tickets.
     Tickets,
     /// A record that looked like a session ticket was an answer.
     NoTickets,
-}
-
-/// How sure it is that nothing is under way in a quiet tunnel; the table above says by which evidence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Grade {
-    Untouched,
-    Goodbye,
-    Unused,
-    Answered,
-    ShortEnd,
-    Unsure,
-    Handshaking,
-    MaybeAnswered,
-    Stuck,
-    Slow,
-    InFlight,
 }
 
 impl Grade {
@@ -143,20 +130,8 @@ impl Grade {
         matches!(self, Grade::Stuck | Grade::Slow)
     }
 
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Grade::Untouched => "untouched",
-            Grade::Goodbye => "goodbye",
-            Grade::Unused => "unused",
-            Grade::Answered => "answered",
-            Grade::ShortEnd => "short_end",
-            Grade::Unsure => "unsure",
-            Grade::Handshaking => "handshaking",
-            Grade::MaybeAnswered => "maybe_answered",
-            Grade::Stuck => "stuck",
-            Grade::Slow => "slow",
-            Grade::InFlight => "in_flight",
-        }
+    fn is_sure(self) -> bool {
+        !matches!(self, Grade::Unsure | Grade::Handshaking | Grade::MaybeAnswered)
     }
 }
 
@@ -164,19 +139,8 @@ impl Grade {
 #[derive(Debug)]
 pub struct ReclaimPolicy {
     pauses: Pauses,
-    /// Shared with the policy after a reload, as is the next.
+    /// Shared with the policy after a reload.
     learned: Arc<Mutex<Learned>>,
-    parked: Arc<AtomicUsize>,
-}
-
-/// A parked tunnel, counted while it is.
-#[derive(Debug)]
-pub struct Parked(Arc<AtomicUsize>);
-
-impl Drop for Parked {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 #[derive(Debug, Default)]
@@ -185,22 +149,29 @@ struct Learned {
     caution: Caution,
     tickets: u32,
     no_tickets: u32,
+    /// Each parked tunnel has a clone.
+    parked: Arc<()>,
 }
 
 impl ReclaimPolicy {
     /// A policy that has learned nothing.
     pub fn new(pauses: Pauses) -> ReclaimPolicy {
-        ReclaimPolicy { pauses, learned: Arc::default(), parked: Arc::default() }
+        ReclaimPolicy { pauses, learned: Arc::default() }
     }
 
     /// The policy of the same registry with other settings.
     pub fn with(&self, pauses: Pauses) -> ReclaimPolicy {
-        ReclaimPolicy { pauses, learned: self.learned.clone(), parked: self.parked.clone() }
+        ReclaimPolicy { pauses, learned: self.learned.clone() }
     }
 
     /// A client of a tunnel that owes nothing yet.
     pub fn debt(&self) -> ClientDebt {
         ClientDebt::new(self.pauses.least_rate, self.pauses.stalled)
+    }
+
+    /// The pulse that all tunnels of this client share.
+    pub fn pulse(&self, client: &str) -> Pulse {
+        self.learned().caution.pulse(client)
     }
 
     pub fn pauses(&self) -> Pauses {
@@ -241,16 +212,16 @@ impl ReclaimPolicy {
             Grade::Slow => return Some(Duration::ZERO),
             Grade::InFlight => return None,
         };
-        Some(pause * learned.map_or(1, |learned| learned.caution.factor(client)))
+        Some(pause * learned.map_or(1, |learned| learned.caution.factor(client, grade.is_sure())))
     }
 
-    pub fn park(&self) -> Parked {
-        self.parked.fetch_add(1, Ordering::Relaxed);
-        Parked(self.parked.clone())
+    /// A tunnel is parked for as long as it keeps this.
+    pub fn park(&self) -> Arc<()> {
+        self.learned().parked.clone()
     }
 
     pub fn parked(&self) -> usize {
-        self.parked.load(Ordering::Relaxed)
+        Arc::strong_count(&self.learned().parked) - 1
     }
 
     /// Whether tunnels have shown that the registry sends no session tickets.
@@ -271,7 +242,7 @@ impl ReclaimPolicy {
 
     /// An answer that was graded [`Grade::Answered`] went on.
     pub fn went_on(&self, exchange: AnswerShape) {
-        self.learned().answers.went_on(exchange.request, exchange.answer);
+        self.learned().answers.went_on(exchange);
     }
 
     /// A tunnel of this client lay so long without a request after its handshake; then it got one, or was taken.
@@ -282,8 +253,8 @@ impl ReclaimPolicy {
     }
 
     /// A tunnel of this client was taken, and that was a mistake or was none.
-    pub fn reclaimed(&self, client: &str, mistake: bool) {
-        self.learned().caution.reclaimed(client, mistake);
+    pub fn reclaimed(&self, client: &str, grade: Grade, mistake: bool) {
+        self.learned().caution.reclaimed(client, grade.is_sure(), mistake);
     }
 
     fn learned(&self) -> std::sync::MutexGuard<'_, Learned> {
@@ -357,7 +328,7 @@ mod tests {
     fn a_mistake_doubles_the_pauses_of_its_client_unless_learning_is_off() {
         for (learn, expected) in [(true, 2), (false, 1)] {
             let policy = ReclaimPolicy::new(Pauses { learn, ..PAUSES });
-            policy.reclaimed("one", true);
+            policy.reclaimed("one", Grade::Unused, true);
             assert_eq!(policy.pause(Grade::Answered, "one"), Some(PAUSES.idle * expected));
             assert_eq!(policy.pause(Grade::Answered, "other"), Some(PAUSES.idle));
             assert_eq!(policy.pause(Grade::Stuck, "one"), Some(PAUSES.stalled));
@@ -380,7 +351,7 @@ mod tests {
         assert_eq!(moments(&policy, &[(499, true), (499, false), (999, false)]), PAUSES.unused, "too soon to tell");
         assert_eq!(moments(&policy, &[(1000, false), (2000, true)]), SECOND);
         assert_eq!(policy.pause(Grade::Unused, "other"), Some(PAUSES.unused));
-        policy.reclaimed("client", true);
+        policy.reclaimed("client", Grade::Unused, true);
         assert_eq!(policy.pause(Grade::Unused, "client"), Some(SECOND * 2), "a mistake counts here, too");
         assert_eq!(moments(&policy, &[(500, true), (999, true), (3000, false)]), PAUSES.unused * 2);
         let unlearned = ReclaimPolicy::new(Pauses { learn: false, ..PAUSES });

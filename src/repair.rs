@@ -1,11 +1,12 @@
 //! Repair: which answers of a registry are worth asking again for, how often, and when.
 //!
 //! Harbor shows the overload of its database as answers that look final: a `401` whose challenge is empty, a token without
-//! the actions that were asked for. Only a GET or a HEAD is ever asked again, and only before a byte of the answer went to
-//! the client. [`signs`] says what is worth it, [`tokens`] reads tokens, [`memory`] keeps what was learned of
-//! credentials, [`gateway`] holds requests while nothing answers behind a gateway, [`reasks`] bounds how many are asked again at once, and [`Distress`] says whether anything is believed at
-//! all. No I/O here, and no clock.
+//! the actions that were asked for. Only a GET, a HEAD or a form that asks for a token is ever asked again, and only
+//! before a byte of the answer went to the client. [`signs`] says what is worth it, [`tokens`] reads tokens, [`credentials`] says whose fault a doubtful sign is,
+//! [`memory`] remembers for a minute, [`gateway`] holds requests while nothing answers behind a gateway, [`reasks`] bounds
+//! how many are asked again at once, and [`Distress`] says whether anything is believed at all. No I/O here, and no clock.
 
+pub mod credentials;
 pub mod gateway;
 pub mod memory;
 pub mod reasks;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use self::credentials::{Credentials, Doubt};
 use self::gateway::Gateways;
 use self::memory::{Key, Keys, Memory};
 use self::reasks::Reasks;
@@ -27,10 +29,10 @@ use crate::metrics::Sign;
 
 /// The pauses before asking again.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+/// A token that heals within so long is no matter of rights: nobody grants them so soon after a denial.
+const HEALS_WITHIN: Duration = Duration::from_secs(5);
 /// How often a request is asked again where the registry is well.
 const MAX_TRIES_WHEN_WELL: u32 = 4;
-/// How long a poor token is held, unasked: the first sign of a storm often is one.
-pub const TOKEN_HOLD: Duration = Duration::from_millis(500);
 
 /// The state of repair for one registry.
 #[derive(Debug, Default)]
@@ -41,14 +43,15 @@ pub struct Repair {
     pub reasks: Reasks,
     /// Outages behind the registry's gateways.
     pub gateways: Gateways,
+    /// Denials that proved real.
+    pub denials: Mutex<Memory>,
+    /// Requests that got a poor token.
+    poor: Mutex<Memory>,
     keys: Keys,
     distress: Mutex<Distress>,
     /// Notified when distress begins.
     begins: Notify,
-    /// Denials that proved real.
-    denials: Mutex<Memory>,
-    /// Credentials that were served well.
-    served: Mutex<Memory>,
+    pub credentials: Mutex<Credentials>,
 }
 
 impl Repair {
@@ -71,22 +74,36 @@ impl Repair {
         }
     }
 
-    /// The same for a sign that the holder of these credentials may have caused. It counts only where they were served well
-    /// within the last minute.
-    pub fn note_doubtful(&self, sign: Sign, subject: Key, credentials: Option<Key>, now: Moment) {
-        if credentials.is_some_and(|credentials| self.served.lock().knows(credentials, now)) {
-            self.note(Cause::Answer(sign), subject, now);
+    /// The same for a sign that the holder of its credentials may have caused: it counts once they proved good.
+    pub fn doubt(&self, doubt: Doubt) {
+        if self.credentials.lock().doubt(doubt) {
+            self.note(Cause::Answer(doubt.sign), doubt.subject, doubt.at);
+        }
+    }
+
+    /// A request got a poor token that names its user: the password was right.
+    pub fn poor_token(&self, request: Key, now: Moment) {
+        self.poor.lock().remember(request, HEALS_WITHIN, now);
+    }
+
+    /// A request got a token with all rights. It makes distress where the same one got a poor token a moment ago.
+    pub fn whole_token(&self, request: Key, subject: Key, now: Moment) {
+        if self.poor.lock().forget(request, now) {
+            self.note(Cause::TokenHealed, subject, now);
         }
     }
 
     /// An answer took so long. Tells whether that is slow.
-    pub fn answered(&self, took: Duration, subject: Key, now: Moment) -> bool {
-        self.distress.lock().answered(took, subject.number(), now)
+    pub fn answered(&self, took: Duration, now: Moment) -> bool {
+        self.distress.lock().answered(took, now)
     }
 
-    /// These credentials were served well.
-    pub fn served_well(&self, credentials: Key, now: Moment) {
-        self.served.lock().remember(credentials, now);
+    /// Credentials proved good, and the signs that waited for this are the registry's fault.
+    pub fn prove(&self, proof: Key, now: Moment) {
+        let proved = self.credentials.lock().prove(proof, now);
+        for doubt in proved {
+            self.note(Cause::Answer(doubt.sign), doubt.subject, now);
+        }
     }
 
     /// Whether the registry is in distress: no answer of it that could be a sign is believed.
@@ -108,21 +125,6 @@ impl Repair {
             }
             begins.await;
         }
-    }
-
-    /// Whether a denial proved real not long ago.
-    pub fn knows_denial(&self, denial: Key, now: Moment) -> bool {
-        self.denials.lock().knows(denial, now)
-    }
-
-    /// A denial proved to be none.
-    pub fn forget_denial(&self, denial: Key) {
-        self.denials.lock().forget(denial);
-    }
-
-    /// A denial proved real.
-    pub fn remember_denial(&self, denial: Key, now: Moment) {
-        self.denials.lock().remember(denial, now);
     }
 }
 
@@ -205,6 +207,24 @@ mod tests {
         (0..8).map_while(pause).collect()
     }
 
+    /// It is no fault of a client, so it makes distress by itself: those that hold a poor token ask again.
+    #[test]
+    fn a_token_that_heals_is_a_sign_once_and_for_the_same_request() {
+        let (repair, now) = (Repair::new(true), Moment::default());
+        let [one, other] = [b"one", b"two"].map(|text| repair.key(&[text]));
+        let is_healed = |key, seconds| {
+            repair.whole_token(key, key, now + Duration::from_secs(seconds));
+            repair.is_distressed(now + Duration::from_secs(seconds))
+        };
+        assert!(!is_healed(one, 0), "it was never poor");
+        repair.note(Cause::Answer(Sign::PoisonedToken), one, now);
+        repair.poor_token(one, now);
+        assert!(!is_healed(other, 0), "another request");
+        assert!(!is_healed(one, 5), "somebody granted the rights meanwhile");
+        repair.poor_token(one, now);
+        assert!(is_healed(one, 4) && is_healed(one, 13) && !is_healed(one, 14), "once");
+    }
+
     /// A permanent 5xx: a handful of times within a few seconds, and until the deadline in distress.
     #[test]
     fn a_registry_that_is_well_is_asked_again_a_handful_of_times() {
@@ -240,20 +260,25 @@ mod tests {
         assert_eq!([pause(), pause(), pause()], [Some(200), Some(400), None]);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn doubtful_signs_count_only_for_credentials_that_were_served_well() {
-        let repair = Repair::new(true);
+    /// Three poor tokens make distress once their credentials prove good, in either order.
+    #[test]
+    fn doubtful_signs_make_distress_once_their_credentials_prove_good() {
         let now = Moment::default();
-        let credentials = repair.key(&[b"Basic eDp5"]);
-        let note = || {
-            for subject in [&b"a"[..], b"b", b"c"] {
-                repair.note_doubtful(Sign::PoisonedToken, repair.key(&[subject]), Some(credentials), now);
+        for is_proved_first in [true, false] {
+            let repair = Repair::new(true);
+            let needs = repair.key(&[b"Basic eDp5"]);
+            let prove = || repair.prove(needs, now);
+            if is_proved_first {
+                prove();
             }
-        };
-        note();
-        assert!(!repair.is_distressed(now), "a wrong password");
-        repair.served_well(credentials, now);
-        note();
-        assert!(repair.is_distressed(now));
+            for subject in [&b"a"[..], b"b", b"c"] {
+                assert!(!repair.is_distressed(now), "a wrong password, or one or two deleted projects");
+                let (sign, subject) = (Sign::PoisonedToken, repair.key(&[subject]));
+                repair.doubt(Doubt { sign, subject, needs, at: now });
+            }
+            assert_eq!(repair.is_distressed(now), is_proved_first);
+            prove();
+            assert!(repair.is_distressed(now));
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::BufMut;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{Shutdown, shutdown, sockopt};
@@ -155,11 +156,25 @@ pub async fn fin_acknowledged(stream: &TcpStream) {
     }
 }
 
+/// Reads what is there. A read that leaves room has emptied the socket: the next one waits for the kernel's word.
+pub fn try_read_buf(stream: &TcpStream, buffer: &mut impl BufMut) -> io::Result<usize> {
+    let (room, mut read) = (buffer.chunk_mut().len(), None);
+    let tried = stream.try_io(Interest::READABLE, || {
+        let length = stream.try_read_buf(buffer)?;
+        if length == 0 || length == room {
+            return Ok(length);
+        }
+        read = Some(length);
+        Err(io::ErrorKind::WouldBlock.into())
+    });
+    read.map_or(tried, Ok)
+}
+
 /// [`tokio::io::AsyncRead::poll_read`] on a shared stream; how many bytes were read.
 pub fn poll_read(stream: &TcpStream, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
     loop {
         ready!(stream.poll_read_ready(cx))?;
-        match stream.try_read_buf(buffer) {
+        match try_read_buf(stream, buffer) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return Poll::Ready(done),
         }
@@ -181,25 +196,22 @@ pub fn poll_write_vectored(
     }
 }
 
-/// Lets keep-alive find out within about a minute that a client is gone without a word. Bytes that it does not acknowledge
-/// are left to the kernel's own timeouts: a client that is busy with its disk takes nothing for minutes and is not gone.
-pub fn keep_client_alive(socket: impl AsFd) {
-    // It fails only on a connection that is gone.
-    let _ = keep_alive(&socket);
-}
-
-/// The same for a registry, also while it owes an acknowledgement.
+/// Lets the sockets that are accepted there, which inherit it, send few bytes at once, and find out within about a minute that
+/// a client is gone without a word. Bytes that it does not acknowledge are left to the kernel's own timeouts: a client
+/// that is busy with its disk takes nothing for minutes and is not gone.
 /// Fails when it is no TCP socket.
-pub fn keep_registry_alive(socket: impl AsFd) -> rustix::io::Result<()> {
-    keep_alive(&socket)?;
-    sockopt::set_tcp_user_timeout(&socket, REGISTRY_USER_TIMEOUT_MILLIS)
+pub fn prepare_listener(socket: impl AsFd) -> rustix::io::Result<()> {
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES)?;
+    sockopt::set_socket_keepalive(&socket, true)
 }
 
-fn keep_alive(socket: &impl AsFd) -> rustix::io::Result<()> {
-    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
-    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
-    sockopt::set_socket_keepalive(socket, true)
+/// The same for a socket toward a registry, also while that owes an acknowledgement.
+pub fn prepare_dial(socket: impl AsFd) -> rustix::io::Result<()> {
+    prepare_listener(&socket)?;
+    sockopt::set_tcp_user_timeout(&socket, REGISTRY_USER_TIMEOUT_MILLIS)
 }
 
 #[cfg(test)]
@@ -216,13 +228,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_dead_peer_is_noticed_within_about_a_minute_on_both_sides() {
-        let (registry, client) = pair().await;
-        keep_client_alive(&client);
-        keep_registry_alive(&registry).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        prepare_listener(&listener).unwrap();
+        let registry = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = listener.accept().await.unwrap().0;
+        prepare_dial(&registry).unwrap();
         for socket in [&client, &registry] {
             let idle = sockopt::tcp_keepidle(socket).unwrap();
             let probing = sockopt::tcp_keepintvl(socket).unwrap() * sockopt::tcp_keepcnt(socket).unwrap();
-            assert!(sockopt::socket_keepalive(socket).unwrap());
+            assert!(sockopt::socket_keepalive(socket).unwrap() && sockopt::tcp_nodelay(socket).unwrap());
             assert_eq!((idle, probing), (Duration::from_secs(30), Duration::from_secs(30)));
         }
         let timeouts = [&client, &registry].map(|socket| sockopt::tcp_user_timeout(socket).unwrap());

@@ -7,6 +7,7 @@
 mod aftermath;
 pub mod follow;
 mod parked;
+mod passing;
 mod path;
 mod relay;
 mod state;
@@ -15,21 +16,22 @@ mod told;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::{debug, info};
+use tracing::info;
 
 use self::aftermath::ReclaimOutcome;
 use self::parked::Unparked;
+use self::passing::ByteCounters;
 use self::path::RegistryPath;
-use self::state::{ByteCounters, End, TunnelState};
+use self::state::{End, TunnelState};
 use crate::admission::{self, Lane, Principal};
-use crate::metrics::{Reason, Reclaimed, RegistryMetrics};
+use crate::metrics::{Grade, Label, Reason, Reclaimed, RegistryMetrics};
 use crate::proxy::Proxy;
 use crate::proxy::client::Client;
 use crate::proxy::connections::CountedClient;
 use crate::proxy::head::Connect;
 use crate::proxy::record::{Kind, Record};
 use crate::proxy::respond::Answer;
-use crate::reclaim::Grade;
+use crate::reclaim::Lesson;
 use crate::target::Target;
 use crate::upstream::Patience;
 use crate::upstream::socket::Socket;
@@ -71,10 +73,8 @@ pub async fn serve(proxy: &Proxy, client: Arc<Client>, counted: &CountedClient, 
 }
 
 /// Opens a connection for a CONNECT to `authority`.
-///
-/// # Errors
-/// The answer instead of `200`. It is already counted and logged.
-async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Principal) -> Result<Tunnel, NoTunnel> {
+/// Fails with the answer instead of `200`, which is already counted and logged.
+async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Principal) -> Result<Box<Tunnel>, NoTunnel> {
     let mut record = proxy.record(&principal.client.to_string(), Kind::Tunnel);
     let target = match Target::from_connect(authority) {
         Ok(target) => target,
@@ -94,8 +94,9 @@ async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Princi
     let upstream = route.upstream;
     record.belongs_to(&upstream, principal.class);
     let patience = Patience { limit: upstream.queue.tunnel_timeout[principal.class.0], setting: "tunnel_timeout" };
-    let attempt =
+    let mut attempt =
         upstream.attempt(route.destination, principal, (admission::SlotUse::Tunnel, Lane::Blob), None, patience);
+    attempt.label.socket = client.socket();
     let mut path = RegistryPath { upstream, attempt, policy: route.policy };
     let queued = path.attempt.queued.clone();
     let reached = tokio::select! {
@@ -108,7 +109,7 @@ async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Princi
         None => Err(NoTunnel(None)),
         Some(Ok(socket)) => {
             record.replied(hyper::StatusCode::OK);
-            Ok(Tunnel { socket, record, path })
+            Ok(Box::new(Tunnel { socket, record, path }))
         }
         Some(Err(answer)) => Err(refuse(record, answer, Some(&path.upstream.name))),
     }
@@ -121,11 +122,10 @@ fn refuse(record: Record, answer: Answer, registry: Option<&str>) -> NoTunnel {
 }
 
 /// Carries bytes until the tunnel ends, or until the process does.
-async fn carry(proxy: &Proxy, tunnel: Tunnel, (client, counted): (&Client, &CountedClient), early: Bytes) {
-    let Tunnel { mut socket, mut record, mut path } = tunnel;
+async fn carry(proxy: &Proxy, tunnel: Box<Tunnel>, (client, counted): (&Client, &CountedClient), mut early: Bytes) {
+    let Tunnel { mut socket, mut record, mut path } = *tunnel;
     let (metrics, carried) = (record.metrics(), record.carried());
     let client_name = path.attempt.principal.client.to_string();
-    let mut early = early;
     loop {
         let counters = ByteCounters { metrics: &metrics, carried: &carried };
         let owner = (&*path.policy, &*client_name);
@@ -146,6 +146,7 @@ async fn carry(proxy: &Proxy, tunnel: Tunnel, (client, counted): (&Client, &Coun
                         record.ended_by(ended_by, "");
                         return record.served();
                     }
+                    Unparked::Left => return ended(record, &metrics, client, End::ClientBroke),
                     Unparked::Refused(reason) => {
                         record.ended_by("parked", "");
                         client.cut();
@@ -154,9 +155,13 @@ async fn carry(proxy: &Proxy, tunnel: Tunnel, (client, counted): (&Client, &Coun
                 }
             }
             End::Reclaimed(grade) if !grade.cuts() => {
-                count(&metrics, grade);
+                metrics.reclaimed(reclaimed_as(grade));
+                let exchange = follower.observe().exchange;
                 let outcome = aftermath::close(registry, client, follower, grade, epoch).await;
-                return reclaimed(record, &metrics, &path, grade, outcome);
+                if let (Grade::Unsure, ReclaimOutcome::Clean, Some(exchange)) = (grade, outcome, exchange) {
+                    path.policy.learn(Lesson::Answer(exchange));
+                }
+                return reclaimed(record, &path, grade, outcome);
             }
             end => return ended(record, &metrics, client, end),
         }
@@ -181,7 +186,7 @@ fn ended(mut record: Record, metrics: &RegistryMetrics, client: &Client, end: En
         }
         End::Reclaimed(grade) => {
             // The client does not take what the registry sent.
-            count(metrics, grade);
+            metrics.reclaimed(reclaimed_as(grade));
             client.cut();
             record.ended_by("reclaim", grade.as_str());
             record.client_left();
@@ -195,39 +200,28 @@ fn ended(mut record: Record, metrics: &RegistryMetrics, client: &Client, end: En
 }
 
 /// Records a tunnel that was reclaimed, and what that teaches.
-fn reclaimed(
-    mut record: Record,
-    metrics: &RegistryMetrics,
-    path: &RegistryPath,
-    grade: Grade,
-    outcome: ReclaimOutcome,
-) {
+fn reclaimed(mut record: Record, path: &RegistryPath, grade: Grade, outcome: ReclaimOutcome) {
+    let metrics = record.metrics();
     let client = path.attempt.principal.client.to_string();
-    path.policy.reclaimed(&client, outcome != ReclaimOutcome::Clean);
+    path.policy.reclaimed(&client, grade, outcome != ReclaimOutcome::Clean);
     let (registry, evidence) = (&path.upstream.name, grade.as_str());
     match outcome {
         ReclaimOutcome::Clean => {
             record.ended_by("reclaim", evidence);
-            record.served();
+            return record.served();
         }
         ReclaimOutcome::Crossed => {
             metrics.crossed(reclaimed_as(grade));
             info!(registry, client, evidence, "a request crossed the end of its tunnel");
             record.ended_by("reclaim_crossed", evidence);
-            record.upstream_failed();
         }
         ReclaimOutcome::Cut => {
             metrics.cut(reclaimed_as(grade));
             info!(registry, client, evidence, "the registry went on after its tunnel was reclaimed");
             record.ended_by("reclaim_cut", evidence);
-            record.upstream_failed();
         }
     }
-}
-
-fn count(metrics: &RegistryMetrics, grade: Grade) {
-    metrics.reclaimed(reclaimed_as(grade));
-    debug!(grade = grade.as_str(), "a tunnel was reclaimed");
+    record.upstream_failed();
 }
 
 fn reclaimed_as(grade: Grade) -> Reclaimed {

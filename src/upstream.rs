@@ -29,4 +29,6 @@ pub use self::reach::Connected;
 pub use self::registry::{NodeSlots, QueueTerms, Upstream};
 
 #[cfg(test)]
+mod denied_tests;
+#[cfg(test)]
 pub(crate) mod tests;

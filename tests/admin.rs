@@ -305,6 +305,7 @@ async fn every_metric_is_there_from_the_start() {
     assert!(
         stub.iter().all(|(sample, value)| value == "0"
             || sample.starts_with("roadstead_slots")
+            || sample.starts_with("roadstead_mode")
             || sample == "roadstead_cap{}"),
         "{stub:?}"
     );
@@ -315,6 +316,7 @@ async fn every_metric_is_there_from_the_start() {
     for gauge in gauges {
         assert_eq!(others.insert(format!("roadstead_{gauge}{{}}"), String::new()), None, "{gauge}");
     }
+    assert_eq!(others.insert("roadstead_mode{mode=\"enforce\",}".to_owned(), String::new()), None);
     assert_eq!(stub.keys().collect::<Vec<_>>(), others.keys().collect::<Vec<_>>());
 }
 

@@ -1,6 +1,7 @@
 //! The command line: exit statuses, what is printed where, and what is never printed.
 
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -318,13 +319,17 @@ async fn status_watches_until_interrupted() {
     assert_eq!(ended.code(), Some(0));
 }
 
-/// `check` prints the slots of every registry, and how they come about.
+/// `check` prints the slots of every registry, how they come about, and where each value came from.
 #[tokio::test]
 async fn check_prints_the_slots_of_each_registry() {
     let (_folder, path) = file(GOOD);
+    let line_of = |start: &str| GOOD.lines().position(|line| line.starts_with(start)).unwrap() + 1;
     for arguments in [["check", "--config", &path], ["--config", &path, "check"]] {
         let run = roadstead(&arguments).await;
-        assert_eq!(run.stdout.lines().count(), 2, "{}", run.stdout);
+        // The values that are set, each with its place, behind the slots.
+        let set: Vec<&str> = run.stdout.lines().skip(2).collect();
+        assert!(set.contains(&&*format!("registries.mirror.cap = 7, from {path}:{}", line_of("cap = 7"))), "{set:?}");
+        assert!(set.iter().all(|line| line.contains(&format!(", from {path}:"))), "{set:?}");
         let arguments = [&arguments[..], &["--values"]].concat();
         let run = roadstead(&arguments).await;
         assert_eq!((run.status, run.stderr.as_str()), (Some(0), ""));
@@ -334,8 +339,7 @@ async fn check_prints_the_slots_of_each_registry() {
             ["registry harbor: 10 slots (cap 200 x share 1/20)", "registry mirror: 7 slots (cap 7 x share 1)"]
         );
         // Then each value, with where it came from.
-        let text = std::fs::read_to_string(&path).unwrap();
-        let line = text.lines().position(|line| line.starts_with("cap = 200")).unwrap() + 1;
+        let line = line_of("cap = 200");
         for told in [
             format!("registries.harbor.cap = 200, from {path}:{line}"),
             "registries.harbor.queue.depth = 10000, by default".to_owned(),
@@ -366,6 +370,13 @@ async fn check_prints_the_settings_of_the_environment() {
     let output = check("ROADSTEAD__registries__harbour__cap", "400").await;
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("ROADSTEAD__registries__harbour__cap: sets no key"));
+    // A text that is none is not overlooked.
+    let mut no_text = Command::new(env!("CARGO_BIN_EXE_roadstead"));
+    let value = std::ffi::OsStr::from_bytes(b"40\xff");
+    no_text.args(["check", "--config", &path]).env("ROADSTEAD__registries__harbor__cap", value);
+    let output = no_text.output().await.unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("(set by ROADSTEAD__registries__harbor__cap)"));
 }
 
 /// A setting that is allowed but probably a mistake is a warning beside the slots, and no failure.
@@ -406,7 +417,7 @@ redis = "redis://127.0.0.1:6379/0"
             (6, "registries.harbor.share", "less than one slot"),
             (9, "registries.other.hosts", "claimed by"),
             (10, "registries.other.cap", ""),
-            (13, "lease", ""),
+            (13, "lease.nodes", ""),
         ];
         for (line, key, reason) in problems {
             let start = format!("{path}:{line}: {key}");
@@ -420,12 +431,14 @@ redis = "redis://127.0.0.1:6379/0"
 /// A file that is not there is named; the default is `sidecar.toml` in the working directory.
 #[tokio::test]
 async fn a_missing_file_is_named() {
-    for (arguments, name) in [(vec!["--config", "/no/such/file.toml"], "/no/such/file.toml"), (vec![], "sidecar.toml")]
+    for (arguments, name) in
+        [(vec!["--config", "/no/such/file.toml"], "/no/such/file.toml"), (vec![], "/etc/roadstead/sidecar.toml")]
     {
         for command in ["check", "run"] {
             let run = roadstead(&[&arguments[..], &[command]].concat()).await;
             assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""));
             assert!(run.stderr.contains(name), "{}", run.stderr);
+            assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
         }
     }
 }
@@ -446,7 +459,8 @@ async fn the_shipped_config_holds() {
     let shipped = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let run = roadstead_in(&shipped, &["check"]).await;
     assert_eq!((run.status, run.stderr.as_str()), (Some(0), ""));
-    assert_eq!(run.stdout, "registry harbor: 10 slots (cap 200 x share 1/20)\n");
+    assert!(run.stdout.starts_with("registry harbor: 10 slots (cap 200 x share 1/20)\n"), "{}", run.stdout);
+    assert_eq!(run.stdout.lines().count(), 4, "and the three values of the file: {}", run.stdout);
 }
 
 /// A port that is taken: status 2, the setting and the address are named, and no other port stays bound.

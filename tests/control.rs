@@ -4,11 +4,13 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use roadstead_test_support::{Sidecar, Wire, config, eventually, order};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_roadstead");
 const REGISTRY: &str = "[registries.stub]\nhosts = [\"harbor.example.com\"]\ncap = 1\nshare = 1\n";
@@ -24,6 +26,16 @@ async fn paused(sidecar: &Sidecar) -> bool {
 
 async fn start(listen: &str) -> Sidecar {
     Sidecar::start(BINARY, &config(REGISTRY).replace("[listen]\n", &format!("[listen]\n{listen}\n"))).await
+}
+
+/// A process that ends with its test, also with one that failed.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A folder that every user may enter.
@@ -57,7 +69,8 @@ async fn only_root_and_the_own_user_may_order_on_the_socket() {
     let listen = format!("[listen]\nproxy = \"{proxy}\"\nadmin = \"{admin}\"\ncontrol = \"{}\"\n", socket.display());
     fs::write(&file, listen + REGISTRY).unwrap();
     let file = file.to_str().unwrap();
-    let mut sidecar = as_user(OWN, BINARY).args(["--config", file]).stderr(Stdio::null()).spawn().unwrap();
+    let mut sidecar = as_user(OWN, BINARY);
+    let _sidecar = Ended(sidecar.args(["--config", file]).stderr(Stdio::null()).spawn().unwrap());
     let status = async || -> serde_json::Value {
         let answer = Wire::open(admin).await.unwrap().get("/status", &[]).await.unwrap();
         answer.json()["registries"]["stub"]["paused"].take()
@@ -82,8 +95,6 @@ async fn only_root_and_the_own_user_may_order_on_the_socket() {
     let root = told(&Command::new(BINARY).args(["resume", "stub", "--config", file]).output().unwrap());
     assert_eq!(root, (Some(0), "registry stub: resumed\n".to_owned()));
     assert_eq!(status().await, false);
-    sidecar.kill().unwrap();
-    sidecar.wait().unwrap();
 }
 
 /// On TCP, also on loopback and for root, nothing changes without the token, and everything with it.
@@ -129,6 +140,24 @@ async fn on_tcp_only_the_token_orders() {
     }
 }
 
+/// An order is a POST: a link that somebody follows, or a check that asks for it, pauses nothing, whoever asks.
+#[tokio::test]
+async fn only_a_post_is_an_order() {
+    let sidecar = start("").await;
+    for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"] {
+        for path in [PAUSE, "/reload"] {
+            let mut socket = UnixStream::connect(sidecar.control()).await.unwrap();
+            let head = format!("{method} {path} HTTP/1.1\r\nHost: roadstead\r\nConnection: close\r\n\r\n");
+            socket.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 405 "), "{method} {path}: {answer}");
+        }
+    }
+    assert!(!paused(&sidecar).await);
+    assert!(!sidecar.log_text().contains("ordered"), "{}", sidecar.log_text());
+}
+
 /// A reload that is ordered answers with its result, and a refused one with the problem.
 #[tokio::test]
 async fn a_reload_is_ordered_and_answered() {
@@ -145,10 +174,65 @@ async fn a_reload_is_ordered_and_answered() {
     fs::write(&file, text.replace("cap = 1", "cap = 7")).unwrap();
     assert_eq!(reload(), (Some(0), "the config was read again: 2 changes\n".to_owned()));
     assert_eq!(sidecar.status().await["registries"]["stub"]["slots"], 7);
+    fs::write(&file, text.replace("cap = 1", "cap = 7\nconnect_timeout = \"4s\"")).unwrap();
+    assert_eq!(reload(), (Some(0), "the config was read again: 1 change\n".to_owned()));
     fs::write(&file, text.replace("cap = 1", "cap = 0")).unwrap();
     let (code, told) = reload();
     assert!(code == Some(1) && told.contains("registries.stub.cap") && told.contains("409"), "{told}");
     assert_eq!(sidecar.status().await["registries"]["stub"]["slots"], 7);
+}
+
+/// Whatever is wrong with the file, the commands find the running sidecar by its addresses, and it goes on with the config before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_command_works_while_a_reload_is_refused() {
+    let sidecar = start("").await;
+    let file = sidecar.config_path();
+    let good = fs::read_to_string(&file).unwrap();
+    let listen = format!(
+        "[listen]\nproxy = \"PROXY\"\nadmin = \"{}\"\ncontrol = \"{}\"\n",
+        sidecar.admin(),
+        sidecar.control().display()
+    );
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(BINARY);
+        told(
+            &command
+                .args(arguments)
+                .args(["--config", file.to_str().unwrap()])
+                .env_remove("RUNTIME_DIRECTORY")
+                .output()
+                .unwrap(),
+        )
+    };
+    for (broken, key) in [
+        (format!("{listen}{}", REGISTRY.replace("cap = 1", "cap = 0")), "registries.stub.cap"),
+        (format!("{listen}{}", REGISTRY.replace("cap", "kap")), "registries.stub.kap"),
+        (format!("{listen}{REGISTRY}hosts = []\n"), "hosts"),
+        (format!("{listen}{REGISTRY}\n[classes.\"x\n"), "classes"),
+        (format!("{REGISTRY}{listen}drain = 1\n[[[\n"), "drain"),
+    ] {
+        let broken = broken.replace("PROXY", "nonsense");
+        fs::write(&file, &broken).unwrap();
+        let (code, check) = run(&["check"]);
+        assert!(code == Some(2) && check.contains(key) && check.contains("listen.proxy"), "{broken}\n{check}");
+        let (code, refused) = run(&["reload"]);
+        assert!(code == Some(1) && refused.contains("409"), "{broken}\n{refused}");
+        let (code, status) = run(&["status"]);
+        assert!(code == Some(0) && status.contains("the config before it stays in force"), "{broken}\n{status}");
+        assert_eq!(run(&["pause", "stub"]), (Some(0), "registry stub: paused\n".to_owned()), "{broken}");
+        assert!(paused(&sidecar).await);
+        assert_eq!(run(&["resume", "stub"]), (Some(0), "registry stub: resumed\n".to_owned()), "{broken}");
+        for command in [&["queue"][..], &["why", "library/nginx"]] {
+            let (code, told) = run(command);
+            assert!(code == Some(0) && told.contains("stub"), "{broken}\n{told}");
+        }
+    }
+    fs::write(&file, good).unwrap();
+    let mut reload = Command::new(BINARY);
+    reload
+        .args(["reload", "--config", file.to_str().unwrap()])
+        .env("RUNTIME_DIRECTORY", sidecar.control().parent().unwrap());
+    assert_eq!(told(&reload.output().unwrap()), (Some(0), "the config was read again: 0 changes\n".to_owned()));
 }
 
 /// Without a place for a socket there is none, and one line says so; a place that cannot be had is an error if it was named.
@@ -159,7 +243,7 @@ async fn a_socket_without_a_place_is_told() {
     let run = |config: &str, runtime: Option<&Path>| {
         fs::write(&file, config).unwrap();
         let mut command = Command::new("timeout");
-        command.args(["--signal=TERM", "--preserve-status", "1", BINARY, "--config", file.to_str().unwrap()]);
+        command.args(["--signal=TERM", "--preserve-status", "2", BINARY, "--config", file.to_str().unwrap()]);
         command.env_remove("RUST_LOG").env_remove("RUNTIME_DIRECTORY");
         if let Some(runtime) = runtime {
             command.env("RUNTIME_DIRECTORY", runtime);
@@ -203,7 +287,7 @@ async fn every_command_finds_the_config_of_its_folder() {
         command
     };
     let run = |arguments: &[&str]| told(&command(arguments).output().unwrap());
-    let mut sidecar = command(&[]).stderr(Stdio::null()).spawn().unwrap();
+    let _sidecar = Ended(command(&[]).stderr(Stdio::null()).spawn().unwrap());
     eventually("the socket", SOON, async || tokio::net::UnixStream::connect(&socket).await.map(drop)).await;
 
     let (code, check) = run(&["check", "--values"]);
@@ -234,6 +318,4 @@ async fn every_command_finds_the_config_of_its_folder() {
     assert!(run(&["why", "library/nginx"]).1.starts_with("No request for library/nginx waits here."));
     let (code, told) = run(&["queue", "harbor"]);
     assert!(code == Some(1) && told.contains("there is stub"), "{told}");
-    sidecar.kill().unwrap();
-    sidecar.wait().unwrap();
 }

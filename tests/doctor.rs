@@ -29,10 +29,12 @@ struct Manner {
     /// How long its certificate is valid from now.
     days: i64,
     http2: bool,
+    /// Whether it demands a certificate of its client.
+    demands: bool,
     answer: &'static str,
 }
 
-const WELL: Manner = Manner { name: "127.0.0.1", days: 90, http2: false, answer: CHALLENGE };
+const WELL: Manner = Manner { name: "127.0.0.1", days: 90, http2: false, demands: false, answer: CHALLENGE };
 
 /// A registry behind TLS, and the file with its certificate.
 async fn registry(manner: Manner, folder: &Path) -> SocketAddr {
@@ -47,8 +49,17 @@ async fn registry(manner: Manner, folder: &Path) -> SocketAddr {
     fs::write(folder.join("ca.pem"), certificate.pem()).unwrap();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let mut tls = builder.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap();
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone());
+    let builder = builder.with_safe_default_protocol_versions().unwrap();
+    let builder = if manner.demands {
+        let mut known = rustls::RootCertStore::empty();
+        known.add(certificate.der().clone()).unwrap();
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(known), provider);
+        builder.with_client_cert_verifier(verifier.build().unwrap())
+    } else {
+        builder.with_no_client_auth()
+    };
+    let mut tls = builder.with_single_cert(vec![certificate.der().clone()], key).unwrap();
     let protocols: &[&[u8]] = if manner.http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
     tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let acceptor = TlsAcceptor::from(Arc::new(tls));
@@ -98,6 +109,14 @@ impl Node {
         node.put(&node.hosts_file(), &hosts);
         node.process(7, "init", "init", "");
         node
+    }
+
+    fn proxy(&self) -> String {
+        self.config.split("proxy = \"").nth(1).unwrap().split('"').next().unwrap().to_owned()
+    }
+
+    fn mirror(&self) -> String {
+        self.config.split("listen = \"").nth(1).unwrap().split('"').next().unwrap().to_owned()
     }
 
     fn hosts_file(&self) -> String {
@@ -157,10 +176,61 @@ async fn a_healthy_node_has_no_problem() {
     for step in ["config", "nofile", "sidecars", "dns", "tcp", "tls", "http2", "v2", "realm", "puller"] {
         assert_eq!(of(step)["finding"], "fine", "{step}: {report:#}");
     }
+    // A file for all names leads this one, too.
+    let folder = node.folder.path().join("etc/containerd/certs.d");
+    fs::rename(folder.join(&node.host), folder.join("_default")).unwrap();
+    let (status, led) = node.examine("").await;
+    assert_eq!(status, 0, "{led:#}");
     // There is no sidecar, no date, no store.
     for step in ["mirror", "proxy", "bypass", "clock", "lease"] {
         assert_eq!(of(step)["finding"], "skipped", "{step}: {report:#}");
         assert!(!of(step)["said"].as_str().unwrap().is_empty());
+    }
+}
+
+/// A proxy of a service that does not stand between it and the sidecar is no problem.
+#[tokio::test]
+async fn a_proxy_for_other_registries_is_no_problem() {
+    let node = Node::with(WELL).await;
+    let corporate = "HTTP_PROXY=http://10.0.0.9:3128 HTTPS_PROXY=http://10.0.0.9:3128";
+    // Go uses no proxy for loopback; others need an entry.
+    node.process(200, "containerd", "containerd", corporate);
+    node.put(
+        "etc/dragonfly/dfdaemon.yaml",
+        &format!("proxy:\n  registryMirror:\n    addr: http://{}\n", node.mirror()),
+    );
+    node.process(201, "dfdaemon", "dfdaemon", &format!("{corporate} NO_PROXY=localhost,127.0.0.0/8"));
+    // The name in capitals counts.
+    let ours = format!("HTTPS_PROXY=http://docker:x@{}", node.proxy());
+    node.process(202, "dockerd", "dockerd", &format!("{ours} https_proxy=http://10.0.0.9:3128"));
+    // docker's own config is not in its environment.
+    let proxies = format!("{{\"proxies\": {{\"https-proxy\": \"http://{}\"}}}}", node.proxy());
+    node.put("etc/docker/daemon.json", &proxies);
+    node.process(203, "dockerd", "dockerd", "PATH=/bin");
+    let (status, report) = node.examine("").await;
+    assert_eq!(status, 0, "{report:#}");
+    let said = |pid: u32| {
+        let steps = report["steps"].as_array().unwrap();
+        let is_it = |step: &&Value| step["subject"].as_str().unwrap().ends_with(&format!("(pid {pid})"));
+        steps.iter().find(is_it).unwrap()["said"].as_str().unwrap().to_owned()
+    };
+    assert!(said(200).contains("other registries") && said(201).contains("other registries"), "{report:#}");
+    assert!(said(202).contains("is the sidecar") && said(203).contains("its files decide"), "{report:#}");
+}
+
+/// A config that changed after the start of its service is told: whether it was read cannot be seen.
+#[tokio::test]
+async fn a_config_that_changed_after_the_start_is_told() {
+    let node = Node::with(WELL).await;
+    node.process(200, "containerd", "containerd", "");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    node.put("proc/stat", &format!("cpu 1 2 3\nbtime {}\n", now - 1000));
+    for (seconds, is_told) in [(900, true), (1010, false)] {
+        let fields = ["0"; 18].join(" ");
+        node.put("proc/200/stat", &format!("200 (a) b) S {fields} {} 0 0\n", seconds * 100));
+        let (status, report) = node.examine("").await;
+        assert_eq!(status, 0, "{report:#}");
+        assert_eq!(report.to_string().contains("was changed after it started"), is_told, "{seconds}: {report:#}");
     }
 }
 
@@ -183,6 +253,11 @@ async fn finds_each(faults: &[Fault]) {
         assert_eq!(found[0]["step"], *step, "{fault}: {report:#}");
         assert!(found[0]["cure"].as_str().unwrap().contains(cure), "{fault}: {report:#}");
         assert!(!report.to_string().contains("hunter2"), "{report:#}");
+        assert_eq!(
+            fault.contains("mounted"),
+            found[0]["said"].as_str().unwrap().contains("mount it there"),
+            "{report:#}"
+        );
     }
 }
 
@@ -196,13 +271,23 @@ async fn each_fault_of_config_and_registry_is_found_with_its_cure() {
             "itself",
             WELL,
             |node| {
-                let mirror = node.config.split("listen = \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+                let mirror = node.mirror();
                 node.moves_to("http", &mirror);
             },
             "address",
-            "DNS entry",
+            "listener of this sidecar",
         ),
         ("closed", WELL, |node| node.moves_to("https", "127.0.0.1:1"), "tcp", "firewall"),
+        (
+            "no store of leases",
+            WELL,
+            |node| {
+                node.config = node.config.replace("share = 1\n", "share = \"lease\"\n")
+                    + "[lease]\nredis = \"redis://127.0.0.1:1/0\"\nnodes = 2\n";
+            },
+            "lease",
+            "Redis runs",
+        ),
         (
             "wrong CA",
             WELL,
@@ -216,6 +301,7 @@ async fn each_fault_of_config_and_registry_is_found_with_its_cure() {
         ("expired", Manner { days: -1, ..WELL }, |_| {}, "tls", "Renew it"),
         ("ends soon", Manner { days: 3, ..WELL }, |_| {}, "tls", "renew"),
         ("wrong name", Manner { name: "other.example.com", ..WELL }, |_| {}, "tls", "tls.server_name"),
+        ("no certificate of ours", Manner { demands: true, ..WELL }, |_| {}, "tls", "tls.client_cert_file"),
         ("HTTP/2", Manner { http2: true, ..WELL }, |_| {}, "http2", "turn HTTP/2 off"),
         (
             "no registry",
@@ -238,19 +324,8 @@ async fn each_fault_of_config_and_registry_is_found_with_its_cure() {
 }
 
 #[tokio::test]
-async fn each_fault_of_the_node_is_found_with_its_cure() {
+async fn each_fault_of_containerds_files_is_found_with_its_cure() {
     let faults: &[Fault] = &[
-        (
-            "two sidecars",
-            WELL,
-            |node| {
-                node.process(100, "roadstead", "roadstead --config /a", "");
-                node.process(101, "roadstead", "roadstead --config /b run", "");
-                node.process(102, "roadstead", "roadstead status", "");
-            },
-            "sidecars",
-            "share",
-        ),
         (
             "no config_path",
             WELL,
@@ -266,6 +341,17 @@ async fn each_fault_of_the_node_is_found_with_its_cure() {
             "setup containerd --write",
         ),
         (
+            "a link that is not mounted",
+            WELL,
+            |node| {
+                let folder = node.folder.path().join("etc/containerd/certs.d");
+                fs::remove_dir_all(&folder).unwrap();
+                std::os::unix::fs::symlink("/data/certs.d", folder).unwrap();
+            },
+            "puller",
+            "setup containerd --write",
+        ),
+        (
             "a fall-back",
             WELL,
             |node| {
@@ -274,6 +360,55 @@ async fn each_fault_of_the_node_is_found_with_its_cure() {
             },
             "puller",
             "setup containerd --write",
+        ),
+        (
+            "several folders",
+            WELL,
+            |node| {
+                let table = "[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/etc/containerd/certs.d:/etc/docker/certs.d'\n";
+                node.put("etc/containerd/config.toml", table);
+            },
+            "puller",
+            "setup containerd --write",
+        ),
+        (
+            "another name of the folder",
+            WELL,
+            |node| {
+                let name = node.host.replace(':', "_");
+                node.put(&format!("etc/containerd/certs.d/{name}_/hosts.toml"), "server = \"https://other\"\n");
+            },
+            "puller",
+            "setup containerd --write",
+        ),
+        (
+            "an empty folder before it",
+            WELL,
+            |node| {
+                let two = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/a:/etc/containerd/certs.d\"\n";
+                node.put("etc/containerd/config.toml", two);
+                node.put("etc/a/_default/ca.crt", "");
+            },
+            "puller",
+            "setup containerd --write",
+        ),
+    ];
+    finds_each(faults).await;
+}
+
+#[tokio::test]
+async fn each_fault_of_the_node_is_found_with_its_cure() {
+    let faults: &[Fault] = &[
+        (
+            "two sidecars",
+            WELL,
+            |node| {
+                node.process(100, "roadstead", "roadstead --config /a", "");
+                node.process(101, "roadstead", "roadstead --config /b run", "");
+                node.process(102, "roadstead", "roadstead status", "");
+            },
+            "sidecars",
+            "share",
         ),
         (
             "dfdaemon",
@@ -289,6 +424,17 @@ async fn each_fault_of_the_node_is_found_with_its_cure() {
         ),
         ("docker", WELL, |node| node.put("etc/docker/daemon.json", "{}"), "puller", "setup docker --write"),
         (
+            "no-proxy of docker",
+            WELL,
+            |node| {
+                let proxies =
+                    format!("{{\"https-proxy\": \"http://{}\", \"no-proxy\": \"127.0.0.0/8\"}}", node.proxy());
+                node.put("etc/docker/daemon.json", &format!("{{\"proxies\": {proxies}}}"));
+            },
+            "puller",
+            "narrower networks",
+        ),
+        (
             "podman",
             WELL,
             |node| node.put("etc/containers/registries.conf", &format!("[[registry]]\nlocation = \"{}\"\n", node.host)),
@@ -299,7 +445,7 @@ async fn each_fault_of_the_node_is_found_with_its_cure() {
             "NO_PROXY",
             WELL,
             |node| {
-                let proxy = node.config.split("proxy = \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+                let proxy = node.proxy();
                 node.process(
                     200,
                     "dockerd",
@@ -313,9 +459,34 @@ async fn each_fault_of_the_node_is_found_with_its_cure() {
         (
             "another proxy",
             WELL,
-            |node| node.process(200, "containerd", "containerd", "https_proxy=http://me:hunter2@10.0.0.9:3128"),
+            |node| node.process(200, "crio", "crio", "https_proxy=http://me:hunter2@10.0.0.9:3128"),
             "service",
             "HTTPS_PROXY",
+        ),
+        (
+            "another proxy before a mirror",
+            WELL,
+            |node| {
+                let mirror = node.mirror();
+                let yaml = format!("proxy:\n  registryMirror:\n    addr: http://{mirror}\n");
+                node.put("etc/dragonfly/dfdaemon.yaml", &yaml);
+                // It is not written in Go.
+                node.process(200, "dfdaemon", "dfdaemon", "HTTP_PROXY=http://me:hunter2@10.0.0.9:3128");
+            },
+            "service",
+            "127.0.0.1 in NO_PROXY",
+        ),
+        (
+            "docker was not restarted",
+            WELL,
+            |node| {
+                let proxy = node.proxy();
+                let drop_in = format!("[Service]\nEnvironment=HTTPS_PROXY=http://docker:x@{proxy}\n");
+                node.put("etc/systemd/system/docker.service.d/roadstead.conf", &drop_in);
+                node.process(200, "dockerd", "dockerd", "PATH=/bin");
+            },
+            "service",
+            "systemctl daemon-reload && systemctl restart docker",
         ),
     ];
     finds_each(faults).await;
@@ -332,7 +503,7 @@ async fn each_fault_of_the_node_is_found_with_its_cure() {
 async fn beside_a_sidecar_mirror_proxy_and_bypass_are_tried() {
     let mut node = Node::with(WELL).await;
     let ports = node.config.split("[registries").next().unwrap().to_owned();
-    let mirror = node.config.split("listen = \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    let mirror = node.mirror();
     let tables = node.config.replace(&ports, "").replace(&mirror, "127.0.0.1:0");
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&tables)).await;
     let led = sidecar.listener("mirror").unwrap().to_string();

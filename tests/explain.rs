@@ -150,6 +150,8 @@ async fn a_waiting_request_is_told_with_its_repository_and_its_turn() {
     let why = roadstead(&["why", "harbor.example.com/library/nginx:1.25"]);
     assert!(why.contains("1 request waits for") && why.contains(&format!("turn {} of 4", nginx["turn"])), "{why}");
     assert!(why.contains("of dfdaemon") || nginx["turn"] == 1, "{why}");
+    let nothing = std::process::Command::new(env!("CARGO_BIN_EXE_roadstead")).args(["why", ""]).output().unwrap();
+    assert_eq!(nothing.status.code(), Some(2), "no image was named: {nothing:?}");
 
     stub.release();
     for wire in &mut wires {
@@ -171,6 +173,32 @@ async fn a_waiting_request_is_told_with_its_repository_and_its_turn() {
         metrics.lines().filter(|line| line.starts_with("roadstead_responses_total{") && line.contains("stub"));
     let answered: f64 = answered.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum();
     assert!(answered >= 1.0, "{metrics}");
+}
+
+/// Each waiter of this machine is told with the process behind it: a tunnel of this one, and requests of a program that it started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_process_behind_each_waiter_is_told() {
+    let stub = StubRegistry::builder().start().await;
+    let sidecar = sidecar_for(&stub, 1, "").await;
+    let holder = tunnel(&sidecar, &stub, KUBELET).await;
+    let waiter = asking(&sidecar, "CONNECT", &stub.address().to_string(), KUBELET).await;
+    sidecar.until("stub", "waiting", 1).await;
+    let mut curl = tokio::process::Command::new(find_program("curl"));
+    curl.args(["--silent", "--proxy", &format!("http://{}", sidecar.proxy()), &url(&stub)]).kill_on_drop(true);
+    let curl = curl.stdout(std::process::Stdio::null()).spawn().unwrap();
+    sidecar.until("stub", "waiting", 2).await;
+    let waiting = queue(&sidecar).await["waiting"].take();
+    let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
+    assert_eq!(waiting[0]["process"], json!({"pid": std::process::id(), "command": comm.trim()}), "{waiting}");
+    assert_eq!(waiting[1]["process"], json!({"pid": curl.id(), "command": "curl"}), "{waiting}");
+    assert_eq!(queue(&sidecar).await["waiting"][1]["process"], waiting[1]["process"], "asked once more");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_roadstead"));
+    let table = command.args(["queue", "stub", "--admin", &sidecar.admin().to_string()]).output().unwrap().stdout;
+    let table = String::from_utf8(table).unwrap();
+    assert!(table.lines().any(|line| line.contains(" curl ") && line.contains("uid:")), "{table}");
+    drop((holder, waiter, curl));
+    // One that is gone is in no list.
+    eventually_is("an empty queue", SOON, json!([]), async || queue(&sidecar).await["waiting"].take()).await;
 }
 
 /// `/queue` shows waiting requests with kind and lane; while paused, the expected wait is unknown.

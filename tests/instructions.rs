@@ -1,8 +1,12 @@
-//! The instructions of one decision of the admission core. A busy machine changes nothing about their number.
+//! The instructions of one decision of the admission core, of a small request and of a tunnel. A busy machine changes nothing about
+//! their number.
 //!
-//! Each count comes from this very program, which runs its other test under valgrind.
+//! Those of a decision come from this very program, which runs its other test under valgrind; the others from a sidecar that runs
+//! under it. A change that makes one dearer by more than the margin is to be explained, and its bound moved.
 
 use std::collections::VecDeque;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +14,15 @@ use std::time::Duration;
 use roadstead::admission::core::Core;
 use roadstead::admission::decision::Decision;
 use roadstead::admission::{AdmissionRequest, ClassId, ClientId, Limits, Moment, Place, Principal, SlotEvent, SlotId};
+use roadstead_test_support::{Sidecar, StubRegistry, Wire, config, connect_through, eventually, eventually_is};
+
+/// Measured in the profile in which tests are built, and how much more is accepted.
+const DECISION: u64 = 57_200;
+const REQUEST: u64 = 217_700;
+const TUNNEL: u64 = 167_800;
+const MARGIN_PERCENT: u64 = 15;
+/// How long a program under valgrind may take for a moment's work.
+const SOON: Duration = Duration::from_secs(20);
 
 const SLOTS: usize = 10;
 /// Decisions that are counted in one run.
@@ -42,6 +55,83 @@ fn a_decision_costs_the_same_whatever_was_seen_before() {
     );
     assert!(2 * all < 3 * many, "{all} with names and dead ports, {many} without");
     assert!(2 * many < 3 * few, "{many} with 20,000 waiters, {few} with 2,000");
+    assert_no_dearer("a decision", few, DECISION);
+}
+
+/// The whole process, its log and the kernel's answers included, but not the kernel's own work.
+#[tokio::test]
+async fn a_small_request_and_a_tunnel_cost_no_more_than_they_did() {
+    const EACH: u32 = 200;
+    let stub = StubRegistry::builder().start().await;
+    let registry = stub.address().to_string();
+    let settings = format!("[registries.stub]\nhosts = [\"{registry}\"]\ncap = 100\nshare = 1\n");
+    let folder = tempfile::tempdir().unwrap();
+    let (script, counts) = (folder.path().join("roadstead"), folder.path().join("counts"));
+    let command = format!(
+        "#!/bin/sh\nexec valgrind -q --tool=callgrind --callgrind-out-file={} {} \"$@\"\n",
+        counts.display(),
+        env!("CARGO_BIN_EXE_roadstead")
+    );
+    std::fs::write(&script, command).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let sidecar = Sidecar::start(script.to_str().unwrap(), &config(&settings)).await;
+    let (host, url) = (format!("Host: {registry}"), format!("http://{registry}/v2/"));
+    let mut wire = Wire::open(sidecar.proxy()).await.unwrap();
+    let mut counter = Counter { pid: sidecar.pid(), counts, dumps: 0 };
+    let mut figures = Vec::new();
+    // The first round warms up.
+    for _ in 0..2 {
+        counter.reset();
+        for _ in 0..EACH {
+            wire.get(&url, &[&host]).await.unwrap();
+        }
+        let request = counter.count().await / u64::from(EACH);
+        counter.reset();
+        for _ in 0..EACH {
+            drop(connect_through(sidecar.proxy(), &registry, &[]).await.unwrap());
+        }
+        // One stays, for the next request.
+        eventually_is("the tunnels are gone", SOON, 1, async || stub.open()).await;
+        figures = vec![request, counter.count().await / u64::from(EACH)];
+    }
+    println!("instructions: {} of a small request, {} of a tunnel", figures[0], figures[1]);
+    assert_no_dearer("a small request", figures[0], REQUEST);
+    assert_no_dearer("a tunnel", figures[1], TUNNEL);
+}
+
+fn assert_no_dearer(what: &str, now: u64, then: u64) {
+    assert!(now * 100 <= then * (100 + MARGIN_PERCENT), "{what} costs {now} instructions; it cost {then}");
+}
+
+/// The instructions that callgrind has counted in a process.
+struct Counter {
+    pid: u32,
+    counts: PathBuf,
+    dumps: u32,
+}
+
+impl Counter {
+    fn reset(&self) {
+        self.control("-z");
+    }
+
+    /// Those since the last reset.
+    async fn count(&mut self) -> u64 {
+        self.dumps += 1;
+        self.control("-d");
+        let file = format!("{}.{}", self.counts.display(), self.dumps);
+        let totals = || {
+            let text = std::fs::read_to_string(&file).map_err(|error| error.to_string())?;
+            let totals = text.lines().find_map(|line| line.strip_prefix("totals: ")?.trim().parse().ok());
+            totals.ok_or_else(|| format!("{} bytes", text.len()))
+        };
+        eventually("callgrind has written its counts", SOON, async || totals()).await
+    }
+
+    fn control(&self, order: &str) {
+        let output = Command::new("callgrind_control").arg(order).arg(self.pid.to_string()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[test]

@@ -8,9 +8,9 @@ use roadstead_test_support::rust_files;
 
 /// The layers from the bottom to the top. Neighbours on one level may meet only where it says so.
 const LAYERS: [&[&str]; 8] = [
-    &["config", "target", "address", "metrics", "kernel", "tcp", "backoff"],
-    &["adapt", "admission", "distress", "repair", "reclaim", "lease"],
-    &["upstream", "setup"],
+    &["config", "lease", "target", "address", "metrics", "kernel", "tcp", "splice", "backoff"],
+    &["adapt", "admission", "distress", "observe", "repair", "reclaim"],
+    &["upstream", "setup", "fleet"],
     &["proxy", "admin", "control", "explain", "debug_dump", "plan", "bypass"],
     &["tunnel"],
     &["http"],
@@ -19,11 +19,16 @@ const LAYERS: [&[&str]; 8] = [
 ];
 
 /// Uses on one level that are part of the plan: who uses whom.
-const NEIGHBOURS: [(&str, &str); 20] = [
+const NEIGHBOURS: [(&str, &str); 26] = [
     ("adapt", "admission"),
     ("adapt", "distress"),
     ("config", "target"),
+    ("config", "lease"),
+    ("lease", "config"),
+    ("upstream", "fleet"),
     ("distress", "admission"),
+    ("observe", "admission"),
+    ("observe", "distress"),
     ("repair", "admission"),
     ("repair", "distress"),
     ("admin", "proxy"),
@@ -34,6 +39,7 @@ const NEIGHBOURS: [(&str, &str); 20] = [
     ("proxy", "explain"),
     ("admin", "explain"),
     ("explain", "control"),
+    ("explain", "bypass"),
     ("debug_dump", "control"),
     ("cli", "app"),
     ("cli", "calibrate"),
@@ -105,6 +111,7 @@ fn the_core_reads_no_clock() {
         "moment",
         "handover",
         "activity",
+        "witness",
         "occupancy",
         "usage",
     ];

@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
@@ -72,10 +73,18 @@ fn fronts_of(stub: &StubRegistry) -> Vec<Nginx> {
 impl Way {
     /// A tunnel with TLS in it, after this time between the `200` and the first byte.
     async fn open(&self, before_hello: Duration) -> Result<Wire<TlsStream<TcpStream>>, String> {
-        let tunnel = connect_through(self.proxy, &self.registry.to_string(), &[]).await;
-        let (stream, _) = tunnel.map_err(|answer| answer.text())?.into_parts();
+        let tunnel = self.connect().await?;
         sleep(before_hello).await;
-        let tls = self.tls.connect(ServerName::try_from(NAME).unwrap(), stream).await;
+        self.shake_hands(tunnel).await
+    }
+
+    async fn connect(&self) -> Result<TcpStream, String> {
+        let tunnel = connect_through(self.proxy, &self.registry.to_string(), &[]).await;
+        Ok(tunnel.map_err(|answer| answer.text())?.into_parts().0)
+    }
+
+    async fn shake_hands(&self, tunnel: TcpStream) -> Result<Wire<TlsStream<TcpStream>>, String> {
+        let tls = self.tls.connect(ServerName::try_from(NAME).unwrap(), tunnel).await;
         tls.map(Wire::new).map_err(|error| format!("handshake: {error}"))
     }
 
@@ -136,27 +145,32 @@ impl Drop for Spinning {
     }
 }
 
-/// Clients that take their time before the handshake and before their request, beside twelve that do not. `rounds` times
-/// every pause before every other, with both versions of TLS.
-async fn slow_clients_beside_quick_ones(slots: usize, reclaim: &str, rounds: usize) -> Reclaims {
+/// Clients that take their time before the handshake and before their request, beside twelve that do not and leave at once; or
+/// beside three that stay until they are sent away, so that slots come free by reclaims. `rounds` times every pause before every
+/// other, with both versions of TLS.
+async fn slow_clients_beside_quick_ones(slots: usize, stay: bool, rounds: usize) -> Reclaims {
     const PAUSES: [u64; 5] = [5, 50, 90, 300, 900];
     const AT_ONCE: usize = 10;
     let stub = StubRegistry::builder().blob_size(BLOB).start().await;
     let fronts = fronts_of(&stub);
-    let stage = Stage::set(stub, fronts, &[], slots, reclaim).await;
+    let stage = Stage::set(stub, fronts, &[], slots, "").await;
     let pulls: Vec<_> = (0..rounds * 2 * PAUSES.len().pow(2))
         .map(|number| {
             let pause = |nth: usize| Duration::from_millis(PAUSES[number / 2 / nth % PAUSES.len()]);
             (stage.way(number % 2), pause(1), pause(PAUSES.len()))
         })
         .collect();
-    let (mut quick, over) = (JoinSet::new(), Arc::new(AtomicBool::new(false)));
-    for number in 0..12 {
-        let (way, over) = (stage.way(number % 2), over.clone());
+    let (mut quick, (over, _)) = (JoinSet::new(), watch::channel(false));
+    for number in 0..if stay { 3 } else { 12 } {
+        let (way, mut over) = (stage.way(number % 2), over.subscribe());
         quick.spawn(async move {
-            while !over.load(Ordering::Relaxed) {
+            while !*over.borrow() {
                 let mut tunnel = way.open(Duration::ZERO).await?;
                 tunnel.get("/v2/", &["Host: registry.test"]).await.map_err(|error| error.to_string())?;
+                tokio::select! {
+                    _ = tunnel.receive(), if stay => {}
+                    _ = over.wait_for(|over| *over || !stay) => {}
+                }
             }
             Ok::<_, String>(())
         });
@@ -179,31 +193,51 @@ async fn slow_clients_beside_quick_ones(slots: usize, reclaim: &str, rounds: usi
         slow.join_all().await.concat()
     };
     let (failed, looks, waited) = watching_the_queue(&stage.sidecar, slow).await;
-    over.store(true, Ordering::Relaxed);
+    over.send_replace(true);
     assert_eq!(failed, [""; 0], "of {} pulls on {slots} slots", pulls.len());
     assert!(quick.join_all().await.into_iter().all(|pulled| pulled.is_ok()), "a quick client failed");
     assert!(waited * 10 >= looks * 9, "somebody waited at {waited} of {looks} looks");
     assert!(stage.stub.requests() >= pulls.len());
-    Reclaims::of(&stage.sidecar.metrics().await)
+    let reclaims = Reclaims::of(&stage.sidecar.metrics().await);
+    assert!(!stay || reclaims.idle > 0, "{reclaims:?}");
+    reclaims
 }
 
-/// 2,000 pulls in a soak, a quarter of them on each number of slots while something else keeps the cores busy.
+/// 2,000 pulls in a soak, a quarter of them on each number of slots while something else keeps the cores busy. Where slots come free
+/// by themselves none is reclaimed: there the others stay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_take_their_time_before_a_request_are_never_cut() {
     for busy in [false, true] {
         let _spinning = busy.then(Spinning::start);
         for slots in [2, 4] {
-            let reclaims = slow_clients_beside_quick_ones(slots, "", scale(1, 10)).await;
+            let reclaims = slow_clients_beside_quick_ones(slots, busy, scale(1, 10)).await;
             println!("{slots} slots, other work: {busy}: {reclaims:?}");
         }
     }
 }
 
-/// A tunnel that is parked in the pause before its handshake serves all the same.
+/// Tunnels that were parked in the pause before their handshake serve all the same, when all of their clients speak at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_are_parked_before_their_handshake_are_never_cut() {
-    let reclaims = slow_clients_beside_quick_ones(4, "idle_after = \"60ms\"", scale(1, 10)).await;
-    assert!(reclaims.unused > 0, "none was parked: {reclaims:?}");
+    let stub = StubRegistry::builder().blob_size(BLOB).start().await;
+    let fronts = fronts_of(&stub);
+    let stage = Stage::set(stub, fronts, &[], 2, "idle_after = \"60ms\"").await;
+    for _ in 0..scale(2, 20) {
+        let (speak, _) = watch::channel(false);
+        let mut pulls = JoinSet::new();
+        for number in 0..12 {
+            let (way, mut told) = (stage.way(number % 2), speak.subscribe());
+            pulls.spawn(async move {
+                let tunnel = way.connect().await?;
+                told.wait_for(|speak| *speak).await.map_err(|error| error.to_string())?;
+                get(&mut way.shake_hands(tunnel).await?, "0 0").await
+            });
+        }
+        stage.sidecar.until("stub", "parked", 10).await;
+        speak.send_replace(true);
+        let failed: Vec<_> = pulls.join_all().await.into_iter().filter_map(Result::err).collect();
+        assert_eq!(failed, [""; 0], "of 12");
+    }
 }
 
 /// A connection to `to` whose answers stop for so long in the middle of a record, once.

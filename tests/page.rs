@@ -1,6 +1,6 @@
 //! The live page, in a real Chromium.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -185,6 +185,34 @@ async fn a_config_that_does_not_hold_is_told_on_the_page() {
     assert_eq!(browser.console(), [""; 0]);
 }
 
+/// Connections around the sidecar are told in red above the registry, with their owner as text, and no longer than they stand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_around_the_cap_are_told_in_red() {
+    let (stub, _sidecar, browser) = stage(2).await;
+    until_live(&browser, "live").await;
+    let told = async || texts(&browser, "#bypass:not([hidden])");
+    assert_eq!(told().await, json!([]));
+    let around = [TcpStream::connect(stub.address()).unwrap(), TcpStream::connect(stub.address()).unwrap()];
+    let banner = eventually("the banner", SOON, async || {
+        let told = told().await;
+        told[0].as_str().map(str::to_owned).ok_or(told)
+    })
+    .await;
+    let command = std::fs::read_to_string("/proc/self/comm").unwrap();
+    assert!(banner.contains("2 connections") && banner.contains(command.trim()), "{banner}");
+    assert_eq!(texts(&browser, "#bypass[role=alert]").as_array().unwrap().len(), 1, "it is read aloud");
+    for dark in [false, true] {
+        browser.look(1280, 1000, dark);
+        // Colours fade over. Red is the most of what is red.
+        let red = "const [red, green, blue] = getComputedStyle(document.getElementById('bypass')).color.match(/[0-9]+/g).map(Number);\
+                   return red > green + 40 && red > blue + 40";
+        eventually_is("red letters", SOON, json!(true), async || browser.run(red)).await;
+    }
+    drop(around);
+    eventually_is("no banner", SOON, json!([]), told).await;
+    assert_eq!(browser.console(), [""; 0]);
+}
+
 /// Names of clients are text, whatever they hold.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hostile_client_name_is_shown_as_it_is() {
@@ -199,7 +227,10 @@ async fn a_hostile_client_name_is_shown_as_it_is() {
     let shown = eventually("both names", SOON, async || {
         let cells = cells().await;
         let all = cells.as_array().unwrap();
-        if all.contains(&json!(HOLDER)) && all.contains(&json!(WAITER)) { Ok(cells.clone()) } else { Err(cells) }
+        // Behind the name stands the process of the waiter, which is this one.
+        let waiter = format!("{WAITER} · ");
+        let waits = |cell: &Value| cell.as_str().unwrap().starts_with(&waiter);
+        if all.contains(&json!(HOLDER)) && all.iter().any(waits) { Ok(cells.clone()) } else { Err(cells) }
     })
     .await;
     let found = browser.run("return [document.querySelectorAll('img, td script').length, document.body.id]");
@@ -321,6 +352,10 @@ async fn the_page_fits_a_desk_and_a_phone() {
     let length = std::env::var("ROADSTEAD_PICTURE_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(3);
     let length = Duration::from_secs(length);
     let stub = StubRegistry::builder().answer_delay(Duration::from_millis(400)).start().await;
+    if folder.is_some() {
+        // The page names the process of each waiter, and the name of this one is longer than those of pullers.
+        std::fs::write("/proc/self/comm", "puller").unwrap();
+    }
     // With the usual patience and pauses, as on a node: they queue, and nobody is refused.
     let harbor = registries(&stub, 20).replace(KEEP_TUNNELS, "");
     let harbor = harbor.replace("registries.stub", "registries.harbor");
@@ -378,7 +413,7 @@ impl Waves {
                     let phase = (since.elapsed().as_secs_f64() / length.as_secs_f64()).min(1.0) * 2.25;
                     let crowd = 42.0 + 42.0 * (phase * std::f64::consts::TAU).sin();
                     if f64::from(number) < crowd {
-                        let is_served = pull(&sidecar, registry, &credentials, number % 3 == 0).await;
+                        let is_served = pull(&sidecar, registry, &credentials, number).await;
                         served.fetch_add(usize::from(is_served), Ordering::Relaxed);
                     } else {
                         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -390,9 +425,15 @@ impl Waves {
     }
 }
 
-/// One request, in a tunnel that is kept for a moment, or seen by the sidecar; whether it was served.
-async fn pull(sidecar: &Sidecar, registry: SocketAddr, credentials: &str, in_a_tunnel: bool) -> bool {
-    if in_a_tunnel {
+/// Digits that look like those of a digest.
+fn digest(number: u32) -> String {
+    format!("{:016x}", u64::from(number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)).repeat(4)
+}
+
+/// One request, in a tunnel that is kept for a moment, or seen by the sidecar with what it wants; whether it was served.
+async fn pull(sidecar: &Sidecar, registry: SocketAddr, credentials: &str, number: u32) -> bool {
+    const IMAGES: [&str; 5] = ["library/nginx", "platform/payments-api", "library/redis", "ml/trainer", "platform/web"];
+    if number.is_multiple_of(3) {
         let tunnel = connect_through(sidecar.proxy(), &registry.to_string(), &[credentials]).await;
         let Ok(mut tunnel) = tunnel else { return false };
         let is_served = tunnel.get("/v2/", &[]).await.is_ok_and(|answer| answer.status() == 200);
@@ -400,6 +441,10 @@ async fn pull(sidecar: &Sidecar, registry: SocketAddr, credentials: &str, in_a_t
         return is_served;
     }
     let Ok(mut wire) = Wire::open(sidecar.proxy()).await else { return false };
-    let url = format!("http://{registry}/v2/");
+    let image = IMAGES[number as usize / IMAGES.len() % IMAGES.len()];
+    // One kind for each client: small requests would pass the blobs of the same one, which then wait for too long.
+    let is_kubelet = number % 5 == 4;
+    let wants = if is_kubelet { "manifests/1.27".to_owned() } else { format!("blobs/sha256:{}", digest(number)) };
+    let url = format!("http://{registry}/v2/{image}/{wants}");
     wire.get(&url, &[credentials]).await.is_ok_and(|answer| answer.status() == 200)
 }

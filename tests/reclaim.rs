@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use roadstead_test_support::{
     Outcomes, Sidecar, SocketWatch, StubRegistry, Wire, config, connect_through, eventually_is, scale,
 };
@@ -64,6 +65,39 @@ async fn an_unused_tunnel_gives_way_after_its_pause() {
     assert!(waiting.iter().all(|waiting| !waiting.is_finished()), "it went first");
     drop((parked, waiting));
     assert!(watch.stop().most <= 1 && stub.peak() <= 1);
+}
+
+/// The requests of a client come together: right after a byte in another tunnel of its client, a quiet one is not taken, though
+/// it has been quiet for longer than that of a client that does nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_of_a_client_that_moves_just_now_is_passed_over() {
+    let stub = StubRegistry::builder().start().await;
+    let sidecar = sidecar(&stub, 3, "idle_after = \"300ms\"\nunused_after = \"300ms\"\nunsure_after = \"300ms\"").await;
+    let tunnel_of = async |name: &str| {
+        let user = format!("Proxy-Authorization: Basic {}", BASE64_STANDARD.encode(format!("{name}:")));
+        let authority = stub.address().to_string();
+        let mut tunnel = connect_through(sidecar.proxy(), &authority, &[&user]).await.expect("a tunnel");
+        assert_eq!(tunnel.get("/v2/", &["Host: stub"]).await.unwrap().status(), 200);
+        tunnel
+    };
+    // A machine that is too busy may let the lively one rest for the moment that counts.
+    for _ in 0..5 {
+        let (mut longest, mut lively) = (tunnel_of("lively").await, tunnel_of("lively").await);
+        let mut other = tunnel_of("other").await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let moving = tokio::spawn(async move { while lively.get("/v2/", &["Host: stub"]).await.is_ok() {} });
+        let waiting = tunnel_of("waiting").await;
+        // Its end comes before the other one is admitted.
+        let is_passed_over = !other.is_silent(Duration::ZERO).await;
+        moving.abort();
+        if is_passed_over {
+            assert_eq!(longest.get("/v2/", &["Host: stub"]).await.unwrap().status(), 200);
+            return;
+        }
+        drop((longest, other, waiting));
+        sidecar.until("stub", "open", 0).await;
+    }
+    panic!("the quiet tunnel of the lively client went each time");
 }
 
 /// While a slot has been busy for long, there might be none for a parked tunnel when its client speaks: none is parked.
@@ -129,6 +163,34 @@ async fn a_parked_tunnel_that_finds_no_slot_is_refused() {
     sidecar.until_outcomes("stub", Outcomes { refused: 1, ..Outcomes::default() }).await;
     let labels = [("registry", "stub"), ("reason", "queue_timeout")];
     assert_eq!(sidecar.metrics().await.count("roadstead_refused_total", &labels), 1);
+}
+
+/// A parked tunnel whose client speaks and then leaves waits for no slot, and nobody dials for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parked_tunnel_whose_client_leaves_while_it_waits_takes_no_slot() {
+    let stub = StubRegistry::builder().start().await;
+    let sidecar = sidecar(&stub, 1, "idle_after = \"100ms\"").await;
+    for resets in [false, true] {
+        let mut parked = tunnel(&sidecar, &stub).await;
+        let mut busy = tunnel(&sidecar, &stub).await;
+        stub.hold();
+        busy.send(b"GET /v2/ HTTP/1.1\r\nHost: stub\r\n\r\n").await.unwrap();
+        eventually_is("a request", Duration::from_secs(5), true, async || stub.requests() > 0).await;
+        parked.send(b"GET /v2/ HTTP/1.1\r\nHost: stub\r\n\r\n").await.unwrap();
+        sidecar.until("stub", "waiting", 1).await;
+        if resets {
+            parked.reset();
+        } else {
+            drop(parked);
+        }
+        sidecar.until("stub", "waiting", 0).await;
+        stub.release();
+        assert_eq!(busy.read_answer().await.unwrap().status(), 200);
+        drop(busy);
+        sidecar.until("stub", "open", 0).await;
+    }
+    sidecar.until_outcomes("stub", Outcomes { served: 2, client_left: 2, ..Outcomes::default() }).await;
+    assert_eq!(stub.accept_log().len(), 4, "the parked ones were dialled once");
 }
 
 /// While nobody waits, quiet tunnels live on, however short their pause.

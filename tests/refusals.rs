@@ -337,6 +337,20 @@ async fn a_head_that_does_not_end_is_refused_in_time() {
     assert_eq!(sidecar.outcomes("other_hosts").await, Outcomes { refused: 1, ..Outcomes::default() });
 }
 
+/// Between two requests a client may be silent for longer than a head may take that has begun.
+#[tokio::test]
+async fn a_kept_connection_may_be_silent_for_longer_than_a_head_may_take() {
+    const PATIENCE: Duration = Duration::from_millis(200);
+    let stub = StubRegistry::builder().start().await;
+    let sidecar =
+        Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config_with_listen("head_timeout = \"200ms\"", &stub)).await;
+    let (mut wire, host) = (Wire::open(sidecar.proxy()).await.unwrap(), format!("Host: {}", stub.address()));
+    let url = format!("http://{}/v2/app/manifests/latest", stub.address());
+    assert_eq!(wire.get(&url, &[&host]).await.unwrap().status(), 200);
+    tokio::time::sleep(3 * PATIENCE).await;
+    assert_eq!(wire.get(&url, &[&host]).await.unwrap().status(), 200);
+}
+
 /// Beyond `listen.max_clients` a connection is answered and closed; when another ends, there is room again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_clients_than_allowed_are_refused() {

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use roadstead_test_support::http::Framing;
 use roadstead_test_support::{
     Illness, PASSWORD, Response, Sidecar, StubConnection, StubHarbor, StubRegistry, USER, Wire, config, eventually_is,
 };
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// The longest time of a step that needs no time of its own.
@@ -371,6 +373,56 @@ async fn a_poor_token_of_a_user_is_asked_for_once_more() {
     assert_eq!(retries(&sidecar).await, 1);
 }
 
+/// A token without a user is that of a wrong password, but not where the same password was right a moment ago.
+#[tokio::test]
+async fn a_token_without_a_user_is_asked_for_once_more_where_its_credentials_named_one() {
+    let harbor = StubHarbor::scripted(|head, before| match head.header("X-Pull") {
+        Some("nameless") if before == 0 && head.target().starts_with("/service/token") => Some(Illness::NamelessToken),
+        _ => None,
+    })
+    .await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    let mut first = Puller::new(mirror, "first".to_owned()).await;
+    assert_eq!(first.token("team/app", PASSWORD).await.unwrap().status(), 200);
+    let pulled = Puller::new(mirror, "nameless".to_owned()).await.pull("team/other").await;
+    assert_eq!((pulled, retries(&sidecar).await), (Ok(()), 1));
+}
+
+/// Harbor locks a user name for 1.5 s after a wrong password, and the right one gets a token without a user meanwhile. That is
+/// no distress: a wrong password of one pod costs one log-in each time, and the others are served again when the lock ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_that_harbor_locks_for_a_moment_is_no_distress() {
+    const LOCK: Duration = Duration::from_millis(1500);
+    let locked = Mutex::new(Instant::now());
+    let harbor = StubHarbor::scripted(move |head, _| {
+        let is_right = head.header("Authorization") == Some(&basic(USER, PASSWORD));
+        let mut locked = locked.lock().unwrap();
+        if !is_right {
+            *locked = Instant::now() + LOCK;
+        }
+        (head.target().starts_with("/service/token") && Instant::now() < *locked).then_some(Illness::NamelessToken)
+    })
+    .await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    let token = move |name: String, password: &'static str| async move {
+        let mut puller = Puller::new(mirror, name.clone()).await;
+        assert_eq!(puller.token(&format!("team/{name}"), password).await.unwrap().status(), 200);
+    };
+    token("first".to_owned(), PASSWORD).await;
+    for round in 1..=3 {
+        token("wrong".to_owned(), "wrong").await;
+        let wrong = harbor.requests().iter().filter(|asked| asked.contains("team/wrong")).count();
+        assert_eq!(wrong, round, "log-ins with the wrong password");
+        let ended = Instant::now() + LOCK;
+        (0..4).map(|number| token(number.to_string(), PASSWORD)).collect::<JoinSet<_>>().join_all().await;
+        assert!(Instant::now() < ended, "they were asked within the lock");
+        tokio::time::sleep_until(ended.into()).await;
+        token("0".to_owned(), PASSWORD).await;
+        let distress = sidecar.status().await["registries"]["harbor"]["distress"].clone();
+        assert!(distress["on"] == false && distress["level"].as_f64() < Some(0.4), "round {round}: {distress}");
+    }
+}
+
 /// Harbor answers a wrong password with a token that names no user. It costs one log-in, or each pull would count double
 /// against a lock-out.
 #[tokio::test]
@@ -420,6 +472,29 @@ async fn a_poor_token_is_held_until_distress_begins() {
     let mut puller = Puller::new(mirror, "puller".to_owned()).await;
     let answer = puller.get("/v2/team/app/manifests/v1", Some(&format!("Bearer {token}"))).await.unwrap();
     assert_eq!(answer.status(), 200, "the token that came in the end allows it");
+}
+
+/// In a storm that finds every token poor, some name the user and some nobody: the password is right then, and a token without
+/// a user is as poor as the others. None of them is believed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_without_a_user_are_doubted_where_others_name_it() {
+    const POOR: usize = 6;
+    let harbor = StubHarbor::scripted(|head, before| {
+        let number: usize = head.header("X-Pull")?.parse().ok()?;
+        let token = if number.is_multiple_of(2) { Illness::NamelessToken } else { Illness::PoisonedToken };
+        (before == 0 && head.target().starts_with("/service/token")).then_some(token)
+    })
+    .await;
+    let (_sidecar, mirror) = start(&harbor, "").await;
+    let pulls: JoinSet<_> =
+        (0..POOR)
+            .map(|number| async move {
+                Puller::new(mirror, number.to_string()).await.pull(&format!("team/app{number}")).await
+            })
+            .collect();
+    let failed: Vec<String> = pulls.join_all().await.into_iter().filter_map(Result::err).collect();
+    assert_eq!(failed, [""; 0], "pulls that failed");
+    assert_eq!(harbor.struck().len(), POOR);
 }
 
 /// With its database gone, Harbor denies even `/v2/` to everybody: in distress that is no answer.
@@ -703,6 +778,68 @@ async fn tokens_are_asked_for_as_they_are() {
         let encodings: Vec<_> = asked[before..].iter().map(|(_, head)| head.header("Accept-Encoding")).collect();
         assert_eq!((encodings.first(), encodings.last()), (Some(&Some(seen)), Some(&Some("gzip"))));
     }
+}
+
+/// containerd asks for a token by POST, before it tries GET. Nothing changes by that, so it is asked again like a GET; no other
+/// request with a body is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_form_that_asks_for_a_token_is_sent_again() {
+    let bodies = Arc::new(Mutex::new(Vec::new()));
+    let seen = bodies.clone();
+    let stub = StubRegistry::raw(move |connection| {
+        let seen = seen.clone();
+        async move {
+            let mut wire = Wire::new(connection);
+            while let Ok(Some(head)) = wire.read_head().await {
+                let body = wire.body(Framing::of_request(&head)).collect().await.unwrap();
+                let number = {
+                    let mut seen = seen.lock().unwrap();
+                    seen.push((head.target().to_owned(), body.to_vec()));
+                    seen.iter().filter(|(target, _)| target == head.target()).count()
+                };
+                // The second time it ends without an answer, on a connection that was used.
+                let answer: &[u8] = match number {
+                    1 => b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n",
+                    2 => return,
+                    3 => b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+                    _ => b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n",
+                };
+                if wire.send(answer).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    let registry = format!(
+        "[registries.harbor]\nhosts = [\"registry.test\"]\ncap = 4\nshare = 1\n\
+         [registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{}\"\n",
+        stub.address()
+    );
+    let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
+    let mirror = sidecar.listener("mirror").unwrap();
+    let form = format!("grant_type=password&username=robot&password={PASSWORD}&scope=repository%3Aa%2Fb%3Apull");
+    let long = "x".repeat(16 * 1024 + 1);
+    let urlencoded = "Content-Type: application/x-www-form-urlencoded; charset=utf-8";
+    for (case, method, path, kind, body, status, sent) in [
+        ("a form", "POST", "/service/token", urlencoded, &form, 405, 4),
+        ("another path", "POST", "/v2/a/blobs/uploads/", urlencoded, &form, 502, 1),
+        ("no form", "POST", "/json/token", "Content-Type: application/json", &form, 502, 1),
+        ("too long", "POST", "/long/token", urlencoded, &long, 502, 1),
+        ("another method", "PUT", "/put/token", urlencoded, &form, 502, 1),
+    ] {
+        let mut wire = Wire::open(mirror).await.unwrap();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: registry.test\r\n{kind}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        wire.send(&[head.as_bytes(), body.as_bytes()].concat()).await.unwrap();
+        let answer = timeout(Duration::from_secs(10), wire.read_answer()).await.expect("it does not hang").unwrap();
+        let sent_on: Vec<_> = bodies.lock().unwrap().drain(..).collect();
+        assert_eq!((answer.status(), sent_on.len()), (status, sent), "{case}");
+        assert!(sent_on.iter().all(|(target, bytes)| target == path && bytes == body.as_bytes()), "{case}");
+    }
+    assert!(!sidecar.log_text().contains(PASSWORD));
 }
 
 /// A client that has said all and waits gets its answer, also one that was not repaired in time.

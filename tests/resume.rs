@@ -1,16 +1,19 @@
 //! Blobs whose transfer breaks off at the registry: the client gets the exact bytes, or a connection that breaks off, and
 //! never a wrong body.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use roadstead_test_support::http::Framing;
-use roadstead_test_support::{Random, Sidecar, StubRegistry, Wire, blob_of, config, scale};
-use tokio::time::timeout;
+use roadstead_test_support::{Random, Sidecar, StubRegistry, Wire, blob_of, config};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
 
 const SOON: Duration = Duration::from_secs(10);
+const SLOTS: usize = 4;
 
 /// How the registry answers when the rest of a blob is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +30,12 @@ enum Rest {
     OtherTag,
     /// It sends fewer bytes than it says that the range has.
     Shorter,
+    /// It sends a hundred bytes of any answer.
+    Scraps,
 }
 
-const ALL: [Rest; 6] = [Rest::Exact, Rest::Ignored, Rest::OtherRange, Rest::OtherTotal, Rest::OtherTag, Rest::Shorter];
+/// How often a transfer is resumed at most.
+const MAX_RESUMED: usize = 5;
 
 /// A registry that cuts every first transfer of a blob at a random offset, and some of the later ones.
 struct Cutting {
@@ -41,11 +47,13 @@ fn length_of(path: &str) -> usize {
     1 + path.bytes().fold(7_usize, |sum, byte| (sum * 31 + usize::from(byte)) % 90_001)
 }
 
-async fn cutting(rest: Rest) -> Cutting {
+/// Where it sends what is asked for, it cuts one blob so often at most.
+async fn cutting(rest: Rest, most_cuts: usize) -> Cutting {
     let cuts = Arc::new(AtomicUsize::new(0));
     let (random, counted) = (Arc::new(Mutex::new(Random::new(11))), cuts.clone());
+    let cuts_of = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
     let stub = StubRegistry::raw(move |connection| {
-        let (random, counted) = (random.clone(), counted.clone());
+        let (random, counted, cuts_of) = (random.clone(), counted.clone(), cuts_of.clone());
         async move {
             let mut wire = Wire::new(connection);
             while let Ok(Some(head)) = wire.read_head().await {
@@ -72,8 +80,19 @@ async fn cutting(rest: Rest) -> Cutting {
                         usize::try_from(random.below(body.len() as u64 + 1)).unwrap()
                     }
                 };
-                if rest == Rest::Shorter && is_rest {
-                    cut = body.len() / 2;
+                match rest {
+                    Rest::Shorter if is_rest => cut = body.len() / 2,
+                    Rest::Scraps => cut = body.len().min(100),
+                    _ => {}
+                }
+                if rest == Rest::Exact && cut < body.len() {
+                    let mut cuts_of = cuts_of.lock().unwrap();
+                    let cuts = cuts_of.entry(head.target().to_owned()).or_default();
+                    if *cuts == most_cuts {
+                        cut = body.len();
+                    } else {
+                        *cuts += 1;
+                    }
                 }
                 if wire.send(answer.as_bytes()).await.is_err() || wire.send(&body[..cut]).await.is_err() {
                     return;
@@ -111,7 +130,7 @@ fn answer(blob: &[u8], range: Option<(usize, usize)>, rest: Rest) -> (String, Ve
 async fn start(registries: &[SocketAddr]) -> (Sidecar, SocketAddr) {
     let urls: Vec<String> = registries.iter().map(|address| format!("\"http://{address}\"")).collect();
     let registry = format!(
-        "[registries.harbor]\nhosts = [\"registry.test\"]\ncap = 4\nshare = 1\n\
+        "[registries.harbor]\nhosts = [\"registry.test\"]\ncap = {SLOTS}\nshare = 1\n\
          [registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = [{}]\n",
         urls.join(", ")
     );
@@ -133,15 +152,26 @@ async fn get(mirror: SocketAddr, path: &str, range: Option<(usize, usize)>) -> O
     Some(answer.body.to_vec())
 }
 
-/// Every blob arrives exactly, or its connection breaks off; where the registry sends what is asked for, all arrive.
+/// 1,000 blobs: every one arrives exactly, or its connection breaks off; where the registry sends what is asked for, all arrive.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blob_that_is_cut_arrives_exactly_or_breaks_off() {
-    let blobs = scale(200, 1000);
-    for rest in ALL {
-        let registry = cutting(rest).await;
-        let (sidecar, mirror) = start(&[registry.stub.address()]).await;
+    let of = |rest| blobs_arrive_exactly_or_break_off(rest, 1_000_usize.div_ceil(6));
+    tokio::join!(
+        of(Rest::Exact),
+        of(Rest::Ignored),
+        of(Rest::OtherRange),
+        of(Rest::OtherTotal),
+        of(Rest::OtherTag),
+        of(Rest::Shorter)
+    );
+}
+
+async fn blobs_arrive_exactly_or_break_off(rest: Rest, blobs: usize) {
+    let registry = cutting(rest, MAX_RESUMED).await;
+    let (sidecar, mirror) = start(&[registry.stub.address()]).await;
+    let clients = (0..SLOTS).map(|first| async move {
         let mut broken = 0;
-        for number in 0..blobs / ALL.len() {
+        for number in (first..blobs).step_by(SLOTS) {
             let path = format!("/v2/app/blobs/sha256:{number:064}");
             let blob = blob_of(&path, length_of(&path));
             let part = (number % 3 == 0 && blob.len() > 20).then(|| (blob.len() / 7, blob.len() - 5));
@@ -151,25 +181,85 @@ async fn a_blob_that_is_cut_arrives_exactly_or_breaks_off() {
                 None => broken += 1,
             }
         }
-        let (cuts, resumed) = (
-            registry.cuts.load(Ordering::Relaxed),
-            sidecar.metrics().await.count("roadstead_resumed_total", &[("registry", "harbor")]),
-        );
-        println!("{rest:?}: {cuts} cuts, {resumed} resumed, {broken} broke off");
-        assert!(cuts > blobs / ALL.len() / 2, "{cuts} cuts");
-        match rest {
-            Rest::Exact => assert!(broken == 0 && resumed > 0, "{broken} broke off, {resumed} resumed"),
-            Rest::Shorter => assert!(resumed > 0),
-            _ => assert!(broken > 0 && resumed == 0, "{broken} broke off, {resumed} resumed"),
-        }
-        assert!(registry.stub.peak() <= 4, "{}", registry.stub.peak());
+        broken
+    });
+    let broken: usize = clients.collect::<JoinSet<usize>>().join_all().await.into_iter().sum();
+    let (cuts, resumed) = (
+        registry.cuts.load(Ordering::Relaxed),
+        sidecar.metrics().await.count("roadstead_resumed_total", &[("registry", "harbor")]),
+    );
+    println!("{rest:?}: {blobs} blobs, {cuts} cuts, {resumed} resumed, {broken} broke off");
+    assert!(cuts > blobs / 2, "{cuts} cuts");
+    match rest {
+        Rest::Exact => assert!(broken == 0 && resumed > 0, "{broken} broke off, {resumed} resumed"),
+        Rest::Shorter => assert!(resumed > 0),
+        _ => assert!(broken > 0 && resumed == 0, "{broken} broke off, {resumed} resumed"),
     }
+    assert!(registry.stub.peak() <= SLOTS, "{}", registry.stub.peak());
+}
+
+/// A registry that breaks off again and again is asked six times in all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_is_resumed_five_times_at_most() {
+    let registry = cutting(Rest::Scraps, MAX_RESUMED).await;
+    let (sidecar, mirror) = start(&[registry.stub.address()]).await;
+    let path = format!("/v2/app/blobs/sha256:{:064}", 1);
+    assert!(length_of(&path) > 100 * (MAX_RESUMED + 2));
+    assert_eq!(get(mirror, &path, None).await, None);
+    assert_eq!(registry.cuts.load(Ordering::Relaxed), 1 + MAX_RESUMED);
+    let resumed = sidecar.metrics().await.count("roadstead_resumed_total", &[("registry", "harbor")]);
+    assert_eq!(resumed, MAX_RESUMED as u64);
+}
+
+/// Nothing answers behind the gateway for longer than a request is asked again where the registry is well: the rest of a
+/// blob can be had from nobody else, so it is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_that_breaks_off_in_an_outage_arrives_when_it_is_over() {
+    const OUTAGE: Duration = Duration::from_secs(6);
+    const BLOB: usize = 5000;
+    let began = Arc::new(Mutex::new(None::<Instant>));
+    let since = began.clone();
+    let stub = StubRegistry::raw(move |connection| {
+        let since = since.clone();
+        async move {
+            let mut wire = Wire::new(connection);
+            while let Ok(Some(head)) = wire.read_head().await {
+                let blob = blob_of(head.target(), BLOB);
+                let began = *since.lock().unwrap();
+                let range = head.header("Range").map(|range| {
+                    let (first, last) = range.strip_prefix("bytes=").and_then(|range| range.split_once('-')).unwrap();
+                    (first.parse().unwrap(), last.parse().unwrap())
+                });
+                let (answer, body) = match began {
+                    Some(began) if began.elapsed() < OUTAGE => {
+                        ("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n".to_owned(), Vec::new())
+                    }
+                    _ => answer(&blob, range, Rest::Exact),
+                };
+                let cut = if began.is_none() { BLOB / 2 } else { body.len() };
+                let sent = wire.send(&[answer.as_bytes(), &body[..cut]].concat()).await;
+                if began.is_none() || sent.is_err() {
+                    *since.lock().unwrap() = Some(Instant::now());
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    let (sidecar, mirror) = start(&[stub.address()]).await;
+    let path = format!("/v2/app/blobs/sha256:{:064}", 1);
+    let body = get(mirror, &path, None).await;
+    let took = began.lock().unwrap().expect("it was cut").elapsed();
+    assert!(body.is_some_and(|body| body == blob_of(&path, BLOB)), "after {took:?}");
+    assert!(took >= OUTAGE, "{took:?}");
+    let resumed = sidecar.metrics().await.count("roadstead_resumed_total", &[("registry", "harbor")]);
+    assert_eq!(resumed, 1);
 }
 
 /// The rest may come from another node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blob_is_resumed_at_another_node() {
-    let nodes = [cutting(Rest::Exact).await, cutting(Rest::Exact).await];
+    let nodes = [cutting(Rest::Exact, 2).await, cutting(Rest::Exact, 2).await];
     let (_sidecar, mirror) = start(&[nodes[0].stub.address(), nodes[1].stub.address()]).await;
     let exact = async |number: usize| {
         let path = format!("/v2/app/blobs/sha256:{number:064}");

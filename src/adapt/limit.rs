@@ -190,7 +190,7 @@ fn count(slots: usize) -> f64 {
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the configured slots")]
 fn whole(slots: f64) -> usize {
-    slots as usize
+    slots.round() as usize
 }
 
 #[cfg(test)]
@@ -236,6 +236,11 @@ mod tests {
         }
         assert_eq!(World::new(1).see(20_000, |_| SIGN), 1);
         assert_eq!(World::new(7).see(20_000, |_| SIGN), 7, "the floor");
+        let mut leased = World::new(7);
+        leased.load.slots = 2;
+        assert_eq!(leased.see(20_000, |_| SIGN), 2, "no more than there are");
+        leased.load.slots = 100;
+        assert_eq!(leased.see(1, |_| SIGN), 7, "the floor, with more of them");
     }
 
     #[test]
@@ -266,6 +271,11 @@ mod tests {
         assert_eq!(World::new(1).see(10_000, |number| if number % 2 == 0 { of(7) } else { GOOD }), 100);
         assert_eq!(World::new(1).see(10_000, |number| if number == 500 { SIGN } else { GOOD }), 100);
         assert!(World::new(1).see(10_000, |number| if number % 2 == 0 { of(number) } else { GOOD }) < 20);
+        let mut few = World::new(1);
+        few.load.slots = 4;
+        few.see(1, |_| SIGN);
+        few.millis += 3_000;
+        assert_eq!(few.see(1, |_| GOOD), 4, "one of two answers is a sign, and it is a single one");
     }
 
     #[test]
@@ -275,8 +285,41 @@ mod tests {
             world.millis += 100;
             world.see(1, |_| SIGN);
         }
+        world.millis += 100;
         let in_force = world.see(1, |_| GOOD);
-        assert!(in_force > 60, "{in_force}");
+        assert!((70..90).contains(&in_force), "{in_force}");
+    }
+
+    /// The first ten answers would say that a fifth of the slots are too many.
+    #[test]
+    fn a_window_with_a_sign_waits_for_enough_answers() {
+        let mut world = World::new(1);
+        world.load.slots = 10;
+        for number in 0..60 {
+            world.millis += 19;
+            world.see(1, |_| if number < 2 { SIGN } else { GOOD });
+        }
+        assert_eq!(world.see(1, |_| GOOD), 9);
+    }
+
+    /// Nine of ten answers are signs, and 60 slots worked on the others all the time.
+    #[test]
+    fn signs_that_come_quicker_than_good_answers_weigh_no_more_than_the_slots_they_took() {
+        let slow = Signal::Good(Some(Duration::from_millis(500)));
+        let in_force = World::new(1).see(700, |number| if number % 25 < 3 { slow } else { SIGN });
+        assert!((54..=60).contains(&in_force), "{in_force}");
+    }
+
+    /// Two slots of which one answer in twenty fails because of other nodes stay two: one slot would be half of them.
+    #[test]
+    fn few_slots_fall_by_no_more_than_the_signs_tell() {
+        let mut world = World::new(1);
+        world.see(20_000, |_| SIGN);
+        world.see(1_500, |_| GOOD);
+        let before = world.see(500, |_| GOOD);
+        assert!((3..=6).contains(&before), "{before}");
+        let after = world.see(450, |number| if number % 20 == 0 { SIGN } else { GOOD });
+        assert_eq!(after, before);
     }
 
     /// Answers to requests of before say nothing of the slots now.
@@ -286,6 +329,6 @@ mod tests {
         let slow = Signal::Good(Some(Duration::from_secs(3)));
         world.see(1, |_| slow);
         let steps: Vec<usize> = (0..12).map(|_| world.see(1_000, |_| SIGN)).collect();
-        assert_eq!(steps, [100, 100, 47, 47, 47, 47, 47, 47, 22, 22, 22, 22]);
+        assert_eq!(steps, [100, 100, 48, 48, 48, 48, 48, 48, 23, 23, 23, 23]);
     }
 }

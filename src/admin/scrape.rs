@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::picture::RegistryPicture;
+use crate::admission::Counts;
 use crate::control::config_facts::ConfigFacts;
 use crate::metrics::{Families, number};
 
@@ -54,15 +55,8 @@ fn add_process(scrape: &Families, process: &ProcessPicture) {
 
 fn add_registry(scrape: &Families, name: &str, picture: &RegistryPicture) {
     let registry = ("registry", name);
-    if let Some((slots, reserved)) = picture.slots.zip(picture.reserved) {
-        scrape.gauge(("roadstead_slots", "Sockets that may be open at once."), &[registry], number(slots));
-        let in_force = "Slots that may be open now: fewer than all where the registry showed distress.";
-        let metric = ("roadstead_slots_in_force", in_force);
-        scrape.gauge(metric, &[registry], number(picture.slots_in_force.unwrap_or(slots)));
-        let held = "Slots that stay unused because another process still holds them.";
-        scrape.gauge(("roadstead_reserved_slots", held), &[registry], number(reserved));
-    }
-    let RegistryPicture { connecting, active, idle, closing, .. } = *picture;
+    picture.slots.iter().for_each(|slots| slots.scrape(scrape, name));
+    let Counts { connecting, active, idle, closing } = picture.states;
     let states = [("connecting", connecting), ("active", active), ("idle", idle), ("closing", closing)];
     for (state, sockets) in states {
         let open = "Open sockets, by what they do: connecting, active, idle, closing.";
@@ -76,11 +70,9 @@ fn add_registry(scrape: &Families, name: &str, picture: &RegistryPicture) {
     }
     let oldest = "Time since the arrival of the request that waits longest.";
     scrape.gauge(("roadstead_oldest_wait_seconds", oldest), &[registry], picture.oldest_wait_seconds);
-    if let Some(level) = picture.distress.as_ref().and_then(|distress| distress["level"].as_f64()) {
-        let metric = ("roadstead_distress", "Signs of overload of the last ten seconds, from 0 to 1.");
-        scrape.gauge(metric, &[registry], level);
-    }
+    picture.distress.iter().for_each(|distress| distress.scrape(scrape, name));
     picture.bypass.iter().for_each(|bypass| bypass.scrape(scrape, name));
+    picture.lease.iter().for_each(|lease| lease.scrape(scrape, name));
     let busy = "Time in which slots were dialling or carried bytes or a request, all slots together.";
     let metric = ("roadstead_slot_busy_seconds_total", busy);
     scrape.count(metric, &[registry], picture.used.busy.as_secs_f64());

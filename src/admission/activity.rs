@@ -7,31 +7,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::moment::Moment;
+use crate::lease::borrowed::Cutter;
 use crate::metrics::Direction;
 
 #[derive(Debug, Default)]
 pub struct Activity {
-    up: AtomicU64,
-    down: AtomicU64,
+    bytes: [AtomicU64; 2],
     /// Nanoseconds of the moment of the last byte; 0 before the first.
     moved: AtomicU64,
+    pub cutter: Cutter,
 }
 
 impl Activity {
     pub fn carried(&self, direction: Direction, bytes: usize, now: Moment) {
-        let counter = match direction {
-            Direction::Up => &self.up,
-            Direction::Down => &self.down,
-        };
-        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.bytes[direction as usize].fetch_add(bytes as u64, Ordering::Relaxed);
         self.moved.store(now.nanos().max(1), Ordering::Relaxed);
     }
 
     pub fn bytes(&self, direction: Direction) -> u64 {
-        match direction {
-            Direction::Up => self.up.load(Ordering::Relaxed),
-            Direction::Down => self.down.load(Ordering::Relaxed),
-        }
+        self.bytes[direction as usize].load(Ordering::Relaxed)
     }
 
     /// The time since the last byte moved, in either direction; `None` before the first.

@@ -4,6 +4,7 @@
 //! [`super::reclaim`] say so.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::decision::{CloseCause, Decision, LimitedBy, Limits, Refusal, RefusalReason};
@@ -20,6 +21,8 @@ use super::slot::{SlotId, SlotState};
 use super::tickets::Tickets;
 use super::usage::Usage;
 use super::wait_estimate::WaitEstimate;
+use super::witness::{Occurrence, Witness};
+use crate::lease::borrowed::Lent;
 
 /// Positions are counted so far. A refusal costs the same in the longest queue.
 const MAX_POSITION: usize = 1000;
@@ -47,11 +50,13 @@ pub(super) struct Books {
     /// The slots that the distress of the registry leaves.
     pub yields_to: usize,
     pub reserved: usize,
+    pub lent: Option<Arc<dyn Lent>>,
     /// While another process takes over: the slots that this one may use. A slot that is released is the other one's.
     pub own: Option<usize>,
     pub decisions: VecDeque<Decision>,
+    pub witness: Option<Arc<dyn Witness>>,
     /// Keys for which a connection was pooled, or a request came, in this event.
-    touched: Vec<ReuseKey>,
+    pub touched: Vec<ReuseKey>,
 }
 
 impl Books {
@@ -71,16 +76,29 @@ impl Books {
             limited_until: None,
             yields_to: usize::MAX,
             reserved: 0,
+            lent: None,
             own: None,
             decisions: VecDeque::new(),
+            witness: None,
             touched: Vec::new(),
             limits,
         }
     }
 
-    /// Those that are configured or leased, or those that the registry can serve where they are fewer.
+    pub fn report(&self, seen: impl FnOnce() -> Occurrence) {
+        if let Some(witness) = &self.witness {
+            witness.saw(seen(), self.ledger.counts());
+        }
+    }
+
+    /// Those that are configured, and those that are leased.
+    pub fn slots_given(&self) -> usize {
+        self.limits.slots.saturating_add(self.lent.as_ref().and_then(|lent| lent.slots()).unwrap_or(0))
+    }
+
+    /// All that are given, or those that the registry can serve where they are fewer.
     pub fn slots_in_force(&self) -> usize {
-        self.limits.slots.min(self.yields_to)
+        self.slots_given().min(self.yields_to)
     }
 
     pub fn slots(&self) -> usize {
@@ -119,9 +137,28 @@ impl Books {
         }
     }
 
+    /// Mode observe and other hosts hold nothing.
+    pub fn may_hold(&self) -> bool {
+        self.limits.slots < usize::MAX
+    }
+
+    /// Lets all requests go that an outage or their callers hold, where the slots have no bound.
+    pub fn hold_nothing(&mut self, now: Moment) {
+        if self.may_hold() || self.queue.in_line() == self.queue.len() {
+            return;
+        }
+        self.outages = Outages::default();
+        let places: Vec<Place> = self.queue.by_arrival().map(|waiter| waiter.request.place).collect();
+        for place in places {
+            self.let_go(place, now);
+            self.queue.let_go(place, now);
+        }
+    }
+
     /// A waiting request leaves by itself. Its place is kept.
     pub fn leave(&mut self, place: Place, now: Moment) -> bool {
         let Some(waiter) = self.queue.remove(place, now) else { return false };
+        self.report(|| Occurrence::Ended(place));
         let request = waiter.request;
         self.outages.leave(&request.target, place, now);
         let owner = self.tickets.owner(&request.principal.client, &request.target);
@@ -131,13 +168,15 @@ impl Books {
 
     pub fn take_slot_and_token(&mut self, now: Moment) -> Result<SlotId, LimitedBy> {
         if self.ledger.open() >= self.slots() {
-            return Err(LimitedBy::Slots);
+            let lowered = self.own.is_none() && self.ledger.open() < self.slots_given().saturating_sub(self.reserved);
+            return Err(if lowered { LimitedBy::Distress } else { LimitedBy::Slots });
         }
         if self.ledger.connecting() >= self.limits.max_connecting {
             return Err(LimitedBy::Connecting);
         }
         if let Some(bucket) = &mut self.bucket
             && let Err(due) = bucket.take(now)
+            && self.may_hold()
         {
             self.wake_no_later(Some(due));
             return Err(LimitedBy::Rate);
@@ -149,6 +188,7 @@ impl Books {
 
     pub fn admit_to_new(&mut self, place: Place, slot: SlotId, now: Moment) {
         let waited = self.admit(place, slot, AdmittedAs::Next, now);
+        self.report(|| Occurrence::Admitted { place, slot, pooled: false });
         self.decisions.push_back(Decision::Dial { place, slot, waited });
     }
 
@@ -159,6 +199,7 @@ impl Books {
             self.outages.leave(&waiter.request.target.clone(), place, now);
         }
         let waited = self.admit(place, slot, how, now);
+        self.report(|| Occurrence::Admitted { place, slot, pooled: true });
         self.decisions.push_back(Decision::Reuse { place, slot, waited });
     }
 
@@ -182,15 +223,6 @@ impl Books {
                 self.admit_to_pooled(place, slot, AdmittedAs::Passing, now);
             }
         }
-    }
-
-    /// After each dispatch no request waits for a pooled connection that it could use, unless admissions are held.
-    pub fn forget_touched(&mut self) {
-        self.touched.clear();
-    }
-
-    pub fn touch_all(&mut self) {
-        self.touched.extend(self.pooled.keys().cloned());
     }
 
     pub fn enter(&mut self, slot: SlotId, state: SlotState, now: Moment) {
@@ -277,13 +309,15 @@ impl Books {
 
     pub fn refuse(&mut self, place: Place, reason: RefusalReason, now: Moment) {
         let Some(waiter) = self.queue.remove(place, now) else { return };
+        self.report(|| Occurrence::Ended(place));
         let request = &waiter.request;
         self.outages.leave(&request.target, place, now);
         let limited_by = match reason {
-            RefusalReason::QueueFull | RefusalReason::QueueTimeout => self.limited_by,
+            RefusalReason::QueueFull | RefusalReason::QueueTimeout | RefusalReason::LeaseLost => self.limited_by,
             RefusalReason::Unreachable => Some(LimitedBy::Unreachable),
             RefusalReason::Draining => None,
         };
+        let is_lost = self.lent.as_ref().is_some_and(|lent| lent.slots().is_none());
         let ahead = self.queue.ahead_of(place, MAX_POSITION);
         // Of its own class, if those ahead are as mixed as all are: looking at each would take too long here.
         let (class, waiting) = (request.principal.class, self.queue.len());
@@ -293,10 +327,10 @@ impl Books {
             limited_by,
             position: (ahead < MAX_POSITION).then_some(ahead + 1),
             expected_wait: limited_by.and_then(|_| self.expected_wait(class, ahead_in_class + 1)),
-            reason,
+            reason: if limited_by == Some(LimitedBy::Slots) && is_lost { RefusalReason::LeaseLost } else { reason },
             waited: waiter.waited(now),
             waiting,
-            slots: self.limits.slots,
+            slots: self.slots_given(),
             retry_after: self.wait_estimates[class.0].expected_wait(of_class),
         };
         let is_over = matches!(reason, RefusalReason::QueueTimeout | RefusalReason::Unreachable);
@@ -307,7 +341,8 @@ impl Books {
     /// When the request at this position of its class will be admitted, as far as the past tells. It does not tell when a pause
     /// or an outage ends.
     pub fn expected_wait(&self, class: ClassId, position: usize) -> Option<Duration> {
-        let moves = !matches!(self.limited_by, Some(LimitedBy::Paused | LimitedBy::Unreachable));
+        let moves =
+            !matches!(self.limited_by, Some(LimitedBy::Paused | LimitedBy::FleetPaused | LimitedBy::Unreachable));
         moves.then(|| self.wait_estimates[class.0].expected_wait(position))
     }
 }

@@ -8,7 +8,7 @@ use super::core::Core;
 use super::decision::{Decision, LimitedBy, Limits, Needs};
 use super::moment::Moment;
 use super::rate::RateLimit;
-use super::request::{AdmissionRequest, ClassId, Lane, Place, Principal};
+use super::request::{AdmissionRequest, ClassId, ClientId, Lane, Place, Principal};
 use super::slot::{Evidence, Quiet, SlotEvent, SlotId, SlotState};
 
 fn at(millis: u64) -> Moment {
@@ -45,11 +45,50 @@ fn arrive(core: &mut Core, class: usize, now: Moment) -> Vec<SlotId> {
     given(core)
 }
 
+/// The same for a request that its caller holds.
+fn arrive_held(core: &mut Core, now: Moment) -> Vec<SlotId> {
+    let principal = Principal { class: ClassId(0), client: "one that is held".into() };
+    let (place, _) = core.place(&principal.client, "other:443", now);
+    let request = AdmissionRequest::new(place, now + Duration::from_secs(50), principal, "other:443".into());
+    core.arrive(AdmissionRequest { held: true, ..request }, now);
+    given(core)
+}
+
 fn given(core: &mut Core) -> Vec<SlotId> {
     let decisions = std::iter::from_fn(|| core.next_decision());
     decisions
         .filter_map(|decision| if let Decision::Dial { slot, .. } = decision { Some(slot) } else { None })
         .collect()
+}
+
+/// By an outage, by a node that is full, or by its caller; before the change, and by an old request after it.
+#[test]
+fn nothing_is_held_where_the_slots_have_no_bound() {
+    let bounded = |slots| limits(slots, None, &[1]);
+    for event in [SlotEvent::Unreachable, SlotEvent::NodeFull] {
+        let mut core = Core::new(bounded(60), at(0));
+        let old: Vec<SlotId> = (0..2).flat_map(|_| arrive(&mut core, 0, at(0))).collect();
+        core.tell(old[0], event.clone(), at(1));
+        assert_eq!((arrive(&mut core, 0, at(2)), arrive_held(&mut core, at(2))), (vec![], vec![]), "{event:?}");
+        core.change(bounded(usize::MAX), at(3));
+        assert_eq!(given(&mut core).len(), 2, "{event:?}");
+        core.tell(old[1], event.clone(), at(4));
+        assert_eq!((arrive(&mut core, 0, at(5)).len(), arrive_held(&mut core, at(5)).len()), (1, 1), "{event:?}");
+        core.change(bounded(60), at(6));
+        assert_eq!(arrive(&mut core, 0, at(6)).len(), 1, "{event:?}: it is forgotten");
+    }
+}
+
+/// No change makes a burst: connects that nothing bounds spend the tokens all the same, and none is missed that would be there.
+#[test]
+fn a_rate_that_bounds_again_begins_with_the_tokens_that_are_left() {
+    for (connects, expected) in [(0, 5), (3, 2), (50, 0)] {
+        let mut core = Core::new(limits(usize::MAX, Some((1_000, 5)), &[1]), at(0));
+        let taken: usize = (0..connects).map(|_| arrive(&mut core, 0, at(0)).len()).sum();
+        core.change(limits(60, Some((1_000, 5)), &[1]), at(1));
+        let more: usize = (0..10).map(|_| arrive(&mut core, 0, at(2)).len()).sum();
+        assert_eq!((taken, more), (connects, expected), "after {connects}");
+    }
 }
 
 #[test]
@@ -233,6 +272,23 @@ fn a_full_node_is_tried_again_when_a_slot_comes_back_and_not_before() {
     assert_eq!(core.next_decision(), Some(Decision::Reclaim { slot: second }));
 }
 
+/// A request that waits is told of distress only where another slot would be granted without it.
+#[test]
+fn distress_is_the_cause_only_where_it_binds() {
+    let mut core = Core::new(limits(3, None, &[1]), at(0));
+    let limited_by = |core: &Core| core.snapshot(at(1)).limited_by;
+    core.yield_to(Some(1), at(0));
+    let taken: usize = (0..2).map(|_| arrive(&mut core, 0, at(0)).len()).sum();
+    assert_eq!((taken, limited_by(&core)), (1, Some(LimitedBy::Distress)));
+    assert!(core.load().1, "all slots in force are busy");
+    core.reserve(2, at(1));
+    assert_eq!(limited_by(&core), Some(LimitedBy::Slots), "another process holds the other two");
+    core.reserve(0, at(1));
+    assert_eq!(limited_by(&core), Some(LimitedBy::Distress));
+    core.yield_to(None, at(1));
+    assert_eq!(limited_by(&core), None);
+}
+
 /// Parked tunnels whose clients speak go before all who wait, whatever the weights, and among themselves in the order in which
 /// they came first. One whose target is out is passed over, and one that leaves is forgotten.
 #[test]
@@ -272,6 +328,39 @@ fn parked_tunnels_go_before_all_who_wait_in_their_first_order() {
         }
         let expected: Vec<_> = expected.iter().copied().map(Some).chain([None]).collect();
         assert_eq!(admitted, expected, "{speaking:?}");
+    }
+}
+
+/// A parked tunnel that speaks and leaves, or finds no slot in time, keeps the place in its turn: its client goes ahead of nobody
+/// when it comes back, however often.
+#[test]
+fn who_left_from_ahead_of_all_comes_back_in_turn() {
+    for leaves in [true, false] {
+        let mut core = Core::new(Limits { keep_place: Duration::from_secs(60), ..limits(1, None, &[1, 1]) }, at(0));
+        let holder = arrive(&mut core, 1, at(0))[0];
+        let (client, target): (ClientId, Arc<str>) = ("parked".into(), "registry:443".into());
+        let request = |place, until| {
+            let principal = Principal { class: ClassId(0), client: client.clone() };
+            AdmissionRequest::new(place, until, principal, target.clone())
+        };
+        let (place, _) = core.place(&client, &target, at(5));
+        assert_eq!(arrive(&mut core, 0, at(1)), []);
+        core.arrive(request(place.ahead(), at(10)), at(6));
+        if leaves {
+            core.leave(place.ahead(), at(7));
+        } else {
+            core.tick(at(10));
+            let Some(Decision::Refuse { place, may_return: Some(owner), .. }) = core.next_decision() else {
+                panic!("nobody is refused")
+            };
+            core.keep_place(place, owner, at(10));
+        }
+        let (kept, owner) = core.place(&client, &target, at(11));
+        assert!(kept == place && owner.is_some(), "with its old age");
+        core.arrive(request(kept, at(60)), at(11));
+        core.tell(holder, SlotEvent::Released, at(12));
+        let next = core.next_decision();
+        assert!(matches!(next, Some(Decision::Dial { place, .. }) if place != kept), "{leaves}: {next:?}");
     }
 }
 

@@ -15,6 +15,8 @@ use super::reclaim;
 use super::request::{AdmissionRequest, ClientId, Place};
 use super::slot::{Evidence, Quiet, SlotEvent, SlotId, SlotState};
 use super::tickets::Owner;
+use super::witness::{Occurrence, Witness};
+use crate::lease::borrowed::Lent;
 
 #[derive(Debug)]
 pub struct Core {
@@ -24,7 +26,7 @@ pub struct Core {
     arrivals: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Mode {
     Running,
     /// Requests that came are served, and nothing is pooled.
@@ -57,18 +59,19 @@ impl Core {
 
     /// A request asks to be admitted. The answer is a decision for its place, now or later.
     pub fn arrive(&mut self, request: AdmissionRequest, now: Moment) {
+        self.books.report(|| Occurrence::Asked(request.clone()));
         let client = request.principal.client.clone();
         self.books.enqueue(request, now, now);
         // Nothing is reclaimed for a request that may not wait for it.
         let may_wait = self.surplus() == 0;
-        self.dispatch_with(may_wait, now);
+        self.dispatch(may_wait, now);
         while self.surplus() > 0
             && let Some(place) = self.books.queue.surplus(&client)
         {
             self.books.refuse(place, RefusalReason::QueueFull, now);
         }
         if !may_wait {
-            self.dispatch(now);
+            self.tick(now);
         }
     }
 
@@ -81,18 +84,19 @@ impl Core {
         for place in places {
             self.books.let_go(*place, now);
         }
-        self.dispatch(now);
+        self.tick(now);
     }
 
     pub fn leave(&mut self, place: Place, now: Moment) {
         if self.books.leave(place, now) {
-            self.dispatch(now);
+            self.tick(now);
         }
     }
 
     /// Something happened to a slot. It has no effect on a slot that was released.
     pub fn tell(&mut self, slot: SlotId, event: SlotEvent, now: Moment) {
         let books = &mut self.books;
+        books.report(|| Occurrence::Slot(slot, event.clone()));
         match event {
             // Nothing can be decided by these two: the slot is still taken.
             SlotEvent::Dialled => return books.ledger.mark_dialled(slot),
@@ -133,7 +137,7 @@ impl Core {
                 }
             }
         }
-        self.dispatch(now);
+        self.tick(now);
     }
 
     /// The target of this slot takes connections.
@@ -171,30 +175,40 @@ impl Core {
 
     pub fn pause(&mut self, now: Moment) {
         self.paused = true;
-        self.dispatch(now);
+        self.tick(now);
     }
 
     pub fn resume(&mut self, now: Moment) {
         self.paused = false;
-        self.books.touch_all();
-        self.dispatch(now);
+        self.look_again(now);
+    }
+
+    /// More or less is lent than before, or all nodes are paused or resumed.
+    pub fn look_again(&mut self, now: Moment) {
+        self.books.touched.extend(self.books.pooled.keys().cloned());
+        self.tick(now);
     }
 
     pub fn resize(&mut self, slots: usize, now: Moment) {
         self.books.limits.slots = slots;
         self.books.outages.retry_full(now);
-        self.dispatch(now);
+        self.tick(now);
     }
 
     /// The distress of the registry leaves so many slots, or all.
     pub fn yield_to(&mut self, slots: Option<usize>, now: Moment) {
         self.books.yields_to = slots.unwrap_or(usize::MAX);
-        self.dispatch(now);
+        self.tick(now);
+    }
+
+    /// Slots are lent from now on.
+    pub fn lend(&mut self, lent: Arc<dyn Lent>) {
+        self.books.lent = Some(lent);
     }
 
     pub fn reserve(&mut self, slots: usize, now: Moment) {
         self.books.reserved = slots;
-        self.dispatch(now);
+        self.tick(now);
     }
 
     /// Hands slots over to another process: those that are open stay until they are released, and what that process grants is
@@ -204,7 +218,7 @@ impl Core {
         let needed = open + self.books.queue.len();
         let own = (self.books.own.unwrap_or(open) + granted).min(needed).max(open);
         self.books.own = Some(own);
-        self.dispatch(now);
+        self.tick(now);
         Needs { slots: self.books.reserved + own, wanted: needed - own }
     }
 
@@ -213,7 +227,7 @@ impl Core {
     pub fn change(&mut self, limits: Limits, now: Moment) {
         self.books.change(limits, now);
         self.books.outages.retry_full(now);
-        self.dispatch(now);
+        self.tick(now);
     }
 
     /// Begins without tokens, however many the bucket holds.
@@ -225,19 +239,22 @@ impl Core {
 
     /// Serves the requests that came, and pools no connection.
     pub fn drain(&mut self, now: Moment) {
-        if self.mode == Mode::Running {
-            self.mode = Mode::Draining;
-        }
-        self.dispatch(now);
+        self.mode = self.mode.max(Mode::Draining);
+        self.tick(now);
     }
 
     pub fn end(&mut self, now: Moment) {
         self.mode = Mode::Ended;
-        self.dispatch(now);
+        self.tick(now);
+    }
+
+    /// From now on this one sees everything that happens here, or none does.
+    pub fn watch(&mut self, witness: Option<Arc<dyn Witness>>) {
+        self.books.witness = witness;
     }
 
     pub fn tick(&mut self, now: Moment) {
-        self.dispatch(now);
+        self.dispatch(true, now);
     }
 
     pub fn next_decision(&mut self) -> Option<Decision> {
@@ -257,16 +274,12 @@ impl Core {
         self.books.ledger.get(slot).map(|entry| entry.activity.clone()).unwrap_or_default()
     }
 
-    fn dispatch(&mut self, now: Moment) {
-        self.dispatch_with(true, now);
-    }
-
-    fn dispatch_with(&mut self, may_reclaim: bool, now: Moment) {
+    fn dispatch(&mut self, may_reclaim: bool, now: Moment) {
         reclaim::close_surplus(&mut self.books, now);
+        self.books.hold_nothing(now);
         self.refuse_overdue(now);
         self.send_probes(now);
-        self.books.limited_by = None;
-        self.books.limited_until = None;
+        (self.books.limited_by, self.books.limited_until) = (None, None);
         match self.mode {
             Mode::Running => self.admit_all(may_reclaim, now),
             Mode::Draining => {
@@ -275,7 +288,9 @@ impl Core {
             }
             Mode::Ended => self.refuse_all(now),
         }
-        self.books.forget_touched();
+        reclaim::give_back(&mut self.books, now);
+        // No request waits for a pooled connection that it could use, unless admissions are held.
+        self.books.touched.clear();
         // A token that came back unspent is for those that waited in this moment.
         if let Some(bucket) = &mut self.books.bucket {
             bucket.spill();
@@ -292,7 +307,8 @@ impl Core {
     }
 
     fn refuse_all(&mut self, now: Moment) {
-        while let Some(place) = self.books.queue.first().map(|waiter| waiter.request.place) {
+        let places: Vec<Place> = self.books.queue.by_arrival().map(|waiter| waiter.request.place).collect();
+        for place in places {
             self.books.refuse(place, RefusalReason::Draining, now);
         }
     }
@@ -313,8 +329,10 @@ impl Core {
 
     fn admit_all(&mut self, may_reclaim: bool, now: Moment) {
         let books = &mut self.books;
-        if self.paused {
-            books.limited_by = (!books.queue.is_empty()).then_some(LimitedBy::Paused);
+        let is_fleet_paused = books.lent.as_ref().is_some_and(|lent| lent.is_paused());
+        if self.paused || is_fleet_paused {
+            let pause = if is_fleet_paused { LimitedBy::FleetPaused } else { LimitedBy::Paused };
+            books.limited_by = (!books.queue.is_empty()).then_some(pause);
             return;
         }
         while let Some(head) = books.queue.head() {
@@ -327,7 +345,7 @@ impl Core {
                 Ok(slot) => books.admit_to_new(place, slot, now),
                 Err(limited_by) => {
                     books.limited_by = Some(limited_by);
-                    if limited_by == LimitedBy::Slots && may_reclaim {
+                    if matches!(limited_by, LimitedBy::Slots | LimitedBy::Distress) && may_reclaim {
                         reclaim::make_room(books, now);
                     }
                     break;

@@ -32,17 +32,16 @@ pub enum Decision {
         slot: SlotId,
         waited: Duration,
     },
+    /// The slot is that of the connection; it is active now.
     Reuse {
         place: Place,
-        /// The slot of the connection; it is active now.
         slot: SlotId,
         waited: Duration,
     },
+    /// `may_return` is for `Core::keep_place`, as soon as the owner knows of it: before that nobody can come back.
     Refuse {
         place: Place,
         refusal: Refusal,
-        /// The owner of the ticket, with `Core::keep_place`, as soon as it knows: before that nobody can come
-        /// back to it. `None`: it is not kept.
         may_return: Option<Owner>,
     },
     /// Close a kept connection in order. The slot is closing now, and comes back when the socket is gone.
@@ -97,6 +96,8 @@ pub enum RefusalReason {
     QueueTimeout,
     /// The request's own deadline came while the registry took no connections.
     Unreachable,
+    /// One of the two, while nothing is lent.
+    LeaseLost,
     /// The process is going down, and its `drain_timeout` is over.
     Draining,
 }
@@ -106,11 +107,15 @@ pub enum RefusalReason {
 #[serde(rename_all = "snake_case")]
 pub enum LimitedBy {
     Paused,
+    /// An operator has paused all nodes.
+    FleetPaused,
     Unreachable,
     /// `max_connecting` slots are dialling or shaking hands.
     #[serde(rename = "max_connecting")]
     Connecting,
     Slots,
+    /// Slots are free that its distress does not leave in force.
+    Distress,
     #[serde(rename = "rate_per_second")]
     Rate,
 }

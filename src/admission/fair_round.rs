@@ -240,7 +240,7 @@ fn weigh(slot_nanos: u64, weight: u32) -> Level {
     Level::from(slot_nanos) * SCALE / Level::from(weight.max(1))
 }
 
-fn smooth(before: Option<u64>, latest: u64) -> u64 {
+pub(super) fn smooth(before: Option<u64>, latest: u64) -> u64 {
     before.map_or(latest, |before| before - before / 8 + latest / 8)
 }
 
@@ -265,6 +265,15 @@ mod looks {
         pub fn cost(&mut self, key: &K, share: GrantCharge, now: Moment) -> u64 {
             self.advance(now);
             self.cost_of(&self.flows[key], share)
+        }
+
+        /// How far it stands above the present, or below it.
+        pub fn lead(&self, key: &K) -> Level {
+            self.flows[key].level - self.present
+        }
+
+        pub fn greatest_quantum(&self) -> Level {
+            self.flows.values().map(|flow| flow.quantum).max().unwrap_or_default()
         }
 
         pub fn is_at_most_one_quantum_ahead(&self, key: &K) -> bool {

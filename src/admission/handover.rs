@@ -89,7 +89,10 @@ impl<P> Handover<P> {
         let mut state = self.lock();
         match state.seats.remove(&place) {
             Some(Seat::Called(call, may_return)) => {
-                state.keep_place(place, may_return, now);
+                // The seat is empty: whoever comes back may have it.
+                if let Some(owner) = may_return {
+                    state.core.keep_place(place, owner, now);
+                }
                 Poll::Ready(call)
             }
             Some(Seat::Waiting(mut waker)) => {
@@ -111,8 +114,8 @@ impl<P> Handover<P> {
                 let key = key.expect("only who named a key is given a kept connection").clone();
                 return state.keep(slot, key, kept, now);
             }
-            Some(Seat::Called(Call::Refused(_), may_return)) => state.keep_place(place, may_return, now),
-            None => {}
+            Some(Seat::Called(Call::Refused(_), Some(owner))) => state.core.keep_place(place, owner, now),
+            Some(Seat::Called(Call::Refused(_), None)) | None => {}
         }
         state.carry_out()
     }
@@ -161,13 +164,6 @@ impl<P> Handover<P> {
 }
 
 impl<P> State<P> {
-    /// The seat is empty: whoever comes back may have it.
-    fn keep_place(&mut self, place: Place, may_return: Option<Owner>, now: Moment) {
-        if let Some(owner) = may_return {
-            self.core.keep_place(place, owner, now);
-        }
-    }
-
     fn keep(&mut self, slot: SlotId, key: ReuseKey, connection: P, now: Moment) -> Aftermath<P> {
         self.quiet.remove(&slot);
         // In first: the core may hand it on, or close it, at once.

@@ -85,7 +85,7 @@ impl Ledger {
     }
 
     /// All taken slots, the oldest first.
-    pub fn entries(&self) -> impl Iterator<Item = (SlotId, &LedgerEntry)> {
+    pub fn entries(&self) -> impl DoubleEndedIterator<Item = (SlotId, &LedgerEntry)> {
         self.entries.iter().map(|(id, entry)| (*id, entry))
     }
 

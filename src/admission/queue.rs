@@ -123,7 +123,7 @@ impl WaitQueue {
         }
     }
 
-    fn let_go(&mut self, place: Place, now: Moment) {
+    pub fn let_go(&mut self, place: Place, now: Moment) {
         let waiter = self.waiters.get_mut(&place).expect("a target's requests wait");
         if std::mem::take(&mut waiter.held_back) {
             self.held_back -= 1;
@@ -182,10 +182,6 @@ impl WaitQueue {
 
     pub fn get(&self, place: Place) -> Option<&Waiter> {
         self.waiters.get(&place).map(Box::as_ref)
-    }
-
-    pub fn first(&self) -> Option<&Waiter> {
-        self.by_arrival().next()
     }
 
     pub fn by_arrival(&self) -> impl Iterator<Item = &Waiter> {

@@ -28,9 +28,7 @@ pub(super) fn make_room(books: &mut Books, now: Moment) {
 fn reclaim_quiet(books: &mut Books, tokens: usize, now: Moment) {
     let expected = books.freed_lately(now);
     let most = wanted(books, tokens).saturating_sub(expected);
-    for slot in books.quiet.due(now).into_iter().take(most) {
-        books.ask_to_close(slot);
-    }
+    books.quiet.due(now).into_iter().take(most).for_each(|slot| books.ask_to_close(slot));
     let left = wanted(books, tokens);
     if left > 0 {
         let fewer = books.fewer_freed_than(left);
@@ -82,17 +80,27 @@ pub(super) fn close_surplus(books: &mut Books, now: Moment) {
     }
 }
 
+/// Where slots are leased, those beyond the lease are wanted by other nodes: quiet tunnels go as if a request waited.
+pub(super) fn give_back(books: &mut Books, now: Moment) {
+    let open = books.ledger.open() - books.ledger.counts().closing;
+    let excess = open.saturating_sub(books.slots_given() + books.quiet.reclaimed());
+    reclaim_due(books, if books.lent.is_some() { excess } else { 0 }, now);
+}
+
+fn reclaim_due(books: &mut Books, most: usize, now: Moment) {
+    if most > 0 {
+        books.quiet.due(now).into_iter().take(most).for_each(|slot| books.ask_to_close(slot));
+        books.wake_no_later(books.quiet.next_due());
+    }
+}
+
 /// Closes the pooled connections. Where another process takes over, quiet tunnels go as if a request waited: their slots are
 /// of use there.
 pub(super) fn drain(books: &mut Books, now: Moment) {
     while let Some(slot) = books.pooled.nearest_to_its_end() {
         books.close(slot, CloseCause::Draining);
     }
-    if books.own.is_none() {
-        return;
+    if books.own.is_some() {
+        reclaim_due(books, usize::MAX, now);
     }
-    for slot in books.quiet.due(now) {
-        books.ask_to_close(slot);
-    }
-    books.wake_no_later(books.quiet.next_due());
 }

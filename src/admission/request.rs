@@ -56,7 +56,7 @@ pub struct Principal {
     pub client: ClientId,
 }
 
-/// The lane of a request, for the order among one client's own requests.
+/// The lane of a request, for the order among one client's own requests. Lanes are numbered from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lane {
@@ -91,6 +91,11 @@ impl Place {
         Place { sequence: self.sequence | AHEAD, ..self }
     }
 
+    /// The place that it was before: who comes back goes ahead of nobody.
+    pub(super) fn in_turn(self) -> Place {
+        Place { sequence: self.sequence & !AHEAD, ..self }
+    }
+
     pub(super) fn is_ahead(self) -> bool {
         self.sequence & AHEAD != 0
     }
@@ -103,6 +108,15 @@ impl Place {
 /// The key for reuse of a connection: the authority (and later the scheme) that it was opened to.
 pub type ReuseKey = Arc<str>;
 
+/// A description of a request for people. It decides nothing.
+#[derive(Clone, Debug, Default)]
+pub struct RequestLabel {
+    /// The repository, and the tag or digest, where that is visible.
+    pub wants: Option<Arc<str>>,
+    /// The client's socket by its inode, on this machine; else 0.
+    pub socket: u32,
+}
+
 #[derive(Clone, Debug)]
 pub struct AdmissionRequest {
     pub place: Place,
@@ -113,8 +127,7 @@ pub struct AdmissionRequest {
     pub target: Arc<str>,
     /// Pooled connections that would do as well as a new one; `None`: only a new one will do.
     pub reuse: Option<ReuseKey>,
-    /// The repository, and the tag or digest, where that is visible; for people.
-    pub wants: Option<Arc<str>>,
+    pub label: RequestLabel,
     /// Whether it is held: it waits, and is not admitted before [`Gate::let_go`](super::Gate::let_go).
     pub held: bool,
 }
@@ -122,7 +135,8 @@ pub struct AdmissionRequest {
 impl AdmissionRequest {
     /// One that is not held, for a new connection, in the lane of blobs.
     pub fn new(place: Place, deadline: Moment, principal: Principal, target: Arc<str>) -> AdmissionRequest {
-        AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse: None, wants: None, held: false }
+        let (reuse, label, held) = Default::default();
+        AdmissionRequest { place, deadline, principal, lane: Lane::Blob, target, reuse, label, held }
     }
 
     /// The kind of the request: a tunnel does not show its authorities, so no pooled connection serves it; every visible

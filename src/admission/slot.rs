@@ -31,7 +31,7 @@ pub enum SlotState {
     Closing,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     pub connecting: usize,
     pub active: usize,
@@ -77,7 +77,7 @@ pub struct Quiet {
     pub from: Moment,
 }
 
-/// Asks a quiet tunnel to close.
+/// Asks a quiet tunnel to close, which may have moved, or ended, in this very moment.
 pub type OnReclaim = Box<dyn FnOnce() + Send>;
 
 /// An event of a slot, from its holder to the core. The proxy reports everything about a slot as one of these.

@@ -48,6 +48,7 @@ impl Tickets {
     /// Keeps the place of a request that left without having been served.
     pub fn keep(&mut self, owner: Owner, place: Place, now: Moment) {
         self.forget(now);
+        let place = place.in_turn();
         let is_new = !self.ends.contains_key(&(owner, place));
         if self.keep.is_zero() || is_new && self.counts.get(&owner).is_some_and(|count| *count >= MAX_TICKETS_OF_ONE) {
             return;

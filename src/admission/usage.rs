@@ -12,8 +12,7 @@ use std::time::Duration;
 use super::moment::Moment;
 use super::slot::SlotId;
 
-/// A silence is known later than it begins. Busy time counts up to this long ago, so that the sum never has to be
-/// reduced.
+/// A silence is known later than it begins. Busy time counts up to this long ago, so that the sum never has to be reduced.
 const KNOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// Time for which slots were held, and in which they were busy.

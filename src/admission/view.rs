@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::activity::Activity;
 use super::core::Core;
 use super::decision::LimitedBy;
 use super::moment::Moment;
 use super::occupancy::Occupancy;
-use super::request::{ClassId, Lane, Place, Principal, SlotUse};
+use super::request::{ClassId, Lane, Place, Principal, RequestLabel, SlotUse};
 use super::slot::{Counts, Evidence, SlotId, SlotState};
 use super::usage::Used;
 use crate::metrics::Direction;
@@ -56,7 +57,7 @@ pub struct WaiterInfo {
     /// Among its client's own requests.
     pub lane: Lane,
     pub target: Arc<str>,
-    pub wants: Option<Arc<str>>,
+    pub label: RequestLabel,
     pub age: Duration,
     /// The time until its patience ends.
     pub patience_left: Duration,
@@ -85,7 +86,7 @@ pub struct HolderInfo {
 impl Core {
     pub fn snapshot(&self, now: Moment) -> Snapshot {
         Snapshot {
-            slots: self.books.limits.slots,
+            slots: self.books.slots_given(),
             slots_in_force: self.books.slots_in_force(),
             reserved: self.books.reserved,
             open: self.books.ledger.counts(),
@@ -101,10 +102,25 @@ impl Core {
         }
     }
 
+    pub fn may_hold(&self) -> bool {
+        self.books.may_hold()
+    }
+
     /// The slots that are configured or leased, and whether all that are in force are busy.
     pub fn load(&self) -> (usize, bool) {
         let busy = self.books.ledger.open() - self.books.ledger.counts().idle;
-        (self.books.limits.slots, self.books.limited_by == Some(LimitedBy::Slots) || busy >= self.books.slots())
+        let is_full = matches!(self.books.limited_by, Some(LimitedBy::Slots | LimitedBy::Distress));
+        (self.books.slots_given(), is_full || busy >= self.books.slots())
+    }
+
+    /// The connections that are cut so that so many slots come free: the youngest, which have done the least. A slot without a
+    /// socket frees nothing: it dials no more, or another process has its socket.
+    pub fn youngest(&self, most: usize) -> Vec<Arc<Activity>> {
+        let has_socket = |activity: &Activity| activity.cutter.0.get().is_some();
+        let stay = self.books.ledger.entries().rev().filter(|(_, entry)| entry.state != SlotState::Closing);
+        let stay = stay.filter(|(_, entry)| has_socket(&entry.activity));
+        let most = most.saturating_sub(self.books.ledger.counts().closing);
+        stay.take(most).map(|(_, entry)| entry.activity.clone()).collect()
     }
 
     /// Waiters by arrival, and holders, oldest first; at most `most` of each.
@@ -122,7 +138,7 @@ impl Core {
                 kind: waiter.request.slot_use(),
                 lane: waiter.request.lane,
                 target: waiter.request.target.clone(),
-                wants: waiter.request.wants.clone(),
+                label: waiter.request.label.clone(),
                 age: now.since(waiter.request.place.arrived()),
                 patience_left: waiter.request.deadline.since(now),
                 expected_wait: self.books.expected_wait(class, positions[class.0]),

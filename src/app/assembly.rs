@@ -13,9 +13,12 @@ use tokio_util::sync::CancellationToken;
 use super::listeners::ListenAddresses;
 use super::registry_tls::{ReadTls, tls_terms};
 use crate::adapt::Adapt;
-use crate::admission::{ClassId, Gate, Limits, RateLimit};
-use crate::config::{self, Config, OtherHosts, QueueConfig, ReclaimConfig, RepairConfig, Service};
+use crate::admission::{ClassId, Limits, RateLimit};
+use crate::config::{self, Config, Mode, OtherHosts, QueueConfig, ReclaimConfig, RepairConfig, Service};
+use crate::fleet::lent::Lease;
+use crate::lease::settings::LeaseConfig;
 use crate::metrics::{Metrics, OTHER_HOSTS};
+use crate::observe::gate_of;
 use crate::proxy::clients::Classes;
 use crate::proxy::mirror::Mirror;
 use crate::proxy::route::{Claim, Routes};
@@ -36,11 +39,13 @@ pub struct Assembly {
     ended: CancellationToken,
     /// The classes by their numbers, which stay: those that are gone keep theirs.
     classes: Vec<String>,
+    /// A fixed size of the send buffers toward registries.
+    pub send_buffer: Option<usize>,
 }
 
 impl Assembly {
     pub fn new(metrics: Arc<Metrics>, addresses: ListenAddresses, ended: CancellationToken) -> Assembly {
-        Assembly { metrics, addresses, ended, classes: Vec::new() }
+        Assembly { metrics, addresses, ended, classes: Vec::new(), send_buffer: None }
     }
 
     /// The settings by this config, which take over what lives on of those before.
@@ -76,6 +81,8 @@ impl Assembly {
             own,
             ended: self.ended.clone(),
             tls,
+            lease: config.lease.as_ref(),
+            send_buffer: self.send_buffer,
         };
         let claims = config.registries.iter().map(|registry| {
             let before = before.and_then(|(config, settings)| {
@@ -109,13 +116,10 @@ impl Assembly {
         let mut mirrors = BTreeMap::new();
         for (registry, claim) in config.registries.iter().zip(routes.claims()) {
             let name = &registry.name;
-            let address = self.addresses.of(&Service::Mirror(name.clone()));
-            let Some((mirror, cluster)) = registry.mirror.as_ref().zip(claim.cluster.clone()) else { continue };
-            let Some(address) = address else { continue };
-            let class = self.classes.iter().position(|class| *class == mirror.class).unwrap_or_default();
-            let (upstream, hosts) = (claim.upstream.clone(), registry.hosts.clone());
-            let public = registry.public_targets();
-            let mirror = Mirror::new(upstream, ClassId(class), cluster, hosts, public, mirror.rewrite, address);
+            let nodes = claim.cluster.clone().zip(self.addresses.of(&Service::Mirror(name.clone())));
+            let Some((mirror, (cluster, address))) = registry.mirror.as_ref().zip(nodes) else { continue };
+            let class = ClassId(self.classes.iter().position(|class| *class == mirror.class).unwrap_or_default());
+            let mirror = Mirror::new(claim.upstream.clone(), class, cluster, registry, mirror.rewrite, address);
             mirrors.insert(name.clone(), Arc::new(mirror));
         }
         mirrors
@@ -137,13 +141,11 @@ struct Common<'a> {
     own: Arc<[SocketAddr]>,
     ended: CancellationToken,
     tls: ReadTls,
+    send_buffer: Option<usize>,
+    lease: Option<&'a LeaseConfig>,
 }
 
 impl Common<'_> {
-    fn weights(&self) -> Vec<u32> {
-        self.classes.iter().map(|class| class.weight).collect()
-    }
-
     fn queue_terms(&self, queue: &QueueConfig) -> QueueTerms {
         let by_class = |timeout: fn(&config::ClassConfig) -> Option<Duration>, otherwise| {
             self.classes.iter().map(|class| timeout(class).unwrap_or(otherwise)).collect()
@@ -189,31 +191,28 @@ fn upstream_of(
     common: &Common<'_>,
 ) -> Upstream {
     let metrics = common.metrics.of_registry(&registry.name, &common.names);
-    let slots_of_each = slots_of_each(registry);
-    let repair = before.filter(|(config, _)| config.repair == registry.repair);
+    let is_observed = registry.mode == Mode::Observe;
+    let slots_of_each = slots_of_each(registry).filter(|_| !is_observed);
+    let repair = before.filter(|(config, _)| (config.repair, config.mode) == (registry.repair, registry.mode));
     let repair = repair.map(|(_, before)| before.repair.clone());
-    let adapt = adapt_of(registry, before);
-    let before = before.map(|(_, upstream)| upstream);
-    let sized = before.map(|before| before.sized.clone()).unwrap_or_default();
+    let adapt = Adapt::of(registry, before.map(|(config, before)| (config, &before.adapt)));
+    let lease = Lease::of(registry, common.lease, before.and_then(|(_, before)| before.lease.as_ref()));
+    let sized = before.map(|(_, before)| before.sized.clone()).unwrap_or_default();
     // Locked until the gate knows: the last word counts.
     let mut base = sized.lock();
     *base = slots_of_each.zip(nodes).map(|(of_each, nodes)| NodeSlots { of_each, nodes: nodes.clone() });
     let limits = Limits {
-        slots: base.as_ref().map_or(registry.slots, NodeSlots::all),
+        slots: lease.as_ref().map_or_else(|| base.as_ref().map_or(registry.slots, NodeSlots::all), |of| of.floor()),
         depth: registry.queue.depth,
         rate: registry.rate.map(|rate| RateLimit { period: rate.period, burst: rate.burst }),
         idle_timeout: registry.idle_timeout,
         max_lifetime: registry.max_lifetime,
         max_connecting: registry.max_connecting,
         keep_place: registry.queue.keep_place,
-        weights: common.weights(),
+        weights: common.classes.iter().map(|class| class.weight).collect(),
     };
-    let gate = if let Some(before) = before {
-        before.gate.change(limits, metrics.clone());
-        before.gate.clone()
-    } else {
-        Gate::new(limits, metrics.clone())
-    };
+    let before = before.map(|(_, before)| (&before.gate, before.observed.clone()));
+    let (gate, observed) = gate_of(before, limits, is_observed, &metrics);
     drop(base);
     adapt.apply(&gate);
     Upstream {
@@ -225,28 +224,24 @@ fn upstream_of(
             linger: registry.linger,
             stall_timeout: registry.reclaim.stall_timeout,
             least_rate: registry.queue.least_rate,
+            send_buffer: common.send_buffer,
         },
         addresses: AddressPolicy {
             listed: claimed_hosts(registry).iter().filter_map(HostPattern::exact_host).filter_map(Host::ip).collect(),
             own: common.own.clone(),
         },
-        retry_until_deadline: registry.slots != usize::MAX,
         queue: common.queue_terms(&registry.queue),
         classes: common.names.clone(),
         tls: common.tls.get(&registry.name).cloned().unwrap_or_else(|| Arc::new(Tls::new(tls_terms(&registry.tls)))),
         repair: repair.unwrap_or_else(|| Arc::new(Repair::new(registry.repair.enabled))),
         adapt,
+        observed,
+        lease,
         slots_of_each,
         sized,
         resolver: common.resolver.clone(),
         ended: common.ended.clone(),
     }
-}
-
-/// The limit that yields: the same that stood unless its settings changed.
-fn adapt_of(registry: &config::RegistryConfig, before: Option<(&config::RegistryConfig, &Upstream)>) -> Arc<Adapt> {
-    let same = before.filter(|(config, _)| config.adapt == registry.adapt).map(|(_, before)| before.adapt.clone());
-    same.unwrap_or_else(|| Arc::new(Adapt::new(registry.adapt.enabled.unwrap_or_default(), registry.adapt.floor)))
 }
 
 /// The slots of each node, where each has its own.

@@ -17,11 +17,7 @@ pub enum StartError {
     Control(String),
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
-    /// The files that TLS to a registry needs are not usable.
+    /// The files that TLS to a registry needs are not usable: the setting, the file and what is wrong with it.
     #[error("registries.{registry}.{error}")]
-    Tls {
-        registry: String,
-        /// The setting, the file and what is wrong with it.
-        error: TlsError,
-    },
+    Tls { registry: String, error: TlsError },
 }

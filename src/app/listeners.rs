@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use super::error::StartError;
 use super::inherited::Inherited;
 use crate::config::{Config, Service};
+use crate::tcp;
 
 /// Connections that wait to be accepted, at most.
 const BACKLOG: i32 = 4096;
@@ -22,11 +23,7 @@ impl ListenAddresses {
         self.0.iter().map(|(_, address)| *address)
     }
 
-    /// The address of the proxy.
-    ///
-    /// # Panics
-    /// Never: a running sidecar has one.
-    #[must_use]
+    /// The address of the proxy, which every running sidecar has.
     pub fn proxy(&self) -> SocketAddr {
         self.of(&Service::Proxy).expect("always opened")
     }
@@ -62,6 +59,7 @@ pub(super) fn open(config: &Config, inherited: &mut Inherited) -> Result<Vec<Lis
         let is_bound_here = taken.is_none();
         let opened = taken.map_or_else(|| bind(address), Ok).and_then(|socket| {
             socket.set_nonblocking(true)?;
+            tcp::prepare_listener(&socket)?;
             Ok((socket.local_addr()?, socket))
         });
         let (address, socket) = opened.map_err(|cause| StartError::Bind { key: service.key(), address, cause })?;

@@ -36,7 +36,7 @@ async fn the_files_of_tls_are_read_once() {
     fs::write(&authority, made.cert.pem()).unwrap();
     let text = format!("{LEAST}[registries.stub.tls]\nca_file = '{}'\n", authority.display());
     let mut running = started(&folder.path().join("sidecar.toml"), &text).await;
-    let is_usable = |running: &Running| running.upstreams()[0].tls.check().is_ok();
+    let is_usable = |running: &Running| running.reservations.upstreams()[0].tls.check().is_ok();
     fs::remove_file(&authority).unwrap();
     assert!(is_usable(&running));
     fs::write(&authority, made.cert.pem()).unwrap();
@@ -54,7 +54,7 @@ async fn a_registry_does_not_get_a_host_that_may_be_open_elsewhere() {
     let file = folder.path().join("sidecar.toml");
     let old = format!("{LEAST}[registries.wide]\nhosts = ['*.example.com', 'one.test:443']\ncap = 1\nshare = 1\n");
     let mut running = started(&file, &old).await;
-    let other_hosts = running.upstreams().last().unwrap().gate.clone();
+    let other_hosts = running.reservations.upstreams().last().unwrap().gate.clone();
     let open = slot_toward(&other_hosts, "registry.test:443").await;
     let mut taken = |hosts: &str| {
         let new = format!("{old}[registries.new]\nhosts = [{hosts}]\ncap = 7\nshare = 1\n");
@@ -82,7 +82,7 @@ async fn a_file_that_changes_during_the_start_is_noticed() {
     let mut running = started(&file, LEAST).await;
     tokio::time::timeout(Duration::from_secs(10), running.config_changed()).await.expect("it differs");
     running.reload("the file has changed");
-    assert_eq!(running.upstreams()[0].gate.snapshot().slots, 7);
+    assert_eq!(running.reservations.upstreams()[0].gate.snapshot().slots, 7);
     running.drain().await;
 }
 

@@ -43,22 +43,33 @@ pub fn inodes_of(process: &Path) -> HashSet<u32> {
     descriptors.filter_map(|descriptor| inode(fs::read_link(descriptor.path()).ok()?)).collect()
 }
 
-/// The commands that have these sockets, where they can be seen. Another process of this program, which hands over or was asked by
-/// the operator, has `None`: its sockets are not foreign.
-pub fn commands_of(inodes: &HashSet<u32>) -> HashMap<u32, Option<String>> {
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SocketProcess {
+    pub pid: u32,
+    pub command: String,
+}
+
+impl SocketProcess {
+    /// Another process of this program, which hands over or was asked by the operator: its sockets are not foreign.
+    pub fn is_ours(&self) -> bool {
+        self.command == OUR_COMMAND
+    }
+}
+
+/// The processes that have these sockets, where they can be seen. It reads much of `/proc`, which takes a while.
+pub fn processes_of(inodes: &HashSet<u32>) -> HashMap<u32, SocketProcess> {
     let mut found = HashMap::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    for process in processes.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()))
-    {
-        let process = process.path();
+    let processes = processes.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())));
+    for (pid, process) in processes {
         let its: Vec<u32> = inodes_of(&process).intersection(inodes).copied().collect();
         if its.is_empty() {
             continue;
         }
         let Ok(command) = fs::read_to_string(process.join("comm")) else { continue };
-        let command = command.trim().to_owned();
-        let command = (command != OUR_COMMAND).then_some(command);
-        found.extend(its.into_iter().map(|inode| (inode, command.clone())));
+        let process = SocketProcess { pid, command: command.trim().to_owned() };
+        found.extend(its.into_iter().map(|inode| (inode, process.clone())));
         if found.len() == inodes.len() {
             break;
         }

@@ -1,13 +1,14 @@
 //! One reading of the kernel's list: which sockets toward a registry are ours, and which are not.
 //!
-//! A list takes a while to read. So it is read before and after our descriptors, and only what stands in both counts: a socket
-//! of ours that stood all the time is among our descriptors.
+//! A list takes a while to read, and our descriptors are read after it. A socket that is not among them is foreign, or was ours and
+//! is closed by then: it is looked for once more in a second list. Where nothing goes around, one list is enough.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::owners::{commands_of, inodes_of};
+use super::mark::has_mark;
+use super::owners::{inodes_of, processes_of};
 use crate::kernel::{LISTENING, ListedSocket, STANDING, sockets_of_family, table};
 
 /// An address of a registry.
@@ -26,33 +27,27 @@ pub struct Sightings {
 /// Fails with the reason why nothing can be seen.
 pub fn look(places: &BTreeSet<RegistryAddress>) -> Result<Sightings, &'static str> {
     let list = || by_netlink().or_else(in_proc).ok_or("the kernel does not show the sockets");
-    let before: HashSet<u32> = list()?.into_iter().map(|socket| socket.inode).collect();
+    let sockets = list()?;
     let own = inodes_of(Path::new("/proc/self"));
-    let after = list()?;
-    let is_foreign = |socket: &&ListedSocket| socket.inode != 0 && !own.contains(&socket.inode);
-    if !after.iter().any(|socket| is_foreign(&socket)) {
+    let is_foreign = |socket: &ListedSocket| socket.inode != 0 && !own.contains(&socket.inode);
+    if !sockets.iter().any(is_foreign) {
         return Err("no other process uses this network (a pod without hostNetwork sees only itself)");
     }
-    let stood = |socket: &&ListedSocket| {
-        socket.inode != 0
-            && before.contains(&socket.inode)
-            && places.contains(&(socket.remote.ip(), socket.remote.port()))
-    };
-    let (ours, others): (Vec<&ListedSocket>, Vec<&ListedSocket>) =
-        after.iter().filter(stood).partition(|socket| !is_foreign(socket));
-    let inodes: HashSet<u32> = others.iter().map(|socket| socket.inode).collect();
-    let commands = if inodes.is_empty() { HashMap::new() } else { commands_of(&inodes) };
     let place = |socket: &ListedSocket| (socket.remote.ip(), socket.remote.port());
-    let mut sightings = Sightings { ours: ours.into_iter().map(place).collect(), others: Vec::new() };
-    for socket in others {
-        match commands.get(&socket.inode) {
-            // Another process of this program.
-            Some(None) => {}
-            Some(command) => sightings.others.push((place(socket), (socket.uid, command.clone()))),
-            None => sightings.others.push((place(socket), (socket.uid, None))),
-        }
+    let toward = sockets.iter().filter(|socket| socket.inode != 0 && places.contains(&place(socket)));
+    let (mut others, ours): (Vec<&ListedSocket>, Vec<&ListedSocket>) = toward.partition(|socket| is_foreign(socket));
+    others.retain(|socket| !has_mark(socket));
+    if !others.is_empty() {
+        let still: HashSet<u32> = list()?.iter().map(|socket| socket.inode).collect();
+        others.retain(|socket| still.contains(&socket.inode));
     }
-    Ok(sightings)
+    let inodes: HashSet<u32> = others.iter().map(|socket| socket.inode).collect();
+    let processes = if inodes.is_empty() { HashMap::new() } else { processes_of(&inodes) };
+    let foreign = others.into_iter().filter_map(|socket| match processes.get(&socket.inode) {
+        Some(process) if process.is_ours() => None,
+        process => Some((place(socket), (socket.uid, process.map(|process| process.command.clone())))),
+    });
+    Ok(Sightings { ours: ours.into_iter().map(place).collect(), others: foreign.collect() })
 }
 
 /// Every socket of this network that stands or listens; `None` where the kernel does not answer.
@@ -85,7 +80,7 @@ mod tests {
             let client = TcpStream::connect(remote).unwrap();
             let find = |sockets: Vec<ListedSocket>| sockets.into_iter().find(|socket| socket.remote == remote).unwrap();
             let asked = find(by_netlink().unwrap());
-            assert_eq!(asked, find(in_proc().unwrap()));
+            assert_eq!(ListedSocket { send_buffer: None, ..asked }, find(in_proc().unwrap()));
             assert_eq!(asked.uid, rustix::process::geteuid().as_raw());
             assert!(inodes_of(Path::new("/proc/self")).contains(&asked.inode));
             let place = (remote.ip(), remote.port());

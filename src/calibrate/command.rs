@@ -10,6 +10,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::pressure::Pressure;
 use super::run;
 use crate::config::Config;
+use crate::control::address::{config_file, listen_of};
+use crate::control::ask;
+use crate::control::order::{self, Unsent};
+use crate::control::socket::usual_path;
 
 /// How long requests under way may take after the sidecar was paused.
 const GIVES_UP: Duration = Duration::from_secs(60);
@@ -54,7 +58,7 @@ pub struct CalibrateArguments {
 }
 
 /// The sidecar that may run here.
-pub struct LocalSidecar<'a> {
+struct LocalSidecar<'a> {
     /// Its `/status`; `None` where none runs.
     pub status: &'a dyn Fn() -> Option<String>,
     /// Sends an order about the registry: `pause`, `resume`; tells the sidecar's objection.
@@ -78,9 +82,20 @@ impl Drop for Paused<'_> {
     }
 }
 
+/// Tests a registry of this config. A sidecar that runs here is paused meanwhile.
+pub fn on_this_node(asked: &CalibrateArguments, file: Option<&Path>) -> Result<String, Unsent> {
+    let usage = |told: String| Unsent { is_usage: true, told };
+    let config = Config::load(config_file(file)).map_err(|error| usage(error.to_string()))?;
+    let path = |action: &str| format!("/registries/{}/{action}", asked.registry);
+    let send = |action: &str| order::send(listen_of(file), None, &path(action)).map(drop).map_err(|unsent| unsent.told);
+    let status = || ask::status(&config.listen.control.clone().unwrap_or_else(usual_path), config.listen.admin).ok();
+    execute(asked, &config, &LocalSidecar { status: &status, order: &send })
+        .map_err(|told| Unsent { is_usage: false, told })
+}
+
 /// Runs the test, and tells the text to print.
 /// Fails when it may not start, or the registry does not serve what is asked for.
-pub fn execute(asked: &CalibrateArguments, config: &Config, sidecar: &LocalSidecar<'_>) -> Result<String, String> {
+fn execute(asked: &CalibrateArguments, config: &Config, sidecar: &LocalSidecar<'_>) -> Result<String, String> {
     let pressure = asked.pressure()?;
     asked.confirm(&pressure)?;
     let runtime =

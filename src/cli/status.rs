@@ -7,7 +7,7 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Style};
 use serde_json::Value;
 
-use crate::explain::words::{number, plain, span};
+use crate::explain::words::{limit, number, plain, span};
 
 /// Columns that a line may take.
 const WIDTH: usize = 80;
@@ -170,9 +170,7 @@ fn picture(text: &mut String, name: &str, registry: &Value) {
     let condition = condition(registry);
     let _ = writeln!(text, "{}  {condition}", painted(BOLD, &plain(name, 40)));
     let _ = writeln!(text, "  slots    {} {open} of {slots}", bar(registry));
-    if let reserved @ 1.. = number(&registry["reserved"]) {
-        let _ = writeln!(text, "           {reserved} reserved: another process holds them");
-    }
+    *text += &crate::observe::words::of_slots(registry);
     let states = STATES.map(|(key, letter, word, colour)| {
         format!("{} {word} {}", painted(colour, &letter.to_string()), number(&registry[key]))
     });
@@ -183,6 +181,7 @@ fn picture(text: &mut String, name: &str, registry: &Value) {
         _ => format!(", the oldest for {}", span(registry["oldest_wait_seconds"].as_f64().unwrap_or(0.0))),
     };
     let _ = writeln!(text, "  waiting  {waiting}{oldest}");
+    *text += &crate::observe::words::text(&registry["observe"]);
     *text += &crate::bypass::words::text(&registry["bypass"], |line| painted(RED, &plain(line, WIDTH - 2)));
     let classes = registry["classes"].as_object().into_iter().flatten();
     let classes: Vec<Row> = classes.map(|(class, counts)| Row::new(&[class], counts)).collect();
@@ -200,15 +199,15 @@ fn picture(text: &mut String, name: &str, registry: &Value) {
 
 /// The reason why requests wait, in words.
 fn condition(registry: &Value) -> String {
+    if registry["lease"]["paused"] == true {
+        return painted(YELLOW, "paused on all nodes: no request is admitted");
+    }
     if registry["paused"] == true {
         return painted(YELLOW, "paused: no request is admitted");
     }
     match registry["limited_by"].as_str() {
-        Some("slots") => painted(YELLOW, "no slot is free"),
-        Some("rate_per_second") => painted(YELLOW, "no token is due"),
-        Some("max_connecting") => painted(YELLOW, "max_connecting is reached"),
-        Some("unreachable") => painted(RED, "takes no connections"),
-        Some(other) => painted(YELLOW, &plain(other, 30)),
+        Some(limited_by) => painted(if limited_by == "unreachable" { RED } else { YELLOW }, &limit(registry)),
+        None if registry["mode"] == "observe" => painted(YELLOW, "observed: nothing is held"),
         None => painted(GREEN, "open"),
     }
 }
@@ -332,9 +331,10 @@ other hosts: 2 open, 1 active
     fn what_keeps_those_who_wait_is_told_in_words() {
         let table = [
             (json!({"paused": true, "limited_by": "paused"}), "paused: no request is admitted"),
-            (json!({"limited_by": "rate_per_second"}), "no token is due"),
-            (json!({"limited_by": "max_connecting"}), "max_connecting is reached"),
-            (json!({"limited_by": "unreachable"}), "takes no connections"),
+            (json!({"limited_by": "rate_per_second"}), "rate_per_second lets no connection open yet"),
+            (json!({"limited_by": "max_connecting"}), "max_connecting dials are under way"),
+            (json!({"limited_by": "unreachable"}), "the registry takes no connections"),
+            (json!({"mode": "observe"}), "observed: nothing is held"),
             (json!({}), "open"),
         ];
         for (registry, words) in table {

@@ -24,6 +24,8 @@ impl Change {
         let once = ["proxy", "admin", "metrics", "control", "control_token_file"];
         key.strip_prefix("listen.").is_some_and(|key| once.contains(&key))
             || ["threads", "log.format"].contains(&key)
+            || key.starts_with("lease.")
+            || [&self.from, &self.to].into_iter().flatten().any(|value| value == "lease")
             || key.ends_with(".mirror.listen")
             || key.rsplit_once('.').is_some_and(|(_, name)| name == "hosts") && self.loses_some()
     }

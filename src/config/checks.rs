@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use super::model::{Config, OtherHosts, Service};
 use super::reader::Section;
+use crate::lease;
 use crate::target::Origin;
 
 /// Notes what does not hold between the tables.
@@ -12,6 +13,7 @@ pub(super) fn check(config: &Config, root: &mut Section<'_>) {
     check_claims_of_registries(config, root);
     check_claims_of_classes(config, root);
     check_listeners(config, root);
+    lease::checks::check(config, root);
     for registry in &config.registries {
         let class = registry.mirror.as_ref().map(|mirror| &mirror.class);
         if let Some(class) = class.filter(|name| !config.classes.iter().any(|class| class.name == **name)) {

@@ -8,9 +8,9 @@ use std::fmt;
 /// An exact number of zero or more, in lowest terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fraction {
-    numerator: u64,
+    pub(super) numerator: u64,
     /// Never 0.
-    denominator: u64,
+    pub(super) denominator: u64,
 }
 
 impl Fraction {
@@ -48,17 +48,8 @@ impl Fraction {
         Self::new(self.numerator, self.denominator.checked_mul(100)?)
     }
 
-    pub(super) fn numerator(self) -> u64 {
-        self.numerator
-    }
-
-    /// Never 0.
-    pub(super) fn denominator(self) -> u64 {
-        self.denominator
-    }
-
     /// The product with a whole number, rounded down.
-    pub(super) fn floor_times(self, factor: u64) -> u128 {
+    pub(crate) fn floor_times(self, factor: u64) -> u128 {
         u128::from(factor) * u128::from(self.numerator) / u128::from(self.denominator)
     }
 

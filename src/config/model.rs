@@ -11,12 +11,13 @@ use ipnet::IpNet;
 
 use super::problem::Problem;
 use super::reader::Section;
-use super::registry::{DEFAULT_CLASS, RegistryConfig};
-use super::shown::{KeyLines, Shown, ShownSettings};
+use super::registry::{DEFAULT_CLASS, Mode, RegistryConfig};
+use super::shown::{KeyLines, ShownSettings, shown};
 use super::table::table;
 use super::value::{
     MAX_COUNT, address, count, duration, loopback, network, path, seconds, socket_path, some, text, whole, word,
 };
+use crate::lease::settings::LeaseConfig;
 
 table! {
     /// A whole configuration that holds together.
@@ -35,6 +36,8 @@ table! {
         classes: Vec<ClassConfig> = Vec::new(), table(classes);
         /// The policy for hosts that no registry lists.
         other_hosts: OtherHosts = OtherHosts::Direct, table(OtherHosts::read);
+        /// The store that lends slots, where a share is leased.
+        lease: Option<LeaseConfig> = None, optional_table(LeaseConfig::read);
     } and {
         /// Settings that are allowed but probably mistakes, in the order of the file.
         warnings: Vec<Problem> = Vec::new();
@@ -167,21 +170,11 @@ pub enum OtherHosts {
     Deny,
 }
 
+shown! { OtherHosts, LogFormat, Mode => |word| format!("{word:?}").to_ascii_lowercase(); }
+
 impl OtherHosts {
     fn read(&mut self, section: &mut Section<'_>) {
         section.value("policy", self, word([("direct", OtherHosts::Direct), ("deny", OtherHosts::Deny)]));
-    }
-}
-
-impl Shown for OtherHosts {
-    fn shown(&self) -> Option<String> {
-        Some(format!("{self:?}").to_ascii_lowercase())
-    }
-}
-
-impl Shown for LogFormat {
-    fn shown(&self) -> Option<String> {
-        Some(format!("{self:?}").to_ascii_lowercase())
     }
 }
 

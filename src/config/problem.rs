@@ -4,42 +4,36 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One thing in the file that is wrong, or that is allowed but likely not meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The setting with its full path, such as `registries.harbor.queue.depth`; empty when the
-    /// line belongs to none.
+    /// The setting with its full path, such as `registries.harbor.queue.depth`; empty when the line belongs to none.
     pub key: String,
-    /// The line in the file, counted from 1. For a setting that is missing, the line of the table
-    /// that should hold it.
+    /// The line in the file, counted from 1. For a setting that is missing, the line of the table that should hold it.
     pub line: usize,
     /// The problem and its cure, as a sentence without a capital or a full stop.
     pub reason: String,
 }
 
 impl Problem {
-    /// Writes the text behind the place: the key, if there is one, and the reason.
-    fn write_subject(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
-        }
-        f.write_str(&self.reason)
+    /// With the place before it: `file:line` where there is a file, the form that editors jump to.
+    fn shown(&self, file: Option<&Path>) -> String {
+        let place =
+            file.map_or_else(|| format!("line {}", self.line), |file| format!("{}:{}", file.display(), self.line));
+        let key = if self.key.is_empty() { String::new() } else { format!("{}: ", self.key) };
+        format!("{place}: {key}{}", self.reason)
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}: ", self.line)?;
-        self.write_subject(f)
+        f.write_str(&self.shown(None))
     }
 }
 
-/// Every problem of one file, at least one, in the order of their lines.
-///
-/// Displayed one a line: as `sidecar.toml:12: registries.harbor.share: ...`, the form that editors
-/// jump to, or as `line 12: ...` for a text without a file.
+/// Every problem of one file, at least one, in the order of their lines. Displayed one a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
     pub(super) file: Option<PathBuf>,
@@ -49,19 +43,8 @@ pub struct Problems {
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().enumerate() {
-            if index > 0 {
-                f.write_str("\n")?;
-            }
-            match &self.file {
-                Some(file) => {
-                    write!(f, "{}:{}: ", file.display(), problem.line)?;
-                    problem.write_subject(f)?;
-                }
-                None => problem.fmt(f)?,
-            }
-        }
-        Ok(())
+        let lines = self.problems.iter().map(|problem| problem.shown(self.file.as_deref()));
+        f.write_str(&lines.collect::<Vec<_>>().join("\n"))
     }
 }
 
@@ -71,11 +54,7 @@ impl std::error::Error for Problems {}
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("cannot read {}: {cause}", .path.display())]
-    Unreadable {
-        path: PathBuf,
-        /// The error of the operating system; part of the message, so not repeated as its source.
-        cause: io::Error,
-    },
+    Unreadable { path: PathBuf, cause: io::Error },
     #[error(transparent)]
     Problems(Problems),
 }

@@ -21,11 +21,10 @@ pub struct ConnectRate {
 }
 
 impl ConnectRate {
-    /// A bucket that grows `per_second` tokens each second; `None` when that is not from 0.001 to
-    /// 1000000.
+    /// A bucket that grows `per_second` tokens each second; `None` when that is not from 0.001 to 1000000.
     pub(super) fn new(per_second: Fraction, burst: Option<NonZeroU32>) -> Option<Self> {
-        let tokens = u128::from(per_second.numerator());
-        let seconds = u128::from(per_second.denominator());
+        let tokens = u128::from(per_second.numerator);
+        let seconds = u128::from(per_second.denominator);
         if tokens > seconds * 1_000_000 || tokens * 1_000 < seconds {
             return None;
         }

@@ -78,7 +78,7 @@ impl Report {
 }
 
 /// One table of the file (or the place for one), while it is read.
-pub(super) struct Section<'a> {
+pub(crate) struct Section<'a> {
     report: &'a mut Report,
     /// `None` for a table that the file does not have: all its settings are absent.
     table: Option<&'a DeTable<'a>>,
@@ -99,7 +99,7 @@ impl<'a> Section<'a> {
     }
 
     /// Reads a setting that has a default.
-    pub(super) fn value<T: Shown>(
+    pub(crate) fn value<T: Shown>(
         &mut self,
         key: &'static str,
         field: &mut T,
@@ -120,18 +120,6 @@ impl<'a> Section<'a> {
             None => {}
         }
         self.record(key, field);
-    }
-
-    /// Reads a setting that must be there; `example` shows how to write it.
-    pub(super) fn required<T: Shown>(
-        &mut self,
-        key: &'static str,
-        field: &mut T,
-        example: &str,
-        read: impl FnOnce(&DeValue<'_>) -> Parsed<T>,
-    ) {
-        self.value(key, field, read);
-        self.demand(key, example);
     }
 
     /// Reads a list that may be absent, but not empty: an empty list could be read as "none" or as "any". Each bad
@@ -164,20 +152,6 @@ impl<'a> Section<'a> {
             }
         }
         self.record(key, field);
-    }
-
-    /// Reads a list that must be there.
-    pub(super) fn required_list<T>(
-        &mut self,
-        key: &'static str,
-        field: &mut Vec<T>,
-        example: &str,
-        read: impl Fn(&DeValue<'_>) -> Parsed<T>,
-    ) where
-        Vec<T>: Shown,
-    {
-        self.list(key, field, example, read);
-        self.demand(key, example);
     }
 
     /// Reads the table under `key`. When the file does not have it, all its settings are absent.
@@ -222,7 +196,7 @@ impl<'a> Section<'a> {
     }
 
     /// Notes a problem with a setting of this section, or with the section itself for an empty key.
-    pub(super) fn problem(&mut self, key: &str, reason: String) {
+    pub(crate) fn problem(&mut self, key: &str, reason: String) {
         self.report.note(Problem { key: self.path_of(key), line: self.line_of(key), reason });
     }
 
@@ -243,7 +217,7 @@ impl<'a> Section<'a> {
     }
 
     /// Whether no problem with this setting is known.
-    pub(super) fn is_sound(&self, key: &str) -> bool {
+    pub(crate) fn is_sound(&self, key: &str) -> bool {
         !self.report.unsound.contains(&self.path_of(key))
     }
 
@@ -293,7 +267,7 @@ impl<'a> Section<'a> {
     }
 
     /// Notes a setting that is required and absent.
-    fn demand(&mut self, key: &str, example: &str) {
+    pub(crate) fn demand(&mut self, key: &str, example: &str) {
         let is_overridden = self.report.overrides.contains_key(&environment_name(&self.path_of(key)));
         if self.find_below(key).is_none() && !is_overridden {
             self.missing(key, format!("is required, for instance {key} = {example}"));
@@ -349,8 +323,7 @@ fn unknown_key(key: &str, known: &[&str]) -> String {
     }
 }
 
-/// How many letters must be added, dropped or changed to get from one word to the other
-/// (Levenshtein).
+/// How many letters must be added, dropped or changed to get from one word to the other (Levenshtein).
 fn distance(from: &str, to: &str) -> usize {
     let mut row: Vec<usize> = (0..=to.chars().count()).collect();
     for (i, a) in from.chars().enumerate() {

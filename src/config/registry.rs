@@ -12,7 +12,7 @@ use super::share::Share;
 use super::table::table;
 use super::value::{
     MAX_COUNT, address, bytes_per_second, count, decimal, duration, flag, host, loopback, name, origins, path, seconds,
-    share, some, text, whole,
+    share, some, text, whole, word,
 };
 use crate::target::{Host, HostPattern, Origin, Target};
 
@@ -21,15 +21,24 @@ pub const DEFAULT_CLASS: &str = "default";
 /// The label of targets without a registry in metrics, so no registry may be called that.
 const RESERVED_NAME: &str = "other_hosts";
 
+/// Whether the cap holds, or nothing is held and what would have waited is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Enforce,
+    Observe,
+}
+
 table! {
     /// One registry: a named upstream with a cap, and how this node uses its share of it.
     RegistryConfig {
         /// The hosts it answers under, at least one; no other registry claims the same.
-        hosts: Vec<HostPattern> = Vec::new(), required_list("[\"harbor.example.com\"]", host);
+        hosts: Vec<HostPattern> = Vec::new(), list("[\"harbor.example.com\"]", host) required "[\"harbor.example.com\"]";
         /// Connections that the registry can serve, all sidecars together.
-        cap: u32 = 0, required("200", whole(1..=MAX_COUNT));
+        cap: u32 = 0, value(whole(1..=MAX_COUNT)) required "200";
         /// This node's part of the cap.
-        share: Share = Share::WHOLE, required("\"1/20\"", share);
+        share: Share = Share::WHOLE, value(share) required "\"1/20\"";
+        /// Whether cap and rate hold, or are only observed.
+        mode: Mode = Mode::Enforce, value(word([("enforce", Mode::Enforce), ("observe", Mode::Observe)]));
         /// New connections a second; `None` for no limit. See `rate`.
         rate_per_second: Option<Fraction> = None, value(some(decimal));
         /// New connections at once after a pause; `None` for those of one second. See `rate`.
@@ -154,9 +163,9 @@ table! {
     /// The part `mirror` of a registry.
     MirrorConfig {
         /// Address of the mirror listener.
-        listen: SocketAddr = loopback(0), required("\"127.0.0.1:4130\"", address);
+        listen: SocketAddr = loopback(0), value(address) required "\"127.0.0.1:4130\"";
         /// Where requests go, at least one URL; several are the nodes of one cluster.
-        upstream: Vec<Origin> = Vec::new(), required("\"https://harbor.example.com\"", origins);
+        upstream: Vec<Origin> = Vec::new(), value(origins) required "\"https://harbor.example.com\"";
         /// The URLs by which the registry calls itself; `None` for what [`RegistryConfig::public_targets`] says.
         public_urls: Option<Vec<Origin>> = None, value(some(origins));
         /// Whether a realm, Location or Link that names one of the public URLs leads back to the mirror.

@@ -7,19 +7,21 @@ use std::fmt;
 
 use super::fraction::Fraction;
 
-/// This node's part of a cap: an exact fraction, more than 0 and at most 1.
+/// This node's part of a cap: an exact fraction, more than 0 and at most 1, or as much as all nodes together lend it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Share(Fraction);
+pub struct Share(Fraction, bool);
 
 impl Share {
     /// All of the cap.
-    pub(super) const WHOLE: Share = Share(Fraction::ONE);
+    pub(super) const WHOLE: Share = Share(Fraction::ONE, false);
+    /// Of a store that lends the cap to all nodes. At most, that is all of it.
+    pub const LEASED: Share = Share(Fraction::ONE, true);
 
-    /// Reads `1/20`, `5%`, `2.5%`, `0.05` or `1`.
+    /// Reads `1/20`, `5%`, `2.5%`, `0.05`, `1` or `lease`.
     /// Fails for any other text, and for a share that is not more than 0 and at most 1.
     pub fn parse(text: &str) -> Result<Self, BadShare> {
         if text == "lease" {
-            return Err(BadShare::Leased);
+            return Ok(Share::LEASED);
         }
         let fraction = match text.strip_suffix('%') {
             Some(percent) => Fraction::decimal(percent).and_then(Fraction::hundredth),
@@ -27,7 +29,7 @@ impl Share {
         };
         match fraction {
             None => Err(BadShare::Unreadable(text.to_owned())),
-            Some(share) if (1..=share.denominator()).contains(&share.numerator()) => Ok(Self(share)),
+            Some(share) if (1..=share.denominator).contains(&share.numerator) => Ok(Self(share, false)),
             Some(_) => Err(BadShare::OutOfRange(text.to_owned())),
         }
     }
@@ -42,8 +44,8 @@ impl Share {
     /// rounded up, so what is less than 1 looks like it.
     pub fn of(self, cap: u32) -> String {
         let cap = u64::from(cap);
-        let denominator = u128::from(self.0.denominator());
-        let mut rest = u128::from(cap) * u128::from(self.0.numerator()) % denominator;
+        let denominator = u128::from(self.0.denominator);
+        let mut rest = u128::from(cap) * u128::from(self.0.numerator) % denominator;
         let mut shown = self.0.floor_times(cap).to_string();
         let mut digits = String::new();
         while rest > 0 && digits.trim_start_matches('0').len() < 3 {
@@ -63,18 +65,15 @@ impl Share {
 
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        if *self == Share::LEASED { f.write_str("lease") } else { self.0.fmt(f) }
     }
 }
 
 /// Why a text is not a share.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadShare {
-    /// It asks for a share that changes with the load of other nodes.
-    #[error("leased shares are not built into this version: write a fixed share such as \"1/20\"")]
-    Leased,
     /// It is no number.
-    #[error("{0:?} is not a share: write a fraction \"1/20\", a percentage \"5%\" or a decimal 0.05")]
+    #[error("{0:?} is not a share: write a fraction \"1/20\", a percentage \"5%\", a decimal 0.05 or \"lease\"")]
     Unreadable(String),
     /// It is a number, but nothing or more than everything.
     #[error("a share is more than 0 and at most 1, not {0}")]
@@ -118,7 +117,7 @@ mod tests {
             let expected = BadShare::OutOfRange(text.to_owned());
             assert_eq!(Share::parse(text), Err(expected));
         }
-        assert_eq!(Share::parse("lease"), Err(BadShare::Leased));
+        assert_eq!(Share::parse("lease").unwrap().to_string(), "lease");
     }
 
     #[test]

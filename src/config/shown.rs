@@ -29,14 +29,14 @@ impl PartialEq for KeyLines {
 impl Eq for KeyLines {}
 
 /// A value in words.
-pub(super) trait Shown {
+pub(crate) trait Shown {
     /// `None` for a value that is not there.
     fn shown(&self) -> Option<String>;
 }
 
 macro_rules! shown {
     ($($($kind:ty),+ => $shown:expr;)+) => {
-        $($(impl Shown for $kind {
+        $($(impl $crate::config::shown::Shown for $kind {
             fn shown(&self) -> Option<String> {
                 let shown: fn(&$kind) -> String = $shown;
                 Some(shown(self))
@@ -44,6 +44,8 @@ macro_rules! shown {
         })+)+
     };
 }
+
+pub(super) use shown;
 
 shown! {
     bool, u32, usize, String, SocketAddr, IpNet, Fraction, Share, Host, HostPattern, Origin => ToString::to_string;

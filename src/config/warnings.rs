@@ -8,8 +8,9 @@ use humantime::format_duration;
 
 use super::model::Config;
 use super::problem::Problem;
-use super::registry::{MirrorConfig, ReclaimConfig, RegistryConfig};
-use crate::target::{Host, HostPattern};
+use super::registry::{MirrorConfig, Mode, ReclaimConfig, RegistryConfig};
+use crate::lease::checks::wasted_share;
+use crate::target::{Host, HostPattern, Origin};
 
 /// How long Go's HTTP client, and with it most pullers, waits for the answer to a CONNECT.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(60);
@@ -22,11 +23,9 @@ pub(super) fn about(config: &Config, line_of: impl Fn(&str) -> usize) -> Vec<Pro
     let mut found = Vec::new();
     found.extend(open_admin(config));
     for registry in &config.registries {
-        found.extend(late_refusals(registry));
-        found.extend(long_idle(registry));
-        found.extend(blind_trust(registry));
+        found.extend(mistakes(registry));
         found.extend(short_pauses(registry));
-        found.extend(leaving_setting(registry));
+        found.extend(wasted_share(config, registry));
         if let Some(mirror) = &registry.mirror {
             found.extend(unlisted_upstream(registry, mirror));
             found.extend(unknown_public_url(registry, mirror));
@@ -43,42 +42,38 @@ type Remark = (String, String);
 
 fn open_admin(config: &Config) -> Option<Remark> {
     let admin = config.listen.admin;
-    let open = !admin.ip().to_canonical().is_loopback();
-    open.then(|| {
-        let reason = format!(
-            "{admin} is not a loopback address: the control endpoints are reachable from other \
-             machines; for a scraper outside, listen.metrics is enough"
-        );
-        ("listen.admin".to_owned(), reason)
-    })
+    let reason = format!(
+        "{admin} is not a loopback address: the control endpoints are reachable from other machines; for a scraper outside, \
+         listen.metrics is enough"
+    );
+    (!admin.ip().to_canonical().is_loopback()).then(|| ("listen.admin".to_owned(), reason))
 }
 
-fn late_refusals(registry: &RegistryConfig) -> Option<Remark> {
+/// By settings of one registry alone: whether one is a mistake, its key, and what to say about it.
+fn mistakes(registry: &RegistryConfig) -> impl Iterator<Item = Remark> {
     let (tunnel, connect) = (registry.queue.tunnel_timeout, registry.connect_timeout);
-    let sum = tunnel + connect;
-    (sum >= CONNECT_PATIENCE).then(|| {
-        let reason = format!(
-            "tunnel_timeout {} + connect_timeout {} = {}, but most pullers give up a CONNECT after \
-             {}, before they hear the reason: lower one of the two",
-            format_duration(tunnel),
-            format_duration(connect),
-            format_duration(sum),
-            format_duration(CONNECT_PATIENCE),
-        );
-        (format!("registries.{}.queue.tunnel_timeout", registry.name), reason)
-    })
-}
-
-fn long_idle(registry: &RegistryConfig) -> Option<Remark> {
-    let idle = registry.idle_timeout;
-    (idle >= SERVER_IDLE_TIMEOUT).then(|| {
-        let reason = format!(
-            "Harbor's nginx closes idle connections after {}, so a request may meet one just \
-             closed: keep idle_timeout below that",
-            format_duration(SERVER_IDLE_TIMEOUT),
-        );
-        (format!("registries.{}.idle_timeout", registry.name), reason)
-    })
+    let times = [tunnel, connect, tunnel + connect, CONNECT_PATIENCE, SERVER_IDLE_TIMEOUT].map(format_duration);
+    let [of_tunnel, of_connect, sum, most, idle] = &times;
+    let late = format!(
+        "tunnel_timeout {of_tunnel} + connect_timeout {of_connect} = {sum}, but most pullers give up a CONNECT after {most}, \
+         before they hear the reason: lower one of the two"
+    );
+    let idle = format!(
+        "Harbor's nginx closes idle connections after {idle}, so a request may meet one just closed: keep idle_timeout below that"
+    );
+    let blind = "the sidecar accepts any server in the registry's name, and sends it the pullers' credentials: set ca_file instead";
+    let leaving = "this setting has no effect, and is an unknown key in the next release: remove it. A 401 that may be a real denial is asked for again while the registry is in distress";
+    let observed = "nothing is held and nothing is refused, so connections may exceed cap x share: roadstead counts what would \
+                    have waited (/status, roadstead status). \"enforce\" holds the cap, from the next reload on";
+    let table = [
+        (tunnel + connect >= CONNECT_PATIENCE, "queue.tunnel_timeout", late),
+        (registry.idle_timeout >= SERVER_IDLE_TIMEOUT, "idle_timeout", idle),
+        (registry.tls.insecure_skip_verify, "tls.insecure_skip_verify", blind.to_owned()),
+        (registry.repair.ambiguous_401.is_some(), "repair.ambiguous_401", leaving.to_owned()),
+        (registry.mode == Mode::Observe, "mode", observed.to_owned()),
+    ];
+    let mistakes = table.into_iter().filter(|(is_one, ..)| *is_one);
+    mistakes.map(|(_, key, reason)| (format!("registries.{}.{key}", registry.name), reason))
 }
 
 fn short_pauses(registry: &RegistryConfig) -> Vec<Remark> {
@@ -90,40 +85,24 @@ fn short_pauses(registry: &RegistryConfig) -> Vec<Remark> {
     ];
     let short = pauses.into_iter().filter(|(_, pause, default)| pause < default);
     let remark = |(key, pause, default): (&str, Duration, Duration)| {
+        let (pause, default) = (format_duration(pause), format_duration(default));
         let reason = format!(
-            "{} is below the default of {}: clients that use their tunnel again in that moment lose a request, and the \
-             pull with it",
-            format_duration(pause),
-            format_duration(default),
+            "{pause} is below the default of {default}: clients that use their tunnel again in that moment lose a request, and the pull with it"
         );
         (format!("registries.{}.reclaim.{key}", registry.name), reason)
     };
     short.map(remark).collect()
 }
 
-fn blind_trust(registry: &RegistryConfig) -> Option<Remark> {
-    registry.tls.insecure_skip_verify.then(|| {
-        let reason = "the sidecar accepts any server in the registry's name, and sends it the pullers' credentials: set \
-                      ca_file instead";
-        (format!("registries.{}.tls.insecure_skip_verify", registry.name), reason.to_owned())
-    })
-}
-
-fn leaving_setting(registry: &RegistryConfig) -> Option<Remark> {
-    registry.repair.ambiguous_401.map(|_| {
-        let reason = "this setting has no effect, and is an unknown key in the next release: remove it. A 401 that may be a real denial is asked for again while the registry is in distress";
-        (format!("registries.{}.repair.ambiguous_401", registry.name), reason.to_owned())
-    })
-}
-
 /// A node of a cluster may be called by its address, as long as it proves a name that is listed.
 fn unlisted_upstream(registry: &RegistryConfig, mirror: &MirrorConfig) -> Option<Remark> {
-    let is_listed = |host: &Host| registry.hosts.iter().any(|pattern| pattern.covers_host(host));
-    let proven = registry.tls.server_name.as_ref().is_some_and(is_listed);
-    let unlisted = mirror.upstream.iter().find(|origin| !proven && !is_listed(origin.target.host()))?;
+    let proven = |name: &Host| registry.hosts.iter().any(|pattern| pattern.covers_host(name));
+    let proven = registry.tls.server_name.as_ref().is_some_and(proven);
+    let is_listed = |origin: &&Origin| registry.hosts.iter().any(|pattern| pattern.matches(&origin.target));
+    let unlisted = mirror.upstream.iter().find(|origin| !proven && !is_listed(origin))?;
+    let of = &unlisted.target;
     let reason = format!(
-        "no entry of hosts names {unlisted}: if it is this registry, add \"{}\" to hosts, else correct the URL",
-        unlisted.target.host()
+        "no entry of hosts names {unlisted}: if it is this registry, add \"{of}\" to hosts, else correct the URL"
     );
     Some((format!("registries.{}.mirror.upstream", registry.name), reason))
 }

@@ -83,6 +83,11 @@ impl ControlSocket {
         Ok(ControlSocket { listener, place, path: path.to_owned() })
     }
 
+    /// Where it will lie.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Puts it at its path, in place of one that was there. Must be called inside a tokio runtime.
     pub fn publish(self) -> io::Result<(UnixListener, SocketPlace)> {
         let ControlSocket { listener, mut place, path } = self;

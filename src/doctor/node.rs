@@ -1,10 +1,16 @@
 //! The node itself: descriptors, other sidecars, the lease store.
 
+use std::collections::BTreeSet;
+
 use super::report::ExaminedStep;
 use super::services::Sidecars;
 use crate::app::descriptors;
-use crate::config::Config;
+use crate::config::{Config, Share};
+use crate::fleet::command::GRACE;
+use crate::fleet::overview::FleetOverview;
+use crate::fleet::store::{StoreAddress, StoreError};
 use crate::kernel;
+use crate::lease::settings::LeaseConfig;
 
 /// Whether the limit on open files is enough for slots and clients: that of the running sidecar, else ours.
 pub fn descriptors(config: &Config, sidecars: &Sidecars) -> ExaminedStep {
@@ -42,7 +48,34 @@ pub fn second_sidecar(sidecars: &Sidecars) -> ExaminedStep {
     }
 }
 
-/// The place for the store of leases.
-pub fn lease_store() -> ExaminedStep {
-    ExaminedStep::skipped("lease", "shares", "they are fixed numbers: there is no store to ask")
+/// The store that lends slots, where a share is leased.
+pub async fn lease_store(config: &Config) -> ExaminedStep {
+    let Some(lease) = &config.lease else {
+        return ExaminedStep::skipped("lease", "shares", "they are fixed numbers: there is no store to ask");
+    };
+    match shared_names(config, lease).await {
+        Ok(shared) if !shared.is_empty() => {
+            let said = format!("several sidecars go by one name: {}", Vec::from_iter(shared).join(", "));
+            let cure = "give each its own lease.node_id; `roadstead status --fleet` shows them";
+            ExaminedStep::problem("lease", &lease.redis, said, cure)
+        }
+        Ok(_) => ExaminedStep::fine("lease", &lease.redis, "answers, and runs a script"),
+        Err(error) => {
+            let cure = "see that Redis runs and is reached from this node, and that lease.redis, lease.user, lease.password_file and \
+                        lease.ca_file are right; docs/fleet.md has the rights that its user needs";
+            ExaminedStep::problem("lease", &lease.redis, error, cure)
+        }
+    }
+}
+
+/// Nodes whose name several sidecars have. Fails when the store does not answer, or runs no script.
+async fn shared_names(config: &Config, lease: &LeaseConfig) -> Result<BTreeSet<String>, StoreError> {
+    let store = StoreAddress::new(lease)?;
+    store.try_out().await?;
+    let mut shared = BTreeSet::new();
+    for registry in config.registries.iter().filter(|registry| registry.share == Share::LEASED) {
+        let overview = FleetOverview::of(&store.records(&registry.name).await?);
+        shared.extend(overview.shared_names(lease.renew_every + GRACE).into_iter().map(str::to_owned));
+    }
+    Ok(shared)
 }

@@ -1,12 +1,15 @@
-//! The pullers of the node: their files, and the proxies of those that run.
+//! The pullers of the node: their files.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::checkup::Checkup;
-use super::report::{ExaminedStep, Findings};
-use super::services;
+use super::proxies;
+use super::report::{ExaminedStep, Findings, are_fine};
+use super::services::{self, RunningPuller};
 use crate::config::Config;
 use crate::setup::aim::Aim;
+use crate::setup::docker::{DockerBypass, DockerVariables};
 use crate::setup::error::SetupError;
 use crate::setup::files::Files;
 use crate::setup::{containerd, dfdaemon, docker, podman};
@@ -15,19 +18,26 @@ type Steps = Result<Vec<ExaminedStep>, SetupError>;
 
 pub fn examine(config: &Config, files: &Files<'_>, checkup: &Checkup, proc: &Path, report: &mut Findings) {
     let aim = Aim::of(config, false);
-    let services = of_services(&aim, proc);
     let found = [
         ("containerd", of_containerd(&aim, files, &checkup.containerd_config)),
         ("dfdaemon", of_dfdaemon(&aim, files, &checkup.dfdaemon_config)),
         ("docker", of_docker(&aim, files)),
         ("podman", of_podman(&aim, files)),
     ];
+    let mut led = Vec::new();
     for (puller, steps) in found {
         let cure = || format!("then run `roadstead setup {puller} --write`");
         let steps = steps.unwrap_or_else(|error| vec![ExaminedStep::problem("puller", puller, error, cure())]);
+        if are_fine(&steps) {
+            led.push(puller);
+        }
         report.add_all(steps);
     }
-    report.add_all(services);
+    // Files that cannot be read are a problem above.
+    let of_docker = DockerVariables::read(files, None).ok();
+    let services = services::pullers(proc);
+    report.add_all(proxies::examine(&aim, &led, of_docker.as_ref(), &services));
+    report.add_all(services.iter().filter_map(|service| changed_since(files, checkup, service)).collect());
 }
 
 fn of_containerd(aim: &Aim, files: &Files<'_>, config: &Path) -> Steps {
@@ -36,27 +46,20 @@ fn of_containerd(aim: &Aim, files: &Files<'_>, config: &Path) -> Steps {
     }
     let cure = "run `roadstead setup containerd --write` (with dfdaemon in front: `setup dfdaemon`)";
     let folders = containerd::folders(files, config)?;
+    let problem = |said: String, cure: &str| ExaminedStep::problem("puller", "containerd", said, cure);
     let mut steps = Vec::new();
     for (host, mirror) in mirrors(aim) {
-        let path = containerd::hosts_file(files, &folders, &host);
+        let Some(path) = containerd::hosts_file(files, &folders, &host)? else {
+            let folder = folders.first().map_or_else(String::new, |folder| folder.display().to_string());
+            steps.push(problem(format!("{folder} has no folder for {host}: it is asked directly"), cure));
+            continue;
+        };
         let shown = path.display();
         steps.push(match files.read(&path)? {
-            None => ExaminedStep::problem(
-                "puller",
-                "containerd",
-                format!("{shown} is not there: {host} is asked directly"),
-                cure,
-            ),
+            None => problem(format!("{shown} is not there: {host} is asked directly"), cure),
             Some(text) => match containerd::bypass_in(&text, mirror) {
-                Err(error) => {
-                    ExaminedStep::problem("puller", "containerd", format!("{shown}: {error}"), "correct the file")
-                }
-                Ok(Some(around)) => ExaminedStep::problem(
-                    "puller",
-                    "containerd",
-                    format!("{shown}: {around} goes around the mirror"),
-                    cure,
-                ),
+                Err(error) => problem(format!("{shown}: {error}"), "correct the file"),
+                Ok(Some(around)) => problem(format!("{shown}: {around} goes around the mirror"), cure),
                 Ok(None) => ExaminedStep::fine("puller", "containerd", format!("{shown} leads to the mirror alone")),
             },
         });
@@ -89,17 +92,14 @@ fn of_dfdaemon(aim: &Aim, files: &Files<'_>, config: &Path) -> Steps {
 fn of_docker(aim: &Aim, files: &Files<'_>) -> Steps {
     let proxy = aim.proxy.to_string();
     let cure = "run `roadstead setup docker --write`, then `systemctl daemon-reload && systemctl restart docker`";
-    if let Some(other) = docker::other_proxy(files, &proxy)? {
-        return Ok(vec![ExaminedStep::problem(
-            "puller",
-            "docker",
-            format!("{other}, which goes around the sidecar"),
-            cure,
-        )]);
+    let given = DockerVariables::read(files, None)?;
+    if let Some(DockerBypass { said, cure }) = given.bypass(aim) {
+        let cure = format!("{cure}; then `systemctl daemon-reload && systemctl restart docker`");
+        return Ok(vec![ExaminedStep::problem("puller", "docker", said, cure)]);
     }
-    Ok(vec![if docker::is_led(files, &proxy)? {
+    Ok(vec![if given.lead_to(&proxy) {
         ExaminedStep::fine("puller", "docker", "its service uses the proxy")
-    } else if docker::is_there(files) {
+    } else if docker::is_there(files)? {
         ExaminedStep::problem("puller", "docker", "nothing leads it to the proxy", cure)
     } else {
         ExaminedStep::skipped("puller", "docker", "there is no /etc/docker")
@@ -133,54 +133,21 @@ fn of_podman(aim: &Aim, files: &Files<'_>) -> Steps {
     Ok(steps)
 }
 
-/// The proxies of running pullers: each leads here, and `NO_PROXY` leaves no registry out.
-fn of_services(aim: &Aim, proc: &Path) -> Vec<ExaminedStep> {
-    let mut steps = Vec::new();
-    for service in services::pullers(proc) {
-        let subject = format!("{} (pid {})", service.name, service.pid);
-        let Some(proxies) = service.proxies else {
-            steps.push(ExaminedStep::skipped(
-                "service",
-                subject,
-                "its environment may not be read: run doctor as root",
-            ));
-            continue;
-        };
-        let https = proxies.get("HTTPS_PROXY").filter(|proxy| !proxy.is_empty());
-        let Some(https) = https else {
-            steps.push(ExaminedStep::fine("service", subject, "it has no proxy: its files decide"));
-            continue;
-        };
-        let direct = proxies.get("NO_PROXY").map(String::as_str).unwrap_or_default();
-        let entries: Vec<&str> = direct.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
-        let hosts = aim.registries.iter().flat_map(|led| &led.hosts).filter_map(|pattern| pattern.exact_host());
-        let left_out = hosts.into_iter().find_map(|host| {
-            let entry = entries.iter().find(|entry| docker::matches_no_proxy(entry, host))?;
-            Some(format!("NO_PROXY has {entry}, which matches {host}: it goes around the sidecar"))
-        });
-        steps.push(if !docker::leads_to(https, &aim.proxy.to_string()) {
-            let cure = format!(
-                "let HTTPS_PROXY of its unit be http://{}:x@{}, or lead it to the mirror by its files",
-                service.name, aim.proxy
-            );
-            ExaminedStep::problem(
-                "service",
-                subject,
-                "its HTTPS_PROXY is another proxy, which goes around the sidecar",
-                cure,
-            )
-        } else if let Some(said) = left_out {
-            ExaminedStep::problem(
-                "service",
-                subject,
-                said,
-                "list narrower networks and names in NO_PROXY of its unit, and restart it",
-            )
-        } else {
-            ExaminedStep::fine("service", subject, "its proxy is the sidecar")
-        });
-    }
-    steps
+/// A config that a service has read before it changed. It may have changed elsewhere, so this is no problem by itself.
+fn changed_since(files: &Files<'_>, checkup: &Checkup, service: &RunningPuller) -> Option<ExaminedStep> {
+    let (config, unit) = match service.name.as_str() {
+        "containerd" => (checkup.containerd_config.as_path(), "containerd"),
+        "dfdaemon" => (checkup.dfdaemon_config.as_path(), "dfdaemon"),
+        "dockerd" => (Path::new(docker::DAEMON), "docker"),
+        _ => return None,
+    };
+    let later = files.changed(config)?.duration_since(service.started?).ok()?;
+    let said = format!(
+        "{} was changed after it started: if it is this that leads it here, run `systemctl restart {unit}`",
+        config.display()
+    );
+    (service.is_of_node && later > Duration::from_secs(1))
+        .then(|| ExaminedStep::skipped("service", service.shown(), said))
 }
 
 /// Each name of a registry that has a mirror.

@@ -17,10 +17,11 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::exchange::{DoctorAnswer, ask, is_registry, origin_of};
 use super::report::{ExaminedStep, Findings};
+use crate::bypass::mark::connect;
 use crate::config::{Config, RegistryConfig};
 use crate::target::{Host, Origin};
-use crate::upstream::AddressPolicy;
-use crate::upstream::tls::{Tls, cure, in_words, server_name};
+use crate::upstream::tls::{Tls, cure, in_words, is_final, server_name};
+use crate::upstream::{AddressPolicy, Failure};
 
 const MAX_LOOKUP: Duration = Duration::from_secs(10);
 /// A certificate that ends sooner than this is a problem today.
@@ -90,6 +91,10 @@ impl Patient<'_> {
             ask(stream, "GET", "/v2/", &origin.authority()).await
         };
         let answer = answer.map_err(|error| {
+            // In TLS 1.3, a certificate that the registry misses is told after the handshake.
+            if is_final(&error) {
+                return self.tls_problem(error);
+            }
             self.bad("v2", error, "is it a registry that speaks HTTP/1.1? Correct the URL or its port")
         })?;
         if !is_registry(&answer) {
@@ -132,18 +137,20 @@ impl Patient<'_> {
         let own = self.config.listeners().into_iter().map(|(_, address)| address).collect();
         let policy = AddressPolicy { listed, own };
         policy.allowed(addresses.into_iter(), true).map_err(|failure| {
-            self.bad(
-                "address",
-                failure,
-                "the name leads to the wrong machine: correct its DNS entry, or list this very address in hosts",
-            )
+            let cure = match failure {
+                Failure::Loop(_) => {
+                    "it is a listener of this sidecar: correct hosts and mirror.upstream, or the DNS entry of the name"
+                }
+                _ => "the name leads to the wrong machine: correct its DNS entry, or list this very address in hosts",
+            };
+            self.bad("address", failure, cure)
         })
     }
 
     async fn dial(&self, addresses: &[SocketAddr]) -> Result<TcpStream, ExaminedStep> {
         let mut first = None;
         for address in addresses {
-            match timeout(self.registry.connect_timeout, TcpStream::connect(*address)).await {
+            match timeout(self.registry.connect_timeout, connect(*address)).await {
                 Ok(Ok(stream)) => first = first.or(Some(stream)),
                 failed => {
                     let reason = failed.map_or("no answer within connect_timeout".to_owned(), |refused| {

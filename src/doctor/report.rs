@@ -49,6 +49,11 @@ impl ExaminedStep {
     }
 }
 
+/// Whether all of these steps are fine, and there is one.
+pub fn are_fine(steps: &[ExaminedStep]) -> bool {
+    !steps.is_empty() && steps.iter().all(|step| step.finding == Finding::Fine)
+}
+
 /// All steps, in the order in which they were tried.
 #[derive(Debug, Default)]
 pub struct Findings(Vec<ExaminedStep>);

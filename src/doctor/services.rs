@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// Processes whose environment leads to registries.
 const PULLERS: [&str; 5] = ["containerd", "dockerd", "dfdaemon", "crio", "nydusd"];
@@ -59,29 +60,53 @@ pub fn sidecars(proc: &Path) -> Sidecars {
     Sidecars::Seen(seen)
 }
 
-/// A puller that runs, and the variables of its environment that name proxies, by their names in capitals.
+/// A puller that runs, and the variables of its environment that name proxies.
 #[derive(Debug)]
 pub struct RunningPuller {
     pub name: String,
     pub pid: u32,
     /// `None` where the environment may not be read.
     pub proxies: Option<BTreeMap<String, String>>,
+    /// It sees the files of the node, as one in a container does not.
+    pub is_of_node: bool,
+    pub started: Option<SystemTime>,
+}
+
+impl RunningPuller {
+    pub fn shown(&self) -> String {
+        format!("{} (pid {})", self.name, self.pid)
+    }
 }
 
 /// The pullers that run.
 pub fn pullers(proc: &Path) -> Vec<RunningPuller> {
+    let mounts = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
+    let node = mounts(&proc.join("1"));
     let known = |(pid, process): (u32, PathBuf)| {
         let name = name(&process).filter(|name| PULLERS.contains(&name.as_str()))?;
         let environment = fs::read(process.join("environ")).ok();
         let proxies = environment.map(|bytes| {
             let text = String::from_utf8_lossy(&bytes).into_owned();
             let variables = text.split('\0').filter_map(|variable| variable.split_once('='));
-            let variables = variables.map(|(name, value)| (name.to_ascii_uppercase(), value.to_owned()));
-            variables.filter(|(name, _)| name.ends_with("_PROXY")).collect()
+            let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            variables.filter(|(name, _)| name.to_ascii_uppercase().ends_with("_PROXY")).collect()
         });
-        Some(RunningPuller { name, pid, proxies })
+        let is_of_node = node.is_none() || mounts(&process).is_none_or(|mounts| Some(mounts) == node);
+        Some(RunningPuller { name, pid, proxies, is_of_node, started: start_of(proc, &process) })
     };
     processes(proc).into_iter().filter_map(known).collect()
+}
+
+/// When a process started, to a second.
+fn start_of(proc: &Path, process: &Path) -> Option<SystemTime> {
+    /// In `/proc`, on every machine.
+    const TICKS_PER_SECOND: u64 = 100;
+    let booted = fs::read_to_string(proc.join("stat")).ok()?;
+    let booted: u64 = booted.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
+    // The 22nd field; the second is a name in parentheses, which may hold anything.
+    let ticks: u64 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(booted + ticks / TICKS_PER_SECOND))
 }
 
 fn processes(proc: &Path) -> Vec<(u32, PathBuf)> {

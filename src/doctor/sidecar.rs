@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::exchange::{DoctorAnswer, ask_at, is_registry, origin_of};
 use super::report::{ExaminedStep, Findings};
+use crate::bypass::words::going_around;
 use crate::config::{Config, RegistryConfig};
 use crate::setup::aim::from_this_node;
 use crate::target::Origin;
@@ -110,7 +111,7 @@ fn bypass(registry: &RegistryConfig, status: &Value) -> ExaminedStep {
         seen["owners"].as_array().into_iter().flatten().map(|owner| {
             format!("{} (uid {})", owner["command"].as_str().unwrap_or("an unknown command"), owner["uid"])
         });
-    let said = format!("{connections} connections go around the sidecar: {}", owners.collect::<Vec<_>>().join(", "));
+    let said = format!("{} the sidecar: {}", going_around(connections), owners.collect::<Vec<_>>().join(", "));
     ExaminedStep::problem(
         "bypass",
         name,

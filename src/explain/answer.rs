@@ -1,25 +1,42 @@
 //! The answer of `/queue`: each waiter and each holder of a registry, from the core's own view.
 
-use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::Arc;
 
+use serde_json::{Map, Value, json};
+
+use super::processes::Processes;
 use super::wanted;
-use crate::admission::{Principal, shown_seconds};
+use crate::admission::{Explanation, Principal, shown_seconds};
+use crate::bypass::owners::SocketProcess;
 use crate::upstream::Upstream;
 
 /// Waiters, and holders, that are named for each registry.
 const MAX_EXPLAINED: usize = 1000;
 
-/// Waiters and holders, in `/queue`.
-pub fn explanation(upstream: &Upstream) -> Value {
-    let explanation = upstream.gate.look(|core, now| core.explain(MAX_EXPLAINED, now));
+/// The waiters and holders of each registry, in `/queue`. The processes of waiters are looked for while nothing is locked.
+pub async fn queues<'a>(
+    upstreams: impl Iterator<Item = &'a Arc<Upstream>>,
+    processes: &Processes,
+) -> Map<String, Value> {
+    let look =
+        |upstream: &'a Arc<Upstream>| (upstream, upstream.gate.look(|core, now| core.explain(MAX_EXPLAINED, now)));
+    let looks: Vec<(&Arc<Upstream>, Explanation)> = upstreams.map(look).collect();
+    let sockets = looks.iter().flat_map(|(_, look)| &look.waiters).map(|waiter| waiter.label.socket);
+    let processes = processes.of(sockets.filter(|inode| *inode != 0).collect()).await;
+    looks.iter().map(|(upstream, look)| (upstream.name.clone(), shown(upstream, look, &processes))).collect()
+}
+
+fn shown(upstream: &Upstream, explanation: &Explanation, processes: &HashMap<u32, SocketProcess>) -> Value {
     let class = |principal: &Principal| class_of(upstream, principal);
     let waiters = explanation.waiters.iter().map(|waiter| {
-        let (repository, reference) = waiter.wants.as_deref().map(wanted::parts).unzip();
+        let (repository, reference) = waiter.label.wants.as_deref().map(wanted::parts).unzip();
         json!({
             "position": waiter.position,
             "turn": waiter.turn,
             "client": waiter.principal.client.to_string(),
             "peer": waiter.principal.client.peer(),
+            "process": processes.get(&waiter.label.socket),
             "class": class(&waiter.principal),
             "kind": waiter.kind,
             "lane": waiter.lane,

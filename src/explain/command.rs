@@ -21,6 +21,7 @@ pub struct Queue {
 #[derive(Debug, clap::Args)]
 pub struct Why {
     /// The image as a pod names it, or the repository.
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     image: String,
 
     /// Where the sidecar's admin listener is: http://HOST:PORT [default: listen.admin of the config].

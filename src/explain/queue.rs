@@ -9,8 +9,8 @@ use super::words::{count, limit, number, plain, slots, span};
 
 /// Columns of a line, without the last one.
 const NUMBERS: usize = 4;
-const CLIENT: usize = 12;
-const CLASS: usize = 9;
+const CLIENT: usize = 16;
+const CLASS: usize = 7;
 const TIME: usize = 8;
 const WANTED: usize = WIDTH - NUMBERS - CLIENT - CLASS - 3 * TIME - 6;
 
@@ -50,8 +50,7 @@ fn add_registry(text: &mut String, name: &str, queue: &Value, status: &Value) {
     for waiter in &waiters {
         let seconds = |key: &str| waiter[key].as_f64().map_or_else(|| "?".to_owned(), span);
         let turn = waiter["turn"].as_u64().map_or_else(|| "held".to_owned(), |turn| turn.to_string());
-        let [client, class] =
-            [("client", CLIENT), ("class", CLASS)].map(|(key, room)| plain(waiter[key].as_str().unwrap_or("?"), room));
+        let (client, class) = (plain(&client(waiter), CLIENT), plain(waiter["class"].as_str().unwrap_or("?"), CLASS));
         let _ = writeln!(
             text,
             "{turn:>NUMBERS$} {client:CLIENT$} {class:CLASS$} {:WANTED$} {:>TIME$} {:>TIME$} {:>TIME$}",
@@ -71,6 +70,15 @@ pub fn by_turn(queue: &Value) -> Vec<&Value> {
     let mut waiters: Vec<&Value> = queue["waiting"].as_array().into_iter().flatten().collect();
     waiters.sort_by_key(|waiter| waiter["turn"].as_u64().unwrap_or(u64::MAX));
     waiters
+}
+
+/// A waiter's client, with the command of its process where that is known and says more.
+fn client(waiter: &Value) -> String {
+    let client = waiter["client"].as_str().unwrap_or("?");
+    match waiter["process"]["command"].as_str() {
+        Some(command) if command != client => format!("{client} {command}"),
+        _ => client.to_owned(),
+    }
 }
 
 /// The image that a waiter wants where that is visible, else its host.
@@ -112,10 +120,12 @@ mod tests {
     #[test]
     fn the_queue_is_a_table_by_turns() {
         let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+        let mut held = waiter(None, "uid:0", None, None);
+        held["process"] = json!({"pid": 812, "command": "kubelet"});
         let queue = json!({"registries": {
             "harbor": {"limited_by": "slots", "waiting": [
                 waiter(Some(2), "dfdaemon", Some("library/nginx"), Some(&digest)),
-                waiter(None, "kubelet", None, None),
+                held,
                 waiter(Some(1), "\u{1b}[2Jlonger-than-room", Some("a/very/long/name/of/a/repository"), Some("1.25")),
             ]},
             "quiet": {"limited_by": null, "waiting": []},
@@ -125,10 +135,10 @@ mod tests {
         }});
         let expected = "\
 harbor: 4 requests wait, 8 of 8 slots open: no slot is free
-turn client       class     wants                       waited   starts   leaves
-   1 ?[2Jlonger-~ default   ~ame/of/a/repository:1.25    3.2 s     12 s     21 s
-   2 dfdaemon     default   ~brary/nginx@0123456789ab    3.2 s     12 s     21 s
-held kubelet      default   harbor.example.com:443       3.2 s     12 s     21 s
+turn client           class   wants                     waited   starts   leaves
+   1 ?[2Jlonger-than~ default ~e/of/a/repository:1.25    3.2 s     12 s     21 s
+   2 dfdaemon         default ~ary/nginx@0123456789ab    3.2 s     12 s     21 s
+held uid:0 kubelet    default harbor.example.com:443     3.2 s     12 s     21 s
 ... and 1 more
 
 quiet: no request waits, 0 of 5 slots open
@@ -146,6 +156,7 @@ quiet: no request waits, 0 of 5 slots open
         let long = "x".repeat(200);
         let mut one = waiter(Some(1000), &long, Some(&long), Some(&long));
         one["class"] = json!(long);
+        one["process"] = json!({"pid": 1, "command": long});
         for seconds in [0.0, 9.99, 119.0, 7199.0, 172_000.0, 1e7] {
             for key in ["waited_seconds", "patience_left_seconds", "expected_wait_seconds"] {
                 one[key] = json!(seconds);

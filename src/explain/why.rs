@@ -92,6 +92,7 @@ fn add_waiters(text: &mut String, told: &[&Value], all: &[&Value], waiting: usiz
         let (waited, left) = (seconds("waited_seconds"), seconds("patience_left_seconds"));
         let [waited, left] = [waited, left].map(|seconds| span(seconds.unwrap_or_default()));
         let _ = writeln!(text, "  {}", plain(&wants(waiter), 78));
+        let _ = writeln!(text, "    asked by {}", client(waiter));
         let _ = writeln!(text, "    {turn}, waited {waited}, {expected}; it is refused in {left}");
         let before = waiter["turn"].as_u64().map_or(0, |turn| turn - 1);
         let clients =
@@ -103,6 +104,15 @@ fn add_waiters(text: &mut String, told: &[&Value], all: &[&Value], waiting: usiz
     if told.len() > MOST {
         let _ = writeln!(text, "  and {}", count(told.len() - MOST, "more", "more"));
     }
+}
+
+/// `kubelet (uid:0), process containerd, pid 812`.
+fn client(waiter: &Value) -> String {
+    let text = |value: &Value| plain(value.as_str().unwrap_or("?"), 20);
+    let (client, peer, process) = (text(&waiter["client"]), text(&waiter["peer"]), &waiter["process"]);
+    let peer = if waiter["peer"].is_null() || peer == client { String::new() } else { format!(" ({peer})") };
+    let process = process["pid"].as_u64().map(|pid| format!(", process {}, pid {pid}", text(&process["command"])));
+    format!("{client}{peer}{}", process.unwrap_or_default())
 }
 
 /// `9 blobs of dfdaemon, 4 small requests of kubelet`, the most first.
@@ -133,9 +143,16 @@ fn add_cause(text: &mut String, name: &str, queue: &Value, status: &Value) {
     let _ = writeln!(text, "  {}{shown}: {}.", slots(status), limit(queue));
     let help = match queue["limited_by"].as_str() {
         Some("paused") => format!("`roadstead resume {name}` lets them go on."),
+        Some("fleet_paused") => format!("`roadstead resume {name} --fleet` lets them go on, on all nodes."),
         Some("unreachable") => {
             "They go on by themselves when it answers. `roadstead doctor` tries the way to it.".to_owned()
         }
+        Some("distress") => format!(
+            "{} of {} slots are in force; the last sign was {}. They come back by themselves: docs/cap.md.",
+            number(&status["slots_in_force"]),
+            number(&status["slots"]),
+            status["adapt"]["lowered_by"].as_str().map_or("not seen here".to_owned(), |sign| sign.replace('_', " ")),
+        ),
         Some("slots") if number(&status["idle"]) > 0 => {
             "Idle connections are reclaimed when they have been quiet for long enough.".to_owned()
         }
@@ -173,10 +190,25 @@ mod tests {
         let mut waiting: Vec<Value> =
             (1..=9).map(|turn| waiter(Some(turn), "dfdaemon", "library/redis", "sha256:00")).collect();
         waiting.extend((10..=13).map(|turn| waiter(Some(turn), "kubelet", "library/redis", "7")));
-        waiting.push(waiter(Some(14), "containerd", "library/nginx", "1.25"));
+        let mut last = waiter(Some(14), "containerd", "library/nginx", "1.25");
+        (last["peer"], last["process"]) = (json!("uid:0"), json!({"pid": 812, "command": "ctr"}));
+        waiting.push(last);
         let queue = json!({"registries": {"harbor": {"limited_by": "slots", "waiting": waiting}}});
         let status = json!({"registries": {"harbor": {"open": 8, "slots": 8, "active": 6, "idle": 2, "waiting": 80}}});
         (queue, status)
+    }
+
+    #[test]
+    fn distress_is_named_where_it_is_the_cause() {
+        let (mut queue, mut status) = busy();
+        queue["registries"]["harbor"]["limited_by"] = json!("distress");
+        let harbor = &mut status["registries"]["harbor"];
+        (harbor["open"], harbor["slots_in_force"], harbor["adapt"]) =
+            (json!(4), json!(4), json!({"lowered_by": "failed_dial"}));
+        let told = render(&queue, &status, "nginx");
+        let cause = "4 of 8 slots open (6 active, 2 idle): the registry showed signs of overload.\n  \
+                     4 of 8 slots are in force; the last sign was failed dial. They come back by themselves";
+        assert!(told.contains(cause), "{told}");
     }
 
     #[test]
@@ -185,6 +217,7 @@ mod tests {
         let expected = "\
 harbor: 1 request waits for harbor.example.com/library/nginx:1.25.
   library/nginx:1.25
+    asked by containerd (uid:0), process ctr, pid 812
     turn 14 of 80, waited 3.2 s, about 12 s to go; it is refused in 21 s
     behind 9 blobs of dfdaemon, 4 small requests of kubelet
   8 of 8 slots open (6 active, 2 idle): no slot is free.

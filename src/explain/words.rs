@@ -39,9 +39,11 @@ pub fn count(number: usize, one: &str, more: &str) -> String {
 pub fn limit(registry: &Value) -> String {
     match registry["limited_by"].as_str() {
         Some("slots") => "no slot is free".to_owned(),
+        Some("distress") => "the registry showed signs of overload".to_owned(),
         Some("rate_per_second") => "rate_per_second lets no connection open yet".to_owned(),
         Some("max_connecting") => "max_connecting dials are under way".to_owned(),
         Some("paused") => "paused by the operator".to_owned(),
+        Some("fleet_paused") => "paused on all nodes by the operator".to_owned(),
         Some("unreachable") => "the registry takes no connections".to_owned(),
         Some(other) => plain(other, 30),
         None => "the next is admitted at once".to_owned(),

@@ -19,14 +19,12 @@ use super::reply::{Relayed, Reply};
 use super::request_io::RequestIo;
 use super::resuming::Resumable;
 use crate::admission::{self, Principal};
-use crate::metrics::{OTHER_HOSTS, Reason};
-use crate::proxy::client::Client;
-use crate::proxy::clients::Classes;
+use crate::metrics::{Grade, Label, OTHER_HOSTS, Reason};
+use crate::proxy::clients::peer_of;
 use crate::proxy::record::{Kind, Record, shown};
 use crate::proxy::respond::Answer;
 use crate::proxy::rewrite::Rewrite;
 use crate::proxy::{Entry, Proxy};
-use crate::reclaim::Grade;
 use crate::upstream::request_body::{RequestBody, Upload};
 use crate::upstream::{Destination, Patience, Upstream};
 
@@ -54,7 +52,8 @@ pub async fn answer(
             heard.hear(informational.status(), informational.headers());
         });
     }
-    let arrival = Arrival { proxy, io };
+    // On the heap: the futures keep twice what they are given.
+    let (arrival, request) = (Arrival { proxy, io }, Box::new(request));
     let mut response = match entry {
         Entry::Proxy => arrival.at_proxy(request).await,
         Entry::Mirror(registry) => arrival.at_mirror(registry, request).await?,
@@ -76,8 +75,9 @@ struct Arrival<'a> {
 }
 
 impl Arrival<'_> {
-    async fn at_proxy(&self, mut request: Request<Incoming>) -> Response<Reply> {
-        let principal = principal_of(self.proxy, &request, self.io.client());
+    async fn at_proxy(&self, mut request: Box<Request<Incoming>>) -> Response<Reply> {
+        let credentials = request.headers().get(PROXY_AUTHORIZATION).map(HeaderValue::as_bytes);
+        let principal = self.proxy.settings().classes.principal(credentials, self.io.client());
         let mut record = self.proxy.record(&principal.client.to_string(), Kind::Request);
         record.toward(shown(None, request.uri()));
         record.asks(request.method(), request.uri());
@@ -86,7 +86,7 @@ impl Arrival<'_> {
             record.served();
             return response.map(Reply::Own);
         }
-        let (outbound, body, origin) = match Outbound::of_absolute(request, self.proxy, record.carried()) {
+        let (outbound, body, origin) = match Outbound::of_absolute(*request, self.proxy, record.carried()) {
             Ok(outbound) => outbound,
             Err(answer) => return refuse(record, &answer, OTHER_HOSTS),
         };
@@ -99,10 +99,14 @@ impl Arrival<'_> {
     }
 
     /// A request that takes the mirror for the registry itself.
-    async fn at_mirror(&self, registry: &str, mut request: Request<Incoming>) -> Result<Response<Reply>, ClientLeft> {
+    async fn at_mirror(
+        &self,
+        registry: &str,
+        mut request: Box<Request<Incoming>>,
+    ) -> Result<Response<Reply>, ClientLeft> {
         // Mirrors come and go with their listeners only.
         let (mirror, upstream) = self.proxy.mirror(registry).ok_or(ClientLeft)?;
-        let principal = Classes::principal_of_class(mirror.class, self.io.client());
+        let principal = Principal { class: mirror.class, client: peer_of(self.io.client()) };
         let mut record = self.proxy.record(&principal.client.to_string(), Kind::Request);
         record.toward(shown(Some(mirror.host()), request.uri()));
         record.asks(request.method(), request.uri());
@@ -112,7 +116,7 @@ impl Arrival<'_> {
             return Ok(response.map(Reply::Own));
         }
         let rewrite = mirror.rewrite(&request, self.io.client().local_addr());
-        let (outbound, body) = match Outbound::of_origin_form(request, self.proxy, &mirror, record.carried()) {
+        let (outbound, body) = match Outbound::of_origin_form(*request, self.proxy, &mirror, record.carried()) {
             Ok(outbound) => outbound,
             Err(answer) => return Ok(refuse(record, &answer, &upstream.name)),
         };
@@ -134,10 +138,11 @@ impl Arrival<'_> {
             Patience { limit: upstream.queue.request_timeout[principal.class.0], setting: "request_timeout" };
         let kind = (admission::SlotUse::Request, outbound.lane());
         let mut attempt = upstream.attempt(destination, principal, kind, Some(outbound.key().clone()), patience);
-        attempt.wants = record.asks(outbound.method(), outbound.uri());
+        attempt.label.wants = record.wants();
+        attempt.label.socket = self.io.client().socket();
         let upload = body.upload();
         let exchanged = {
-            let mut exchange = pin!(repairing::exchange((outbound.clone(), body), upstream, &mut attempt));
+            let mut exchange = pin!(repairing::exchange((&outbound, body), upstream, &mut attempt));
             loop {
                 tokio::select! {
                     biased;
@@ -185,11 +190,6 @@ impl Arrival<'_> {
         self.proxy.sign(&mut headers);
         self.io.inform(&head_bytes(&format!("HTTP/1.1 {status}"), &headers)).await;
     }
-}
-
-fn principal_of(proxy: &Proxy, request: &Request<Incoming>, client: &Client) -> Principal {
-    let credentials = request.headers().get(PROXY_AUTHORIZATION).map(HeaderValue::as_bytes);
-    proxy.settings().classes.principal(credentials, client)
 }
 
 fn refuse(record: Record, answer: &Answer, registry: &str) -> Response<Reply> {

@@ -2,7 +2,8 @@
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderMap, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, IF_RANGE, RANGE,
 };
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
@@ -18,13 +19,16 @@ use crate::proxy::respond::Answer;
 use crate::target::Origin;
 use crate::upstream::request_body::RequestBody;
 
+/// The longest form in which a token is asked for.
+const MAX_FORM: usize = 16 * 1024;
+
 /// A request on its way out, without its body: it does not change from one try to the next.
 #[derive(Clone, Debug)]
 pub struct Outbound {
-    head: Parts,
+    head: Box<Parts>,
     key: ReuseKey,
     lane: Lane,
-    /// Whether it may be sent more than once: nothing changes by it, and nothing of it is lost.
+    /// Whether it may be sent more than once: nothing changes by it, and its body, if any, is small.
     repeatable: bool,
 }
 
@@ -85,9 +89,10 @@ impl Outbound {
         });
         head.version = Version::HTTP_11;
         let safe = head.method == Method::GET || head.method == Method::HEAD;
-        let repeatable = safe && body.is_end_stream();
+        let repeatable = safe && body.is_end_stream() || asks_for_token(&head);
         let lane = lane_of(head.uri.path());
-        Ok((Outbound { head, key, lane, repeatable }, RequestBody::new(body, carried.up)))
+        let head = Box::new(head);
+        Ok((Outbound { head, key, lane, repeatable }, RequestBody::new(body, carried.up, repeatable)))
     }
 
     /// The same as a GET, where it is a HEAD of a manifest or a blob, to tell what a denial means. It asks for the first byte only, which registries
@@ -153,7 +158,7 @@ impl Outbound {
     }
 
     pub fn request(&self, body: RequestBody) -> Request<RequestBody> {
-        Request::from_parts(self.head.clone(), body)
+        Request::from_parts((*self.head).clone(), body)
     }
 }
 
@@ -164,6 +169,16 @@ fn bad(message: impl Into<String>) -> Answer {
 /// Blobs are what is large; everything else is small, and a blob cannot start without it.
 fn lane_of(path: &str) -> Lane {
     if path.contains("/blobs/") { Lane::Blob } else { Lane::Small }
+}
+
+/// Whether a POST asks for a token, as containerd does before it tries GET: nothing changes by it, though HTTP cannot tell.
+fn asks_for_token(head: &Parts) -> bool {
+    let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+    let length = text(CONTENT_LENGTH).and_then(|length| length.parse().ok());
+    head.method == Method::POST
+        && head.uri.path().ends_with("/token")
+        && text(CONTENT_TYPE).is_some_and(|form| form.starts_with("application/x-www-form-urlencoded"))
+        && length.is_some_and(|length: usize| length <= MAX_FORM)
 }
 
 fn origin_of(uri: &Uri) -> Result<Origin, String> {

@@ -8,22 +8,24 @@
 use std::time::{Duration, SystemTime};
 
 use hyper::header::{HeaderValue, WWW_AUTHENTICATE};
-use hyper::{Method, Request, Response, StatusCode};
-use tokio::time::{Instant, timeout_at};
+use hyper::{Method, Response, StatusCode};
+use tokio::time::timeout_at;
 
 use super::buffered_body::BufferedBody;
+use super::exchange::Exchange;
 use super::outbound::Outbound;
 use crate::admission::{Lane, Moment};
 use crate::backoff::chance;
 use crate::distress::Cause;
 use crate::metrics::{Label, Sign};
-use crate::repair::memory::Key;
+use crate::repair::credentials::{Doubt, TOKEN_HOLD};
+use crate::repair::memory::{Key, MEMORY};
 use crate::repair::signs::{self, ObservedAnswer};
 use crate::repair::tokens::{RequestedAccess, TokenFound};
-use crate::repair::{Repair, TOKEN_HOLD, Tries};
-use crate::upstream::http::{AnswerBody, PooledConnection, SendError};
+use crate::repair::{Repair, Tries};
+use crate::upstream::http::AnswerBody;
 use crate::upstream::request_body::RequestBody;
-use crate::upstream::{Attempt, Connected, Failure, Upstream};
+use crate::upstream::{Attempt, Failure, Upstream};
 
 /// How much is read of a token to find out what it allows, and of what is asked for only to be looked at.
 const MAX_LOOKED_AT: usize = 64 * 1024;
@@ -36,23 +38,15 @@ const MAX_MANIFEST: usize = 1024 * 1024;
 /// again. Cancel-safe: a caller whose client has left drops the future.
 /// Fails when there is none.
 pub async fn exchange(
-    (mut outbound, body): (Outbound, RequestBody),
+    (outbound, body): (&Outbound, RequestBody),
     upstream: &Upstream,
     attempt: &mut Attempt,
 ) -> Result<(Response<BufferedBody>, u32), Failure> {
     let repair = Some(&*upstream.repair).filter(|repair| repair.enabled && outbound.is_repeatable());
-    let token = repair.and_then(|_| requested_access(&outbound));
-    if token.is_some() {
-        outbound = outbound.unpacked();
-    }
-    let mut exchange = Exchange {
-        upstream,
-        outbound: &outbound,
-        // A request that cannot be sent twice uses a new connection, or one that was just checked.
-        is_careful: !outbound.is_repeatable(),
-        body: Some(body),
-        unsent: None,
-    };
+    let token = repair.and_then(|_| requested_access(outbound));
+    let unpacked = token.as_ref().map(|_| outbound.clone().unpacked());
+    let outbound = unpacked.as_ref().unwrap_or(outbound);
+    let mut exchange = Exchange::new(upstream, outbound, body);
     let Some(repair) = repair else {
         loop {
             if let Some((response, _)) = exchange.turn(attempt).await? {
@@ -60,77 +54,11 @@ pub async fn exchange(
             }
         }
     };
-    let keys = SubjectKeys::of(&outbound, repair);
+    let keys = SubjectKeys::of(outbound, repair);
     let (tries, deadline) = (Tries::default(), attempt.deadline);
     let mut repairing = Repairing { exchange, repair, token, keys, look: None, tries, again: 0, deadline, last: None };
     let answer = repairing.run(attempt).await?;
     Ok((answer, repairing.again))
-}
-
-/// One request, and what is left to send of it.
-struct Exchange<'a> {
-    upstream: &'a Upstream,
-    outbound: &'a Outbound,
-    is_careful: bool,
-    /// `None` once it was sent.
-    body: Option<RequestBody>,
-    /// A request of which no byte was sent, though its connection was closed.
-    unsent: Option<Request<RequestBody>>,
-}
-
-impl Exchange<'_> {
-    /// One step toward the registry, and the request once it is connected; with the time that the head of the answer took.
-    /// `None`: another turn is due.
-    async fn turn(&mut self, attempt: &mut Attempt) -> Result<Option<(Response<AnswerBody>, Duration)>, Failure> {
-        let Some(connection) = self.connection(attempt).await? else { return Ok(None) };
-        let request = self.unsent.take().unwrap_or_else(|| {
-            let body = self.body.take().unwrap_or_else(RequestBody::empty);
-            self.outbound.request(body)
-        });
-        let upstream = self.upstream;
-        let node = connection.node();
-        upstream.metrics.sent(connection.is_used());
-        let began = Instant::now();
-        let sent = tokio::select! {
-            sent = connection.send(request, upstream.gate.clone(), self.outbound.key().clone()) => sent,
-            () = upstream.ended.cancelled() => return Err(Failure::Draining),
-        };
-        let status = sent.as_ref().ok().map(Response::status);
-        if !matches!(sent, Err(SendError::Unsent(_))) {
-            let path = upstream.repair.key(&[self.outbound.uri().path().as_bytes()]);
-            upstream.answered(attempt, node, status, path);
-        }
-        match sent {
-            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Err(Failure::Switched),
-            Ok(response) => Ok(Some((response, began.elapsed()))),
-            Err(SendError::Unsent(request)) => {
-                self.unsent = Some(*request);
-                Ok(None)
-            }
-            // Once: what ends a second connection is no accident.
-            Err(SendError::Died { was_pooled: true, cause }) if !self.is_careful && !cause.is_parse() => {
-                self.is_careful = true;
-                Ok(None)
-            }
-            Err(SendError::Malformed(what)) => Err(Failure::Malformed(what)),
-            Err(SendError::Died { cause, .. }) => Err(Failure::of_death(cause)),
-        }
-    }
-
-    /// A connection to send it on; `None` when another step is due.
-    async fn connection(&self, attempt: &mut Attempt) -> Result<Option<PooledConnection>, Failure> {
-        let (gate, terms) = (&self.upstream.gate, self.upstream.terms);
-        let started = match self.upstream.step(attempt).await? {
-            None => return Ok(None),
-            Some(Connected::New(established)) => PooledConnection::start(established, gate, terms).await,
-            Some(Connected::Pooled(pooled)) if self.upstream.begin_move(&pooled, &attempt.destination) => {
-                attempt.reuse = None;
-                return Ok(None);
-            }
-            Some(Connected::Pooled(pooled)) => return Ok((!self.is_careful || pooled.is_fresh()).then_some(pooled)),
-        };
-        started.map(Some).map_err(Failure::Died)
-    }
 }
 
 /// The client's answer.
@@ -144,22 +72,23 @@ struct Repairing<'a> {
     token: Option<RequestedAccess>,
     keys: SubjectKeys,
     /// The GET that is to tell what the denial of a HEAD means, while that is asked.
-    look: Option<Outbound>,
+    look: Option<Box<Outbound>>,
     tries: Tries,
     /// How often it was asked again.
     again: u32,
     /// When its patience ends.
     deadline: Moment,
     /// The client's answer if nothing better comes: the registry's last answer, or the failure.
-    last: Option<Last>,
+    last: Option<Box<Last>>,
 }
 
 /// The keys of a request in the memory of repair.
 struct SubjectKeys {
     /// The requested object, without the client.
     subject: Key,
-    /// The credentials; `None` without any.
-    credentials: Option<Key>,
+    /// The proofs that its credentials are served well, and that they are those of a user; `None` without any.
+    served: Option<Key>,
+    named: Option<Key>,
     /// The credentials and the object together.
     denial: Key,
 }
@@ -170,7 +99,8 @@ impl SubjectKeys {
         let credentials = outbound.credentials().map(HeaderValue::as_bytes);
         SubjectKeys {
             subject: repair.key(&[origin, uri.as_bytes()]),
-            credentials: credentials.map(|credentials| repair.key(&[origin, credentials])),
+            served: credentials.map(|credentials| repair.key(&[origin, credentials])),
+            named: credentials.map(|credentials| repair.key(&[origin, credentials, b"named"])),
             denial: repair.key(&[origin, credentials.unwrap_or_default(), uri.as_bytes()]),
         }
     }
@@ -228,6 +158,8 @@ impl Repairing<'_> {
                 }
                 Verdict::Good => return self.good(judged.answer),
                 Verdict::Real => return judged.answer,
+                // Of a form, not all came yet: it cannot be sent again.
+                Verdict::Retry(_) if !self.exchange.upload.is_whole() => return judged.answer,
                 Verdict::Retry(sign) => {
                     self.keep(judged.answer);
                     self.pause_after(sign, judged.retry_after).map(|pause| (pause, sign))
@@ -249,7 +181,7 @@ impl Repairing<'_> {
     /// how long it waits. An error is the client's answer.
     async fn ask(&mut self, attempt: &mut Attempt) -> Result<Option<Judged>, Last> {
         let deadline = self.exchange.upstream.instant(self.deadline);
-        let has_answer = matches!(self.last, Some(Ok(_)));
+        let has_answer = matches!(self.last.as_deref(), Some(Ok(_)));
         let asking = self.ask_without_end(attempt);
         let asked = if has_answer { timeout_at(deadline, asking).await.ok() } else { Some(asking.await) };
         match asked {
@@ -268,8 +200,9 @@ impl Repairing<'_> {
             None => self.exchange.turn(attempt).await,
             Some(look) => {
                 let upstream = self.exchange.upstream;
-                let mut exchange = Exchange { upstream, outbound: look, is_careful: true, body: None, unsent: None };
-                exchange.turn(attempt).await
+                let mut exchange = Exchange::new(upstream, look, RequestBody::empty());
+                exchange.is_careful = true;
+                Box::pin(exchange.turn(attempt)).await
             }
         };
         let judged = match turn {
@@ -291,7 +224,7 @@ impl Repairing<'_> {
     /// Looks at an answer, and notes what it says of the registry.
     async fn judge(&self, response: Response<AnswerBody>, took: Duration) -> Judged {
         let status = response.status();
-        let outbound = self.look.as_ref().unwrap_or(self.exchange.outbound);
+        let outbound = self.look.as_deref().unwrap_or(self.exchange.outbound);
         let authorized = outbound.credentials().is_some();
         let mut response = response.map(BufferedBody::unread);
         let is_token = self.token.is_some() && status == StatusCode::OK;
@@ -320,20 +253,17 @@ impl Repairing<'_> {
             _ if is_bare && (outbound.has_password() || self.look.is_some()) => Verdict::Real,
             Some(access) if is_token && body.is_whole() => match access.look_at(body.so_far()) {
                 Some(TokenFound::Poor { has_subject }) => Verdict::PoorToken { has_subject },
-                Some(TokenFound::Whole) | None => Verdict::Good,
+                Some(TokenFound::Whole) => {
+                    self.repair.whole_token(self.keys.denial, self.keys.subject, self.exchange.upstream.gate.now());
+                    Verdict::Good
+                }
+                None => Verdict::Good,
             },
             _ if !is_suspicious => Verdict::Good,
             _ if !body.is_whole() => Verdict::Real,
             _ => {
-                let method = outbound.method();
-                let sign = signs::of(&ObservedAnswer {
-                    method,
-                    authorized,
-                    status,
-                    headers,
-                    body: body.so_far(),
-                    retry_after,
-                });
+                let (method, body) = (outbound.method(), body.so_far());
+                let sign = signs::of(&ObservedAnswer { method, authorized, status, headers, body, retry_after });
                 sign.map_or(Verdict::Real, Verdict::Retry)
             }
         };
@@ -350,30 +280,39 @@ impl Repairing<'_> {
 
     /// Reports the verdict to the distress of the registry.
     fn note(&self, verdict: Verdict) {
-        let (keys, now) = (&self.keys, self.exchange.upstream.gate.now());
-        match verdict {
-            Verdict::Good | Verdict::Real => {}
-            Verdict::PoorToken { .. } => {
-                self.repair.note_doubtful(Sign::PoisonedToken, keys.subject, keys.credentials, now);
-            }
-            Verdict::Retry(sign @ (Sign::Ambiguous401 | Sign::Unseen401)) => {
-                self.repair.note_doubtful(sign, keys.subject, keys.credentials, now);
-            }
-            Verdict::Retry(sign) => self.exchange.upstream.note(Cause::Answer(sign), keys.subject),
+        let (upstream, at) = (self.exchange.upstream, self.exchange.upstream.gate.now());
+        let SubjectKeys { subject, served, named, .. } = self.keys;
+        let (sign, needs, subject) = match verdict {
+            Verdict::Good | Verdict::Real => return,
+            Verdict::PoorToken { has_subject: true } => (Sign::PoisonedToken, served, subject),
+            // Harbor locks a user name for 1.5 s after a wrong password: it counts once, whatever was asked for.
+            Verdict::PoorToken { has_subject: false } => (Sign::PoisonedToken, named, served.unwrap_or(subject)),
+            Verdict::Retry(sign @ (Sign::Ambiguous401 | Sign::Unseen401)) => (sign, served, subject),
+            Verdict::Retry(sign) => return upstream.note(Cause::Answer(sign), subject),
+        };
+        upstream.observed.iter().for_each(|observed| observed.sign(Cause::Answer(sign)));
+        if let Some(needs) = needs {
+            self.repair.doubt(Doubt { sign, subject, needs, at });
         }
+        if verdict == (Verdict::PoorToken { has_subject: true }) {
+            self.repair.poor_token(self.keys.denial, at);
+            self.prove([named], at);
+        }
+    }
+
+    fn prove(&self, proofs: impl IntoIterator<Item = Option<Key>>, now: Moment) {
+        proofs.into_iter().flatten().for_each(|proof| self.repair.prove(proof, now));
     }
 
     /// Notes that these credentials and this registry are well. Tells whether the answer was slow, which is a sign.
     fn served_well(&self, took: Duration) -> bool {
         let upstream = self.exchange.upstream;
         let now = upstream.gate.now();
-        if let Some(credentials) = self.keys.credentials {
-            self.repair.served_well(credentials, now);
-        }
+        self.prove([self.keys.named, self.keys.served], now);
         let is_small = self.exchange.outbound.lane() == Lane::Small;
-        let is_slow = is_small && self.repair.answered(took, self.keys.subject, now);
+        let is_slow = is_small && self.repair.answered(took, now);
         if is_slow {
-            upstream.adapt.sign(Cause::SlowAnswer, self.keys.subject.number(), &upstream.gate);
+            upstream.note(Cause::SlowAnswer, self.keys.subject);
         }
         is_slow
     }
@@ -383,7 +322,7 @@ impl Repairing<'_> {
             self.exchange.upstream.metrics.repaired(first);
         }
         if self.token.is_some() || self.exchange.outbound.method() == Method::HEAD {
-            self.repair.forget_denial(self.keys.denial);
+            self.repair.denials.lock().forget(self.keys.denial, self.exchange.upstream.gate.now());
         }
         answer
     }
@@ -391,9 +330,9 @@ impl Repairing<'_> {
     /// Keeps an answer for the client. A failure of ours says less than any answer of the registry, and what a GET said of a
     /// HEAD is not its answer.
     fn keep(&mut self, answer: Last) {
-        let is_worse = answer.is_err() && matches!(self.last, Some(Ok(_)));
+        let is_worse = answer.is_err() && matches!(self.last.as_deref(), Some(Ok(_)));
         if self.look.is_none() && !is_worse {
-            self.last = Some(answer);
+            self.last = Some(Box::new(answer));
         }
     }
 
@@ -405,12 +344,12 @@ impl Repairing<'_> {
 
     /// The stored answer.
     fn last_answer(&mut self) -> Last {
-        self.last.take().expect("the first answer is kept before it is given up")
+        *self.last.take().expect("the first answer is kept before it is given up")
     }
 
     /// The stored answer, a denial that is remembered for a while.
     fn believed_denial(&mut self) -> Last {
-        self.repair.remember_denial(self.keys.denial, self.exchange.upstream.gate.now());
+        self.repair.denials.lock().remember(self.keys.denial, MEMORY, self.exchange.upstream.gate.now());
         self.last_answer()
     }
 
@@ -420,8 +359,8 @@ impl Repairing<'_> {
         let is_distressed = self.is_distressed();
         if self.look.take().is_none() && self.tries.is_unexplained(sign) {
             // The answer to a HEAD does not tell why it is a denial; the same as a GET does.
-            self.look = self.exchange.outbound.as_look();
-            if self.look.is_none() || !is_distressed && self.repair.knows_denial(self.keys.denial, now) {
+            self.look = self.exchange.outbound.as_look().map(Box::new);
+            if self.look.is_none() || !is_distressed && self.repair.denials.lock().knows(self.keys.denial, now) {
                 return None;
             }
         }
@@ -429,16 +368,19 @@ impl Repairing<'_> {
     }
 
     /// A poor token is held for a moment, unasked: where distress begins meanwhile it is asked for again. Without, one that
-    /// names a user is asked for once more; one that names none is that of a wrong password.
+    /// names a user is asked for once more; one that names none is that of a wrong password, unless the same credentials
+    /// named their user not long ago.
     async fn hold_token(&mut self, has_subject: bool) -> Option<Duration> {
         let now = || self.exchange.upstream.gate.now();
         if !self.is_distressed() {
-            if self.repair.knows_denial(self.keys.denial, now()) {
+            if self.repair.denials.lock().knows(self.keys.denial, now()) {
                 return None;
             }
             let begins = self.repair.distress_begins(now);
-            let has_begun = self.again == 0 && tokio::time::timeout(TOKEN_HOLD, begins).await.is_ok();
-            if !has_begun && !has_subject {
+            let has_begun = tokio::time::timeout(TOKEN_HOLD, begins).await.is_ok();
+            let is_user = has_subject
+                || self.keys.named.is_some_and(|named| self.repair.credentials.lock().proofs.knows(named, now()));
+            if !has_begun && !is_user {
                 return None;
             }
         }

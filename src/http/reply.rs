@@ -12,9 +12,9 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use super::buffered_body::BufferedBody;
 use super::resuming::Resumable;
+use crate::metrics::{Grade, Label};
 use crate::proxy::client::Client;
 use crate::proxy::record::{Carried, Record};
-use crate::reclaim::Grade;
 use crate::upstream::request_body::Upload;
 
 /// The body of what the client is answered.

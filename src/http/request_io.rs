@@ -7,11 +7,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::{HeaderMap, StatusCode};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::proxy::client::Client;
@@ -71,10 +72,6 @@ impl RequestIo {
         RequestIo { client, state: Arc::new(Mutex::new(state)) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The client at the other end.
     pub fn client(&self) -> &Arc<Client> {
         &self.client
@@ -82,23 +79,23 @@ impl RequestIo {
 
     /// Whether a request is the first that is handed over. Another one would begin where we do not see its head.
     pub fn is_first_request(&self) -> bool {
-        !std::mem::replace(&mut self.state().is_taken, true)
+        !std::mem::replace(&mut self.state.lock().is_taken, true)
     }
 
     /// Whether the request was read, and the answer written, to the end.
     pub fn is_over(&self) -> bool {
-        let state = self.state();
+        let state = self.state.lock();
         state.is_next_wanted && state.is_flushed
     }
 
     /// The bytes behind the request that were read already.
     pub fn take_unread(&self) -> Bytes {
-        std::mem::take(&mut self.state().unread)
+        std::mem::take(&mut self.state.lock().unread)
     }
 
     /// The registry has sent an informational answer.
     pub fn hear(&self, status: StatusCode, headers: &HeaderMap) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.heard.len() < MAX_HEARD {
             state.heard.push_back((status, headers.clone()));
             state.wake();
@@ -108,7 +105,7 @@ impl RequestIo {
     /// The next informational answer of the registry. Nobody else may wait for it.
     pub async fn heard(&self) -> (StatusCode, HeaderMap) {
         std::future::poll_fn(|cx| {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             if state.heard.is_empty() {
                 state.informing = Some(cx.waker().clone());
             }
@@ -121,7 +118,7 @@ impl RequestIo {
     /// still be writing before it is a 100 of its own.
     pub async fn inform(&self, head: &[u8]) {
         std::future::poll_fn(|cx| {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             if !state.is_flushed {
                 state.informing = Some(cx.waker().clone());
                 return Poll::Pending;
@@ -134,7 +131,7 @@ impl RequestIo {
 
     /// Writes the informational answers.
     fn poll_informational(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         while !state.informational.is_empty() {
             let head = io::IoSlice::new(&state.informational);
             let written = ready!(tcp::poll_write_vectored(self.client.stream(), cx, &[head]))?;
@@ -146,7 +143,7 @@ impl RequestIo {
 
 impl AsyncRead for RequestIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let state = &mut *self.state();
+        let state = &mut *self.state.lock();
         if state.end.is_reached() {
             state.is_next_wanted = true;
             return Poll::Pending;
@@ -183,7 +180,7 @@ impl AsyncWrite for RequestIo {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_informational(cx))?;
-        self.state().is_flushed = false;
+        self.state.lock().is_flushed = false;
         tcp::poll_write_vectored(self.client.stream(), cx, slices)
     }
 
@@ -193,7 +190,7 @@ impl AsyncWrite for RequestIo {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_informational(cx))?;
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if !std::mem::replace(&mut state.is_flushed, true) {
             state.wake();
         }

@@ -13,13 +13,15 @@ use hyper::{Method, Response, StatusCode};
 use super::buffered_body::BufferedBody;
 use super::outbound::Outbound;
 use super::repairing;
+use crate::backoff::Backoff;
+use crate::repair::signs;
 use crate::upstream::request_body::RequestBody;
-use crate::upstream::{Attempt, Upstream};
+use crate::upstream::{Attempt, Failure, Upstream};
 
 /// How often one transfer is resumed.
 const MAX_RESUMED: u32 = 5;
-/// The pause before it, longer each time.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The pauses before it, longer each time.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// A blob that is on its way, and how to go on with it.
 pub struct Resumable {
@@ -68,22 +70,34 @@ impl Resumable {
     }
 
     /// Gets the rest of the blob.
-    ///
-    /// # Errors
-    /// The reason for which the transfer broke off, where it cannot go on.
+    /// Fails with the reason for which the transfer broke off, where it cannot go on.
     pub async fn resume(mut self: Box<Self>, cause: hyper::Error) -> Result<(Box<Self>, BufferedBody), hyper::Error> {
         let upstream = self.upstream.clone();
         self.resumed += 1;
         if self.resumed > MAX_RESUMED || self.range.next > self.range.last {
             return Err(cause);
         }
-        tokio::time::sleep(PAUSE * self.resumed).await;
-        let mut attempt = self.attempt.again();
-        attempt.deadline = upstream.gate.now() + upstream.terms.stall_timeout;
-        let outbound = self.outbound.with_range(self.range.next, self.range.last);
-        let exchanged = repairing::exchange((outbound, RequestBody::empty()), &upstream, &mut attempt).await;
-        let Ok((response, _)) = exchanged else { return Err(cause) };
+        let deadline = upstream.gate.now() + upstream.terms.stall_timeout;
         let (from, target) = (self.range.next, self.outbound.uri().path());
+        let mut tries = self.resumed;
+        let response = loop {
+            upstream.pause_until(upstream.gate.now() + PAUSES.after(tries)).await.ok();
+            let mut attempt = self.attempt.again();
+            attempt.deadline = deadline;
+            let outbound = self.outbound.with_range(self.range.next, self.range.last);
+            let exchanged = repairing::exchange((&outbound, RequestBody::empty()), &upstream, &mut attempt).await;
+            // Nobody else can tell the client what is missing: an outage is waited out, as long as any other stall.
+            let is_outage = match &exchanged {
+                Ok((response, _)) => signs::is_suspicious(response.status(), false),
+                Err(failure) => matches!(failure, Failure::Died(_)),
+            };
+            tries += 1;
+            match exchanged {
+                _ if is_outage && upstream.gate.now() < deadline => {}
+                Ok((response, _)) => break response,
+                Err(_) => return Err(cause),
+            }
+        };
         if !self.fits(&response) {
             tracing::info!(registry = upstream.name, target, from, status = %response.status(), "a blob cannot be resumed");
             return Err(cause);

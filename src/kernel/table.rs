@@ -10,6 +10,8 @@ pub struct ListedSocket {
     pub remote: SocketAddr,
     pub uid: u32,
     pub inode: u32,
+    /// The bytes of its send buffer as the kernel counts them, where netlink tells.
+    pub send_buffer: Option<u32>,
 }
 
 /// The state of a connection that is over.
@@ -35,7 +37,8 @@ pub fn sockets() -> Option<Vec<TableSocket>> {
 fn socket_in(line: &str) -> Option<TableSocket> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let (local, remote) = (address_in(fields.get(1)?)?, address_in(fields.get(2)?)?);
-    let socket = ListedSocket { remote, uid: fields.get(7)?.parse().ok()?, inode: fields.get(9)?.parse().ok()? };
+    let (uid, inode) = (fields.get(7)?.parse().ok()?, fields.get(9)?.parse().ok()?);
+    let socket = ListedSocket { remote, uid, inode, send_buffer: None };
     Some(TableSocket { local, socket, is_over: *fields.get(3)? == TIME_WAIT })
 }
 

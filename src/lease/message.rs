@@ -44,12 +44,21 @@ impl std::fmt::Display for Process {
     }
 }
 
+/// The order of an operator to all nodes that holds. Each pause and each resume has a higher number than the one before, a pause an odd
+/// one. The highest that the store or any node knows holds, so an order is not lost with the records of the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FleetOrder(pub u64);
+
+impl FleetOrder {
+    pub fn is_pause(self) -> bool {
+        self.0 % 2 == 1
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Intent {
     #[default]
     Renew,
-    /// The same, and no other process of this node is left, nor a socket of one.
-    TakeOver,
     /// This process holds nothing any more, and ends.
     Leave,
 }
@@ -73,6 +82,10 @@ pub struct LeaseRequest {
     /// [`Times::hold`].
     pub hold: u64,
     pub intent: Intent,
+    /// Earlier processes of this node that are gone, as are their sockets.
+    pub gone: Vec<String>,
+    /// The last order that the node knows.
+    pub order: FleetOrder,
 }
 
 /// The answer of the store.
@@ -89,6 +102,10 @@ pub struct LeaseAnswer {
     pub again: u64,
     /// The rest of the learning time, in which nothing new is lent; 0 outside of it.
     pub learning: u64,
+    /// The last order that the store knows.
+    pub order: FleetOrder,
+    /// Until when the store keeps the lease of another process of this node, of several the longest; 0 without one.
+    pub twin: u64,
 }
 
 /// A message of the store to a node that has not asked: its slots changed since its last request.

@@ -1,17 +1,19 @@
 -- One request of one process to the store of one registry. `store.rs` is its model, and has the comments.
 --
--- KEYS[1]: the hash. ARGV: run and stamp (empty: of this server), channel, node, instance, number, epoch, clock, held, wished,
--- pool, hold, intent (renew, take_over, leave, or init, which needs no more than the node).
--- The hash: run, epoch, clock, born, longest; and for each "node/instance" seven numbers, packed, since reading 500 texts takes
+-- KEYS[1]: the hash. ARGV: run and stamp (empty: of this server, and its time), channel, node, instance, number, epoch, clock, held, wished,
+-- pool, hold, intent (renew, leave; or of an operator, with no more than the channel: init, pause, resume), order, report, gone.
+-- KEYS[2]: the last report of each process, with its time, for the eyes of operators. It may be missing.
+-- The hash: run, epoch, clock, born, longest, order; and for each "node/instance" seven numbers, packed, since reading 500 texts takes
 -- most of the time: granted wished until number limit since pool.
 local LOAN = '<ddddddd'
 local function number(at) return tonumber(ARGV[at]) end
 local key, run, stamp, channel, node, intent = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[13]
-local replicas = 0
+local replicas, millis = 0, tonumber(stamp)
 if run == '' then
     run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
     local time = redis.call('TIME')
-    stamp = time[1] .. '.' .. time[2]
+    stamp = string.format('%d.%06d', time[1], time[2])
+    millis = math.floor(stamp * 1000)
     replicas = tonumber(string.match(redis.call('INFO', 'replication'), 'connected_slaves:(%d+)') or 0)
 end
 
@@ -32,10 +34,24 @@ for at = 1, #flat, 2 do
 end
 
 local clock, born, longest = tonumber(meta.clock or 0), tonumber(meta.born or 0), tonumber(meta.longest or 0)
-local epoch = meta.epoch
+local epoch, order = meta.epoch, tonumber(meta.order or 0)
 local function save()
     redis.call('HSET', key, 'run', run, 'epoch', epoch, 'clock', string.format('%d', clock), 'born', string.format('%d', born),
         'longest', string.format('%d', longest))
+end
+-- The highest order holds, and all nodes hear of it.
+local function obey(other)
+    if other <= order then return end
+    order = other
+    redis.call('HSET', key, 'order', string.format('%d', order))
+    redis.call('PUBLISH', channel, string.format('%d', order))
+end
+
+if intent == 'pause' or intent == 'resume' then
+    local odd = intent == 'pause' and 1 or 0
+    local given = math.max(2 * millis + odd, order + 1)
+    obey(given + (given + odd) % 2)
+    return {1, order}
 end
 
 if intent == 'init' then
@@ -50,6 +66,7 @@ if meta.run ~= run then
     epoch, born = run .. ':' .. stamp, clock
 end
 longest = math.max(longest, hold)
+obey(number(14))
 local known = ARGV[7] == epoch
 local own = records[name]
 if own and serial <= own.number then
@@ -65,10 +82,16 @@ local function forget(other)
     gone[#gone + 1] = other
 end
 for other, record in pairs(records) do
-    local replaced = intent == 'take_over' and other ~= name and string.sub(other, 1, #node + 1) == node .. '/'
-    if record.till <= clock or replaced then forget(other) end
+    if record.till <= clock then forget(other) end
+end
+for instance in string.gmatch(ARGV[16] or '', '%S+') do
+    if records[node .. '/' .. instance] then forget(node .. '/' .. instance) end
 end
 own = records[name]
+local twin, of_node = 0, node .. '/'
+for other, record in pairs(records) do
+    if record.till > twin and other ~= name and string.sub(other, 1, #of_node) == of_node then twin = record.till end
+end
 local learning = math.max(born + longest - clock, 0)
 
 if intent == 'leave' then
@@ -125,21 +148,20 @@ if #wishing > pool then
         end
     end
 else
-    local counts, most, left, others, level, rest = {}, 0, pool, #wishing, math.huge, 0
+    local wishes, counts, left, others, level, rest = {}, {}, pool, #wishing, math.huge, 0
     for _, record in ipairs(wishing) do
-        counts[record.wished] = (counts[record.wished] or 0) + 1
-        most = math.max(most, record.wished)
+        local wished = record.wished
+        if not counts[wished] then wishes[#wishes + 1] = wished end
+        counts[wished] = (counts[wished] or 0) + 1
     end
-    for wished = 1, most do
-        local count = counts[wished]
-        if count then
-            local fair = math.floor(left / others)
-            if wished > fair then
-                level, rest = fair, left - fair * others
-                break
-            end
-            left, others = left - wished * count, others - count
+    table.sort(wishes)
+    for _, wished in ipairs(wishes) do
+        local fair = math.floor(left / others)
+        if wished > fair then
+            level, rest = fair, left - fair * others
+            break
         end
+        left, others = left - wished * counts[wished], others - counts[wished]
     end
     local above = {}
     for _, record in ipairs(wishing) do
@@ -215,7 +237,11 @@ end
 
 -- Changes are written, and told to those that they concern.
 save()
-for _, other in ipairs(gone) do redis.call('HDEL', key, other) end
+for _, other in ipairs(gone) do
+    redis.call('HDEL', key, other)
+    if KEYS[2] then redis.call('HDEL', KEYS[2], other) end
+end
+if KEYS[2] and intent ~= 'leave' then redis.call('HSET', KEYS[2], name, stamp .. ' ' .. ARGV[15]) end
 for other, record in pairs(records) do
     local is_changed = record.granted ~= record.had or record.limit ~= record.told
     if is_changed or other == name or record.since ~= record.began then
@@ -228,4 +254,4 @@ for other, record in pairs(records) do
     end
 end
 if intent == 'leave' then own = {granted = 0, limit = 0} end
-return {1, serial, epoch, clock, own.granted, own.limit, again, learning, replicas}
+return {1, serial, epoch, clock, own.granted, own.limit, again, learning, replicas, order, twin}

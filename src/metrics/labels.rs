@@ -53,6 +53,31 @@ labels! {
         ClientLeft = "client_left",
     }
 
+    /// The kind of a request.
+    Kind {
+        /// A CONNECT.
+        Tunnel = "tunnel",
+        /// A request that is visible as HTTP.
+        Request = "request",
+        /// A connection whose first head never became a request.
+        Unknown = "unknown",
+    }
+
+    /// How sure it is that nothing is under way in a quiet tunnel; `reclaim` has a table of the evidence for each.
+    Grade {
+        Untouched = "untouched",
+        Goodbye = "goodbye",
+        Unused = "unused",
+        Answered = "answered",
+        ShortEnd = "short_end",
+        Unsure = "unsure",
+        Handshaking = "handshaking",
+        MaybeAnswered = "maybe_answered",
+        Stuck = "stuck",
+        Slow = "slow",
+        InFlight = "in_flight",
+    }
+
     /// The class of an answer's status.
     CodeClass {
         Informational = "1xx",
@@ -76,6 +101,8 @@ labels! {
         QueueFull = "queue_full",
         /// `queue.tunnel_timeout` or `queue.request_timeout` was over.
         QueueTimeout = "queue_timeout",
+        /// The same, while the store of leases lends nothing.
+        LeaseLost = "lease_lost",
         /// The process goes down, and its `drain_timeout` was over.
         Draining = "draining",
         /// `listen.max_clients` connections are open.

@@ -5,17 +5,19 @@ use std::time::Duration;
 use super::arguments::{PlanArguments, pair};
 use super::load;
 use super::puller::PlannedPuller;
-use super::report::Fleet;
+use super::report::{Fleet, PlanReport};
 use super::scenario::{PlannedClass, Scenario};
 use super::trace::TracedRequest;
 use crate::admission::{Limits, RateLimit};
 use crate::config::{ClassConfig, Config, RegistryConfig, Share};
+use crate::lease::checks::{floor_problem, turn_problem};
+use crate::lease::settings::LeaseConfig;
 
 /// The meaning of the arguments.
 #[derive(Debug)]
 pub enum Question {
-    /// The share leaves a node without a slot; the amount that it would have.
-    NoSlot(Fleet, String),
+    /// No node can start, or not all.
+    Impossible(Box<PlanReport>),
     Run(Fleet, Box<Scenario>),
 }
 
@@ -30,22 +32,30 @@ pub fn question(arguments: &PlanArguments, config: Option<&Config>) -> Result<Qu
         None | Some("static") => Share::parse(&format!("1/{nodes}")).map_err(|error| error.to_string())?,
         Some(text) => Share::parse(text).map_err(|error| format!("--share {text}: {error}"))?,
     };
-    let urls =
-        registry.mirror.as_ref().filter(|mirror| mirror.cap_per_upstream).map_or(1, |mirror| mirror.upstream.len());
-    let (cap, slots) = (registry.cap as usize * urls, share.slots(registry.cap) * urls);
+    let urls = if share == Share::LEASED { 1 } else { urls_with_caps(&registry) };
+    let cap = registry.cap as usize * urls;
+    let lease = config.and_then(|config| config.lease.clone()).unwrap_or_default();
+    let lease = (share == Share::LEASED).then_some(LeaseConfig { nodes, ..lease });
+    let slots = lease.as_ref().map_or_else(|| share.slots(registry.cap) * urls, |lease| lease.floor as usize);
     let fleet = Fleet {
         nodes: nodes as usize,
         cap,
         share: share.to_string(),
-        slots_per_node: slots,
+        slots_per_node: lease.is_none().then_some(slots),
         stands: arguments.stands.map_or(cap, |stands| stands as usize),
         bandwidth_bytes_per_second: arguments.bandwidth,
     };
-    if slots == 0 {
-        return Ok(Question::NoSlot(fleet, share.of(registry.cap)));
+    let impossible = match &lease {
+        Some(lease) => cannot_lend(&fleet, lease, registry.cap),
+        None => (slots == 0).then(|| PlanReport::without_slots(fleet.clone(), &share.of(registry.cap))),
+    };
+    if let Some(report) = impossible {
+        return Ok(Question::Impossible(Box::new(report)));
     }
+    let terms = lease.map(|lease| lease.terms(registry.cap));
     let configs = class_configs(arguments, config, &traces)?;
     let classes = classes(arguments, &configs, &registry)?;
+    let most = terms.as_ref().map_or(slots, |_| cap);
     let limits = Limits {
         slots,
         depth: registry.queue.depth,
@@ -53,7 +63,7 @@ pub fn question(arguments: &PlanArguments, config: Option<&Config>) -> Result<Qu
         idle_timeout: registry.idle_timeout,
         max_lifetime: registry.max_lifetime,
         // The default of the config is its own number of slots.
-        max_connecting: if registry.max_connecting == registry.slots { slots } else { registry.max_connecting },
+        max_connecting: if registry.max_connecting == registry.slots { most } else { registry.max_connecting },
         keep_place: registry.queue.keep_place,
         weights: configs.iter().map(|class| class.weight).collect(),
     };
@@ -67,8 +77,27 @@ pub fn question(arguments: &PlanArguments, config: Option<&Config>) -> Result<Qu
     let (round_trip, horizon) = (arguments.round_trip, last + arguments.until);
     Ok(Question::Run(
         fleet,
-        Box::new(Scenario { nodes, limits, bandwidth, stands, round_trip, classes, pulls, horizon }),
+        Box::new(Scenario { nodes, limits, lease: terms, bandwidth, stands, round_trip, classes, pulls, horizon }),
     ))
+}
+
+/// The URLs of which each has a cap of its own.
+fn urls_with_caps(registry: &RegistryConfig) -> usize {
+    registry.mirror.as_ref().filter(|mirror| mirror.cap_per_upstream).map_or(1, |mirror| mirror.upstream.len())
+}
+
+/// Why leases do not fit so many nodes, and what to do.
+fn cannot_lend(fleet: &Fleet, lease: &LeaseConfig, cap: u32) -> Option<PlanReport> {
+    let without_floor = || "Without a floor, all of the cap is lent.".to_owned();
+    let fewer = || {
+        let enough = lease.nodes.div_ceil(20);
+        format!(
+            "A cap of {enough} is enough for turns of a second. Or let fewer nodes ask the registry: with Dragonfly, the seed clients alone."
+        )
+    };
+    let floors = floor_problem(lease, cap, "the cap").map(|problem| (problem, without_floor()));
+    let (problem, advice) = floors.or_else(|| turn_problem(lease, cap, "the cap").map(|problem| (problem, fewer())))?;
+    Some(PlanReport::cannot_lend(fleet.clone(), problem, advice))
 }
 
 /// The registry that the config has, or one of defaults; with the cap of the arguments.

@@ -9,6 +9,8 @@ use crate::admission::decision::{Decision, Limits};
 use crate::admission::{
     AdmissionRequest, ClassId, ClientId, Lane, Moment, Place, Principal, SlotEvent, SlotId, SlotUse,
 };
+use crate::lease::borrowed::Lent;
+use crate::lease::node::SlotUsage;
 
 /// A decision of the core, for the request that it is about.
 #[derive(Debug)]
@@ -66,6 +68,21 @@ impl PlannedNode {
 
     pub fn tick(&mut self, now: Moment) {
         self.core.tick(now);
+    }
+
+    /// Slots are lent here.
+    pub fn lend(&mut self, lent: Arc<dyn Lent>) {
+        self.core.lend(lent);
+    }
+
+    /// Other slots are lent than before.
+    pub fn look_again(&mut self, now: Moment) {
+        self.core.look_again(now);
+    }
+
+    pub fn usage(&self, now: Moment) -> SlotUsage {
+        let now = self.core.snapshot(now);
+        SlotUsage { open: now.open.open() as u64, idle: now.open.idle as u64, waiting: now.waiting as u64 }
     }
 
     pub fn wake_at(&self) -> Option<Moment> {

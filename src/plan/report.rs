@@ -19,10 +19,18 @@ pub struct Fleet {
     pub nodes: usize,
     pub cap: usize,
     pub share: String,
-    pub slots_per_node: usize,
+    /// Absent where slots are lent.
+    pub slots_per_node: Option<usize>,
     /// Connections that the registry stands.
     pub stands: usize,
     pub bandwidth_bytes_per_second: Option<u64>,
+}
+
+impl Fleet {
+    /// Those of all nodes together.
+    pub fn slots(&self) -> usize {
+        self.slots_per_node.map_or(self.cap, |slots| slots * self.nodes)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -94,7 +102,38 @@ impl PlanReport {
             "Fixed shares need a cap of at least {nodes}, or at most {cap} nodes that ask the registry: with Dragonfly, \
              let the seed clients alone go back to the source."
         );
+        let lease = "Leased slots go to the nodes that need them, in turns if need be: ask again with --share lease.";
+        PlanReport {
+            feasible: false,
+            fleet,
+            run: None,
+            problems: vec![problem],
+            advice: vec![advice, lease.to_owned()],
+        }
+    }
+
+    /// The report of a fleet whose floors are more than the cap, or whose turns are too short.
+    pub fn cannot_lend(fleet: Fleet, problem: String, advice: String) -> PlanReport {
         PlanReport { feasible: false, fleet, run: None, problems: vec![problem], advice: vec![advice] }
+    }
+
+    /// Says what fixed shares would have made of it.
+    pub fn compare(&mut self, fixed: &Scenario, tally: &Tally) {
+        let fleet = Fleet { slots_per_node: Some(fixed.limits.slots), ..self.fleet.clone() };
+        let other = PlanReport::new(fleet, fixed, tally);
+        let (Some(own), Some(run)) = (&self.run, &other.run) else { return };
+        let told = |run: &RunReport| {
+            run.makespan.map_or_else(|| "would not end".to_owned(), |span_of| format!("takes {}", span(span_of)))
+        };
+        let verdict = if other.feasible { "" } else { ", and is not feasible" };
+        let slots = fixed.limits.slots;
+        let part = if slots == 1 { "1 slot".to_owned() } else { format!("{slots} slots") };
+        self.advice.push(format!(
+            "With fixed shares, {part} for each node, it {}{verdict}; a pull takes {} in the middle, instead of {}.",
+            told(run),
+            span(run.pull.p50),
+            span(own.pull.p50),
+        ));
     }
 
     pub fn new(fleet: Fleet, scenario: &Scenario, tally: &Tally) -> PlanReport {
@@ -193,7 +232,7 @@ fn problems(fleet: &Fleet, run: &RunReport) -> Vec<String> {
 
 fn advice(fleet: &Fleet, run: &RunReport, scenario: &Scenario) -> Vec<String> {
     let mut advice = Vec::new();
-    let all = fleet.slots_per_node * fleet.nodes;
+    let all = fleet.slots();
     if all > fleet.cap {
         advice.push(format!(
             "The shares of {} nodes add up to {all} connections, more than the cap of {}: a share of 1/{} keeps it.",

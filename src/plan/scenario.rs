@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use super::puller::PlannedPuller;
 use crate::admission::{ClassId, ClientId, Lane, Limits, Moment, SlotUse};
+use crate::lease::node::FleetTerms;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Scenario {
     pub nodes: usize,
     /// The limits of each node's core.
     pub limits: Limits,
+    /// Where slots are lent: the terms. The slots of the limits are the floor then.
+    pub lease: Option<FleetTerms>,
     /// Bytes a second of the registry, all transfers together.
     pub bandwidth: Option<u64>,
     /// Connections that the registry stands.
@@ -83,6 +86,15 @@ impl Pull {
 }
 
 impl Scenario {
+    /// The same with equal parts of the cap, where slots are lent now and the parts are a slot at least.
+    pub fn with_fixed_shares(&self) -> Option<Scenario> {
+        let terms = self.lease.as_ref()?;
+        let nodes = self.nodes as u64;
+        let slots = usize::try_from((terms.pool + terms.floor * nodes) / nodes).unwrap_or(usize::MAX);
+        let limits = Limits { slots, ..self.limits.clone() };
+        (slots > 0).then(|| Scenario { limits, lease: None, ..self.clone() })
+    }
+
     pub fn requests(&self) -> usize {
         self.pulls.iter().map(Pull::requests).sum()
     }

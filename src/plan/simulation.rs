@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::lending::{LeaseEvent, Lending};
 use super::node::{Asking, Decided, PlannedNode};
 use super::registry::RegistryModel;
 use super::scenario::{Pull, Scenario};
@@ -25,7 +26,7 @@ pub fn simulate(scenario: &Scenario, watch: &mut dyn FnMut(usize) -> bool) -> Op
     let mut simulation = Simulation::new(scenario);
     let mut events = 0_u64;
     while let Some((now, event)) = simulation.next_event() {
-        if now > scenario.horizon {
+        if now > scenario.horizon || simulation.is_over() {
             break;
         }
         if events.is_multiple_of(EVENTS_A_LOOK) && !watch(simulation.tally.served()) {
@@ -50,6 +51,7 @@ enum Event {
     Transferred,
     Closed { node: usize, slot: SlotId },
     Tick { node: usize },
+    Lease(LeaseEvent),
 }
 
 struct Simulation<'a> {
@@ -57,6 +59,7 @@ struct Simulation<'a> {
     events: BinaryHeap<Reverse<(Moment, u64, Event)>>,
     sequence: u64,
     nodes: Vec<PlannedNode>,
+    lending: Option<Lending>,
     registry: RegistryModel,
     pulls: Vec<PullState>,
     requests: Vec<RequestState>,
@@ -91,6 +94,8 @@ impl<'a> Simulation<'a> {
             events: BinaryHeap::new(),
             sequence: 0,
             nodes: (0..scenario.nodes).map(|_| PlannedNode::new(scenario.limits.clone())).collect(),
+            lending: (scenario.lease.as_ref())
+                .map(|terms| Lending::new(scenario.nodes, terms, scenario.round_trip / 2)),
             registry: RegistryModel::new(scenario.bandwidth, scenario.stands),
             pulls: scenario.pulls.iter().map(PullState::new).collect(),
             requests: Vec::with_capacity(scenario.requests()),
@@ -101,6 +106,10 @@ impl<'a> Simulation<'a> {
         for (pull, planned) in scenario.pulls.iter().enumerate() {
             simulation.at(planned.starts, Event::Start { pull });
         }
+        if let Some(lending) = &simulation.lending {
+            simulation.nodes.iter_mut().enumerate().for_each(|(at, node)| node.lend(lending.lent(at)));
+        }
+        simulation.plan_lending();
         simulation
     }
 
@@ -118,6 +127,11 @@ impl<'a> Simulation<'a> {
             }
             _ => end.map(|end| (end, Event::Transferred)),
         }
+    }
+
+    /// Leases are renewed for ever.
+    fn is_over(&self) -> bool {
+        self.lending.is_some() && self.tally.pulls.len() == self.scenario.pulls.len()
     }
 
     fn advance(&mut self, now: Moment) {
@@ -164,6 +178,12 @@ impl<'a> Simulation<'a> {
                     self.nodes[node].tick(now);
                     self.settle(node, now);
                 }
+            }
+            Event::Lease(event) => {
+                if let Some(node) = self.lending.as_mut().and_then(|lending| lending.happen(event, now)) {
+                    self.settle(node, now);
+                }
+                self.plan_lending();
             }
         }
     }
@@ -232,8 +252,35 @@ impl<'a> Simulation<'a> {
         self.at(now + backoff, Event::Ask { request });
     }
 
-    /// Does what the core of this node has decided, and arranges its next tick.
+    /// Does what the core of this node has decided, with the slots that it is lent, and arranges what comes next.
     fn settle(&mut self, node: usize, now: Moment) {
+        self.carry_out(node, now);
+        while let Some(lending) = &mut self.lending
+            && lending.settle(node, self.nodes[node].usage(now), now)
+        {
+            self.nodes[node].look_again(now);
+            self.carry_out(node, now);
+        }
+        if let Some(lending) = &mut self.lending {
+            lending.speak(node, now);
+            self.plan_lending();
+        }
+        let wake_at = self.nodes[node].wake_at().map(|wake_at| wake_at.max(now));
+        if let Some(wake_at) = wake_at
+            && self.nodes[node].tick_at.is_none_or(|tick_at| wake_at < tick_at)
+        {
+            self.nodes[node].tick_at = Some(wake_at);
+            self.at(wake_at, Event::Tick { node });
+        }
+    }
+
+    fn plan_lending(&mut self) {
+        for (moment, event) in self.lending.as_mut().map(Lending::take_due).unwrap_or_default() {
+            self.at(moment, Event::Lease(event));
+        }
+    }
+
+    fn carry_out(&mut self, node: usize, now: Moment) {
         while let Some(decided) = self.nodes[node].next_decision(now) {
             match decided {
                 Decided::Dial(request, slot) => {
@@ -252,13 +299,6 @@ impl<'a> Simulation<'a> {
                 }
                 Decided::Close(slot) => self.at(now + self.scenario.round_trip, Event::Closed { node, slot }),
             }
-        }
-        let wake_at = self.nodes[node].wake_at().map(|wake_at| wake_at.max(now));
-        if let Some(wake_at) = wake_at
-            && self.nodes[node].tick_at.is_none_or(|tick_at| wake_at < tick_at)
-        {
-            self.nodes[node].tick_at = Some(wake_at);
-            self.at(wake_at, Event::Tick { node });
         }
     }
 

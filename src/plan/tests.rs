@@ -7,6 +7,7 @@ use clap::Parser;
 use super::arguments::PlanArguments;
 use super::command::{Question, question};
 use super::report::{PlanReport, RunReport};
+use super::report_of;
 use super::simulation::simulate;
 use crate::config::Config;
 
@@ -24,13 +25,7 @@ fn asked(line: &str, config: Option<&str>) -> Result<Question, String> {
 }
 
 fn plan_by(line: &str, config: Option<&str>) -> PlanReport {
-    match asked(line, config).unwrap() {
-        Question::NoSlot(fleet, amount) => PlanReport::without_slots(fleet, &amount),
-        Question::Run(fleet, scenario) => {
-            let tally = simulate(&scenario, &mut |_| true).unwrap();
-            PlanReport::new(fleet, &scenario, &tally)
-        }
-    }
+    report_of(asked(line, config).unwrap(), &mut |scenario| simulate(scenario, &mut |_| true)).unwrap()
 }
 
 fn plan(line: &str) -> PlanReport {
@@ -103,7 +98,47 @@ fn a_fixed_share_of_less_than_a_slot_is_not_feasible() {
     let report = plan("--nodes 500 --cap 200 --share static");
     assert!(!report.feasible && report.run.is_none());
     assert!(report.problems[0].contains("0.4 of a slot"), "{report:?}");
-    assert_eq!(plan("--nodes 500 --cap 500").fleet.slots_per_node, 1);
+    assert_eq!(plan("--nodes 500 --cap 500").fleet.slots_per_node, Some(1));
+}
+
+/// Nodes take turns where there are fewer slots than nodes.
+#[test]
+fn more_nodes_than_slots_are_feasible_by_leases() {
+    let line = "--nodes 500 --cap 200 --images 1 --layers 2 --small 1 --layer-size 1MiB --bandwidth 1GiB/s";
+    assert!(!plan(&format!("{line} --share static")).feasible);
+    let report = plan(&format!("{line} --share lease"));
+    let leased = run(&report);
+    assert!(report.feasible, "{report:?}");
+    assert_eq!((leased.served, leased.most_connections), (1500, 200));
+    let wait = leased.classes[0].wait;
+    assert!(wait.max > millis(1000) && wait.max < millis(25_000), "{wait:?}");
+}
+
+/// One node alone has all slots by leases, and its part by fixed shares: the advice says so.
+#[test]
+fn leases_follow_the_demand() {
+    let line = "--nodes 10 --cap 10 --images 10 --layers 1 --small 0 --layer-size 0B --service-time 1s --within 100s --tunnels";
+    let leased = plan(&format!("{line} --share lease"));
+    let wait = run(&leased).classes[0].wait;
+    // The whole cap, after a message or two.
+    assert!(wait.max < millis(100), "{wait:?}");
+    assert!(leased.advice[0].contains("With fixed shares, 1 slot for each node, it takes 1m 40s"), "{leased:?}");
+    let pull = run(&plan(line)).pull;
+    assert!(pull.max >= millis(10_000), "{pull:?}");
+}
+
+/// Turns of under a second, and floors that are more than the cap.
+#[test]
+fn leases_that_cannot_hold_are_not_feasible() {
+    let report = plan("--nodes 500 --cap 20 --share lease");
+    assert!(!report.feasible && report.problems[0].contains("less than a second each"), "{report:?}");
+    assert!(plan("--nodes 20 --cap 1 --share lease --layers 0 --small 1").run.is_some());
+    assert!(plan("--nodes 21 --cap 1 --share lease --layers 0 --small 1").run.is_none());
+    let config = "[registries.harbor]\nhosts = ['a.example']\ncap = 40\nshare = 'lease'\n\
+                  [lease]\nredis = 'redis://127.0.0.1/0'\nnodes = 10\nfloor = 1\n";
+    let report = plan_by("--nodes 50", Some(config));
+    assert!(report.problems[0].contains("50 nodes x floor 1 = 50, more than the cap = 40"), "{report:?}");
+    assert_eq!(run(&plan_by("--nodes 10 --layer-size 0B", Some(config))).most_connections, 30);
 }
 
 /// Two nodes with all of a cap of 10 each: the registry fails requests above ten connections.
@@ -133,11 +168,11 @@ fn what_a_config_says_is_taken() {
                   [registries.other]\nhosts = ['o.example.com']\ncap = 7\nshare = 1\n\
                   [classes.interactive]\nweight = 8\nrequest_timeout = '3s'\n";
     let report = plan_by("--registry harbor --nodes 4 --class interactive=1/2", Some(config));
-    assert_eq!((report.fleet.cap, report.fleet.slots_per_node), (40, 10));
+    assert_eq!((report.fleet.cap, report.fleet.slots_per_node), (40, Some(10)));
     let timeouts: Vec<_> = run(&report).classes.iter().map(|class| class.queue_timeout).collect();
     assert_eq!(timeouts, [millis(7000), millis(3000)]);
     let report = plan_by("--registry harbor --nodes 10 --cap 80 --share static", Some(config));
-    assert_eq!((report.fleet.cap, report.fleet.slots_per_node), (80, 8));
+    assert_eq!((report.fleet.cap, report.fleet.slots_per_node), (80, Some(8)));
     for (line, named) in [("--nodes 4", "harbor, other"), ("--nodes 4 --registry no", "harbor, other")] {
         assert!(asked(line, Some(config)).unwrap_err().contains(named));
     }
@@ -150,7 +185,6 @@ fn arguments_that_mean_nothing_are_refused_by_their_names() {
         ("--nodes 10", "--cap"),
         ("--nodes 0 --cap 10", "--nodes"),
         ("--nodes 10 --cap 10 --share 2", "--share 2"),
-        ("--nodes 10 --cap 10 --share lease", "leased shares are not built"),
         ("--nodes 10 --cap 10 --registry harbor", "--config"),
         ("--nodes 10 --cap 10 --layer-size 100", "--layer-size"),
         ("--nodes 10 --cap 10 --layers 0 --small 0", "nodes x images"),
@@ -218,7 +252,9 @@ fn a_recorded_load_is_replayed() {
 fn every_request_is_served_within_the_slots_and_the_bandwidth() {
     for (nodes, cap) in [(1, 1), (3, 7), (20, 40), (50, 50)] {
         for (images, layers, small) in [(1, 1, 0), (3, 8, 3), (7, 2, 1)] {
-            for kind in ["", "--tunnels", "--within 30s", "--puller nydusd"] {
+            for kind in
+                ["", "--tunnels", "--within 30s", "--puller nydusd", "--share lease", "--share lease --within 9s"]
+            {
                 let line = format!(
                     "--nodes {nodes} --cap {cap} --images {images} --layers {layers} --small {small} --layer-size 5MiB \
                      --bandwidth 200MiB/s --until 7days {kind}"
@@ -226,7 +262,7 @@ fn every_request_is_served_within_the_slots_and_the_bandwidth() {
                 let report = plan(&line);
                 let run = run(&report);
                 assert_eq!(run.served, nodes * images * (layers + small), "{line}");
-                assert!(run.most_connections <= report.fleet.slots_per_node * nodes, "{line}");
+                assert!(run.most_connections <= report.fleet.slots(), "{line}");
                 assert!(run.bandwidth_used.unwrap() <= 1.0 && run.connections_used <= 1.0, "{line}: {report:?}");
                 let again = serde_json::to_string(&plan(&line)).unwrap();
                 assert_eq!(again, serde_json::to_string(&report).unwrap(), "{line}");

@@ -19,16 +19,12 @@ const MARGIN: usize = 9;
 pub fn render(report: &PlanReport) -> String {
     let fleet = &report.fleet;
     let mut text = String::new();
-    let slots = if fleet.slots_per_node == 1 { "slot" } else { "slots" };
-    let _ = writeln!(
-        text,
-        "{} nodes, cap {}, share {}: {} {slots} each, {} in all",
-        fleet.nodes,
-        fleet.cap,
-        fleet.share,
-        fleet.slots_per_node,
-        fleet.slots_per_node * fleet.nodes,
-    );
+    let slots = match fleet.slots_per_node {
+        None => format!("{} slots, lent by demand", fleet.cap),
+        Some(1) => format!("1 slot each, {} in all", fleet.slots()),
+        Some(slots) => format!("{slots} slots each, {} in all", fleet.slots()),
+    };
+    let _ = writeln!(text, "{} nodes, cap {}, share {}: {slots}", fleet.nodes, fleet.cap, fleet.share);
     if let Some(run) = &report.run {
         text += &figures(report, run);
         text += &table(&run.classes);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use crate::kernel;
+use crate::kernel::{self, ListedSocket};
 use crate::tcp::{self, LOOK_AGAIN, Linger};
 
 /// A lingering close after an answer that a client may be too busy sending to read (RFC 9112, section 9.6).
@@ -30,9 +30,9 @@ const LONGEST_LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub struct Client {
     stream: TcpStream,
     peer: SocketAddr,
-    /// Where it was accepted, and the user on this machine behind it: asked of the kernel once.
+    /// Where it was accepted, and the socket on this machine behind it: asked of the kernel once.
     local: OnceLock<Option<SocketAddr>>,
-    uid: OnceLock<Option<u32>>,
+    other_end: OnceLock<Option<ListedSocket>>,
     /// Whether our FIN was sent.
     finished: AtomicBool,
 }
@@ -40,11 +40,8 @@ pub struct Client {
 impl Client {
     /// Takes over an accepted stream.
     pub fn new(stream: TcpStream, peer: SocketAddr) -> Arc<Client> {
-        // Without it, answers of a few bytes wait for acknowledgements; it fails only on a connection that is gone.
-        let _ = stream.set_nodelay(true);
-        tcp::keep_client_alive(&stream);
-        let (local, uid, finished) = Default::default();
-        Arc::new(Client { stream, peer, local, uid, finished })
+        let (local, other_end, finished) = Default::default();
+        Arc::new(Client { stream, peer, local, other_end, finished })
     }
 
     /// The stream, for reading and writing.
@@ -64,7 +61,12 @@ impl Client {
 
     /// The user that runs the client, where it is on this machine.
     pub fn uid(&self) -> Option<u32> {
-        *self.uid.get_or_init(|| kernel::uid_behind(&self.stream))
+        self.other_end.get_or_init(|| kernel::socket_behind(self.local_addr()?, self.peer)).map(|socket| socket.uid)
+    }
+
+    /// The client's socket by its inode, if the kernel was asked for it; else 0.
+    pub fn socket(&self) -> u32 {
+        self.other_end.get().copied().flatten().map_or(0, |socket| socket.inode)
     }
 
     /// Whether our FIN was sent: the answer before it was the last.
@@ -139,5 +141,28 @@ impl Client {
     /// Whether the connection is broken, so that not even an answer could be sent; asks the kernel.
     pub fn is_broken(&self) -> bool {
         tcp::is_broken(&self.stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// The kernel is asked at the first request of a connection: the answer holds when it could not tell any more.
+    #[tokio::test]
+    async fn the_user_behind_a_connection_is_asked_for_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let other_end = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let (client, uid) = (Client::new(stream, peer), rustix::process::geteuid().as_raw());
+        assert_eq!((client.socket(), client.uid()), (0, Some(uid)));
+        let socket = client.socket();
+        assert!(socket > 0);
+        drop(other_end);
+        let behind = kernel::socket_behind(client.local_addr().unwrap(), peer);
+        assert!(behind.is_none_or(|behind| behind.inode == 0), "it could not tell now");
+        assert_eq!((client.uid(), client.socket()), (Some(uid), socket));
     }
 }

@@ -48,11 +48,6 @@ impl Classes {
         Principal { class, client }
     }
 
-    /// The client of a request, where all clients have one class.
-    pub fn principal_of_class(class: ClassId, client: &Client) -> Principal {
-        Principal { class, client: peer_of(client) }
-    }
-
     fn class(&self, name: Option<&str>, peer: Peer) -> ClassId {
         let of_name = name.and_then(|name| self.by_user.get(name)).copied();
         let is_free = |class: &ClassConfig| class.uids.is_empty() && class.addresses.is_empty();

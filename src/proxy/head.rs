@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::request_end::{Body, RequestEnd};
 use crate::metrics::Reason;
+use crate::tcp;
 
 /// Largest head in bytes. Registry clients send some hundred; a token in a header may take a few thousand.
 const MOST_BYTES: usize = 64 * 1024;
@@ -90,7 +91,7 @@ async fn read_into(stream: &TcpStream, buffer: &mut BytesMut) -> Result<Head, He
             return Err(HeadError::Refused(Reason::TooManyClients, message));
         }
         stream.readable().await.map_err(|_| HeadError::Left)?;
-        match stream.try_read_buf(buffer) {
+        match tcp::try_read_buf(stream, buffer) {
             Ok(0) => return Err(HeadError::Left),
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(HeadError::Left),
             _ => {}

@@ -11,6 +11,7 @@ use hyper::header::{HOST, HeaderValue};
 
 use super::rewrite::Rewrite;
 use crate::admission::{ClassId, ReuseKey};
+use crate::config::RegistryConfig;
 use crate::target::{HostPattern, Origin, Target};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::{Destination, Upstream};
@@ -31,17 +32,16 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// The mirror at `address` of the registry at these nodes, which is known under `hosts`. With `rewrites`, links to the
-    /// `public` targets lead back here.
+    /// The mirror at `address` of the registry at these nodes. With `rewrites`, links to its public targets lead back here.
     pub fn new(
         upstream: Arc<Upstream>,
         class: ClassId,
         cluster: Arc<Cluster>,
-        hosts: Vec<HostPattern>,
-        public: Vec<Target>,
+        registry: &RegistryConfig,
         rewrites: bool,
         address: SocketAddr,
     ) -> Mirror {
+        let (hosts, public) = (registry.hosts.clone(), registry.public_targets());
         let host = HeaderValue::try_from(own_name(&cluster, &hosts)).expect("hosts and ports are visible ASCII");
         let urls: Vec<String> = cluster.origins().iter().map(ToString::to_string).collect();
         Mirror { upstream, class, cluster, hosts, public, rewrites, address, host, key: ReuseKey::from(urls.join(" ")) }

@@ -14,37 +14,17 @@ use tokio_util::sync::CancellationToken;
 use super::respond::status_of;
 use crate::admission::ClassId;
 use crate::explain::{code_class, wanted};
+pub use crate::metrics::Kind;
 use crate::metrics::{Direction, Label, OTHER_HOSTS, Outcome, Reason, RegistryMetrics};
 use crate::upstream::Upstream;
 
 /// Clients may make up methods.
 const MAX_METHOD: usize = 32;
 
-/// The kind of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A CONNECT.
-    Tunnel,
-    /// A request that is visible as HTTP.
-    Request,
-    /// A connection whose first head never became a request.
-    Unknown,
-}
-
-impl Kind {
-    fn as_str(self) -> &'static str {
-        match self {
-            Kind::Tunnel => "tunnel",
-            Kind::Request => "request",
-            Kind::Unknown => "unknown",
-        }
-    }
-}
-
 /// A request under way.
 #[derive(Debug)]
 pub struct Record {
-    fields: Option<Fields>,
+    fields: Option<Box<Fields>>,
 }
 
 #[derive(Debug)]
@@ -80,11 +60,7 @@ pub struct Carried {
 impl Carried {
     /// Counts bytes that pass.
     pub fn add(&self, direction: Direction, bytes: usize) {
-        let counter = match direction {
-            Direction::Up => &self.up,
-            Direction::Down => &self.down,
-        };
-        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+        [&self.up, &self.down][direction as usize].fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -111,7 +87,7 @@ impl Record {
             carried: Carried::default(),
             cut_short,
         };
-        Record { fields: Some(fields) }
+        Record { fields: Some(Box::new(fields)) }
     }
 
     /// It is known now where the request wants to go; not a word of it that was not parsed.
@@ -119,11 +95,14 @@ impl Record {
         self.fields().target = target;
     }
 
-    /// The method, and the repository and reference where they are visible, which it returns.
-    pub fn asks(&mut self, method: &Method, uri: &Uri) -> Option<Arc<str>> {
+    /// The method, and the repository and reference where they are visible.
+    pub fn asks(&mut self, method: &Method, uri: &Uri) {
         let fields = self.fields();
         (fields.method, fields.wants) = (Some(method.clone()), wanted::wanted(uri));
-        fields.wants.clone()
+    }
+
+    pub fn wants(&mut self) -> Option<Arc<str>> {
+        self.fields().wants.clone()
     }
 
     /// The client is answered with this status. The first final one counts.
@@ -142,8 +121,7 @@ impl Record {
     /// How long it waited for admission, and how long its `connect()` took.
     pub fn reached(&mut self, waited: Duration, connect: Option<Duration>) {
         let fields = self.fields();
-        fields.waited = waited;
-        fields.connect = connect;
+        (fields.waited, fields.connect) = (waited, connect);
     }
 
     /// How often the registry was asked again for a better answer.
@@ -212,7 +190,7 @@ impl Drop for Record {
 }
 
 impl Fields {
-    fn write(self, outcome: Outcome, reason: Option<Reason>) {
+    fn write(&self, outcome: Outcome, reason: Option<Reason>) {
         self.metrics.finished(outcome);
         if let Some(reason) = reason {
             self.metrics.refused(reason);
@@ -252,7 +230,8 @@ pub fn shown(host: Option<&HeaderValue>, uri: &Uri) -> String {
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     let named = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     let host = host.map_or(named, |host| host.to_str().unwrap_or_default());
-    format!("{host}{}", uri.path()).chars().take(MAX_CHARS).collect()
+    let all = format!("{host}{}", uri.path());
+    if all.len() > MAX_CHARS { all.chars().take(MAX_CHARS).collect() } else { all }
 }
 
 fn millis(span: Duration) -> f64 {

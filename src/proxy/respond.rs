@@ -13,6 +13,7 @@ use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::admission::{HolderInfo, LimitedBy, Refusal, RefusalReason, shown_seconds};
+use crate::fleet::lent::Lease;
 use crate::metrics::{Label, Reason};
 use crate::upstream::connect::DialError;
 use crate::upstream::{Attempt, Failure, Patience, Upstream};
@@ -65,13 +66,13 @@ impl Load {
     fn of_unreachable(upstream: &Upstream) -> Option<Box<Load>> {
         let now = upstream.gate.snapshot();
         let load = || Load {
-            slots: (now.slots != usize::MAX).then_some(now.slots),
+            slots: Some(now.slots),
             waiting: now.waiting,
             limited_by: Some(LimitedBy::Unreachable),
             holders: upstream.gate.look(|core, now| core.holders(MOST_HOLDERS, now)),
             ..Load::default()
         };
-        upstream.retry_until_deadline.then(|| Box::new(load()))
+        upstream.may_hold().then(|| Box::new(load()))
     }
 
     /// The limiting cause, in words that end a sentence.
@@ -81,9 +82,13 @@ impl Load {
             (LimitedBy::Slots, Some(1)) => ": its only slot is taken".to_owned(),
             (LimitedBy::Slots, Some(slots)) => format!(": all {slots} slots are taken"),
             (LimitedBy::Slots, None) => ": all slots are taken".to_owned(),
+            (LimitedBy::Distress, _) => {
+                ": it showed signs of overload, so fewer slots are in force than configured".to_owned()
+            }
             (LimitedBy::Rate, _) => ": rate_per_second lets nobody connect yet".to_owned(),
             (LimitedBy::Connecting, _) => ": max_connecting dials are under way".to_owned(),
             (LimitedBy::Paused, _) => ": it is paused".to_owned(),
+            (LimitedBy::FleetPaused, _) => ": it is paused on all nodes".to_owned(),
             (LimitedBy::Unreachable, _) => ": nothing answers there".to_owned(),
         }
     }
@@ -96,7 +101,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// distribution specification's error form.
 fn told(reason: Reason) -> (StatusCode, &'static str, &'static str) {
     match reason {
-        Reason::QueueFull | Reason::QueueTimeout | Reason::TooManyClients => {
+        Reason::QueueFull | Reason::QueueTimeout | Reason::LeaseLost | Reason::TooManyClients => {
             (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", UNAVAILABLE)
         }
         Reason::Draining => (StatusCode::SERVICE_UNAVAILABLE, "proxy_internal_response", UNAVAILABLE),
@@ -134,7 +139,7 @@ impl Answer {
             Failure::Draining => (Reason::Draining, draining(&title)),
             Failure::Unknown(error) => (Reason::UpstreamUnreachable, error.to_string()),
             Failure::Undialled(error @ DialError::NoDescriptor(..)) => (Reason::TooManyClients, error.to_string()),
-            Failure::Undialled(error @ DialError::TimedOut(..)) if !upstream.retry_until_deadline => {
+            Failure::Undialled(error @ DialError::TimedOut(..)) if !upstream.may_hold() => {
                 (Reason::UpstreamTimeout, format!("{title} is unreachable: {error}"))
             }
             Failure::Undialled(error) => (Reason::UpstreamUnreachable, format!("{title} is unreachable: {error}")),
@@ -145,6 +150,11 @@ impl Answer {
             Failure::Malformed(what) => {
                 (Reason::UpstreamUnreachable, format!("{title} sent an answer that cannot be trusted: it has {what}"))
             }
+            // Its task is gone, and with it the connection.
+            Failure::Died(error) if error.is_user() => (
+                Reason::UpstreamTimeout,
+                format!("{title} did not answer within reclaim.stall_timeout, and others wait"),
+            ),
             Failure::Died(_) => {
                 (Reason::UpstreamUnreachable, format!("{title} ended the connection before it answered"))
             }
@@ -176,6 +186,7 @@ impl Answer {
                 let bound = format!("({setting} = {limit:?})");
                 (Reason::QueueTimeout, format!("no connection to {title} became free in time {bound}{because}"))
             }
+            RefusalReason::LeaseLost => (Reason::LeaseLost, Lease::lost(&title, &format!("{setting} = {limit:?}"))),
             RefusalReason::Unreachable => {
                 let message = format!("{title} took no connection in time ({setting} = {limit:?})");
                 (Reason::UpstreamUnreachable, message)

@@ -1,7 +1,8 @@
 //! Answers after which a client asked again, by length: the next one that is as long has ended, too.
 //!
 //! Pullers ask for ranges of one size, whose answers are equally long but for the head. Requests of another length do not
-//! count: a whole blob passes the length of a range in its middle.
+//! count: a whole blob passes the length of a range in its middle. Nor do answers of one record count for those of several: the
+//! head of a range is as long as the answer with one byte.
 
 /// How much two requests, or two answers, of one kind differ in their heads: digits of ranges, mostly.
 const HEADS_DIFFER: u32 = 24;
@@ -32,8 +33,7 @@ pub(super) struct Answers {
 
 #[derive(Debug)]
 struct Kind {
-    request: u32,
-    answer: u32,
+    shape: AnswerShape,
     ended: u32,
     went_on: u32,
     last_noted: u64,
@@ -41,32 +41,32 @@ struct Kind {
 
 impl Answers {
     /// The client asked again: the answer had ended, and had not ended with its first record if it has more.
-    pub fn ended(&mut self, AnswerShape { request, answer, head }: AnswerShape) {
-        if let Some(head) = head {
-            self.went_on(request, head);
+    pub fn ended(&mut self, exchange: AnswerShape) {
+        if let Some(head) = exchange.head {
+            self.went_on(AnswerShape { answer: head, head: None, ..exchange });
         }
-        let kind = self.kind(request, answer);
+        let kind = self.kind(exchange);
         kind.ended = kind.ended.saturating_add(1);
     }
 
-    /// An answer to such a request went on behind this length.
-    pub fn went_on(&mut self, request: u32, answer: u32) {
-        let kind = self.kind(request, answer);
+    /// An answer went on that had come so far.
+    pub fn went_on(&mut self, exchange: AnswerShape) {
+        let kind = self.kind(exchange);
         kind.went_on = kind.went_on.saturating_add(1);
     }
 
     /// Whether answers of this length have ended.
     pub fn ended_like(&self, exchange: AnswerShape) -> bool {
         // Of several kinds that are alike each has to say so.
-        let mut alike = self.kinds.iter().filter(|kind| kind.is_like(exchange.request, exchange.answer)).peekable();
+        let mut alike = self.kinds.iter().filter(|kind| kind.is_like(exchange)).peekable();
         alike.peek().is_some()
             && alike.all(|kind| kind.ended >= MIN_ENDED && kind.went_on.saturating_mul(GONE_ON) <= kind.ended)
     }
 
-    fn kind(&mut self, request: u32, answer: u32) -> &mut Kind {
+    fn kind(&mut self, exchange: AnswerShape) -> &mut Kind {
         self.notes += 1;
-        let at = self.kinds.iter().position(|kind| kind.is_like(request, answer)).unwrap_or_else(|| {
-            let new = Kind { request, answer, ended: 0, went_on: 0, last_noted: 0 };
+        let at = self.kinds.iter().position(|kind| kind.is_like(exchange)).unwrap_or_else(|| {
+            let new = Kind { shape: exchange, ended: 0, went_on: 0, last_noted: 0 };
             if self.kinds.len() < MAX_KINDS {
                 self.kinds.push(new);
                 return self.kinds.len() - 1;
@@ -83,8 +83,10 @@ impl Answers {
 }
 
 impl Kind {
-    fn is_like(&self, request: u32, answer: u32) -> bool {
-        self.request.abs_diff(request) <= HEADS_DIFFER && self.answer.abs_diff(answer) <= HEADS_DIFFER
+    fn is_like(&self, AnswerShape { request, answer, head }: AnswerShape) -> bool {
+        let Kind { shape, .. } = self;
+        let is_near = |one: u32, other| one.abs_diff(other) <= HEADS_DIFFER;
+        shape.head.is_some() == head.is_some() && is_near(shape.request, request) && is_near(shape.answer, answer)
     }
 }
 
@@ -126,11 +128,20 @@ mod tests {
         assert!(!answers.ended_like(head_alone));
     }
 
+    /// The first byte of a blob, behind a head of its own, is hardly longer than the head of any range of it.
+    #[test]
+    fn the_head_of_a_range_tells_nothing_of_a_short_answer() {
+        let (first_byte, piece) = (exchange(690, 501), exchange(700, 4_194_804));
+        let answers = known(&[piece, piece, first_byte, first_byte]);
+        assert!(answers.ended_like(first_byte) && answers.ended_like(piece));
+        assert!(!answers.ended_like(AnswerShape { answer: 500, head: None, ..piece }));
+    }
+
     #[test]
     fn an_answer_that_went_on_once_is_believed_after_a_thousand_that_ended() {
         let piece = exchange(700, 4_194_804);
         let mut answers = known(&[piece; 10]);
-        answers.went_on(piece.request, piece.answer);
+        answers.went_on(piece);
         assert!(!answers.ended_like(piece));
         (0..990).for_each(|_| answers.ended(piece));
         assert!(answers.ended_like(piece));

@@ -1,6 +1,9 @@
-//! The clients of one registry: how often it was a mistake to reclaim a tunnel, and whether they ask at once.
+//! The clients of one registry: how often it was a mistake to reclaim a tunnel, whether they ask at once, and when they moved.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Reclaims without a mistake after which the pauses are halved again.
 const CLEAN_RECLAIMS: u32 = 1000;
@@ -19,33 +22,62 @@ pub(super) struct Caution {
     clients: HashMap<Box<str>, Experience>,
 }
 
+/// When a client moved last, in any of its tunnels. Its requests come together: one follows the end of another answer, or
+/// several open at once, so one is most likely to cross our FIN in the moment after another tunnel moved.
+#[derive(Clone, Debug, Default)]
+pub struct Pulse(Arc<AtomicU64>);
+
+impl Pulse {
+    pub fn beat(&self, now: Duration) {
+        self.0.store(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How long ago the last byte moved.
+    pub fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(Duration::from_nanos(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// How often pauses are doubled, and the reclaims since then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Experience {
-    doublings: u32,
+struct Doublings {
+    times: u32,
     clean: u32,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Experience {
+    sure: Doublings,
+    unsure: Doublings,
     /// Tunnels that got no request for a while after the handshake.
     unasked: u32,
     /// Those of them that got one soon after that while.
     late: u32,
+    pulse: Pulse,
+}
+
+impl Doublings {
+    fn note(&mut self, mistake: bool) {
+        self.clean += 1;
+        if mistake {
+            *self = Doublings { times: (self.times + 1).min(MAX_DOUBLINGS), clean: 0 };
+        } else if self.clean >= CLEAN_RECLAIMS {
+            *self = Doublings { times: self.times.saturating_sub(1), clean: 0 };
+        }
+    }
 }
 
 impl Caution {
-    /// By how much the pauses of this client are longer.
-    pub fn factor(&self, client: &str) -> u32 {
-        self.clients.get(client).map_or(1, |known| 1 << known.doublings)
+    /// By how much the pauses of this client are longer, of tunnels that are surely idle or of the others.
+    pub fn factor(&self, client: &str, sure: bool) -> u32 {
+        let known = self.clients.get(client);
+        known.map_or(1, |known| 1 << if sure { known.sure.times } else { known.unsure.times })
     }
 
-    /// A tunnel of this client was taken; by mistake or not.
-    pub fn reclaimed(&mut self, client: &str, mistake: bool) {
-        if mistake {
-            let known = self.known(client);
-            (known.doublings, known.clean) = ((known.doublings + 1).min(MAX_DOUBLINGS), 0);
-        } else if let Some(known) = self.clients.get_mut(client).filter(|known| known.doublings > 0) {
-            known.clean += 1;
-            if known.clean >= CLEAN_RECLAIMS {
-                (known.doublings, known.clean) = (known.doublings - 1, 0);
-            }
-        }
+    /// A tunnel of this client was taken; by mistake or not. That says nothing of the pauses of the other sort.
+    pub fn reclaimed(&mut self, client: &str, sure: bool, mistake: bool) {
+        let known = self.known(client);
+        if sure { known.sure.note(mistake) } else { known.unsure.note(mistake) }
     }
 
     /// A tunnel of this client got no request for a while; soon after it did, or did not.
@@ -63,9 +95,17 @@ impl Caution {
         self.clients.get(client).filter(is_known).is_some_and(|known| known.late * LATE_REQUESTS <= known.unasked)
     }
 
+    pub fn pulse(&mut self, client: &str) -> Pulse {
+        self.known(client).pulse.clone()
+    }
+
     fn known(&mut self, client: &str) -> &mut Experience {
         if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(client) {
-            let least = self.clients.iter().min_by_key(|(_, known)| **known).map(|(client, _)| client.clone());
+            let least = self
+                .clients
+                .iter()
+                .min_by_key(|(_, known)| (known.sure.max(known.unsure), known.unasked))
+                .map(|(client, _)| client.clone());
             least.and_then(|client| self.clients.remove(&client));
         }
         self.clients.entry(client.into()).or_default()
@@ -78,30 +118,42 @@ mod tests {
 
     #[test]
     fn each_mistake_doubles_and_a_thousand_reclaims_without_one_halve() {
+        for sure in [false, true] {
+            let mut caution = Caution::default();
+            let clean = |caution: &mut Caution, times| (0..times).for_each(|_| caution.reclaimed("a", sure, false));
+            let factor = |caution: &Caution, client| caution.factor(client, sure);
+            assert_eq!(factor(&caution, "a"), 1);
+            caution.reclaimed("a", sure, true);
+            clean(&mut caution, 999);
+            assert_eq!(factor(&caution, "a"), 2);
+            caution.reclaimed("a", sure, true);
+            assert_eq!(factor(&caution, "a"), 4);
+            clean(&mut caution, 1000);
+            assert_eq!(factor(&caution, "a"), 2);
+            clean(&mut caution, 999);
+            assert_eq!((factor(&caution, "a"), factor(&caution, "b")), (2, 1));
+            clean(&mut caution, 2000);
+            assert_eq!(factor(&caution, "a"), 1);
+        }
+    }
+
+    #[test]
+    fn a_mistake_at_one_sort_of_tunnel_leaves_the_pauses_of_the_other() {
         let mut caution = Caution::default();
-        let clean = |caution: &mut Caution, times| (0..times).for_each(|_| caution.reclaimed("a", false));
-        assert_eq!(caution.factor("a"), 1);
-        caution.reclaimed("a", true);
-        clean(&mut caution, 999);
-        assert_eq!(caution.factor("a"), 2);
-        caution.reclaimed("a", true);
-        assert_eq!(caution.factor("a"), 4);
-        clean(&mut caution, 1000);
-        assert_eq!(caution.factor("a"), 2);
-        clean(&mut caution, 999);
-        assert_eq!((caution.factor("a"), caution.factor("b")), (2, 1));
-        clean(&mut caution, 2000);
-        assert_eq!(caution.factor("a"), 1);
+        caution.reclaimed("a", true, true);
+        assert_eq!((caution.factor("a", true), caution.factor("a", false)), (2, 1));
+        (0..2).for_each(|_| caution.reclaimed("a", false, true));
+        assert_eq!((caution.factor("a", true), caution.factor("a", false)), (2, 4));
     }
 
     #[test]
     fn both_the_factor_and_the_clients_are_bounded() {
         let mut caution = Caution::default();
-        (0..20).for_each(|_| caution.reclaimed("a", true));
-        assert_eq!(caution.factor("a"), 64);
-        (0..2 * MAX_CLIENTS).for_each(|client| caution.reclaimed(&client.to_string(), true));
+        (0..20).for_each(|_| caution.reclaimed("a", true, true));
+        assert_eq!(caution.factor("a", true), 64);
+        (0..2 * MAX_CLIENTS).for_each(|client| caution.reclaimed(&client.to_string(), true, true));
         (0..2 * MAX_CLIENTS).for_each(|client| caution.unasked(&client.to_string(), true));
-        assert_eq!((caution.clients.len(), caution.factor("a")), (MAX_CLIENTS, 64));
+        assert_eq!((caution.clients.len(), caution.factor("a", true)), (MAX_CLIENTS, 64));
     }
 
     /// Late requests of a slow client count for long, and are outweighed by tunnels that got none.
@@ -121,5 +173,14 @@ mod tests {
         assert!(caution.asks_at_once("a"));
         unasked(&mut caution, true, 200);
         assert!(!caution.asks_at_once("a"));
+    }
+
+    #[test]
+    fn all_tunnels_of_a_client_share_its_pulse() {
+        let mut caution = Caution::default();
+        let (one, same, other) = (caution.pulse("a"), caution.pulse("a"), caution.pulse("b"));
+        one.beat(Duration::from_secs(1));
+        let now = Duration::from_millis(1_020);
+        assert_eq!([same, other].map(|pulse| pulse.age(now).as_millis()), [20, 1_020]);
     }
 }

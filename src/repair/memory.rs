@@ -1,4 +1,4 @@
-//! Recent knowledge about credentials: hashes, keyed anew in each process, each for a minute.
+//! Recent knowledge about credentials: hashes, keyed anew in each process, each for a minute at most.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::admission::Moment;
 
-/// How long something is remembered.
-const MEMORY: Duration = Duration::from_secs(60);
+/// How long credentials and denials are remembered.
+pub const MEMORY: Duration = Duration::from_secs(60);
 /// The largest number of hashes. Beyond it, none is added until some expire.
 const MAX_REMEMBERED: usize = 10_000;
 
@@ -21,7 +21,7 @@ impl Key {
     }
 }
 
-/// Keys of the last minute.
+/// Keys that are remembered.
 #[derive(Debug, Default)]
 pub struct Memory {
     until: HashMap<Key, Moment>,
@@ -38,18 +38,19 @@ impl Keys {
 }
 
 impl Memory {
-    /// Remembers it from now on.
-    pub fn remember(&mut self, key: Key, now: Moment) {
+    /// Remembers it from now on, for so long.
+    pub fn remember(&mut self, key: Key, span: Duration, now: Moment) {
         if self.until.len() >= MAX_REMEMBERED {
             self.until.retain(|_, until| *until > now);
         }
         if self.until.len() < MAX_REMEMBERED || self.until.contains_key(&key) {
-            self.until.insert(key, now + MEMORY);
+            self.until.insert(key, now + span);
         }
     }
 
-    pub fn forget(&mut self, key: Key) {
-        self.until.remove(&key);
+    /// Tells whether it was known until now.
+    pub fn forget(&mut self, key: Key, now: Moment) -> bool {
+        self.until.remove(&key).is_some_and(|until| until > now)
     }
 
     pub fn knows(&self, key: Key, now: Moment) -> bool {
@@ -70,7 +71,7 @@ mod tests {
         let (keys, mut memory) = (Keys::default(), Memory::default());
         let key = keys.of(&[b"https://one.test", b"Basic eDp5", b"repository:a:pull"]);
         assert!(!memory.knows(key, at(0)));
-        memory.remember(key, at(0));
+        memory.remember(key, MEMORY, at(0));
         assert!(memory.knows(keys.of(&[b"https://one.test", b"Basic eDp5", b"repository:a:pull"]), at(59)));
         for other in [
             [&b"https://two.test"[..], b"Basic eDp5", b"repository:a:pull"],
@@ -80,20 +81,22 @@ mod tests {
             assert!(!memory.knows(keys.of(&other), at(59)), "another host, user or scope");
         }
         assert!(!memory.knows(key, at(60)));
-        memory.remember(key, at(60));
-        memory.forget(key);
-        assert!(!memory.knows(key, at(60)));
+        memory.remember(key, MEMORY, at(60));
+        assert!(memory.forget(key, at(61)) && !memory.forget(key, at(61)));
+        assert!(!memory.knows(key, at(61)));
+        memory.remember(key, Duration::from_secs(5), at(61));
+        assert!(memory.knows(key, at(65)) && !memory.forget(key, at(66)));
     }
 
     #[test]
     fn the_memory_is_bounded() {
         let (keys, mut memory) = (Keys::default(), Memory::default());
         for number in 0..=MAX_REMEMBERED {
-            memory.remember(keys.of(&[number.to_string().as_bytes()]), at(0));
+            memory.remember(keys.of(&[number.to_string().as_bytes()]), MEMORY, at(0));
         }
         assert_eq!(memory.until.len(), MAX_REMEMBERED);
         let late = keys.of(&[b"late"]);
-        memory.remember(late, at(61));
+        memory.remember(late, MEMORY, at(61));
         assert!(memory.until.len() == 1 && memory.knows(late, at(61)));
     }
 }

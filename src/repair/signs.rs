@@ -13,7 +13,7 @@ use crate::metrics::Sign;
 /// An answer and what of its request matters.
 #[derive(Clone, Copy, Debug)]
 pub struct ObservedAnswer<'a> {
-    /// GET or HEAD.
+    /// GET or HEAD, or the POST of a form.
     pub method: &'a Method,
     /// Whether the request had credentials.
     pub authorized: bool,
@@ -27,13 +27,11 @@ pub struct ObservedAnswer<'a> {
 
 /// Whether the body of an answer with this status has to be read before it is known what it means. The challenge to a
 /// request without credentials is never touched.
-#[must_use]
 pub fn is_suspicious(status: StatusCode, authorized: bool) -> bool {
     matches!(status.as_u16(), 429 | 500 | 502..=504) || status == StatusCode::UNAUTHORIZED && authorized
 }
 
 /// The sign of overload in an answer; `None` for the registry's real answer.
-#[must_use]
 pub fn of(answer: &ObservedAnswer<'_>) -> Option<Sign> {
     match answer.status.as_u16() {
         401 if answer.authorized => of_denial(answer),

@@ -19,6 +19,10 @@ pub const CONFIG: &str = "/etc/containerd/config.toml";
 const USUAL_FOLDER: &str = "/etc/containerd/certs.d";
 /// The tables of containerd 1.x and 2.x that have `config_path`.
 const TABLES: [&str; 2] = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"];
+/// Settings of the second table with which containerd 2.x pulls as 1.x does.
+const PULLS_AS_BEFORE: [&str; 2] = ["use_local_image_pull", "discard_unpacked_layers"];
+/// The folder for the names that have none of their own.
+const OTHERS: &str = "_default";
 const REGISTRY_OF_DFDAEMON: &str = "X-Dragonfly-Registry";
 /// The port at which dfdaemon's proxy listens unless its config says otherwise.
 pub const DFDAEMON_PORT: u16 = 4001;
@@ -33,7 +37,7 @@ pub(super) fn plan_for(aim: &Aim, files: &Files<'_>, config: &Path, dfdaemon: Op
     let mirrored = aim.mirrored(&mut plan.notes)?;
     let folders = folders(files, config)?;
     for (host, mirror) in mirrored {
-        let path = hosts_file(files, &folders, &host);
+        let path = file_to_write(files, &folders, &host)?;
         let found = files.read(&path)?;
         let led = Hosts { host: &host, mirror, dfdaemon, allow_bypass: aim.allow_bypass };
         let text = led
@@ -42,35 +46,87 @@ pub(super) fn plan_for(aim: &Aim, files: &Files<'_>, config: &Path, dfdaemon: Op
         plan.files.push(Wanted { path, text });
     }
     plan.notes.push("containerd reads hosts.toml for each pull: it needs no restart".to_owned());
+    if folders.len() > 1 {
+        plan.notes.push(format!(
+            "config_path in {} names several folders: name one before an upgrade to containerd 2.1, which takes them for the name of one",
+            config.display()
+        ));
+    }
     Ok(plan)
 }
 
-/// The `hosts.toml` of a name of a registry: in the first folder that has one for it.
-pub fn hosts_file(files: &Files<'_>, folders: &[PathBuf], host: &str) -> PathBuf {
-    let has_it = |folder: &&PathBuf| files.is_folder(&folder.join(host));
-    let folder = folders.iter().find(has_it).or(folders.first());
-    folder.map_or_else(|| PathBuf::from(USUAL_FOLDER), PathBuf::clone).join(host).join("hosts.toml")
+/// The `hosts.toml` that containerd reads for a name of a registry; `None` if no folder speaks of it.
+/// Fails when a folder cannot be seen.
+pub fn hosts_file(files: &Files<'_>, folders: &[PathBuf], host: &str) -> Result<Option<PathBuf>, SetupError> {
+    Ok(folder_of(files, folders, host)?.map(|folder| folder.join("hosts.toml")))
+}
+
+/// The first folder that speaks of this name decides, even if it has no file: containerd looks for `HOST_PORT_`, `HOST:PORT` and
+/// `_default` in one folder before it goes to the next.
+fn folder_of(files: &Files<'_>, folders: &[PathBuf], host: &str) -> Result<Option<PathBuf>, SetupError> {
+    let port = host.rfind(':').filter(|colon| *colon > 0);
+    let with_port = port.map(|colon| format!("{}_{}_", &host[..colon], &host[colon + 1..]));
+    for folder in folders {
+        for name in with_port.as_deref().into_iter().chain([host, OTHERS]) {
+            let found = folder.join(name);
+            if files.is_there(&found)? {
+                return Ok(Some(found));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The `hosts.toml` by which this name alone is led: it counts before `_default` beside it.
+fn file_to_write(files: &Files<'_>, folders: &[PathBuf], host: &str) -> Result<PathBuf, SetupError> {
+    let first = || folders.first().map_or_else(|| PathBuf::from(USUAL_FOLDER), PathBuf::clone).join(host);
+    let mut folder = folder_of(files, folders, host)?.unwrap_or_else(first);
+    if folder.ends_with(OTHERS) {
+        folder.set_file_name(host);
+    }
+    Ok(folder.join("hosts.toml"))
 }
 
 /// The folders of `hosts.toml`, as `config_path` of containerd's config names them.
-/// Fails when it names none: then containerd reads no such file.
+/// Fails when it names none, or several that containerd takes for one: then containerd reads no such file.
 pub fn folders(files: &Files<'_>, config: &Path) -> Result<Vec<PathBuf>, SetupError> {
     let Some(text) = files.read(config)? else {
         return Err(no_folder(config, "is not there", ""));
     };
     let imported = imports(files, config, &text)?;
     let mut named = None;
+    let mut pulls_as_before = false;
     let mut version = String::new();
     for text in std::iter::once(&text).chain(&imported) {
         let root = parse(text).map_err(|reason| SetupError::Refused(format!("{}: {reason}", config.display())))?;
         version = root.get("version").map(|version| version.to_string().trim().to_owned()).unwrap_or(version);
-        let mut paths = TABLES.iter().filter_map(|table| {
-            root.get("plugins")?.get(table)?.get("registry")?.get("config_path")?.as_str().map(str::to_owned)
-        });
-        named = paths.rfind(|path| !path.is_empty()).or(named);
+        let of = |table: &str| root.get("plugins").and_then(|plugins| plugins.get(table));
+        for table in TABLES {
+            let path = of(table).and_then(|table| table.get("registry")?.get("config_path")?.as_str());
+            if let Some(path) = path.filter(|path| !path.is_empty()) {
+                named = Some((table, path.to_owned()));
+            }
+        }
+        let is_set = |key: &&str| of(TABLES[1]).and_then(|table| table.get(key)?.as_bool()) == Some(true);
+        pulls_as_before |= PULLS_AS_BEFORE.iter().any(is_set);
     }
-    let named = named.ok_or_else(|| no_folder(config, "does not set config_path", &version))?;
+    let (table, named) = named.ok_or_else(|| no_folder(config, "does not set config_path", &version))?;
+    if table == TABLES[1] && named.contains(':') && !pulls_as_before {
+        return Err(several_folders(config, &named));
+    }
     Ok(named.split(':').map(PathBuf::from).collect())
+}
+
+/// From containerd 2.1 on, the CRI pulls by the transfer service, which takes `config_path` for the name of one folder.
+fn several_folders(config: &Path, named: &str) -> SetupError {
+    let folder = named.split(':').find(|folder| !folder.is_empty()).unwrap_or(USUAL_FOLDER);
+    SetupError::Refused(format!(
+        "{}: config_path = \"{named}\" names several folders, which containerd from 2.1 on takes for the name of one: it reads no \
+         hosts.toml, and says nothing. Name one folder:\n\n[plugins.\"{}\".registry]\n  config_path = \"{folder}\"\n\nThen restart it \
+         (`systemctl restart containerd`; containers go on) and run this command again",
+        config.display(),
+        TABLES[1]
+    ))
 }
 
 fn no_folder(config: &Path, what: &str, version: &str) -> SetupError {

@@ -26,13 +26,20 @@ pub fn without_secrets(line: &str) -> String {
     if let Some(sign) = sign {
         return format!("{} ***", &line[..=sign]);
     }
-    // The password of a URL.
-    let userinfo = line.split_once("://").and_then(|(scheme, rest)| {
-        let (userinfo, host) = rest.split_once('@').filter(|(userinfo, _)| !userinfo.contains(['/', ' ', '"']))?;
-        let (user, _) = userinfo.split_once(':')?;
-        Some(format!("{scheme}://{user}:***@{host}"))
-    });
-    userinfo.unwrap_or_else(|| line.to_owned())
+    without_users(line)
+}
+
+/// The text without the user and password of any URL in it.
+pub fn without_users(text: &str) -> String {
+    let mut parts = text.split("://");
+    let mut kept = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|char: char| char.is_whitespace() || "/?#\"'<>,;)".contains(char)).unwrap_or(part.len());
+        let (authority, rest) = part.split_at(end);
+        let host = authority.rsplit_once('@').map_or(authority.to_owned(), |(_, host)| format!("***@{host}"));
+        kept.extend(["://", &host, rest]);
+    }
+    kept
 }
 
 #[cfg(test)]
@@ -51,7 +58,7 @@ mod tests {
         let grown = shown(&change("password: hunter2", "password: hunter2\nproxy: http://me:x@h\n"), true);
         assert!(!grown.contains("hunter2") && grown.contains("+proxy: http://me:x@h"), "{grown}");
         let restored = shown(&change("proxy: http://me:x@h\n", "proxy: http://me:hunter2@h\n"), false);
-        assert!(!restored.contains("hunter2") && restored.contains("+proxy: http://me:***@h"), "{restored}");
+        assert!(!restored.contains("hunter2") && restored.contains("+proxy: http://***@h"), "{restored}");
     }
 
     #[test]
@@ -61,12 +68,25 @@ mod tests {
             ("-password: hunter2", "-password: ***"),
             (
                 "Environment=HTTP_PROXY=http://me:hunter2@10.0.0.1:3128",
-                "Environment=HTTP_PROXY=http://me:***@10.0.0.1:3128",
+                "Environment=HTTP_PROXY=http://***@10.0.0.1:3128",
             ),
             ("server = \"https://harbor.example.com\"", "server = \"https://harbor.example.com\""),
             (" mail = \"http://a/b:c@d\"", " mail = \"http://a/b:c@d\""),
         ] {
             assert_eq!(without_secrets(line), shown);
+        }
+    }
+
+    #[test]
+    fn the_user_of_a_url_is_taken_out() {
+        for (text, expected) in [
+            ("redis://:pass@redis:6379/0", "redis://***@redis:6379/0"),
+            ("a=redis://u:p@h, b=https://harbor.example.com/x@y", "a=redis://***@h, b=https://harbor.example.com/x@y"),
+            ("\"http://u:p@w@h\"\nhttp://h", "\"http://***@h\"\nhttp://h"),
+            ("nothing :// here", "nothing :// here"),
+            ("", ""),
+        ] {
+            assert_eq!(without_users(text), expected);
         }
     }
 }

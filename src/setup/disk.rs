@@ -1,11 +1,18 @@
 //! The disk: files read below a root, and files replaced whole: written beside their place, synced, and renamed into it.
+//!
+//! A link below a root leads where it leads on the node. The kernel would follow an absolute one out of the root, into the files of
+//! the container.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::error::SetupError;
+
+/// As many links on one way as the kernel follows.
+const MAX_LINKS: u32 = 40;
+const NOTHING: &str = "/dev/null";
 
 /// One file of several that change together.
 pub struct Replacement {
@@ -118,7 +125,125 @@ pub fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// A path of the node below the root.
-pub fn below(root: &Path, path: &Path) -> PathBuf {
-    root.join(path.strip_prefix("/").unwrap_or(path))
+/// A path of the node below the root, with all links followed as on the node: an absolute one begins at the root.
+/// Fails when there are too many links, or one leads to what is not there below the root, such as a folder that is not mounted.
+pub fn below(root: &Path, path: &Path) -> Result<PathBuf, SetupError> {
+    resolve(root, path, true)
+}
+
+/// The same for a file that is replaced: the last name is not followed.
+pub fn place_below(root: &Path, path: &Path) -> Result<PathBuf, SetupError> {
+    resolve(root, path, false)
+}
+
+fn resolve(root: &Path, path: &Path, follows_last: bool) -> Result<PathBuf, SetupError> {
+    if root == Path::new("/") {
+        return Ok(path.to_owned());
+    }
+    let at = follow(root, PathBuf::new(), path, follows_last, &mut 0)?;
+    Ok(if at == Path::new(NOTHING) { at } else { root.join(at) })
+}
+
+/// The way from a folder below the root along a path, without a link in it.
+fn follow(
+    root: &Path,
+    mut at: PathBuf,
+    path: &Path,
+    follows_last: bool,
+    links: &mut u32,
+) -> Result<PathBuf, SetupError> {
+    let mut names = path.components().peekable();
+    while let Some(name) = names.next() {
+        match name {
+            Component::Normal(name) => at.push(name),
+            Component::ParentDir => drop(at.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+        let is_followed = follows_last || names.peek().is_some();
+        let Some(target) = fs::read_link(root.join(&at)).ok().filter(|_| is_followed) else { continue };
+        *links += 1;
+        if *links > MAX_LINKS {
+            return Err(SetupError::io(path)(rustix::io::Errno::LOOP.into()));
+        }
+        // Of systemd's files, those that lead there are to count as empty.
+        if target == Path::new(NOTHING) {
+            return Ok(target);
+        }
+        let link = at.clone();
+        at.pop();
+        let from = if target.is_absolute() { PathBuf::new() } else { at };
+        at = follow(root, from, &target, true, links)?;
+        if !root.join(&at).exists() {
+            let (link, target, root) = (link.display(), target.display(), root.display());
+            return Err(SetupError::Refused(format!(
+                "/{link} is a link to {target}, which is not there below {root}: mount it there as well, or run this command on the node itself"
+            )));
+        }
+    }
+    Ok(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Each link leads where it leads on the node, and never out of the root.
+    #[test]
+    fn links_below_a_root_are_followed_below_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        fs::create_dir_all(root.join("data/certs.d")).unwrap();
+        fs::create_dir_all(root.join("etc/containerd")).unwrap();
+        for (link, target) in [
+            ("absolute", "/data/certs.d"),
+            ("relative", "../../data/certs.d"),
+            ("climbing", "../../../../../../data/certs.d"),
+            ("twice", "/etc/containerd/absolute"),
+            ("masked", "/dev/null"),
+            ("dangling", "/nowhere/certs.d"),
+            ("round", "/etc/containerd/round"),
+        ] {
+            symlink(target, root.join("etc/containerd").join(link)).unwrap();
+        }
+        let resolved = |name: &str| below(root, &Path::new("/etc/containerd").join(name));
+        for link in ["absolute", "relative", "climbing", "twice"] {
+            let file = resolved(&format!("{link}/h/hosts.toml")).unwrap();
+            assert_eq!(file, root.join("data/certs.d/h/hosts.toml"), "{link}");
+            assert_eq!(resolved(link).unwrap(), root.join("data/certs.d"), "{link}");
+            let place = place_below(root, &Path::new("/etc/containerd").join(link)).unwrap();
+            assert_eq!(place, root.join("etc/containerd").join(link));
+        }
+        assert_eq!(resolved("masked").unwrap(), Path::new("/dev/null"));
+        let refused = |name: &str| resolved(name).unwrap_err().to_string();
+        assert!(refused("dangling/h").contains("/etc/containerd/dangling is a link to /nowhere/certs.d"));
+        assert!(refused("round").contains("symbolic links"), "{}", refused("round"));
+        assert_eq!(below(Path::new("/"), Path::new("/etc/x")).unwrap(), Path::new("/etc/x"));
+    }
+
+    /// The second file cannot take its place: the first is as it was before, whether it was there or not, and nothing lies beside.
+    #[test]
+    fn files_are_put_back_when_a_later_one_cannot_be_written() {
+        for before in [Some("old"), None] {
+            let folder = tempfile::tempdir().unwrap();
+            let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+            if let Some(text) = before {
+                fs::write(&first, text).unwrap();
+            }
+            // A rename cannot replace a folder by a file.
+            fs::create_dir(&second).unwrap();
+            let new = |path: &Path, before: Option<&str>| Replacement {
+                path: path.to_owned(),
+                before: before.map(str::to_owned),
+                after: Some("new".to_owned()),
+            };
+            assert!(write_all(&[new(&first, before), new(&second, None)]).is_err());
+            assert_eq!(read(&first).unwrap().as_deref(), before);
+            let left = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            let mut left: Vec<_> = left.collect();
+            left.sort();
+            assert_eq!(left, before.map_or(vec!["second"], |_| vec!["first", "second"]));
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The files of the node, read below a root, as they are without what `setup` wrote into them earlier.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::disk::{below, is_absent, read};
 use super::error::SetupError;
@@ -26,21 +27,27 @@ impl<'a> Files<'a> {
     /// The text of a file; `None` if it is not there.
     /// Fails when it cannot be read, or is not text.
     pub fn read(&self, path: &Path) -> Result<Option<String>, SetupError> {
-        let current = read(&below(self.root, path))?;
+        let current = read(&below(self.root, path)?)?;
         match self.originals {
             Some(originals) => originals.without_ours(path, current),
             None => Ok(current),
         }
     }
 
-    pub fn is_folder(&self, path: &Path) -> bool {
-        below(self.root, path).is_dir()
+    /// Fails when a link on the way leads to what is not there below the root.
+    pub fn is_there(&self, path: &Path) -> Result<bool, SetupError> {
+        Ok(below(self.root, path)?.exists())
+    }
+
+    /// When a file last changed; `None` if it is not there.
+    pub fn changed(&self, path: &Path) -> Option<SystemTime> {
+        std::fs::metadata(below(self.root, path).ok()?).ok()?.modified().ok()
     }
 
     /// The files of a folder that end so, in the order of their names; none if it is not there.
     /// Fails when it cannot be read.
     pub fn list(&self, folder: &Path, ending: &str) -> Result<Vec<PathBuf>, SetupError> {
-        let at = below(self.root, folder);
+        let at = below(self.root, folder)?;
         let entries = match std::fs::read_dir(&at) {
             Err(error) if is_absent(&error) => return Ok(Vec::new()),
             entries => entries.map_err(SetupError::io(&at))?,

@@ -148,8 +148,7 @@ pub enum BadTarget {
     OddNumber,
 }
 
-/// A host that a registry claims in its `hosts`. It is parsed with [`HostPattern::parse`], which keeps it in normal
-/// form.
+/// A host that a registry claims in its `hosts`. It is parsed with [`HostPattern::parse`], which keeps it in normal form.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPattern {
     /// The host, or the suffix of a wildcard.

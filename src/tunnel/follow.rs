@@ -17,11 +17,13 @@ mod tests;
 
 use std::time::Duration;
 
-use self::framing::{ContentType, Framing, Piece, RecordHeader, Side};
+pub use self::framing::Side;
+use self::framing::{ContentType, Framing, Piece, RecordHeader};
 use self::handshake::{Handshake, HandshakePart};
 use self::talk::Talk;
 pub use crate::reclaim::Doing;
 use crate::reclaim::{Lesson, Observation, Opening};
+use crate::splice::HEADER;
 
 /// Follows one tunnel. A few hundred bytes, allocates nothing.
 #[derive(Clone, Debug)]
@@ -71,6 +73,22 @@ impl Follower {
 
     pub fn server_sent(&mut self, bytes: &[u8], now: Duration) {
         self.sent(Side::Server, bytes, now);
+    }
+
+    /// How many of this side's next bytes tell nothing: they are inside a record, or there are none to be told apart.
+    pub fn unseen(&self, side: Side) -> usize {
+        match (&self.phase, side) {
+            (Phase::Lost, _) => usize::MAX,
+            (Phase::Handshake(_), _) => 0,
+            (Phase::Open, Side::Client) => self.client.left(),
+            (Phase::Open, Side::Server) => self.server.left(),
+        }
+    }
+
+    /// This side sent so many of them.
+    pub fn passing_unseen(&mut self, side: Side, bytes: usize, now: Duration) {
+        (self.last_byte, self.last_side) = (now, Some(side));
+        self.framing(side).pass(bytes);
     }
 
     pub fn doing(&self) -> Doing {
@@ -133,7 +151,8 @@ impl Follower {
         self.last_byte
     }
 
-    fn sent(&mut self, side: Side, mut bytes: &[u8], now: Duration) {
+    /// This side sent these bytes.
+    pub fn sent(&mut self, side: Side, mut bytes: &[u8], now: Duration) {
         if bytes.is_empty() {
             return;
         }
@@ -151,6 +170,23 @@ impl Follower {
                 Some(Piece::Garbage) => self.phase = Phase::Lost,
             }
         }
+    }
+
+    /// The length of this side's next records, with their headers, where they repeat.
+    pub fn stride(&self, side: Side) -> Option<usize> {
+        let framing = if side == Side::Client { &self.client } else { &self.server };
+        let repeated = framing.repeats().filter(|_| matches!(self.phase, Phase::Open))?;
+        Some(HEADER + usize::from(repeated.length))
+    }
+
+    /// This side sent so many records like its last, and these bytes: false if they cannot be a header.
+    pub fn passing_alike(&mut self, side: Side, records: usize, next: [u8; HEADER], now: Duration) -> bool {
+        let framing = self.framing(side);
+        let Some(header) = framing.repeats().filter(|_| framing.can_go_on(next)) else { return false };
+        framing.begin(now);
+        (0..records).for_each(|_| self.header(side, header));
+        self.sent(side, &next, now);
+        true
     }
 
     fn framing(&mut self, side: Side) -> &mut Framing {

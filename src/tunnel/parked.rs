@@ -26,6 +26,8 @@ pub(super) enum Unparked {
     Again(Socket),
     /// It ended without a byte; by whom.
     Ended(&'static str),
+    /// Its client spoke, and left before there was a slot for it.
+    Left,
     /// Its client spoke, and there was no slot for it.
     Refused(Reason),
 }
@@ -57,6 +59,7 @@ pub(super) async fn wait(
     path.upstream.go_ahead(&mut path.attempt, MAX_WAIT);
     let reached = tokio::select! {
         reached = path.reach() => reached,
+        () = client.gone() => return Unparked::Left,
         () = proxy.cut_short() => return Unparked::Refused(Reason::Draining),
     };
     drop(parked);

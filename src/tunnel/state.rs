@@ -5,6 +5,7 @@
 //! at what the client has not acknowledged. While client and registry shake hands, the slot counts as connecting: handshakes
 //! are what burdens a server most. Half-close is kept: one side's FIN is handed on, and the other direction goes on.
 
+use std::io::ErrorKind;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -14,14 +15,14 @@ use tokio::sync::oneshot;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until};
 
-use super::follow::Follower;
+use super::follow::{Follower, Side};
+use super::passing::{ByteCounters, Passing};
 use super::relay::{Broken, Flow, interest, ready};
 use super::told::{Told, asked, evidence_of};
 use crate::admission::{Gate, Moment, Quiet, SlotEvent, SlotState};
 use crate::kernel;
-use crate::metrics::{Direction, RegistryMetrics};
-use crate::proxy::record::Carried;
-use crate::reclaim::{AnswerShape, ClientDebt, Doing, Grade, ReclaimPolicy};
+use crate::metrics::Direction;
+use crate::reclaim::{AnswerShape, ClientDebt, Doing, Grade, Pulse, ReclaimPolicy};
 use crate::tcp;
 use crate::upstream::http::PooledConnection;
 use crate::upstream::socket::{Manner, Socket};
@@ -32,6 +33,8 @@ const WORTH_TELLING: Duration = Duration::from_millis(50);
 const HANDSHAKE_WORTH_TELLING: Duration = Duration::from_secs(10);
 /// The longest pause before a tunnel that could not go is looked at again; it doubles from [`WORTH_TELLING`].
 const MAX_RETRY: Duration = Duration::from_secs(1);
+/// For so long after a byte in one tunnel of a client a request of it may come in another.
+const LIVELY: Duration = Duration::from_millis(25);
 /// No tunnel is parked while a slot has been busy for so long: there might be none for it when its client speaks.
 const MAX_BUSY: Duration = Duration::from_secs(5);
 /// How long a client may stay silent after the registry's FIN. The connection is of no more use to it by then, but holds a
@@ -56,13 +59,6 @@ pub(super) enum End {
     CutShort,
 }
 
-/// Where a tunnel counts its bytes.
-#[derive(Clone, Debug)]
-pub(super) struct ByteCounters<'a> {
-    pub metrics: &'a RegistryMetrics,
-    pub carried: &'a Carried,
-}
-
 #[derive(Debug)]
 pub(super) struct TunnelState<'a> {
     client: &'a TcpStream,
@@ -82,27 +78,18 @@ pub(super) struct TunnelState<'a> {
     /// Whether the registry takes no more bytes of the client's.
     up_refused: bool,
     told: Told,
-    jam: Option<Jam>,
+    /// The bytes that the client had not taken when the gate asked last, behind which byte, and since when it is the same.
+    jam: Option<((u32, Duration), Instant)>,
     debt: ClientDebt,
+    /// When any tunnel of its client moved last.
+    pulse: Pulse,
     /// When a tunnel that could not go is looked at again, and the pause after that.
     retry: Option<Instant>,
     retry_pause: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    Client,
-    Registry,
-}
-
-/// Bytes that a client does not take.
-#[derive(Clone, Copy, Debug)]
-struct Jam {
-    bytes: u32,
-    /// When the last byte had moved: what moves after it is another jam.
-    behind: Duration,
-    since: Instant,
-}
+/// Moves bytes one way.
+type Advance<'a> = fn(&mut TunnelState<'a>) -> Option<End>;
 
 /// The event that woke the loop.
 enum Woken {
@@ -139,12 +126,13 @@ impl<'a> TunnelState<'a> {
             told: Told::Opened,
             jam: None,
             debt: policy.debt(),
+            pulse: policy.pulse(client_name),
             retry: None,
             retry_pause: WORTH_TELLING,
         };
         if !early.is_empty() {
             state.follower.client_sent(early, epoch.elapsed());
-            state.counters.count(&state.registry, Direction::Up, early.len());
+            state.counters.count(state.registry.slot(), Direction::Up, early.len());
             state.moved(Side::Client);
         }
         state
@@ -189,12 +177,7 @@ impl<'a> TunnelState<'a> {
         }
     }
 
-    fn on_ready(
-        &mut self,
-        ready: Ready,
-        from_it: fn(&mut Self) -> Option<End>,
-        to_it: fn(&mut Self) -> Option<End>,
-    ) -> Option<End> {
+    fn on_ready(&mut self, ready: Ready, from_it: Advance<'a>, to_it: Advance<'a>) -> Option<End> {
         let written = if ready.is_writable() { to_it(self) } else { None };
         written.or_else(|| if ready.is_readable() { from_it(self) } else { None })
     }
@@ -203,23 +186,14 @@ impl<'a> TunnelState<'a> {
         if self.up.has_ended() {
             return None;
         }
-        let (follower, counters, registry, now) =
-            (&mut self.follower, &self.counters, &self.registry, self.epoch.elapsed());
-        let mut moved = false;
-        let advanced = self.up.advance(self.client, registry.stream(), |bytes| {
-            moved = true;
-            follower.client_sent(bytes, now);
-            counters.count(registry, Direction::Up, bytes.len());
-        });
-        if moved {
-            self.moved(Side::Client);
-        }
-        match advanced {
+        match self.advance(Side::Client) {
             Err(Broken::Source) => return Some(self.client_broke()),
-            Err(Broken::Sink) => {
-                // Bytes that the registry still sends come through.
+            Err(Broken::Sink(kind)) => {
+                // Bytes that the registry has sent come through. The kernel tells of a reset once; of one behind a FIN as a broken
+                // pipe.
                 self.up.abandon();
                 self.up_refused = true;
+                self.down.source_is_reset = !matches!(kind, ErrorKind::BrokenPipe | ErrorKind::NotConnected);
             }
             Ok(()) => {}
         }
@@ -230,30 +204,36 @@ impl<'a> TunnelState<'a> {
         if self.down.has_ended() {
             return None;
         }
-        let (follower, counters, registry, now) =
-            (&mut self.follower, &self.counters, &self.registry, self.epoch.elapsed());
-        let mut moved = false;
-        let advanced = self.down.advance(registry.stream(), self.client, |bytes| {
-            moved = true;
-            follower.server_sent(bytes, now);
-            counters.count(registry, Direction::Down, bytes.len());
-        });
-        if moved {
-            self.moved(Side::Registry);
-        }
-        match advanced {
-            Err(Broken::Sink) => return Some(self.client_broke()),
+        match self.advance(Side::Server) {
+            Err(Broken::Sink(_)) => return Some(self.client_broke()),
             Err(Broken::Source) => return Some(self.registry_broke()),
             Ok(()) => {}
         }
-        self.ended(Side::Registry, self.down.has_ended())
+        self.ended(Side::Server, self.down.has_ended())
+    }
+
+    /// Moves bytes of this side.
+    fn advance(&mut self, side: Side) -> Result<(), Broken> {
+        let (registry, now) = (&self.registry, self.epoch.elapsed());
+        let (flow, source, sink, other) = match side {
+            Side::Client => (&mut self.up, self.client, registry.stream(), &mut self.down),
+            Side::Server => (&mut self.down, registry.stream(), self.client, &mut self.up),
+        };
+        let (follower, counters, slot) = (&mut self.follower, &self.counters, registry.slot());
+        let mut passing = Passing { side, follower, counters, slot, now, moved: false };
+        let advanced = flow.advance(source, sink, &mut passing);
+        if passing.moved {
+            other.turn();
+            self.moved(side);
+        }
+        advanced
     }
 
     /// Notes that a side has ended; the end of the tunnel once both have.
     fn ended(&mut self, side: Side, has_ended: bool) -> Option<End> {
         if has_ended && self.first_end.is_none() {
             self.first_end = Some((side, Instant::now()));
-            self.told.look_again();
+            self.told.set_looked(false);
         }
         (self.up.has_ended() && self.down.has_ended()).then(|| self.finished())
     }
@@ -269,7 +249,7 @@ impl<'a> TunnelState<'a> {
     fn client_broke(&self) -> End {
         match self.first_end {
             // The registry has said all that it will: how the client ends changes nothing.
-            Some((Side::Registry, _)) => self.finished(),
+            Some((Side::Server, _)) => self.finished(),
             _ => End::ClientBroke,
         }
     }
@@ -287,6 +267,7 @@ impl<'a> TunnelState<'a> {
 
     /// Bytes of this side moved: whatever the gate asked meanwhile is answered with that.
     fn moved(&mut self, side: Side) {
+        self.pulse.beat(self.follower.since());
         if let Some(lesson) = self.follower.take_lesson() {
             self.policy.learn(lesson);
         }
@@ -298,7 +279,7 @@ impl<'a> TunnelState<'a> {
             Told::Busy { state: told, looked } if *told == state => *looked = false,
             told => {
                 if let Told::Quiet { answered: Some(answered), .. } = told
-                    && side == Side::Registry
+                    && side == Side::Server
                     && self.follower.answered() > answered.answer
                 {
                     self.policy.went_on(*answered);
@@ -318,7 +299,7 @@ impl<'a> TunnelState<'a> {
     /// When the tunnel is to be looked at next, if nothing moves before.
     fn next_look(&self) -> Option<Instant> {
         let half_closed = match self.first_end {
-            Some((Side::Registry, at)) => Some(at + AFTER_REGISTRY_END),
+            Some((Side::Server, at)) => Some(at + AFTER_REGISTRY_END),
             // No event tells that a client that has ended its side is gone.
             Some((Side::Client, _)) => Some(Instant::now() + tcp::LOOK_AGAIN),
             None => None,
@@ -332,9 +313,9 @@ impl<'a> TunnelState<'a> {
     fn look(&mut self) -> Option<End> {
         let now = Instant::now();
         match self.first_end {
-            Some((Side::Registry, at)) if now >= at + AFTER_REGISTRY_END => return Some(self.finished()),
+            Some((Side::Server, at)) if now >= at + AFTER_REGISTRY_END => return Some(self.finished()),
             Some((Side::Client, _)) if tcp::is_broken(self.client) => return Some(End::ClientBroke),
-            Some((Side::Client, at)) if self.silent_since(at) >= self.policy.pauses().stalled => {
+            Some((Side::Client, at)) if self.silence().min(at.elapsed()) >= self.policy.pauses().stalled => {
                 // It has our FIN already, and is asked for its own once more.
                 self.registry.ending().set(Manner::InOrder);
                 return Some(End::RegistryBroke);
@@ -358,11 +339,6 @@ impl<'a> TunnelState<'a> {
         self.epoch.elapsed().saturating_sub(self.follower.since())
     }
 
-    /// How long nothing has moved since then.
-    fn silent_since(&self, at: Instant) -> Duration {
-        self.registry.slot().silence().map_or(at.elapsed(), |silence| silence.min(at.elapsed()))
-    }
-
     /// Tells the gate that the tunnel lies quiet, if it may ever be taken.
     fn tell_quiet(&mut self) {
         let seen = self.follower.observe();
@@ -372,7 +348,7 @@ impl<'a> TunnelState<'a> {
             grade => grade,
         };
         let Some(pause) = self.policy.pause(grade, self.client_name) else {
-            return self.told.looked();
+            return self.told.set_looked(true);
         };
         self.tell(grade, pause, seen.exchange.filter(|_| grade == Grade::Answered));
     }
@@ -383,23 +359,28 @@ impl<'a> TunnelState<'a> {
         self.told = Told::Quiet { grade, since, answered, asked: Some(asked) };
         self.registry.slot().quiet(
             Quiet { evidence: evidence_of(grade), since: Moment(since), from: Moment(since + pause) },
-            // The tunnel may have moved, or ended, in this very moment.
-            Box::new(move || {
-                let _ = reclaim.send(());
-            }),
+            Box::new(move || _ = reclaim.send(())),
         );
     }
 
     /// The gate asks for the slot: the last look before the tunnel goes.
     fn answer_reclaim(&mut self) -> Option<End> {
         let Told::Quiet { grade, .. } = self.told else { return None };
-        self.jam = self.jammed().map(|bytes| Jam::goes_on(self.jam, bytes, self.follower.since()));
+        self.jam = self.jammed().map(|bytes| {
+            let jam = (bytes, self.follower.since());
+            self.jam.filter(|(before, _)| *before == jam).unwrap_or_else(|| (jam, Instant::now()))
+        });
+        let is_lively = self.pulse.age(self.epoch.elapsed()) < LIVELY;
         let may_go = match (self.jam, grade) {
             (_, Grade::Slow) => self.is_too_slow().then_some(End::Reclaimed(Grade::Slow)),
-            (Some(jam), _) if jam.since.elapsed() >= self.policy.pauses().stalled => Some(End::Reclaimed(Grade::Stuck)),
+            (Some((_, since)), _) if since.elapsed() >= self.policy.pauses().stalled => {
+                Some(End::Reclaimed(Grade::Stuck))
+            }
             (Some(_), _) => None,
             (None, Grade::Stuck) => Some(End::Reclaimed(Grade::Stuck)),
             (None, _) if kernel::holds_out_of_order(self.registry.stream()) => None,
+            // Twice at most: a client with transfers under way always moves.
+            (None, grade) if grade != Grade::Untouched && self.retry_pause <= 2 * WORTH_TELLING && is_lively => None,
             // The client's socket last: what comes after this look is cut.
             (None, _) if tcp::has_unread(self.registry.stream()) || tcp::has_unread(self.client) => None,
             (None, Grade::Untouched) if self.gate.snapshot().longest_busy < MAX_BUSY => Some(End::Parked),
@@ -416,9 +397,8 @@ impl<'a> TunnelState<'a> {
         };
         if may_go.is_none() {
             // Another tunnel's turn; this one is told of again.
-            let state = SlotState::Active;
-            self.told = Told::Busy { state, looked: false };
-            self.registry.slot().tell(SlotEvent::Entered(state));
+            self.told = Told::Busy { state: SlotState::Active, looked: false };
+            self.registry.slot().tell(SlotEvent::Entered(SlotState::Active));
             self.retry = Some(Instant::now() + self.retry_pause);
             self.retry_pause = MAX_RETRY.min(self.retry_pause * 2);
         }
@@ -441,21 +421,5 @@ impl<'a> TunnelState<'a> {
     fn jammed(&self) -> Option<u32> {
         let in_kernel = kernel::unacknowledged(self.client).unwrap_or_default();
         (in_kernel > 0 || self.down.holds_bytes()).then_some(in_kernel)
-    }
-}
-
-impl ByteCounters<'_> {
-    fn count(&self, registry: &Socket, direction: Direction, bytes: usize) {
-        registry.slot().carried(direction, bytes);
-        self.metrics.relayed(direction, bytes);
-        self.carried.add(direction, bytes);
-    }
-}
-
-impl Jam {
-    /// The same jam as before, or one that begins now.
-    fn goes_on(before: Option<Jam>, bytes: u32, behind: Duration) -> Jam {
-        let same = before.filter(|jam| (jam.bytes, jam.behind) == (bytes, behind));
-        same.unwrap_or_else(|| Jam { bytes, behind, since: Instant::now() })
     }
 }

@@ -29,17 +29,10 @@ impl Told {
         matches!(self, Told::Quiet { grade: Grade::Slow, .. })
     }
 
-    /// Nothing is to be told of the present silence.
-    pub fn looked(&mut self) {
+    /// Nothing is to be told of the present silence, or something has changed in it.
+    pub fn set_looked(&mut self, is_looked: bool) {
         if let Told::Busy { looked, .. } = self {
-            *looked = true;
-        }
-    }
-
-    /// Something has changed in the present silence.
-    pub fn look_again(&mut self) {
-        if let Told::Busy { looked, .. } = self {
-            *looked = false;
+            *looked = is_looked;
         }
     }
 }

@@ -13,7 +13,7 @@ use super::endpoints::Round;
 use super::failure::Failure;
 use super::http::PooledConnection;
 use crate::admission::{
-    Gate, Lane, Moment, Place, Principal, Refusal, RefusalReason, ReuseKey, SlotState, SlotUse, Ticket,
+    Gate, Lane, Moment, Place, Principal, Refusal, RefusalReason, RequestLabel, ReuseKey, SlotState, SlotUse, Ticket,
 };
 use crate::repair::Repair;
 use crate::repair::reasks::Reask;
@@ -69,8 +69,7 @@ pub struct Attempt {
     pub kind: SlotUse,
     /// The lane of the request.
     pub lane: Lane,
-    /// The repository and reference, where they are visible.
-    pub wants: Option<Arc<str>>,
+    pub label: RequestLabel,
     /// The target as text: what a place is kept for, and what an outage is noted for.
     pub name: Arc<str>,
     /// The pooled connections that it can use; `None`: it needs a new one.
@@ -117,7 +116,7 @@ impl Attempt {
         Attempt {
             destination: self.destination.clone(),
             principal: self.principal.clone(),
-            wants: self.wants.clone(),
+            label: self.label.clone(),
             name: self.name.clone(),
             reuse: self.reuse.clone(),
             queued: self.queued.clone(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::client::TlsStream;
@@ -35,6 +35,8 @@ pub struct ConnectionTerms {
     pub stall_timeout: Duration,
     /// The bytes a second below which a client is too slow while others wait, if any.
     pub least_rate: Option<NonZeroU64>,
+    /// A fixed size of the send buffers, by which others know whose sockets they are.
+    pub send_buffer: Option<usize>,
 }
 
 /// Why an address did not take the connection.
@@ -86,22 +88,22 @@ pub(super) fn socket_of(established: &Established) -> &Socket {
 
 /// Opens one connection, and tells how long `connect()` took. The socket stands in the slot from its first moment. So
 /// whatever happens in between, also a drop of this future, closes the one before it gives back the other.
-/// `failed` sees a failure before the slot goes back.
+/// `failed` sees a failure before the slot goes back. `None`: it stands, and is closed, since it may not stand any more.
 pub(super) async fn dial(
     slot: Slot,
     endpoint: Endpoint,
     once_connected: SlotState,
     terms: ConnectionTerms,
-    tls: &Tls,
-    metrics: &Arc<RegistryMetrics>,
+    (tls, metrics): (&Tls, &Arc<RegistryMetrics>),
+    may_stand: impl Fn() -> bool,
     failed: impl FnOnce(&DialError, &Slot, Option<&NodePermit>),
-) -> Result<(Established, Duration), DialError> {
+) -> Result<Option<(Established, Duration)>, DialError> {
     let Endpoint { address, secure, node_permit } = endpoint;
     let timed_out = || DialError::TimedOut(address, terms.connect_timeout);
     let started = Instant::now();
     let deadline = started + terms.connect_timeout;
     slot.tell(SlotEvent::Dialled);
-    let stream = match begin_in_time(address, deadline).await {
+    let stream = match begin_in_time(address, terms.send_buffer, deadline).await {
         Ok(stream) => stream,
         Err(error) => {
             failed(&error, &slot, node_permit.as_ref());
@@ -109,20 +111,21 @@ pub(super) async fn dial(
         }
     };
     let mut socket = Socket::new(stream, slot, node_permit, terms.linger, metrics.clone());
-    let stands = timeout_at(deadline, finish(socket.stream())).await;
+    let stands = timeout_at(deadline, finish(socket.stream(), address)).await;
     let (error, socket) = match (stands, secure) {
+        (Ok(Ok(())), _) if !may_stand() => return Ok(None),
         (Ok(Ok(())), secure) => {
             let took = started.elapsed();
             metrics.connected(took);
-            socket.connected(took);
+            socket.round_trip = took;
             let Some(host) = secure else {
                 socket.slot().tell(SlotEvent::Established(once_connected));
-                return Ok((Either::Left(socket), took));
+                return Ok(Some((Either::Left(socket), took)));
             };
             match tls.handshake(&host, socket, deadline).await {
                 Ok(stream) => {
                     stream.get_ref().0.slot().tell(SlotEvent::Established(SlotState::Active));
-                    return Ok((Either::Right(Box::new(stream)), took));
+                    return Ok(may_stand().then(|| (Either::Right(Box::new(stream)), took)));
                 }
                 Err((error, socket)) if error.kind() == io::ErrorKind::TimedOut => (timed_out(), socket),
                 Err((error, socket)) if tls::is_final(&error) => (DialError::Untrusted(address, error), socket),
@@ -140,10 +143,14 @@ pub(super) async fn dial(
 }
 
 /// Waits for a descriptor where there is none: one comes free with the next client that leaves.
-async fn begin_in_time(address: SocketAddr, deadline: Instant) -> Result<TcpStream, DialError> {
+async fn begin_in_time(
+    address: SocketAddr,
+    send_buffer: Option<usize>,
+    deadline: Instant,
+) -> Result<TcpStream, DialError> {
     let mut failures = 0;
     loop {
-        let error = match begin(address) {
+        let error = match begin(address, send_buffer) {
             Ok(stream) => return Ok(stream),
             Err(error) if !kernel::is_out_of_descriptors(&error) => return Err(DialError::Failed(address, error)),
             Err(error) => error,
@@ -158,24 +165,24 @@ async fn begin_in_time(address: SocketAddr, deadline: Instant) -> Result<TcpStre
 
 /// A socket on its way: tokio's own `connect` keeps it out of reach until it stands, and then its end could not be
 /// watched when the wait is given up.
-fn begin(address: SocketAddr) -> io::Result<TcpStream> {
+fn begin(address: SocketAddr, send_buffer: Option<usize>) -> io::Result<TcpStream> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
-    rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
-    tcp::keep_registry_alive(&socket)?;
+    tcp::prepare_dial(&socket)?;
+    send_buffer.map(|size| sockopt::set_socket_send_buffer_size(&socket, size)).transpose()?;
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => TcpStream::from_std(std::net::TcpStream::from(socket)),
         Err(error) => Err(error.into()),
     }
 }
 
-async fn finish(stream: &TcpStream) -> io::Result<()> {
+async fn finish(stream: &TcpStream, address: SocketAddr) -> io::Result<()> {
     stream.writable().await?;
     match stream.take_error()? {
         Some(error) => Err(error),
         // Where nothing listens at an ephemeral port, TCP may open from both ends at once (RFC 9293, section 3.5).
-        None if stream.local_addr()? == stream.peer_addr()? => {
+        None if stream.local_addr()? == address => {
             Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nothing listens there: the socket met itself"))
         }
         None => Ok(()),
@@ -196,7 +203,7 @@ mod tests {
         let own = socket.local_addr().unwrap();
         let stream = socket.connect(own).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), own);
-        let error = finish(&stream).await.unwrap_err();
+        let error = finish(&stream, own).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

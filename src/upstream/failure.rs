@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::connect::DialError;
 use super::resolve::ResolveError;
-use super::tls;
 use crate::address::AddressClass;
 use crate::admission::Refusal;
 
@@ -36,11 +35,6 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The connection ended before the answer, and this is what hyper saw.
-    pub fn of_death(cause: hyper::Error) -> Failure {
-        tls::last_word(&cause).map_or(Failure::Died(cause), Failure::TurnedAway)
-    }
-
     /// Whether the same might succeed a moment later.
     pub(super) fn may_pass(&self) -> bool {
         match self {

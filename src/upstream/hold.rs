@@ -54,7 +54,7 @@ impl Upstream {
     /// or where it is to find out whether one does.
     pub(super) fn held_until(&self, attempt: &mut Attempt) -> Option<Moment> {
         let gateways = &self.repair.gateways;
-        if attempt.kind == SlotUse::Tunnel || attempt.is_probe() || gateways.is_quiet() {
+        if attempt.kind == SlotUse::Tunnel || attempt.is_probe() || gateways.is_quiet() || !self.may_hold() {
             return None;
         }
         let urls = urls_of(attempt);
@@ -86,7 +86,7 @@ impl Upstream {
 
     /// Whether the request may not go to this node now; without nodes, to its target.
     pub(super) fn is_held(&self, attempt: &Attempt, node: Option<usize>) -> bool {
-        if attempt.kind == SlotUse::Tunnel || self.repair.gateways.is_quiet() {
+        if attempt.kind == SlotUse::Tunnel || self.repair.gateways.is_quiet() || !self.may_hold() {
             return false;
         }
         let url = url_of(attempt, node);
@@ -106,7 +106,8 @@ impl Upstream {
             _ if is_probe => true,
             _ => return,
         };
-        if !self.repair.enabled || !is_bad && gateways.is_quiet() {
+        // Nothing is held where the registry is only observed.
+        if !self.repair.enabled || !is_bad && gateways.is_quiet() || !self.may_hold() {
             return;
         }
         let (url, now) = (url_of(attempt, node), self.gate.now());

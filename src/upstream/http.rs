@@ -23,7 +23,7 @@ use super::connect::{ConnectionTerms, Established, socket_of};
 use super::early_answer::EarlyAnswer;
 use super::request_body::{RequestBody, Upload};
 use super::socket::{Ending, Glance, Manner};
-use super::stall::{Lookout, Pending};
+use super::stall::{Lookout, Pending, PendingRequest};
 use crate::admission::{Gate, ReuseKey, SlotId};
 use crate::metrics::Reclaimed;
 use crate::reclaim::ClientDebt;
@@ -49,9 +49,9 @@ pub struct PooledConnection {
     /// The task that reads and writes. It ends by itself once what was written is taken; a registry that takes nothing
     /// would keep it for ever.
     task: AbortHandle,
-    node: Option<usize>,
+    pub node: Option<usize>,
     terms: ConnectionTerms,
-    used: bool,
+    pub used: bool,
 }
 
 /// Why there is no answer.
@@ -77,7 +77,7 @@ impl PooledConnection {
         terms: ConnectionTerms,
     ) -> Result<PooledConnection, hyper::Error> {
         let socket = socket_of(&established);
-        let (ending, glance, metrics) = (socket.ending(), socket.glance(), socket.metrics());
+        let (ending, glance, metrics) = (socket.ending(), socket.glance(), socket.metrics.clone());
         let (slot, pending) = (socket.slot().id(), Pending::default());
         let node = socket.node_permit().map(NodePermit::index);
         let activity = socket.slot().activity();
@@ -112,14 +112,6 @@ impl PooledConnection {
         self.task.abort();
     }
 
-    pub fn node(&self) -> Option<usize> {
-        self.node
-    }
-
-    pub fn is_used(&self) -> bool {
-        self.used
-    }
-
     /// Whether the registry has not ended it, as far as the kernel knows at this moment.
     pub fn is_fresh(&self) -> bool {
         !self.sender.is_closed() && self.glance.is_fresh()
@@ -138,10 +130,13 @@ impl PooledConnection {
         let is_personal = binds_connection(request.headers());
         let upload = request.body().upload();
         upload.begin(ClientDebt::new(self.terms.least_rate, self.terms.stall_timeout));
-        *self.pending.lock() = Some((gate.now(), upload.clone()));
+        let (began, is_safe) = (gate.now(), request.method().is_safe());
+        *self.pending.lock() = Some(PendingRequest { began, upload: upload.clone(), is_safe, is_answered: false });
+        let pending = self.pending.clone();
         let mut underway = Underway { connection: Some(self), gate, key, upload, is_final: false, is_reusable: false };
         match underway.sender().try_send_request(request).await {
             Ok(answer) => {
+                pending.lock().iter_mut().for_each(|pending| pending.is_answered = true);
                 check_framing(answer.headers()).map_err(SendError::Malformed)?;
                 underway.is_final = answer.status().as_u16() >= 300;
                 // RFC 9112, section 9.3: HTTP/1.0 has no persistent connections, whatever the registry says. hyper would

@@ -21,6 +21,7 @@ use super::registry::Upstream;
 use crate::admission::{Admission, AdmissionRequest, Refusal, Slot, SlotEvent, SlotUse};
 use crate::backoff::Backoff;
 use crate::distress::Cause;
+use crate::fleet::lent::Lease;
 
 /// The pauses before a name that could not be resolved is looked up again.
 const LOOKUP_PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
@@ -72,7 +73,7 @@ impl Upstream {
         let slot = match self.admit(attempt).await {
             Ok(Admission::New(slot)) => slot,
             Ok(Admission::Kept(pooled)) => {
-                let is_held = self.is_held(attempt, pooled.node());
+                let is_held = self.is_held(attempt, pooled.node);
                 // A probe of one node of several needs a connection of its own.
                 if is_held && attempt.is_probe() {
                     attempt.reuse = None;
@@ -100,19 +101,24 @@ impl Upstream {
     async fn dial(&self, slot: Slot, round: &mut Round, attempt: &mut Attempt) -> Option<Connected> {
         // A node slot that comes back from now on is told to the gate after this, and the request is tried again.
         let is_full = || slot.tell(SlotEvent::NodeFull);
-        let Some(endpoint) = round.next(self.slots_of_each, is_full, self.gate.now()) else {
+        let Some(endpoint) = round.next(self.slots_of_each.filter(|_| self.may_hold()), is_full, self.gate.now())
+        else {
             if let Some((cluster, node)) = attempt.destination.cluster.as_ref().zip(attempt.destination.node) {
-                self.gate.reclaim_among(&cluster.slots_of(node), &attempt.name);
+                let slots = cluster.slots_of(node);
+                self.gate.happen(|core, now| core.reclaim_among(&slots, &attempt.name, now));
             }
             return None;
         };
-        if self.is_held(attempt, endpoint.node_permit.as_ref().map(NodePermit::index)) {
+        let may_stand = || !Lease::is_over(self.lease.as_deref(), &self.gate);
+        if !may_stand() || self.is_held(attempt, endpoint.node_permit.as_ref().map(NodePermit::index)) {
             return None;
         }
         let failed = |error: &_, slot: &_, node: Option<&_>| self.dial_failed(error, slot, node, round, attempt);
         let once_connected = attempt.once_connected();
-        match connect::dial(slot, endpoint, once_connected, self.terms, &self.tls, &self.metrics, failed).await {
-            Ok((established, took)) => {
+        let tools = (&*self.tls, &self.metrics);
+        match connect::dial(slot, endpoint, once_connected, self.terms, tools, may_stand, failed).await {
+            Ok(None) => None,
+            Ok(Some((established, took))) => {
                 attempt.progress.connect = Some(took);
                 // Of a tunnel, nothing else shows that the registry is well.
                 if attempt.kind == SlotUse::Tunnel {
@@ -133,7 +139,7 @@ impl Upstream {
     /// Every address was tried once. Another round follows where a moment later may be better.
     async fn round_failed(&self, round: Round, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
         let Some(error) = round.failed else { return Ok(None) };
-        if round.untrusted && self.retry_until_deadline && !error.is_final() {
+        if round.untrusted && !error.is_final() && self.may_hold() {
             // A node took the connection, so the gate knows of no outage.
             self.pause_until(attempt.deadline.min(self.gate.now() + UNTRUSTED_PAUSE)).await?;
         }
@@ -141,7 +147,7 @@ impl Upstream {
     }
 
     async fn unresolved(&self, failure: Failure, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
-        if !matches!(failure, Failure::Unknown(_)) || !self.retry_until_deadline {
+        if !matches!(failure, Failure::Unknown(_)) || !self.may_hold() {
             return Err(failure);
         }
         attempt.progress.lookups_failed += 1;
@@ -151,7 +157,7 @@ impl Upstream {
     }
 
     fn try_again_after(&self, failure: Failure, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
-        if !self.retry_until_deadline || !failure.may_pass() || self.gate.now() >= attempt.deadline {
+        if !self.may_hold() || !failure.may_pass() || self.gate.now() >= attempt.deadline {
             return Err(failure);
         }
         let target = &attempt.destination.target;
@@ -179,11 +185,10 @@ impl Upstream {
             Some(cluster) if destination.node.is_none() => cluster.living() == 0,
             _ => !round.any_left(),
         };
-        if self.retry_until_deadline && nobody_left {
-            slot.tell(SlotEvent::Unreachable);
+        let is_out = nobody_left && self.may_hold();
+        slot.tell(if is_out { SlotEvent::Unreachable } else { SlotEvent::DialRefused });
+        if is_out || nobody_left && self.observed.is_some() {
             self.note(Cause::FailedDial, self.repair.key(&[attempt.name.as_bytes()]));
-        } else {
-            slot.tell(SlotEvent::DialRefused);
         }
     }
 
@@ -196,7 +201,7 @@ impl Upstream {
             target: attempt.name.clone(),
             reuse: attempt.reuse.clone(),
             held: self.held_until(attempt).is_some() || attempt.needs_permit(),
-            wants: attempt.wants.clone(),
+            label: attempt.label.clone(),
         };
         let is_held = request.held;
         if let Some(ticket) = attempt.progress.ticket.take() {
@@ -209,7 +214,7 @@ impl Upstream {
             admitted = admission.as_mut() => admitted,
             () = ready(()) => {
                 attempt.queued.store(true, Ordering::Relaxed);
-                if is_held { self.admit_held(attempt, admission).await } else { admission.await }
+                if is_held { Box::pin(self.admit_held(attempt, admission)).await } else { admission.await }
             }
         };
         attempt.progress.waited += since.elapsed();

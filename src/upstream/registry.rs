@@ -16,9 +16,11 @@ use super::http::PooledConnection;
 use super::resolve::Resolver;
 use super::tls::Tls;
 use crate::adapt::Adapt;
-use crate::admission::{Gate, Lane, Moment, Principal, ReuseKey, SlotUse};
+use crate::admission::{Gate, Lane, Moment, Principal, RequestLabel, ReuseKey, SlotUse};
 use crate::distress::Cause;
+use crate::fleet::lent::Lease;
 use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
+use crate::observe::Observer;
 use crate::repair::Repair;
 use crate::repair::memory::Key;
 
@@ -29,8 +31,6 @@ pub struct Upstream {
     pub metrics: Arc<RegistryMetrics>,
     pub terms: ConnectionTerms,
     pub addresses: AddressPolicy,
-    /// Whether a dial that failed is tried again until the request's patience ends; if not, it is answered at once.
-    pub retry_until_deadline: bool,
     pub queue: QueueTerms,
     pub classes: Arc<[String]>,
     pub tls: Arc<Tls>,
@@ -38,6 +38,10 @@ pub struct Upstream {
     pub repair: Arc<Repair>,
     /// The slots that its distress leaves in force.
     pub adapt: Arc<Adapt>,
+    /// Where nothing is held: what would have waited.
+    pub observed: Option<Arc<Observer>>,
+    /// The slots that are lent, where they are.
+    pub lease: Option<Arc<Lease>>,
     /// Slots for each node, where each has its own.
     pub slots_of_each: Option<usize>,
     /// The base of the number of slots, where each node has its own. Locked while they are counted anew; shared with the same
@@ -78,8 +82,19 @@ impl Upstream {
         if self.name == OTHER_HOSTS { "the other host".to_owned() } else { format!("registry {}", self.name) }
     }
 
+    /// The level of its distress.
+    pub fn distress(&self) -> f64 {
+        self.repair.distress(self.gate.now()).level
+    }
+
+    /// Whether a request may wait: a dial that failed is tried again until its patience ends. If not, it is answered at once.
+    pub fn may_hold(&self) -> bool {
+        self.gate.look(|core, _| core.may_hold())
+    }
+
     /// A sign of overload was seen when `subject` was asked for.
     pub fn note(&self, cause: Cause, subject: Key) {
+        self.observed.iter().for_each(|observed| observed.sign(cause));
         self.repair.note(cause, subject, self.gate.now());
         self.adapt.sign(cause, subject.number(), &self.gate);
     }
@@ -109,7 +124,7 @@ impl Upstream {
             principal,
             kind,
             lane,
-            wants: None,
+            label: RequestLabel::default(),
             name,
             reuse,
             patience,
@@ -140,7 +155,7 @@ impl Upstream {
     /// Takes the turn to give this pooled connection up for a new one, if one is due: another node has fewer connections, or
     /// is to be tried.
     pub fn begin_move(&self, pooled: &PooledConnection, destination: &Destination) -> bool {
-        let (Some(cluster), Some(node), None) = (&destination.cluster, pooled.node(), destination.node) else {
+        let (Some(cluster), Some(node), None) = (&destination.cluster, pooled.node, destination.node) else {
             return false;
         };
         cluster.begin_move(node, self.slots_of_each, self.gate.now())

@@ -1,4 +1,5 @@
-//! The body of a request, as it comes from the client: counted, and followed to its end.
+//! The body of a request, as it comes from the client: counted, and followed to its end. Of a small one that may be sent
+//! once more a copy is kept.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -89,23 +90,44 @@ impl Upload {
 pub struct RequestBody {
     /// `None`: no body.
     body: Option<Incoming>,
+    /// The bytes of a copy that are still to be sent.
+    again: Bytes,
     upload: Upload,
+    copy: BodyCopy,
+}
+
+/// The bytes of a body that came so far, if they are kept.
+#[derive(Clone, Debug, Default)]
+pub struct BodyCopy(Option<Arc<Mutex<BytesMut>>>);
+
+impl BodyCopy {
+    /// The body once more; an empty one, where none is kept.
+    pub fn again(&self) -> RequestBody {
+        let again = self.0.as_ref().map(|copy| copy.lock().clone().freeze()).unwrap_or_default();
+        RequestBody { body: None, again, upload: Upload::new(true, Arc::default()), copy: BodyCopy(None) }
+    }
 }
 
 impl RequestBody {
-    /// The client's body; `bytes` counts what was taken of it.
-    pub fn new(body: Incoming, bytes: Arc<AtomicU64>) -> RequestBody {
+    /// The client's body; `bytes` counts what was taken of it. A copy is kept of one that may be sent once more.
+    pub fn new(body: Incoming, bytes: Arc<AtomicU64>, may_repeat: bool) -> RequestBody {
         let upload = Upload::new(body.is_end_stream(), bytes);
-        RequestBody { body: Some(body), upload }
+        let copy = BodyCopy((may_repeat && !body.is_end_stream()).then(Arc::default));
+        RequestBody { body: Some(body), again: Bytes::new(), upload, copy }
     }
 
-    /// No body, for a request that is sent once more.
+    /// No body.
     pub fn empty() -> RequestBody {
-        RequestBody { body: None, upload: Upload::new(true, Arc::default()) }
+        BodyCopy::default().again()
     }
 
     pub fn upload(&self) -> Upload {
         self.upload.clone()
+    }
+
+    /// Its copy, which is complete once the upload is whole.
+    pub fn copy(&self) -> BodyCopy {
+        self.copy.clone()
     }
 }
 
@@ -115,7 +137,10 @@ impl Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        let Some(body) = &mut this.body else {
+            let again = std::mem::take(&mut this.again);
+            return Poll::Ready((!again.is_empty()).then(|| Ok(Frame::data(again))));
+        };
         let polled = Pin::new(&mut *body).poll_frame(cx);
         let Poll::Ready(frame) = polled else {
             this.upload.note(true, 0);
@@ -126,6 +151,9 @@ impl Body for RequestBody {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
                 this.upload.note(false, bytes);
                 this.upload.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                if let (Some(copy), Some(data)) = (&this.copy.0, frame.data_ref()) {
+                    copy.lock().extend_from_slice(data);
+                }
                 // Nobody polls again after trailers.
                 if frame.is_trailers() || body.is_end_stream() { Progress::Whole } else { Progress::UnderWay }
             }
@@ -137,10 +165,10 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.body.as_ref().map_or(self.again.is_empty(), Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+        self.body.as_ref().map_or(SizeHint::with_exact(self.again.len() as u64), Body::size_hint)
     }
 }

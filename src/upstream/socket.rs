@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::cluster::NodePermit;
 use crate::admission::{Slot, SlotEvent, SlotState};
+use crate::lease::borrowed::Cut;
 use crate::metrics::{Direction, RegistryMetrics};
 use crate::tcp::{self, Linger};
 
@@ -34,8 +35,9 @@ pub struct Socket {
     inner: Option<Inner>,
     ending: Ending,
     linger: Duration,
-    round_trip: Duration,
-    metrics: Arc<RegistryMetrics>,
+    /// Of its `connect()`, once that has succeeded.
+    pub(super) round_trip: Duration,
+    pub(super) metrics: Arc<RegistryMetrics>,
 }
 
 /// The fields drop in this order: the socket closes before the slot of its node, and that of the gate, return.
@@ -57,12 +59,11 @@ impl Glance {
     pub fn is_fresh(&self) -> bool {
         self.0.upgrade().is_some_and(|stream| !tcp::has_unread(&stream) && !tcp::has_ended(&stream))
     }
+}
 
-    /// Ends the connection under its owner.
-    pub(super) fn break_off(&self) {
-        if let Some(stream) = self.0.upgrade() {
-            let _ = rustix::net::shutdown(&stream, rustix::net::Shutdown::Both);
-        }
+impl Cut for Glance {
+    fn cut(&self) {
+        let _ = self.0.upgrade().map(rustix::net::connect_unspec);
     }
 }
 
@@ -107,7 +108,9 @@ impl Socket {
         if let Some(node_permit) = &mut node_permit {
             node_permit.lives_in(slot.id());
         }
-        let inner = Some(Inner { stream: Arc::new(stream), slot, node_permit });
+        let stream = Arc::new(stream);
+        let _ = slot.activity().cutter.0.set(Box::new(Glance(Arc::downgrade(&stream))));
+        let inner = Some(Inner { stream, node_permit, slot });
         Socket { inner, ending: Ending::default(), linger, round_trip: Duration::ZERO, metrics }
     }
 
@@ -119,18 +122,9 @@ impl Socket {
         self.ending.set(if confirmed { Manner::Confirmed } else { Manner::Cut });
     }
 
-    /// `connect()` succeeded, and took one round trip.
-    pub(super) fn connected(&mut self, round_trip: Duration) {
-        self.round_trip = round_trip;
-    }
-
     /// The slot that it lives in.
     pub fn slot(&self) -> &Slot {
         &self.inner().slot
-    }
-
-    pub(super) fn metrics(&self) -> Arc<RegistryMetrics> {
-        self.metrics.clone()
     }
 
     /// To which node it leads, where there is a choice.

@@ -1,7 +1,8 @@
 //! A connection on which a visible request does not move: after a very long time it is reclaimed for a waiter, like a tunnel.
 //!
-//! Neither a registry that never answers nor a client that takes nothing, or less than `queue.least_rate`, may hold a slot for
-//! ever.
+//! Neither a registry that stops in its answer nor a client that takes nothing, or less than `queue.least_rate`, may hold a slot
+//! for ever. A request whose answer has not begun is cut only if it may be sent again (RFC 9110, section 9.2.1): the registry may
+//! be at work on a commit, whose client may leave.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,18 @@ use crate::admission::{Activity, Evidence, Gate, Moment, Quiet, SlotEvent, SlotI
 /// How often a request that does not move is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// The request that is under way on a connection, and since when.
-pub(super) type Pending = Arc<Mutex<Option<(Moment, Upload)>>>;
+/// The request that is under way on a connection, if there is one.
+pub(super) type Pending = Arc<Mutex<Option<PendingRequest>>>;
+
+#[derive(Debug)]
+pub(super) struct PendingRequest {
+    pub began: Moment,
+    pub upload: Upload,
+    /// Whether it changes nothing at the registry.
+    pub is_safe: bool,
+    /// Whether the head of its answer came.
+    pub is_answered: bool,
+}
 
 /// Looks for a request that does not move on one connection.
 pub(super) struct Lookout<P> {
@@ -51,7 +62,8 @@ impl<P: Send + 'static> Lookout<P> {
     /// The time until the request that is under way may be cut, if nothing moves.
     fn left(&self) -> Option<Duration> {
         let pending = self.pending.lock();
-        let (began, upload) = pending.as_ref()?;
+        let PendingRequest { began, upload, .. } =
+            pending.as_ref().filter(|it| it.is_answered || it.is_safe || !it.upload.is_whole())?;
         let now = self.gate.now();
         let waits = now.since(*began);
         let silence = self.activity.silence(now).map_or(waits, |silence| silence.min(waits));
@@ -64,7 +76,7 @@ impl<P: Send + 'static> Lookout<P> {
     }
 
     fn blame(&self) {
-        if let Some((_, upload)) = &*self.pending.lock()
+        if let Some(PendingRequest { upload, .. }) = &*self.pending.lock()
             && upload.left().is_some_and(|left| left.is_zero())
         {
             upload.end_as_slow();
@@ -83,14 +95,7 @@ impl<P: Send + 'static> Lookout<P> {
         let from = self.gate.now();
         let since = from - self.longest;
         let quiet = Quiet { evidence: Evidence::Stalled, since, from };
-        self.gate.quiet(
-            self.slot,
-            quiet,
-            Box::new(move || {
-                // It may have moved, or ended, in this very moment.
-                let _ = reclaim.send(());
-            }),
-        );
+        self.gate.quiet(self.slot, quiet, Box::new(move || _ = reclaim.send(())));
         reclaimed
     }
 }

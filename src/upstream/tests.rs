@@ -1,5 +1,6 @@
 //! A place that was kept, on the way to the registry: it is used up by asking, and by nothing before.
 
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
 use std::net::SocketAddr;
@@ -10,13 +11,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::Cluster;
-use super::connect::ConnectionTerms;
+use super::connect::{ConnectionTerms, DialError, Endpoint, dial};
 use super::lookup::NODE_LOOKUP;
 use super::resolve::Resolver;
 use super::tls::{Tls, TlsTerms};
 use super::*;
 use crate::adapt::Adapt;
-use crate::admission::{ClassId, Gate, Lane, Limits, Principal, SlotUse};
+use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Lane, Limits, Principal, SlotState, SlotUse};
 use crate::metrics::Metrics;
 use crate::target::{Origin, Target};
 
@@ -42,14 +43,16 @@ pub(crate) fn upstream() -> Upstream {
             linger: Duration::from_secs(1),
             stall_timeout: Duration::from_secs(300),
             least_rate: None,
+            send_buffer: None,
         },
         addresses: AddressPolicy::default(),
-        retry_until_deadline: true,
         queue: QueueTerms { depth: 10, tunnel_timeout: Vec::new(), request_timeout: Vec::new() },
         classes: Arc::new(["default".to_owned()]),
         tls: Arc::new(Tls::new(TlsTerms::default())),
         repair: Arc::default(),
         adapt: Arc::new(Adapt::new(false, 1)),
+        observed: None,
+        lease: None,
         slots_of_each: None,
         sized: Arc::default(),
         resolver: Arc::new(Resolver::new(std::iter::empty())),
@@ -97,6 +100,32 @@ async fn a_kept_place_is_used_up_by_asking_and_not_by_an_address_that_is_denied(
     assert!(upstream.reach(&mut back).await.is_ok());
     drop(back);
     assert_ne!(attempt(&upstream, there, long).place, gave_up.place, "it was served");
+}
+
+/// A lease may end while the packets of a dial are on their way: the connection is closed as it comes up, before a byte of TLS.
+#[tokio::test]
+async fn a_connection_that_comes_up_too_late_is_closed_unused() {
+    let registry = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = registry.local_addr().unwrap();
+    let upstream = upstream();
+    for secure in [None, Some(Target::from_connect("registry.test:5000").unwrap().host().clone())] {
+        let (principal, target) = (Principal { class: ClassId::default(), client: "client".into() }, Arc::from("test"));
+        let (place, _) = upstream.gate.place(&principal.client, &target);
+        let request = AdmissionRequest::new(place, upstream.gate.now() + Duration::from_secs(5), principal, target);
+        let Ok(Admission::New(slot)) = upstream.gate.admit(request).await else { panic!("there is a slot") };
+        let endpoint = Endpoint { address, secure, node_permit: None };
+        let (terms, tools) = (upstream.terms, (&*upstream.tls, &upstream.metrics));
+        let failed = |error: &DialError, _: &_, _: Option<&_>| panic!("{error}");
+        let dialled = dial(slot, endpoint, SlotState::Active, terms, tools, || false, failed).await;
+        assert!(dialled.unwrap().is_none());
+        let mut seen = Vec::new();
+        // It ends in order, or by a reset.
+        let _ = registry.accept().await.unwrap().0.read_to_end(&mut seen).await;
+        assert_eq!(seen, b"");
+        while upstream.gate.snapshot().open.open() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
 }
 
 /// A request that was under way before a reload finds that a node is out: what counts is what holds now.

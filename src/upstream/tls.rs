@@ -20,6 +20,7 @@ use tokio_rustls::client::TlsStream;
 
 use self::verify::Verifier;
 use super::socket::Socket;
+use crate::lease::borrowed::Cut;
 use crate::target::Host;
 
 mod verify;
@@ -91,7 +92,7 @@ impl Tls {
             return done.map_err(|(error, socket)| (in_words(error), socket));
         }
         // Only the handshake can give the socket back, and it does when the connection ends.
-        glance.break_off();
+        glance.cut();
         match handshake.await {
             // It came to its end with bytes that were there already, but the connection is broken off.
             Ok(stream) => Err((io::ErrorKind::TimedOut.into(), stream.into_inner().0)),

@@ -237,6 +237,25 @@ async fn every_request_of_dfdaemon_comes_to_the_mirror() {
     assert_eq!(network.pull(&Dfdaemon::of(&rendered, "dragonfly-client", true)).await, (0, PULL.len()));
 }
 
+/// The time that the chart gives a piece, of clients and of seeds, is what the pages say.
+#[test]
+fn the_chart_gives_a_piece_the_time_that_the_pages_say() {
+    let rendered = documents(&text_of("tests/deploy/dragonfly.yaml"));
+    let time_of = |name: &str| {
+        let text = find(&rendered, "ConfigMap", name)["data"]["dfdaemon.yaml"].as_str().unwrap().to_owned();
+        text.lines()
+            .find_map(|line| line.trim().strip_prefix("pieceTimeout: ")?.strip_suffix('s').map(str::to_owned))
+            .unwrap()
+    };
+    let (client, seed) = (time_of("dragonfly-client"), time_of("dragonfly-seed-client"));
+    for (page, said) in [
+        ("docs/pullers/dfdaemon.md", format!("{client} s for clients, **{seed} s for seed clients**")),
+        ("k8s/README.md", format!("{client} s in clients and **{seed} s in seed clients**")),
+    ] {
+        assert!(text_of(page).contains(&said), "{page} does not say {said:?}");
+    }
+}
+
 /// helm 4 with the post-renderer and Argo CD give the same objects.
 #[test]
 fn helm_and_argo_cd_render_the_same() {

@@ -254,7 +254,7 @@ fn the_configs_hold_and_their_shares_fit_into_the_cap() {
         let config = config(text);
         let registry = &config.registries[0];
         assert!(said.starts_with(&format!("registry harbor: {} slots (cap 200 x share", registry.slots)), "{said}");
-        assert_eq!((said.lines().count(), config.warnings.len()), (1, 0), "{said}");
+        assert_eq!(config.warnings.len(), 0, "{said}");
         slots.push(registry.slots as u64);
         let mut table: toml::Table = text.parse().unwrap();
         let share = table["registries"]["harbor"].as_table_mut().unwrap().remove("share").unwrap();

@@ -61,6 +61,32 @@ fn write(folder: &TempDir, rules: &Value) -> std::path::PathBuf {
     file
 }
 
+/// A limit is drawn as a line over what it limits, and a tunnel that holds no slot is not added to those that do: none is stacked.
+#[test]
+fn no_limit_is_stacked_on_what_it_limits() {
+    const LINES: [&str; 4] =
+        ["roadstead_slots{", "roadstead_slots_in_force{", "roadstead_cap{", "roadstead_parked_tunnels{"];
+    let dashboard = dashboard();
+    let mode = |of: &Value| of["mode"].as_str().unwrap_or("none").to_owned();
+    let mut lines = 0;
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let stacked = mode(&panel["fieldConfig"]["defaults"]["custom"]["stacking"]) != "none";
+        for target in panel["targets"].as_array().unwrap() {
+            let (query, name) = (target["expr"].as_str().unwrap(), &target["legendFormat"]);
+            if !LINES.iter().any(|line| query.contains(line)) || panel["type"] != "timeseries" {
+                continue;
+            }
+            let overrides = panel["fieldConfig"]["overrides"].as_array().into_iter().flatten();
+            let mut own = overrides.filter(|one| one["matcher"]["options"] == *name);
+            let properties = own.next().map(|one| one["properties"].as_array().unwrap().clone()).unwrap_or_default();
+            let is_line = properties.iter().any(|it| it["id"] == "custom.stacking" && mode(&it["value"]) == "none");
+            assert!(!stacked || is_line, "{}: {name} is stacked", panel["title"]);
+            lines += 1;
+        }
+    }
+    assert!(lines >= 5, "only {lines}");
+}
+
 /// Each alert is seen firing, and silent where it must be.
 #[test]
 fn promtool_sees_every_alert_fire_and_stay_silent() {
@@ -136,7 +162,10 @@ fn filled(query: &str) -> String {
 async fn alerts_and_dashboard_ask_only_for_what_a_sidecar_exports() {
     let text = config(
         "[registries.harbor]\nhosts = [\"harbor.example.com\"]\ncap = 10\nshare = 1\n\
-         [registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"https://harbor.example.com\"\n",
+         [registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"https://harbor.example.com\"\n\
+         [registries.seen]\nhosts = [\"seen.example.com\"]\ncap = 10\nshare = 1\nmode = \"observe\"\n\
+         [registries.leased]\nhosts = [\"leased.example.com\"]\ncap = 10\nshare = \"lease\"\n\
+         [lease]\nredis = \"redis://127.0.0.1:1/0\"\nnodes = 2\n",
     );
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text).await;
     let exported = Exported::read(&sidecar.ask_admin("GET", "/metrics").await.text());

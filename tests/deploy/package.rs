@@ -53,6 +53,47 @@ fn the_package_installs_upgrades_and_leaves_nothing_behind() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// A package that is removed leaves the pullers of the node as they were before `roadstead setup`; while it cannot, it stays.
+#[test]
+fn a_removed_package_leaves_the_pullers_as_they_were() {
+    let folder = TempDir::new().unwrap();
+    let package = folder.path().join("roadstead.deb");
+    build(&package);
+    let root = folder.path().join("root");
+    for part in ["var/lib/dpkg/info", "var/lib/dpkg/updates", "etc/containerd", "etc/dragonfly"] {
+        fs::create_dir_all(root.join(part)).unwrap();
+    }
+    fs::write(root.join("var/lib/dpkg/status"), "").unwrap();
+    let table = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
+    fs::write(root.join("etc/containerd/config.toml"), table).unwrap();
+    fs::write(root.join("etc/dragonfly/dfdaemon.yaml"), "proxy:\n  server:\n    port: 4001\n").unwrap();
+    let untouched = files_of(&root.join("etc"));
+    run(dpkg(&root).arg("--install").arg(&package));
+    let sidecar = folder.path().join("sidecar.toml");
+    let registry = "[registries.harbor]\nhosts = [\"harbor.example.com\"]\ncap = 200\nshare = \"1/20\"\n";
+    let mirror = "[registries.harbor.mirror]\nlisten = \"127.0.0.1:4130\"\nupstream = \"https://harbor.example.com\"\n";
+    fs::write(&sidecar, format!("{registry}{mirror}")).unwrap();
+    for puller in ["containerd", "dfdaemon", "docker", "podman"] {
+        let mut setup = Command::new(root.join("usr/bin/roadstead"));
+        run(setup.args(["setup", puller, "--write", "--root"]).arg(&root).arg("--config").arg(&sidecar));
+    }
+    // An upgrade restores nothing.
+    let led = files_of(&root.join("etc"));
+    run(dpkg(&root).arg("--install").arg(&package));
+    assert_eq!(files_of(&root.join("etc")), led);
+    let hosts = root.join("etc/containerd/certs.d/harbor.example.com/hosts.toml");
+    let written = fs::read_to_string(&hosts).unwrap();
+    fs::write(&hosts, "server = \"http://127.0.0.1:9\"\n").unwrap();
+    let refused = end_of(dpkg(&root).args(["--remove", "roadstead"]));
+    assert!(!refused.status.success() && both(&refused).contains("was changed since"), "{}", both(&refused));
+    assert!(both(&refused).contains("docker keeps the proxy until"), "docker was restored: {}", both(&refused));
+    assert!(root.join("usr/bin/roadstead").exists());
+    fs::write(&hosts, written).unwrap();
+    run(dpkg(&root).args(["--remove", "roadstead"]));
+    assert_eq!(files_of(&root.join("etc")), untouched);
+    assert!(!root.join("usr/bin/roadstead").exists());
+}
+
 /// A wrong word in a script of the package shows only when it is installed.
 #[test]
 fn the_scripts_of_the_package_are_sound() {

@@ -12,11 +12,14 @@ use crate::page::{Page, first_words, quoted};
 
 const PAGE: &str = "docs/metrics.md";
 
-/// The text of `/metrics` of a sidecar with a mirror.
+/// The text of `/metrics` of a sidecar with a mirror, and with a registry that is observed.
 async fn exported() -> String {
     let text = config(
         "[registries.harbor]\nhosts = [\"harbor.example.com\"]\ncap = 10\nshare = 1\n\
-         [registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"https://harbor.example.com\"\n",
+         [registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"https://harbor.example.com\"\n\
+         [registries.seen]\nhosts = [\"seen.example.com\"]\ncap = 10\nshare = 1\nmode = \"observe\"\n\
+         [registries.leased]\nhosts = [\"leased.example.com\"]\ncap = 10\nshare = \"lease\"\n\
+         [lease]\nredis = \"redis://127.0.0.1:1/0\"\nnodes = 2\n",
     );
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text).await;
     sidecar.ask_admin("GET", "/metrics").await.text()

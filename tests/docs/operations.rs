@@ -29,6 +29,42 @@ fn every_alert_is_explained_and_no_other() {
     assert!(table.rows.iter().all(|row| row[2].len() > 20 && row[3].len() > 10));
 }
 
+/// The caps and shares of the page, computed again: the least of Harbor's pools and its database, less a reserve; and slots that fit.
+#[test]
+fn the_arithmetic_of_caps_and_shares_is_right() {
+    let page = Page::read(PAGE);
+    let numbers = |text: &str| -> Vec<usize> {
+        text.split(|char: char| !char.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    };
+    let mut rows = 0;
+    for row in page.tables_of("Harbor").iter().flat_map(|table| &table.rows) {
+        let Some(inside) = row[1].strip_prefix("min(") else { continue };
+        let [pool, cores, database] = numbers(inside)[..] else { panic!("{row:?}") };
+        let most = (pool * cores).min(database);
+        let reserve = if row[1].contains("a fifth") { most / 5 } else { most / 10 };
+        let cap = numbers(&row[2])[0];
+        assert!(cap <= most - reserve && most - reserve < cap + 50, "{row:?}: {}", most - reserve);
+        assert!(page.text.contains(&format!("| {database} in Harbor's own database")) || database != 1024, "{row:?}");
+        assert!(page.text.contains(&format!("{pool} since 2.3")) || pool != 900, "{row:?}");
+        rows += 1;
+    }
+    for row in page.tables_of("sidecars").iter().flat_map(|table| &table.rows) {
+        let cap = numbers(&row[1])[0];
+        let shares: Vec<usize> = numbers(&row[2]);
+        let slots: Vec<usize> = shares.chunks(2).map(|share| cap * share[0] / share[1]).collect();
+        if slots == [0] {
+            assert!(row[3].contains("refused"), "{row:?}");
+            continue;
+        }
+        let kinds = numbers(&row[0].replace(',', ""));
+        let sum: usize = kinds.iter().zip(&slots).map(|(kind, slots)| kind * slots).sum();
+        assert!(slots.iter().all(|slots| numbers(&row[3]).contains(slots)), "{row:?}: {slots:?}");
+        assert!(sum <= cap && row[4].contains(&format!("= {sum}")), "{row:?}: {sum}");
+        rows += 1;
+    }
+    assert_eq!(rows, 8, "three of caps and five of shares");
+}
+
 /// The fields on the page under this heading.
 fn documented(heading: &str) -> BTreeSet<String> {
     let tables = Page::read(PAGE).tables_of("field");
@@ -48,7 +84,10 @@ async fn every_field_is_explained_and_no_other() {
     let host = stub.address();
     let text = config(&format!(
         "[registries.stub]\nhosts = [\"{host}\"]\ncap = 1\nshare = 1\n[registries.stub.queue]\ndepth = 1\n\
-         [registries.stub.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{host}\"\n{KEEP_TUNNELS}\n"
+         [registries.stub.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{host}\"\n{KEEP_TUNNELS}\n\
+         [registries.seen]\nhosts = [\"seen.test\"]\ncap = 1\nshare = 1\nmode = \"observe\"\n\
+         [registries.leased]\nhosts = [\"leased.example.com\"]\ncap = 10\nshare = \"lease\"\n\
+         [lease]\nredis = \"redis://127.0.0.1:1/0\"\nnodes = 2\n"
     ));
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &text).await;
     let holder = connect_through(sidecar.proxy(), &host.to_string(), &[]).await.unwrap();
@@ -65,6 +104,12 @@ async fn every_field_is_explained_and_no_other() {
         fields.extend(keys(&registry[nested][0]));
     }
     fields.extend(keys(&registry["classes"]["default"]));
+    let seen = &status["registries"]["seen"];
+    fields.extend(keys(seen));
+    fields.extend(keys(&seen["observe"]));
+    let leased = &status["registries"]["leased"];
+    fields.extend(keys(leased));
+    fields.extend(keys(&leased["lease"]));
     assert_eq!(documented("Reading `/status`"), fields);
 
     let queue = sidecar.ask_admin("GET", "/queue").await.json()["registries"]["stub"].take();

@@ -71,8 +71,11 @@ impl Handed {
     /// From here on nothing is admitted that the other process does not grant; that one holds the pauses, too.
     fn new(claim: &Claim) -> Handed {
         let Claim { upstream, hosts, .. } = claim;
-        let _ = upstream.gate.hand_over(0);
-        upstream.gate.happen(Core::resume);
+        // Leased slots are its own until they go back to the store.
+        if upstream.lease.is_none() {
+            let _ = upstream.gate.hand_over(0);
+            upstream.gate.happen(Core::resume);
+        }
         // Another name of the same address counts here as well.
         let open = upstream.gate.look(|core, _| core.targets());
         let others = open.keys().filter_map(|name| Target::from_connect(name).ok());
@@ -84,6 +87,10 @@ impl Handed {
     /// Reports the current needs; granted slots are used from here on.
     fn report(&mut self) -> Holding {
         let Handed { upstream, hosts, .. } = self;
+        let (name, hosts) = (upstream.name.clone(), hosts.clone());
+        if let Some(lease) = &upstream.lease {
+            return Holding { name, hosts, slots: lease.floor(), ..Holding::default() };
+        }
         let needs = upstream.gate.hand_over(self.heard - self.known);
         self.known = self.heard;
         let mut wanted = needs.wanted;
@@ -97,7 +104,7 @@ impl Handed {
             waiting.push(Waiting { class, client: client.principal.client.to_string(), requests });
         }
         waiting.retain(|waiting| waiting.requests > 0);
-        Holding { name: upstream.name.clone(), hosts: hosts.clone(), slots: needs.slots, granted: self.known, waiting }
+        Holding { name, hosts, slots: needs.slots, granted: self.known, waiting }
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 use super::link::{LINK, Link};
+use crate::fleet::tasks::SHARES;
 
 /// How long a new process may take until it is ready.
 const MAX_START: Duration = Duration::from_secs(30);
@@ -75,12 +76,13 @@ impl Program {
 
     /// Starts the like of this process on these listeners, and waits until it is ready.
     /// Fails when it does not come up; then everything is as before.
-    pub async fn start(&self, listeners: Vec<(String, OwnedFd)>) -> Result<Successor, NoSuccessor> {
+    /// `leased` is for its check of shares.
+    pub async fn start(&self, listeners: Vec<(String, OwnedFd)>, leased: &str) -> Result<Successor, NoSuccessor> {
         let cannot = |cause| NoSuccessor::Start { program: self.path.clone(), cause };
         let (ours, theirs) = StdStream::pair().map_err(cannot)?;
         let mut link = Link::over(ours).map_err(cannot)?;
         // Declared behind the link: dropped, it is killed before the end of the link could let it take over.
-        let mut candidate = Candidate(Some(self.spawn(listeners, theirs).map_err(cannot)?));
+        let mut candidate = Candidate(Some(self.spawn(listeners, theirs, leased).map_err(cannot)?));
         match timeout(MAX_START, link.until_ready()).await {
             Ok(true) => {
                 let child = candidate.take_over();
@@ -91,7 +93,7 @@ impl Program {
         }
     }
 
-    fn spawn(&self, listeners: Vec<(String, OwnedFd)>, link: StdStream) -> io::Result<Child> {
+    fn spawn(&self, listeners: Vec<(String, OwnedFd)>, link: StdStream, leased: &str) -> io::Result<Child> {
         let (mut names, mut descriptors): (Vec<String>, Vec<OwnedFd>) = listeners.into_iter().unzip();
         names.push(LINK.to_owned());
         descriptors.push(link.into());
@@ -102,6 +104,7 @@ impl Program {
             .args(&self.arguments)
             .env("LISTEN_FDS", names.len().to_string())
             .env("LISTEN_FDNAMES", names.join(":"))
+            .env(SHARES, leased)
             // They name this process; systemd watches the other one in its place.
             .env_remove("LISTEN_PID")
             .env_remove("WATCHDOG_PID");
@@ -199,7 +202,10 @@ mod tests {
     #[tokio::test]
     async fn a_process_that_ends_at_once_takes_nothing_over() {
         let program = |path: &str| Program { path: path.into(), arguments: Vec::new() };
-        assert!(matches!(program("/bin/false").start(Vec::new()).await, Err(NoSuccessor::Ended(_))));
-        assert!(matches!(program("/nonexistent/roadstead").start(Vec::new()).await, Err(NoSuccessor::Start { .. })));
+        assert!(matches!(program("/bin/false").start(Vec::new(), "").await, Err(NoSuccessor::Ended(_))));
+        assert!(matches!(
+            program("/nonexistent/roadstead").start(Vec::new(), "").await,
+            Err(NoSuccessor::Start { .. })
+        ));
     }
 }

@@ -6,6 +6,7 @@
 //! granted; the rest is reserved.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -13,19 +14,22 @@ use tokio::sync::Notify;
 
 use super::link::Holding;
 use crate::admission::Slot;
+use crate::fleet::tasks::Participant;
 use crate::proxy::route::Claim;
 use crate::proxy::{Proxy, Settings};
 use crate::target::HostPattern;
 use crate::upstream::Upstream;
 
 /// The slots that others hold.
+#[derive(Debug)]
 pub struct Reservations {
     proxy: Arc<Proxy>,
     /// Notified of whatever happens to a gate, and when nothing is held any more.
-    changes: Arc<Notify>,
+    pub changes: Arc<Notify>,
     state: Mutex<State>,
 }
 
+#[derive(Debug, Default)]
 struct State {
     /// Whether there is a process before this one that has not ended.
     has_predecessor: bool,
@@ -41,17 +45,9 @@ struct State {
 /// One slot of another process: a slot of each gate here that leads to the same hosts.
 pub type GrantedSlot = Vec<Slot>;
 
-impl std::fmt::Debug for Reservations {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reservations").finish_non_exhaustive()
-    }
-}
-
 impl Reservations {
     pub fn new(proxy: Arc<Proxy>) -> Arc<Reservations> {
-        let (granted, granted_slots) = Default::default();
-        let (held, orphans) = (Some(Vec::new()), Vec::new());
-        let state = State { has_predecessor: false, held, orphans, granted, granted_slots };
+        let state = State { held: Some(Vec::new()), ..State::default() };
         let changes = Arc::new(Notify::new());
         proxy.settings().routes.upstreams().for_each(|upstream| upstream.gate.tell_changes(&changes));
         Arc::new(Reservations { proxy, changes, state: Mutex::new(state) })
@@ -63,6 +59,22 @@ impl Reservations {
 
     pub fn upstreams(&self) -> Vec<Arc<Upstream>> {
         self.proxy.settings().routes.upstreams().cloned().collect()
+    }
+
+    /// Begins to lend.
+    pub fn take_part(&self, participant: &Participant) {
+        for up in self.upstreams() {
+            let (proxy, name) = (self.proxy.clone(), up.name.clone());
+            // By the settings that hold when it is asked.
+            let distress = move || proxy.settings().routes.claim(&name).map_or(0.0, |claim| claim.upstream.distress());
+            participant.take_part(&up.lease, &up.gate, &self.changes, distress);
+        }
+    }
+
+    /// Takes over what was lent to processes of this node that are gone.
+    pub fn claim(self: Arc<Self>, participant: Participant, control: Option<PathBuf>) {
+        let leases = self.upstreams().iter().filter_map(|up| up.lease.clone()).collect();
+        tokio::spawn(async move { participant.claim(control, leases, self.until_others_are_gone()).await });
     }
 
     /// Lets other settings hold.
@@ -87,11 +99,8 @@ impl Reservations {
 
     /// Completes when there is no process before this one, and the kernel holds nothing of one.
     pub async fn until_others_are_gone(&self) {
-        let are_gone = || {
-            let state = self.state.lock();
-            !state.has_predecessor && sum(&state.orphans) == 0
-        };
-        self.until(are_gone).await;
+        let are_gone = |state: &State| !state.has_predecessor && sum(&state.orphans) == 0;
+        self.until(|| are_gone(&self.state.lock())).await;
     }
 
     /// Sets the slots of earlier processes; `None`: not known yet.
@@ -147,7 +156,7 @@ impl Reservations {
         for claim in claims {
             let gate = &claim.upstream.gate;
             let there = state.held.as_ref().map_or_else(
-                || gate.snapshot().slots,
+                || Some(gate.snapshot().slots).filter(|slots| *slots < usize::MAX).unwrap_or_default(),
                 |held| {
                     let concerned = held.iter().filter(|holding| concerns(holding, claim, held, claims));
                     concerned.map(|holding| state.needed(holding).saturating_sub(state.granted_of(&holding.name))).sum()

@@ -4,14 +4,13 @@
 
 use std::time::Duration;
 
-/// Type, version, length (RFC 8446, section 5.1).
-const HEADER: usize = 5;
+use crate::splice::HEADER;
 
 /// The longest that any version allows: TLS 1.2 lets encryption add 2,048 bytes (RFC 5246, section 6.2.3).
 const MAX_RECORD: u16 = (1 << 14) + 2048;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub enum Side {
     Client,
     Server,
 }
@@ -25,6 +24,10 @@ pub(super) struct Framing {
     have: u8,
     /// Bytes of the body that are still to come.
     left: u16,
+    /// The length of the record that is passing, or passed last.
+    length: u16,
+    /// Whether the one before it had the same.
+    alike: bool,
     /// When the first byte of the record passed.
     began: Duration,
 }
@@ -66,9 +69,7 @@ impl Framing {
         if self.left > 0 {
             let (body, rest) = bytes.split_at(bytes.len().min(usize::from(self.left)));
             *bytes = rest;
-            // No longer than `left`, which is a u16.
-            self.left -= u16::try_from(body.len()).unwrap_or(self.left);
-            self.have = if self.left == 0 { 0 } else { self.have };
+            self.pass(body.len());
             return Some(Piece::Body(body));
         }
         let have = usize::from(self.have);
@@ -80,8 +81,31 @@ impl Framing {
             return None;
         }
         let Some(header) = read(self.header) else { return Some(Piece::Garbage) };
-        self.left = header.length;
+        self.alike = self.length == header.length;
+        (self.length, self.left) = (header.length, header.length);
         Some(Piece::Header(header))
+    }
+
+    /// Bytes of the body that are still to come.
+    pub fn left(&self) -> usize {
+        usize::from(self.left)
+    }
+
+    /// Where a record of data has ended that was as long as the one before: its header.
+    pub fn repeats(&self) -> Option<RecordHeader> {
+        let is_between = self.have == 0 && self.alike && self.content() == Some(ContentType::Data);
+        is_between.then_some(RecordHeader { content: ContentType::Data, length: self.length })
+    }
+
+    /// Whether a record like the last one, of any length, can begin with these bytes.
+    pub fn can_go_on(&self, next: [u8; HEADER]) -> bool {
+        next[..3] == self.header[..3] && read(next).is_some()
+    }
+
+    /// Takes so many bytes off the body; no more than are left.
+    pub fn pass(&mut self, bytes: usize) {
+        self.left = self.left.saturating_sub(u16::try_from(bytes).unwrap_or(self.left));
+        self.have = if self.left == 0 { 0 } else { self.have };
     }
 
     /// Notes when a record begins. To be called at its first byte.

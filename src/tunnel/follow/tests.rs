@@ -2,6 +2,7 @@
 
 mod histories;
 mod properties;
+mod relayed;
 mod wire;
 
 use std::time::Duration;

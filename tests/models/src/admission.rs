@@ -56,9 +56,13 @@ mod usage;
 mod view;
 #[path = "../../../src/admission/wait_estimate.rs"]
 mod wait_estimate;
+#[path = "../../../src/admission/witness.rs"]
+mod witness;
 
-/// Random histories of the core that are lived through.
-const HISTORIES: u32 = 10_000;
+/// Random histories of the core that are lived through, of the fair queue as well.
+fn history_count() -> u32 {
+    crate::scale::scale(10_000, 100_000)
+}
 
 /// In place of `src/admission/sync.rs`.
 mod sync {

@@ -2,10 +2,13 @@
 //! redis-server; and whole fleets of both.
 #![expect(dead_code, reason = "what only the sidecar uses is not used here")]
 
+#[path = "../../../src/lease/borrowed.rs"]
+pub mod borrowed;
 #[path = "../../../src/lease/message.rs"]
 mod message;
 #[path = "../../../src/lease/node.rs"]
 mod node;
 mod script_tests;
 mod simulation;
+#[path = "../../../src/lease/store.rs"]
 mod store;

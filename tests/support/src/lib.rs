@@ -9,6 +9,7 @@
 //! * [`Wire`]: what exactly went over the connection? A raw HTTP/1.1 client that adds nothing of its own.
 //! * [`Puller`]: does a daemon that keeps its connections get its blobs? As dfdaemon: 32 clients, ranges at once.
 //! * [`real`]: does it hold with the software that nodes meet? The distribution registry, nginx, an image for skopeo.
+//! * [`load`]: what does a proxy cost? An origin, a client that keeps its connection, the kernel's count of a process.
 //! * [`scale()`]: how often is it tried? A tenth of the whole count, all of it in `tests/run --soak`.
 //! * [`eventually()`]: has it happened yet? The only way for a test to wait.
 
@@ -16,8 +17,10 @@ mod eventually;
 mod harbor;
 pub mod http;
 mod kernel;
+pub mod load;
 mod look;
 mod metrics;
+mod planned;
 mod puller;
 mod random;
 pub mod real;
@@ -34,6 +37,7 @@ pub use http::{Head, Response, Wire, connect_through, get_through};
 pub use kernel::{Peak, SocketWatch};
 pub use look::Outcomes;
 pub use metrics::Metrics;
+pub use planned::{assert_as_planned, service_ms};
 pub use puller::{Load, Puller, Reclaims};
 pub use random::Random;
 pub use scale::scale;

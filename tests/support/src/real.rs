@@ -17,6 +17,8 @@ mod nginx;
 mod oci_image;
 mod podman;
 mod program;
+mod redis_server;
+mod rotating_names;
 mod skopeo;
 mod token_service;
 
@@ -30,6 +32,7 @@ pub use nginx::{Nginx, NginxSettings, TlsVersion};
 pub use oci_image::OciImage;
 pub use podman::Podman;
 pub use program::find_program;
+pub use redis_server::{RedisSentinel, RedisServer, free_address};
 pub use skopeo::Skopeo;
 pub use token_service::TokenService;
 

@@ -75,10 +75,29 @@ impl Sidecar {
     /// # Panics
     /// As [`Sidecar::start`].
     pub async fn start_with(binary: &str, config: &str, environment: &[(&str, &str)]) -> Self {
+        Self::launch(binary, config, environment, None).await
+    }
+
+    /// The same as this user, who has no group; only root can do that.
+    ///
+    /// # Panics
+    /// As [`Sidecar::start`].
+    pub async fn start_as(binary: &str, config: &str, uid: u32) -> Self {
+        Self::launch(binary, config, &[], Some(uid)).await
+    }
+
+    async fn launch(binary: &str, config: &str, environment: &[(&str, &str)], user: Option<u32>) -> Self {
         let folder = tempfile::tempdir().expect("a folder for the config");
         let path = folder.path().join("sidecar.toml");
         std::fs::write(&path, config).expect("writing the config");
-        let mut child = Command::new(binary)
+        let mut command = Command::new(binary);
+        if let Some(uid) = user {
+            for owned in [folder.path(), &path] {
+                std::os::unix::fs::chown(owned, Some(uid), Some(uid)).expect("only root can start it as another user");
+            }
+            command.uid(uid).gid(uid);
+        }
+        let mut child = command
             .arg("--config")
             .arg(&path)
             // Exports of the tester's shell must not change the result.
@@ -249,11 +268,15 @@ pub async fn order(control: &Path, path: &str) -> io::Result<Response> {
     Wire::new(UnixStream::connect(control).await?).ask("POST", path, &["Connection: close"]).await
 }
 
-/// A test that failed shows what the sidecar said last.
+/// A test that failed shows what the sidecar said last. In any other one the sidecar's own audit must not have found more sockets
+/// than slots: it is the second judge of every test that lasts for two seconds.
 impl Drop for Sidecar {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("the sidecar's last lines:\n{}", self.logs.last(LAST));
+        } else {
+            let text = self.logs.text();
+            assert!(!text.contains("sockets are open beyond the slots"), "the audit of the sidecar: {text}");
         }
     }
 }

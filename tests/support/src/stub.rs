@@ -152,10 +152,18 @@ impl StubBuilder {
     /// # Panics
     /// When no loopback port is free.
     pub async fn start(self) -> StubRegistry {
+        self.start_at((Ipv4Addr::LOCALHOST, 0).into()).await
+    }
+
+    /// Starts it at this address, within 127.0.0.0/8.
+    ///
+    /// # Panics
+    /// If it cannot listen there.
+    pub async fn start_at(self, address: SocketAddr) -> StubRegistry {
         let seen = Arc::new(Seen::default());
         let (settings, shared) = (Arc::new(self), seen.clone());
         let handler = move |connection| serve::connection(connection, settings.clone(), shared.clone());
-        StubRegistry::launch(Ipv4Addr::LOCALHOST, seen, handler).await
+        StubRegistry::launch(address, seen, handler).await
     }
 }
 
@@ -197,11 +205,11 @@ impl StubRegistry {
     where
         Handling: Future<Output = ()> + Send + 'static,
     {
-        Self::launch(ip, Arc::new(Seen::default()), handler).await
+        Self::launch((ip, 0).into(), Arc::new(Seen::default()), handler).await
     }
 
     async fn launch<Handling>(
-        ip: Ipv4Addr,
+        at: SocketAddr,
         seen: Arc<Seen>,
         handler: impl Fn(StubConnection) -> Handling + Send + Sync + 'static,
     ) -> Self
@@ -216,7 +224,7 @@ impl StubRegistry {
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime for the stub").block_on(async move {
-                let listener = listen((ip, 0).into(), BACKLOG);
+                let listener = listen(at, BACKLOG);
                 // A test that is gone already needs no stub.
                 let _ = bound.send(listener.local_addr().expect("the address just bound"));
                 // A task like its connections, so that they take turns in the order of the kernel's news.

@@ -6,8 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::message::{Intent, LeaseAnswer, LeasePush, LeaseRequest, Process};
-use super::store::{Loan, Server, Store};
+use super::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, Process};
+use super::store::{Loan, ServerRun, StoreModel};
 use crate::random::Random;
 
 const SCRIPT: &str = include_str!("../../../../src/lease/script.lua");
@@ -40,26 +40,29 @@ impl Redis {
         panic!("redis-server does not come up: {:?}", server.wait());
     }
 
-    fn init(&mut self, server: Server<'_>) -> bool {
+    fn init(&mut self, server: ServerRun<'_>) -> bool {
+        self.operate(server, "init") == [1]
+    }
+
+    fn operate(&mut self, server: ServerRun<'_>, order: &str) -> Vec<u64> {
         let script = redis::Script::new(SCRIPT);
         let mut call = script.key("h");
         call.arg(server.run).arg(server.stamp).arg("c").arg("node");
         (5..13).for_each(|_| _ = call.arg(""));
-        let answer: Vec<u64> = call.arg("init").invoke(&mut self.connection).unwrap();
-        answer == [1]
+        call.arg(order).invoke(&mut self.connection).unwrap()
     }
 
-    fn ask(&mut self, server: Server<'_>, request: &LeaseRequest) -> Option<LeaseAnswer> {
+    fn ask(&mut self, server: ServerRun<'_>, request: &LeaseRequest) -> Option<LeaseAnswer> {
         let script = redis::Script::new(SCRIPT);
         let mut call = script.key("h");
         let intent = match request.intent {
             Intent::Renew => "renew",
-            Intent::TakeOver => "take_over",
             Intent::Leave => "leave",
         };
         call.arg(server.run).arg(server.stamp).arg("c");
         call.arg(&request.process.node).arg(&request.process.instance).arg(request.number).arg(&request.epoch);
         call.arg(request.clock).arg(request.held).arg(request.wished).arg(request.pool).arg(request.hold).arg(intent);
+        call.arg(request.order.0).arg("report").arg(request.gone.join(" "));
         let answer: Vec<redis::Value> = call.invoke(&mut self.connection).unwrap();
         if answer.len() == 1 {
             return None;
@@ -73,6 +76,8 @@ impl Redis {
             limit: number(5),
             again: number(6),
             learning: number(7),
+            order: FleetOrder(number(9)),
+            twin: number(10),
         })
     }
 
@@ -84,9 +89,9 @@ impl Redis {
         times.sum()
     }
 
-    fn held(&mut self) -> Store {
+    fn held(&mut self) -> StoreModel {
         let map: BTreeMap<String, Vec<u8>> = redis::cmd("HGETALL").arg("h").query(&mut self.connection).unwrap();
-        let mut store = Store::default();
+        let mut store = StoreModel::default();
         for (name, value) in map {
             let text = String::from_utf8_lossy(&value);
             match name.as_str() {
@@ -95,6 +100,7 @@ impl Redis {
                 "clock" => store.clock = text.parse().unwrap(),
                 "born" => store.born = text.parse().unwrap(),
                 "longest" => store.longest = text.parse().unwrap(),
+                "order" => store.order = FleetOrder(text.parse().unwrap()),
                 _ => {
                     let numbers = value.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap()));
                     let fields: Vec<u64> = numbers.map(|number| format!("{number}").parse().unwrap()).collect();
@@ -127,7 +133,7 @@ fn the_model_does_what_the_script_does() {
     for seed in 0..1000 {
         let mut random = Random::new(seed);
         let _: () = redis::cmd("DEL").arg("h").query(&mut redis.connection).unwrap();
-        let mut store = Store::default();
+        let mut store = StoreModel::default();
         let nodes = 1 + random.below(9);
         let pool = random.below(2 * nodes + 3);
         let mut numbers: BTreeMap<(u64, u64), u64> = BTreeMap::new();
@@ -138,12 +144,22 @@ fn the_model_does_what_the_script_does() {
             }
             if random.below(60) == 0 {
                 let _: () = redis::cmd("DEL").arg("h").query(&mut redis.connection).unwrap();
-                store = Store::default();
+                store = StoreModel::default();
             }
             let (run, stamp) = (format!("run{run}"), format!("{step}"));
-            let server = Server { run: &run, stamp: &stamp };
+            let server = ServerRun { run: &run, stamp: &stamp };
             if random.below(60) == 0 {
                 assert_eq!(redis.init(server), store.init(server), "seed {seed} step {step}");
+            }
+            if random.below(20) == 0 {
+                let is_pause = random.below(2) == 0;
+                // A clock that is behind the last order, and one that is ahead.
+                let time = random.below(step + 1);
+                let stamp = time.to_string();
+                let server = ServerRun { stamp: &stamp, ..server };
+                let answer = redis.operate(server, if is_pause { "pause" } else { "resume" });
+                assert_eq!(answer, [1, store.order(is_pause, time).0], "seed {seed} step {step}");
+                assert_eq!(store.order.is_pause(), is_pause);
             }
             let (node, instance) = (random.below(nodes), random.below(8) / 7);
             let number = numbers.entry((node, instance)).or_default();
@@ -157,11 +173,13 @@ fn the_model_does_what_the_script_does() {
                 wished: random.below(4).min(1) * random.below(2 * pool.max(4)),
                 pool: pool - u64::from(pool > 0 && random.below(20) == 0),
                 hold: [20_000, 20_000, 20_000, 30_000][usize::try_from(random.below(4)).unwrap()],
-                intent: match random.below(30) {
-                    0 => Intent::TakeOver,
-                    1 => Intent::Leave,
-                    _ => Intent::Renew,
-                },
+                intent: if random.below(30) == 0 { Intent::Leave } else { Intent::Renew },
+                gone: (0..2)
+                    .filter(|gone| *gone != instance && random.below(30) == 0)
+                    .map(|gone| gone.to_string())
+                    .collect(),
+                // Some have missed an order, and some know one that the store has lost.
+                order: FleetOrder((store.order.0 + random.below(10) / 9).saturating_sub(random.below(3))),
             };
             let (expected, mut pushes) = store.ask(server, &request);
             let answer = redis.ask(server, &request);
@@ -195,11 +213,40 @@ fn push(message: &redis::Msg) -> LeasePush {
     }
 }
 
+/// As many slots as a config may have, which nobody counts one by one.
+#[test]
+fn a_request_costs_no_more_where_there_are_a_million_slots() {
+    let mut redis = Redis::start();
+    let mut round = |pool: u64| {
+        let before = redis.processor_time();
+        for number in 1..300 {
+            let request = LeaseRequest {
+                process: Process { node: format!("n{pool}"), instance: "i".to_owned() },
+                number,
+                epoch: String::new(),
+                clock: 0,
+                held: 0,
+                wished: pool,
+                pool,
+                hold: 220_000,
+                intent: Intent::Renew,
+                gone: Vec::new(),
+                order: FleetOrder::default(),
+            };
+            redis.ask(ServerRun { run: "", stamp: "" }, &request).unwrap();
+        }
+        redis.processor_time() - before
+    };
+    let (few, many) = (round(10), round(1_000_000));
+    println!("{few} s with ten slots, {many} s with a million");
+    assert!(many < 5.0 * few + 0.2, "{few} s and {many} s");
+}
+
 /// The processor time of the server itself, so that a busy machine does not matter.
 #[test]
 fn five_hundred_nodes_take_less_than_a_tenth_of_a_core() {
     let mut redis = Redis::start();
-    let server = Server { run: "", stamp: "" };
+    let server = ServerRun { run: "", stamp: "" };
     let mut epoch = String::new();
     let ask = |redis: &mut Redis, epoch: &str, number: u64, node: u64| {
         let request = LeaseRequest {
@@ -212,6 +259,8 @@ fn five_hundred_nodes_take_less_than_a_tenth_of_a_core() {
             pool: 200,
             hold: 220_000,
             intent: Intent::Renew,
+            gone: Vec::new(),
+            order: FleetOrder::default(),
         };
         redis.ask(server, &request).unwrap().epoch
     };

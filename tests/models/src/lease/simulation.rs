@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::message::{LeaseAnswer, LeasePush, LeaseRequest, Process, Times};
 use super::node::{Borrower, FleetTerms, SlotUsage};
-use super::store::{Server, Store};
+use super::store::{ServerRun, StoreModel};
 use crate::random::Random;
 use crate::scale::scale;
 
@@ -20,7 +20,8 @@ const LONGEST_TRANSFER: Micros = 4 * SECOND;
 enum Event {
     Wake(usize),
     ToStore(usize, LeaseRequest),
-    Answered(usize, LeaseAnswer),
+    /// To the process with this life, whose connection it comes on.
+    Answered(usize, u64, LeaseAnswer),
     Pushed(usize, LeasePush),
     TimedOut(usize, u64),
     /// The transfer of a connection is complete, at this life of its node.
@@ -86,12 +87,12 @@ struct World {
     bodies: std::collections::HashMap<u64, Event>,
     count: u64,
     machines: Vec<Machine>,
-    store: Store,
+    store: StoreModel,
     run: u64,
     is_store_up: bool,
     is_store_frozen: bool,
     store_inbox: VecDeque<(usize, LeaseRequest)>,
-    past: VecDeque<(Micros, Store)>,
+    past: VecDeque<(Micros, StoreModel)>,
     times: Times,
     terms: FleetTerms,
     cap: u64,
@@ -140,7 +141,7 @@ impl World {
             bodies: std::collections::HashMap::new(),
             count: 0,
             machines,
-            store: Store::default(),
+            store: StoreModel::default(),
             run: 0,
             is_store_up: true,
             is_store_frozen: false,
@@ -158,7 +159,7 @@ impl World {
             looked_at: 0,
             served: 0,
         };
-        world.store.init(Server { run: "run0", stamp: "first" });
+        world.store.init(ServerRun { run: "run0", stamp: "first" });
         for node in 0..nodes {
             let at = world.random.below(SECOND);
             world.at(at, Event::Wake(node));
@@ -242,7 +243,7 @@ impl World {
             }
             Event::Heal(node) => self.heal(node),
             Event::Wake(node)
-            | Event::Answered(node, _)
+            | Event::Answered(node, ..)
             | Event::Pushed(node, _)
             | Event::TimedOut(node, _)
             | Event::Complete(node, _) => {
@@ -261,7 +262,9 @@ impl World {
         let machine = &mut self.machines[node];
         let now = local(machine, self.now);
         match event {
-            Event::Answered(_, answer) if !machine.loses_in && !machine.is_unplugged() => {
+            Event::Answered(_, life, answer)
+                if life == machine.life && !machine.loses_in && !machine.is_unplugged() =>
+            {
                 machine.lease.answer(&answer, now);
             }
             Event::Pushed(_, push) if !machine.loses_in && !machine.is_unplugged() => machine.lease.push(&push),
@@ -296,7 +299,7 @@ impl World {
             machine.waits_since = self.now;
         }
         machine.waiting -= admitted;
-        machine.lease.uses(SlotUsage { open: machine.open, waiting: machine.waiting });
+        machine.lease.uses(SlotUsage { open: machine.open, idle: 0, waiting: machine.waiting });
         let life = machine.life;
         for _ in 0..admitted {
             let at = self.now + 100_000 + self.random.below(LONGEST_TRANSFER - 100_000);
@@ -337,11 +340,12 @@ impl World {
             return;
         }
         let (run, stamp) = (format!("run{}", self.run), format!("{}", self.now));
-        let (answer, pushes) = self.store.ask(Server { run: &run, stamp: &stamp }, request);
+        let (answer, pushes) = self.store.ask(ServerRun { run: &run, stamp: &stamp }, request);
         if let Some(answer) = answer {
+            let life = request.process.instance.parse().expect("a number");
             for _ in 0..=u64::from(self.has_faults && self.chance(50)) {
                 let at = self.now + self.delay();
-                self.at(at, Event::Answered(node, answer.clone()));
+                self.at(at, Event::Answered(node, life, answer.clone()));
             }
         }
         for push in pushes {
@@ -414,7 +418,7 @@ impl World {
                 self.is_store_up = false;
                 self.store_inbox.clear();
                 if self.chance(2) {
-                    self.store = Store::default();
+                    self.store = StoreModel::default();
                 }
                 let at = self.now + self.random.below(5 * SECOND);
                 self.at(at, Event::StoreBack);
@@ -427,7 +431,7 @@ impl World {
             }
             10 => {
                 // Flushed, in the same run.
-                self.store = Store::default();
+                self.store = StoreModel::default();
             }
             _ => {
                 self.is_store_frozen = true;
@@ -465,8 +469,7 @@ impl World {
         self.at(at, Event::Heal(node));
         if self.random.below(2) == 0 {
             let machine = &mut self.machines[node];
-            let now = local(machine, self.now);
-            machine.lease.others_are_gone(now);
+            machine.lease.others_are_gone((0..machine.life).map(|life| life.to_string()).collect());
         }
     }
 
@@ -573,8 +576,8 @@ fn more_nodes_than_slots_come_all() {
 fn demand_that_moves_is_followed_in_two_round_trips() {
     let terms = FleetTerms { times: Times::default(), floor: 0, pool: 10, nodes: 2 };
     let [mut busy, mut idle] = [0, 1].map(|node| Borrower::new(process(node, 0), terms.clone()));
-    let server = Server { run: "run", stamp: "first" };
-    let mut store = Store::default();
+    let server = ServerRun { run: "run", stamp: "first" };
+    let mut store = StoreModel::default();
     store.init(server);
     let mut trip = |borrower: &mut Borrower, second| {
         let request = borrower.request(Duration::from_secs(second)).expect("it has something to say");
@@ -582,18 +585,18 @@ fn demand_that_moves_is_followed_in_two_round_trips() {
         borrower.answer(&answer.expect("in order"), Duration::from_secs(second));
         pushes
     };
-    busy.uses(SlotUsage { open: 0, waiting: 20 });
+    busy.uses(SlotUsage { open: 0, idle: 0, waiting: 20 });
     trip(&mut busy, 0);
     trip(&mut idle, 0);
-    busy.uses(SlotUsage { open: 10, waiting: 10 });
-    idle.uses(SlotUsage { open: 0, waiting: 20 });
+    busy.uses(SlotUsage { open: 10, idle: 0, waiting: 10 });
+    idle.uses(SlotUsage { open: 0, idle: 0, waiting: 20 });
     let first = trip(&mut idle, 1);
     assert_eq!(idle.slots(Duration::from_secs(1)), 0);
     for push in &first {
         busy.push(push);
     }
     assert_eq!(busy.slots(Duration::from_secs(1)), 5);
-    busy.uses(SlotUsage { open: 5, waiting: 10 });
+    busy.uses(SlotUsage { open: 5, idle: 0, waiting: 10 });
     let second = trip(&mut busy, 2);
     for push in &second {
         idle.push(push);

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::iter;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 
 use super::program::run;
+use super::rotating_names::RotatingNames;
 
 const HOSTS: &str = "/etc/hosts";
 
@@ -36,6 +37,8 @@ pub struct LoopbackName {
     folder: TempDir,
     /// The name server that our programs ask and that never answers.
     silent: Option<UdpSocket>,
+    /// The one that knows some names.
+    rotating: Option<RotatingNames>,
 }
 
 /// How the name is made known.
@@ -61,7 +64,7 @@ impl LoopbackName {
         let line = format!("127.0.0.1 {name}");
         let way = own_hosts(folder.path(), &line)
             .unwrap_or_else(|| Destination::Line { _kept: HostsLine::add(Path::new(HOSTS), line) });
-        Self { name, way, folder, silent: None }
+        Self { name, way, folder, silent: None, rotating: None }
     }
 
     /// The name.
@@ -76,13 +79,32 @@ impl LoopbackName {
     /// When port 53 of a loopback address or a mount namespace is not ours to use: the test cannot run here.
     #[must_use]
     pub fn with_silent_name_server(mut self) -> Self {
-        assert!(matches!(self.way, Destination::OwnHosts(..)), "needs a mount namespace: run the tests as root");
-        let server = UdpSocket::bind("127.53.53.53:53").expect("port 53: run the tests as root");
+        let server = self.name_server();
         server.set_nonblocking(true).expect("an option of a socket");
-        let lines = "nameserver 127.53.53.53\noptions timeout:5 attempts:2\n";
-        fs::write(self.folder.path().join("resolv.conf"), lines).expect("the folder is ours");
         self.silent = Some(server);
         self
+    }
+
+    /// From now on the programs that are started ask a name server for all other names. It knows these, each with its
+    /// addresses in another order at each question, and says of all others that they do not exist.
+    ///
+    /// # Panics
+    /// As [`with_silent_name_server`](Self::with_silent_name_server).
+    #[must_use]
+    pub fn with_rotating_names(mut self, names: &[(&str, &[Ipv4Addr])]) -> Self {
+        let server = self.name_server();
+        let names = names.iter().map(|(name, addresses)| ((*name).to_owned(), addresses.to_vec())).collect();
+        self.rotating = Some(RotatingNames::serve(server, names));
+        self
+    }
+
+    /// A name server's socket, which our programs will ask.
+    fn name_server(&self) -> UdpSocket {
+        assert!(matches!(self.way, Destination::OwnHosts(..)), "needs a mount namespace: run the tests as root");
+        let server = UdpSocket::bind("127.53.53.53:53").expect("port 53: run the tests as root");
+        let lines = "nameserver 127.53.53.53\noptions timeout:5 attempts:2\n";
+        fs::write(self.folder.path().join("resolv.conf"), lines).expect("the folder is ours");
+        server
     }
 
     /// The questions that came to the silent name server since the last call.
@@ -104,7 +126,7 @@ impl LoopbackName {
         let Destination::OwnHosts(hosts, options) = &self.way else {
             return binary.to_owned();
         };
-        let own_resolver = self.silent.as_ref().map(|_| {
+        let own_resolver = (self.silent.is_some() || self.rotating.is_some()).then(|| {
             let file = self.folder.path().join("resolv.conf");
             format!("mount --bind {} $(readlink -f /etc/resolv.conf) && ", file.display())
         });

@@ -26,7 +26,7 @@ impl Podman {
     ///
     /// # Panics
     /// When the program is missing.
-    pub fn with_mirror(host: &str, mirror: &str, credentials: &str) -> Result<Self, String> {
+    pub fn with_mirror(host: &str, mirror: &str, (name, credentials): (&str, &str)) -> Result<Self, String> {
         let folder = TempDir::new().expect("a temporary folder");
         let settings = folder.path().join(".config/containers");
         fs::create_dir_all(&settings).expect("the folder is ours");
@@ -36,7 +36,7 @@ impl Podman {
             "[[registry]]\nlocation = \"{host}\"\n\n[[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = true\n"
         );
         fs::write(folder.path().join("registries.conf"), registries).expect("the folder is ours");
-        let auths = json!({"auths": {mirror: {"auth": BASE64_STANDARD.encode(credentials)}}});
+        let auths = json!({"auths": {name: {"auth": BASE64_STANDARD.encode(credentials)}}});
         fs::write(folder.path().join("auth.json"), auths.to_string()).expect("the folder is ours");
         let podman = Self { folder };
         podman.run(&["info"]).map_err(|complaint| format!("podman does not run: {complaint}"))?;

@@ -1,8 +1,8 @@
-//! A model of `script.lua`, line for line: what the store does with one request. Tests run both with the same histories.
+//! A model of `script.lua`, line for line: what the store does with one request. Tests prove it equal to the script, and plans run it.
 
 use std::collections::BTreeMap;
 
-use super::message::{Intent, LeaseAnswer, LeasePush, LeaseRequest, Process};
+use super::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, Process};
 
 /// The longest turn of a node when more nodes wish than slots exist, and the time in which each should have had one.
 const LONGEST_TURN: u64 = 10_000;
@@ -10,7 +10,7 @@ const SHORTEST_TURN: u64 = 1_000;
 const ROUND: u64 = 20_000;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Store {
+pub struct StoreModel {
     /// The run of the server in which this was written; empty for an empty store.
     pub run: String,
     pub epoch: String,
@@ -19,6 +19,7 @@ pub struct Store {
     pub born: i64,
     /// The longest time for which anything was lent.
     pub longest: u64,
+    pub order: FleetOrder,
     pub records: BTreeMap<String, Loan>,
 }
 
@@ -36,7 +37,7 @@ pub struct Loan {
 
 /// The server, as it knows itself: its run, and a stamp that no other moment has.
 #[derive(Clone, Copy, Debug)]
-pub struct Server<'a> {
+pub struct ServerRun<'a> {
     pub run: &'a str,
     pub stamp: &'a str,
 }
@@ -48,9 +49,9 @@ struct Targets {
     turn: Option<(u64, Vec<String>)>,
 }
 
-impl Store {
+impl StoreModel {
     /// The operator says that nothing is open: an empty store begins without a learning time.
-    pub fn init(&mut self, server: Server<'_>) -> bool {
+    pub fn init(&mut self, server: ServerRun<'_>) -> bool {
         if !self.records.is_empty() {
             return false;
         }
@@ -59,9 +60,18 @@ impl Store {
         true
     }
 
-    pub fn ask(&mut self, server: Server<'_>, request: &LeaseRequest) -> (Option<LeaseAnswer>, Vec<LeasePush>) {
+    /// An operator pauses all nodes, or lets them go on, at this time of the server in milliseconds. By that, an order that was given
+    /// before the store lost its records, and that a node brings back, undoes none that came after it.
+    pub fn order(&mut self, is_pause: bool, time: u64) -> FleetOrder {
+        let given = (2 * time + u64::from(is_pause)).max(self.order.0 + 1);
+        self.order = FleetOrder(given + (given + u64::from(is_pause)) % 2);
+        self.order
+    }
+
+    pub fn ask(&mut self, server: ServerRun<'_>, request: &LeaseRequest) -> (Option<LeaseAnswer>, Vec<LeasePush>) {
         let name = request.process.to_string();
         self.begin(server, request.hold);
+        self.order = self.order.max(request.order);
         let known = request.epoch == self.epoch;
         if self.records.get(&name).is_some_and(|record| request.number <= record.number) {
             return (None, Vec::new());
@@ -71,11 +81,13 @@ impl Store {
         }
         let clock = self.clock;
         self.records.retain(|_, record| record.until > clock);
-        if request.intent == Intent::TakeOver {
-            let others = format!("{}/", request.process.node);
-            self.records.retain(|other, _| *other == name || !other.starts_with(&others));
+        for instance in &request.gone {
+            self.records.remove(&format!("{}/{instance}", request.process.node));
         }
-        let before: BTreeMap<String, Loan> = self.records.clone();
+        let of_node = format!("{}/", request.process.node);
+        let twins = self.others(&name).filter(|(other, _)| other.starts_with(&of_node));
+        let twin = twins.map(|(_, loan)| loan.until).max().unwrap_or(0);
+        let before: Vec<(u64, u64)> = self.others(&name).map(|(_, loan)| (loan.granted, loan.limit)).collect();
         let learning = u64::try_from(self.born + self.longest.cast_signed() - clock.cast_signed()).unwrap_or(0);
         if request.intent == Intent::Leave {
             self.records.remove(&name);
@@ -94,14 +106,16 @@ impl Store {
             limit: own.limit,
             again,
             learning,
+            order: self.order,
+            twin,
         };
         (Some(answer), pushes)
     }
 
     /// An empty store, or another run of the server, begins an epoch.
-    fn begin(&mut self, server: Server<'_>, hold: u64) {
+    fn begin(&mut self, server: ServerRun<'_>, hold: u64) {
         if self.run != server.run {
-            self.run = server.run.to_owned();
+            server.run.clone_into(&mut self.run);
             self.epoch = format!("{}:{}", server.run, server.stamp);
             self.born = self.clock.cast_signed();
         }
@@ -249,13 +263,16 @@ impl Store {
         ends.min().map_or(0, |end| end.saturating_sub(self.clock).max(50))
     }
 
-    fn pushes(&self, name: &str, before: &BTreeMap<String, Loan>) -> Vec<LeasePush> {
-        let changed = self.records.iter().filter(|(other, record)| {
-            let same = before.get(*other).is_some_and(|b| (b.granted, b.limit) == (record.granted, record.limit));
-            *other != name && !same
-        });
-        changed
-            .map(|(other, record)| {
+    /// All records but that of this process, in order.
+    fn others(&self, name: &str) -> impl Iterator<Item = (&String, &Loan)> {
+        self.records.iter().filter(move |(other, _)| *other != name)
+    }
+
+    /// The others, of which the grants and limits were these.
+    fn pushes(&self, name: &str, before: &[(u64, u64)]) -> Vec<LeasePush> {
+        let all = self.others(name).zip(before);
+        all.filter(|((_, record), before)| **before != (record.granted, record.limit))
+            .map(|((other, record), _)| {
                 let (node, instance) = other.split_once('/').expect("a name has both");
                 LeasePush {
                     process: Process { node: node.to_owned(), instance: instance.to_owned() },

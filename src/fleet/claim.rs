@@ -1,0 +1,159 @@
+//! The lock of a node, which one process at a time has. Its file says which ones had it before: those are gone, and what was lent to them is
+//! free once the kernel has no socket of theirs any more.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::kernel;
+
+/// Set by systemd, where a service cannot read it.
+const BOOT_ID: &str = "ROADSTEAD_BOOT_ID";
+/// As many processes are remembered: each takes over from all of them.
+const MOST_REMEMBERED: usize = 16;
+/// How often a lock that another process has is tried.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// The kernel frees the lock of a process that was killed before the last of its sockets, but not by so much.
+const CLOSES_ALL: Duration = Duration::from_millis(500);
+/// The pauses between looks at its sockets.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The place of the lock, and who asks for it.
+#[derive(Clone, Debug)]
+pub struct NodeLock {
+    path: PathBuf,
+    instance: String,
+}
+
+/// The lock, which is kept until this is dropped.
+#[derive(Debug)]
+pub struct HeldLock {
+    _file: File,
+    /// The processes of this network that had it before.
+    pub earlier: Vec<String>,
+}
+
+impl NodeLock {
+    /// The lock lies beside the control socket, which no other node has.
+    pub fn beside(control: &Path, instance: &str) -> NodeLock {
+        NodeLock { path: control.with_extension("lock"), instance: instance.to_owned() }
+    }
+
+    /// Waits for the lock, and enters this process into its file.
+    /// Fails when there is no such file, and none can be made.
+    pub async fn get(&self) -> io::Result<HeldLock> {
+        let mut is_told = false;
+        loop {
+            if let Some(held) = self.try_get()? {
+                return Ok(held);
+            }
+            if !is_told {
+                tracing::warn!(
+                    path = %self.path.display(),
+                    "another process has the lock of this node: an old one that still drains, or a second sidecar with the same lease.node_id"
+                );
+                is_told = true;
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
+
+    fn try_get(&self) -> io::Result<Option<HeldLock>> {
+        let mut options = OpenOptions::new();
+        let mut file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&self.path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            locked => locked?,
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let network = network();
+        let line = |instance: &str| network.as_ref().map(|network| format!("{instance} {network}\n"));
+        // Without a sign that this machine was not started anew, nothing is known of those before.
+        let earlier = text.lines().filter_map(|line| {
+            let (instance, of) = line.split_once(' ')?;
+            (Some(of) == network.as_deref() && instance != self.instance).then(|| instance.to_owned())
+        });
+        let mut earlier: Vec<String> = earlier.collect();
+        earlier.drain(..earlier.len().saturating_sub(MOST_REMEMBERED));
+        let entries: Vec<String> =
+            earlier.iter().map(String::as_str).chain([&*self.instance]).filter_map(line).collect();
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(entries.concat().as_bytes())?;
+        Ok(Some(HeldLock { _file: file, earlier }))
+    }
+}
+
+/// This network, in this life of the machine: what a process of another one left behind is not seen here.
+fn network() -> Option<String> {
+    let boot = std::env::var(BOOT_ID).ok().or_else(|| fs::read_to_string("/proc/sys/kernel/random/boot_id").ok())?;
+    let network = fs::read_link("/proc/self/ns/net").ok()?;
+    Some(format!("{} {}", boot.trim(), network.display()))
+}
+
+/// Completes when the kernel has closed all sockets of processes that are gone; never where it does not tell.
+pub async fn sockets_closed() {
+    tokio::time::sleep(CLOSES_ALL).await;
+    let Some(mut left) = ownerless() else { return std::future::pending().await };
+    while !left.is_empty() {
+        tokio::time::sleep(LOOK).await;
+        if let Some(now) = ownerless() {
+            left.retain(|remote| now.contains(remote));
+        }
+    }
+}
+
+/// The other ends of sockets that stand, though no process has them.
+fn ownerless() -> Option<BTreeSet<SocketAddr>> {
+    let families = [true, false].map(|ipv4| kernel::sockets_of_family(ipv4, kernel::STANDING));
+    let [Some(four), Some(six)] = families else { return None };
+    let all = four.into_iter().chain(six);
+    Some(all.filter(|socket| socket.inode == 0).map(|socket| socket.remote).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_has_the_lock_and_knows_those_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = |instance: &str| NodeLock::beside(&folder.path().join("control.sock"), instance);
+        let first = lock("a").try_get().unwrap().unwrap();
+        assert_eq!(first.earlier, Vec::<String>::new());
+        assert!(lock("b").try_get().unwrap().is_none());
+        drop(first);
+        let second = lock("b").try_get().unwrap().unwrap();
+        assert_eq!(second.earlier, ["a"]);
+        drop(second);
+        for process in 0..20 {
+            lock(&process.to_string()).try_get().unwrap().unwrap();
+        }
+        let last = lock("last").try_get().unwrap().unwrap();
+        assert_eq!((last.earlier.len(), &*last.earlier[15]), (MOST_REMEMBERED, "19"));
+        drop(last);
+        // Another start of the machine, and half a line.
+        fs::write(folder.path().join("control.lock"), "c other net:[1]\nd").unwrap();
+        assert_eq!(lock("e").try_get().unwrap().unwrap().earlier, Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn sockets_without_an_owner_are_waited_for() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        drop(client);
+        let waits = sockets_closed();
+        assert!(tokio::time::timeout(Duration::from_secs(2), waits).await.is_err(), "its end has not been answered");
+        drop(server);
+        sockets_closed().await;
+    }
+}

@@ -1,0 +1,319 @@
+//! The leased slots of one registry at this node, as the gate, the pages and the metrics see them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use super::overview::NodeReport;
+use crate::admission::core::Core;
+use crate::admission::{Gate, LimitedBy, Snapshot, shown_seconds};
+use crate::config::{RegistryConfig, Share};
+use crate::lease::borrowed::Lent;
+use crate::lease::message::FleetOrder;
+use crate::lease::node::{Borrower, FleetTerms, LeasePicture, SlotUsage};
+use crate::lease::settings::LeaseConfig;
+use crate::metrics::{Families, number};
+
+/// The lease of one registry: written by its task, read by all others.
+#[derive(Debug)]
+pub struct Lease {
+    pub registry: String,
+    state: Mutex<LeaseState>,
+    /// Notified when there is word for the task.
+    pub(super) told: Notify,
+}
+
+#[derive(Debug)]
+struct LeaseState {
+    terms: FleetTerms,
+    lending: Lending,
+    picture: LeasePicture,
+    latency: Option<Duration>,
+    error: Option<String>,
+    has_left: bool,
+    /// The most connections on leases that were right at any moment since the last audit.
+    most: u64,
+    orders: Orders,
+}
+
+/// The slots that may be used beside the floor, and until when, by [`boot_time`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Lending {
+    slots: u64,
+    until: Option<Duration>,
+    /// Connections that may stay open until `close_by`.
+    may_stay: u64,
+    close_by: Option<Duration>,
+    is_learning: bool,
+    is_paused: bool,
+}
+
+/// Word for the task that it has not taken yet.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Orders {
+    pub drain: bool,
+    pub end: bool,
+    pub is_alone: bool,
+    pub gone: Vec<String>,
+}
+
+/// The lease in `/status`.
+#[derive(Debug, Serialize)]
+pub struct LeaseShown {
+    pub granted: u64,
+    pub wished: u64,
+    pub held: u64,
+    pub floor: u64,
+    /// Until no slot is given any more, unless the store answers before; not there where nothing is lent.
+    pub until_seconds: Option<f64>,
+    /// The rest of the time in which the store lends nothing new.
+    pub learning_seconds: Option<f64>,
+    /// Requests in a row that the store did not answer, and why the last one failed.
+    pub unanswered: u32,
+    pub error: Option<String>,
+    /// Whether all nodes are paused.
+    pub paused: bool,
+    /// Whether another process goes by the name of this node.
+    pub shared_node_id: bool,
+    /// How long the store took to answer last.
+    pub store_latency_seconds: Option<f64>,
+}
+
+impl LeaseShown {
+    /// The gauges of `/metrics`.
+    pub fn scrape(&self, scrape: &Families, registry: &str) {
+        let labels = [("registry", registry)];
+        let gauge = |name, about, value: f64| scrape.gauge((name, about), &labels, value);
+        gauge("roadstead_lease_granted", "Slots that the store has lent to this node.", number(count(self.granted)));
+        gauge("roadstead_lease_wished", "Slots that this node could use beside its floor.", number(count(self.wished)));
+        gauge("roadstead_lease_held", "Open connections on leased slots.", number(count(self.held)));
+        let until =
+            "Time until no leased slot is given to a request any more, unless the store answers before; 0: it is over.";
+        gauge("roadstead_lease_until_seconds", until, self.until_seconds.unwrap_or(0.0));
+        let learning =
+            "Rest of the time in which the store lends nothing new, since it was restarted or lost its records.";
+        gauge("roadstead_lease_learning_seconds", learning, self.learning_seconds.unwrap_or(0.0));
+        let unanswered = "Requests in a row that the lease store did not answer.";
+        gauge("roadstead_lease_unanswered", unanswered, f64::from(self.unanswered));
+        let latency = "Time that the lease store took for its last answer.";
+        gauge("roadstead_lease_store_seconds", latency, self.store_latency_seconds.unwrap_or(0.0));
+    }
+}
+
+/// The time since the machine started, suspends included.
+pub fn boot_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+}
+
+fn lasts(end: Option<Duration>) -> Option<Duration> {
+    end?.checked_sub(boot_time()).filter(|left| !left.is_zero())
+}
+
+fn count(slots: u64) -> usize {
+    usize::try_from(slots).unwrap_or(usize::MAX)
+}
+
+impl Lease {
+    fn new(registry: &str, terms: FleetTerms) -> Arc<Lease> {
+        let (picture, orders) = (LeasePicture::default(), Orders::default());
+        // It may be paused before the store was heard of.
+        let lending = Lending { is_paused: true, ..Lending::default() };
+        let state =
+            LeaseState { terms, lending, picture, latency: None, error: None, has_left: false, most: 0, orders };
+        Arc::new(Lease { registry: registry.to_owned(), state: Mutex::new(state), told: Notify::new() })
+    }
+
+    /// The lease of this registry, if it is leased: the one before, which goes on by this config, or a new one.
+    pub fn of(
+        registry: &RegistryConfig,
+        config: Option<&LeaseConfig>,
+        before: Option<&Arc<Lease>>,
+    ) -> Option<Arc<Lease>> {
+        let config = config.filter(|_| registry.share == Share::LEASED)?;
+        let terms = config.terms(registry.cap);
+        let Some(before) = before else { return Some(Lease::new(&registry.name, terms)) };
+        before.state.lock().terms = terms;
+        before.told.notify_one();
+        Some(before.clone())
+    }
+
+    /// Nothing comes any more: slots go back as they are released.
+    pub fn drain(&self) {
+        self.state.lock().orders.drain = true;
+        self.told.notify_one();
+    }
+
+    /// No request is left that could ask for a slot: all go back.
+    pub fn end(&self) {
+        self.state.lock().orders.end = true;
+        self.told.notify_one();
+    }
+
+    /// No other process of this node should renew its lease from now on.
+    pub(super) fn is_alone(&self) {
+        self.state.lock().orders.is_alone = true;
+        self.told.notify_one();
+    }
+
+    /// These processes of this node are gone, and what was lent to them is free.
+    pub(super) fn take_over(&self, gone: Vec<String>) {
+        self.state.lock().orders.gone = gone;
+        self.told.notify_one();
+    }
+
+    /// Whether the store knows that this process holds nothing any more.
+    pub fn has_left(&self) -> bool {
+        self.state.lock().has_left
+    }
+
+    /// Slots that are never lent.
+    pub fn floor(&self) -> usize {
+        count(self.state.lock().terms.floor)
+    }
+
+    /// Whether more connections are counted at this gate than may stay, so that none may be dialled, nor stand after its
+    /// `connect()`: after a freeze, slots may be taken that are lent to others by now.
+    pub fn is_over<P: Send + 'static>(lease: Option<&Lease>, gate: &Gate<P>) -> bool {
+        lease.is_some_and(|lease| {
+            let now = gate.snapshot();
+            let state = lease.state.lock();
+            let leased = if lasts(state.lending.close_by).is_some() { state.lending.may_stay } else { 0 };
+            used_with(&now, state.terms.floor) > state.terms.floor + leased
+        })
+    }
+
+    /// The most connections that were right at any moment since this was asked last: a lease may shrink while the kernel's list is
+    /// read.
+    pub fn most_since_asked(&self) -> usize {
+        let mut state = self.state.lock();
+        let (floor, now) = (state.terms.floor, state.lending.may_stay);
+        count(floor + std::mem::replace(&mut state.most, now))
+    }
+
+    /// Why a request was refused that waited for `bound`, in one sentence.
+    pub fn lost(title: &str, bound: &str) -> String {
+        format!("the lease store lends no connection to {title} ({bound}): see lease.redis")
+    }
+
+    pub fn shown(&self) -> LeaseShown {
+        let state = self.state.lock();
+        let picture = state.picture;
+        LeaseShown {
+            granted: picture.granted,
+            wished: picture.wished,
+            held: picture.held,
+            floor: state.terms.floor,
+            until_seconds: lasts(picture.until).map(shown_seconds),
+            learning_seconds: picture.learning.map(shown_seconds),
+            unanswered: picture.unanswered,
+            error: state.error.clone(),
+            paused: state.lending.is_paused,
+            shared_node_id: picture.has_twin,
+            store_latency_seconds: state.latency.map(|latency| latency.as_secs_f64()),
+        }
+    }
+
+    pub(super) fn terms(&self) -> FleetTerms {
+        self.state.lock().terms.clone()
+    }
+
+    pub(super) fn take_orders(&self) -> Orders {
+        std::mem::take(&mut self.state.lock().orders)
+    }
+
+    /// The store was asked, and took so long to answer, or did not.
+    pub(super) fn answered(&self, latency: Duration, error: Option<String>) {
+        let mut state = self.state.lock();
+        (state.latency, state.error) = (error.is_none().then_some(latency).or(state.latency), error);
+    }
+
+    /// The word of the machine holds from now on. Whether the gate has to look again.
+    pub(super) fn hold(&self, borrower: &Borrower, now: Duration) -> bool {
+        let (slots, until) = borrower.leased_slots(now);
+        let picture = borrower.picture(now);
+        let is_learning = picture.learning.is_some();
+        let (close_by, is_paused) = (borrower.close_by(), borrower.is_paused(now));
+        let lending = Lending { slots, until, may_stay: picture.granted, close_by, is_learning, is_paused };
+        let mut state = self.state.lock();
+        (state.picture, state.has_left) = (picture, borrower.has_left());
+        state.most = state.most.max(lending.may_stay);
+        let before = std::mem::replace(&mut state.lending, lending);
+        before.slots != slots || before.until.is_some() != until.is_some() || before.is_paused != is_paused
+    }
+}
+
+impl Lent for Lease {
+    fn slots(&self) -> Option<usize> {
+        let Lending { slots, until, is_learning, .. } = self.state.lock().lending;
+        lasts(until).filter(|_| slots > 0 || !is_learning).map(|_| count(slots))
+    }
+
+    fn is_paused(&self) -> bool {
+        self.state.lock().lending.is_paused
+    }
+}
+
+/// Connections at the gate, with those on the floor of the process before this one: a node has one floor, and the slots of this
+/// process are leased ones as long as the other one has it.
+fn used_with(now: &Snapshot, floor: u64) -> u64 {
+    now.open.open() as u64 + floor.min(now.reserved as u64)
+}
+
+/// The gate, as its lease sees it.
+pub trait SlotPool: Send + Sync + 'static {
+    /// The use of the slots, of which so many are never lent.
+    fn usage(&self, floor: u64) -> SlotUsage;
+    /// Other slots are lent than before.
+    fn lending_changed(&self);
+    /// So many connections must end at once.
+    fn cut(&self, most: u64);
+    /// The use, for operators, by a node that knows this order.
+    fn report(&self, order: FleetOrder) -> NodeReport;
+}
+
+/// The gate of a leased registry, and its level of distress.
+pub(super) struct LeasedGate<P> {
+    pub gate: Gate<P>,
+    pub distress: Box<dyn Fn() -> f64 + Send + Sync>,
+}
+
+impl<P: Send + 'static> SlotPool for LeasedGate<P> {
+    fn usage(&self, floor: u64) -> SlotUsage {
+        let now = self.gate.snapshot();
+        // More slots would serve no request of these.
+        let is_held =
+            matches!(now.limited_by, Some(LimitedBy::Paused | LimitedBy::FleetPaused | LimitedBy::Unreachable));
+        SlotUsage {
+            open: used_with(&now, floor),
+            idle: now.open.idle as u64,
+            waiting: if is_held { 0 } else { now.waiting as u64 },
+        }
+    }
+
+    fn lending_changed(&self) {
+        self.gate.happen(Core::look_again);
+    }
+
+    fn cut(&self, most: u64) {
+        // A dial that has no socket yet is looked at again when it has one.
+        let youngest = self.gate.look(|core, _| core.youngest(count(most)));
+        youngest.iter().filter_map(|activity| activity.cutter.0.get()).for_each(|socket| socket.cut());
+    }
+
+    fn report(&self, order: FleetOrder) -> NodeReport {
+        let now = self.gate.snapshot();
+        NodeReport {
+            order: order.0,
+            paused_here: now.paused,
+            draining: false,
+            open: now.open.open(),
+            waiting: now.waiting,
+            oldest_wait_seconds: shown_seconds(now.oldest_wait),
+            distress: ((self.distress)() * 100.0).round() / 100.0,
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The observation as lines of `roadstead status`, from what `/status` shows.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+/// The slots that may not be used now, and why.
+pub fn of_slots(registry: &Value) -> String {
+    match registry["reserved"].as_u64() {
+        Some(reserved @ 1..) => format!("           {reserved} reserved: another process holds them\n"),
+        _ => String::new(),
+    }
+}
+
+/// Nothing for a registry whose cap holds.
+pub fn text(observed: &Value) -> String {
+    let number = |key: &str| observed[key].as_u64().unwrap_or_default();
+    let Some(requests) = observed["requests"].as_u64() else { return String::new() };
+    let mut text = format!(
+        "  observe  nothing is held; {} of {requests} requests would have waited\n           \
+         with {} slots, at most {} busy at once, {} waiting\n",
+        number("waited"),
+        number("slots"),
+        number("peak_busy"),
+        number("peak_waiting"),
+    );
+    if let Some((half, most)) = observed["wait_p50_seconds"].as_f64().zip(observed["wait_max_seconds"].as_f64()) {
+        let _ = writeln!(text, "           half of the waits up to {half:.1} s, the longest {most:.1} s");
+    }
+    if let refused @ 1.. = number("refused") {
+        let _ = writeln!(text, "           {refused} would have been refused");
+    }
+    let signs = observed["signs"].as_object().into_iter().flatten();
+    let signs: Vec<String> = signs.map(|(sign, count)| format!("{} {count}", sign.replace('_', " "))).collect();
+    if !signs.is_empty() {
+        let _ = writeln!(text, "           signs of overload: {}", signs.join(", "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_would_have_waited_is_told() {
+        assert_eq!(text(&Value::Null), "");
+        let mut observed = json!({
+            "slots": 10, "requests": 300, "waited": 290, "peak_busy": 300, "peak_waiting": 290, "refused": 0,
+            "wait_p50_seconds": 1.52, "wait_max_seconds": 3.04, "signs": {},
+        });
+        let first = "  observe  nothing is held; 290 of 300 requests would have waited\n           \
+                     with 10 slots, at most 300 busy at once, 290 waiting\n";
+        let waits = "           half of the waits up to 1.5 s, the longest 3.0 s\n";
+        assert_eq!(text(&observed), format!("{first}{waits}"));
+        observed["wait_p50_seconds"] = Value::Null;
+        (observed["refused"], observed["signs"]) = (json!(2), json!({"database_error": 7, "failed_dial": 1}));
+        let rest =
+            "           2 would have been refused\n           signs of overload: database error 7, failed dial 1\n";
+        assert_eq!(text(&observed), format!("{first}{rest}"));
+    }
+}
