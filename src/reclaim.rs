@@ -9,6 +9,7 @@
 //! | goodbye | one side said that it closes | nothing follows | `idle_after` | `histories::a_goodbye_is_neither_request_nor_answer` |
 //! | unused | the handshake ended, no request | a client that wants the connection asks at once | `unused_after`; 1 s where few requests of its client come late | `live_pulls::clients_that_take_their_time_before_a_request_are_never_cut` |
 //! | answered | an answer as long as others after which the client asked again | it has ended | `idle_after` | `answers::tests::an_answer_is_known_by_two_that_ended_like_it` |
+//! | silent | an answer as long as others after which nothing came for `unsure_after` | it has most likely ended, and none like it went on | `unused_after` | `answers::tests::silent_answers_are_believed_less_and_until_one_goes_on` |
 //! | short end | a short last record, in a tunnel in which short ones are rare | a sender with more to say fills its records | `idle_after` | `properties::a_short_end_is_believed_only_where_short_records_are_rare` |
 //! | unsure | none of these | nobody stalls that long | `unsure_after` | `live_pulls::downloads_that_stall_are_never_cut` |
 //! | handshaking | the handshake has begun and not ended | pullers give it 10 s | `unsure_after`, 10 s at least | `tests::grades_and_pauses` |
@@ -32,11 +33,12 @@ mod caution;
 mod client_debt;
 
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use self::answers::AnswerShape;
-use self::answers::Answers;
+use self::answers::{Answers, Ended};
 use self::caution::Caution;
 pub use self::caution::Pulse;
 pub use self::client_debt::ClientDebt;
@@ -116,7 +118,7 @@ pub struct Observation {
 /// A lesson of one tunnel about the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lesson {
-    /// After this answer the client asked again, or nothing came for longer than anybody stalls: it was whole.
+    /// After this answer the client asked again: it was whole.
     Answer(AnswerShape),
     /// The server sends session tickets.
     Tickets,
@@ -149,8 +151,17 @@ struct Learned {
     caution: Caution,
     tickets: u32,
     no_tickets: u32,
-    /// Each parked tunnel has a clone.
-    parked: Arc<()>,
+    parked: Arc<AtomicUsize>,
+}
+
+/// A parked tunnel, for as long as this stands. It counts across reloads.
+#[derive(Debug)]
+pub struct ParkedTunnel(Arc<AtomicUsize>);
+
+impl Drop for ParkedTunnel {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl ReclaimPolicy {
@@ -189,9 +200,13 @@ impl ReclaimPolicy {
             Doing::InFlight if seen.request_is_cut => Grade::Stuck,
             Doing::InFlight => Grade::InFlight,
             Doing::Idle | Doing::Unsure => match seen.exchange {
-                Some(exchange) if self.learned().answers.ended_like(exchange) => Grade::Answered,
-                Some(_) if seen.ends_short => Grade::ShortEnd,
-                _ => Grade::Unsure,
+                Some(exchange) => match self.learned().answers.ended_like(exchange) {
+                    Some(Ended::Asked) => Grade::Answered,
+                    _ if seen.ends_short => Grade::ShortEnd,
+                    Some(Ended::Silent) => Grade::Silent,
+                    None => Grade::Unsure,
+                },
+                None => Grade::Unsure,
             },
         }
     }
@@ -205,6 +220,7 @@ impl ReclaimPolicy {
             Grade::Untouched | Grade::Goodbye | Grade::Answered | Grade::ShortEnd => idle,
             Grade::Unused if asks_at_once => unused.min(idle.max(AT_ONCE)),
             Grade::Unused => unused,
+            Grade::Silent => unused.max(idle),
             Grade::Unsure => unsure,
             Grade::Handshaking => unsure.max(HANDSHAKE),
             Grade::MaybeAnswered => unsure.max(MAYBE_ANSWERED).min(stalled),
@@ -215,13 +231,16 @@ impl ReclaimPolicy {
         Some(pause * learned.map_or(1, |learned| learned.caution.factor(client, grade.is_sure())))
     }
 
-    /// A tunnel is parked for as long as it keeps this.
-    pub fn park(&self) -> Arc<()> {
-        self.learned().parked.clone()
+    /// Counts a tunnel as parked for as long as the caller keeps this.
+    pub fn park(&self) -> ParkedTunnel {
+        let parked = self.learned().parked.clone();
+        parked.fetch_add(1, Ordering::Relaxed);
+        ParkedTunnel(parked)
     }
 
+    /// How many tunnels are parked now.
     pub fn parked(&self) -> usize {
-        Arc::strong_count(&self.learned().parked) - 1
+        self.learned().parked.load(Ordering::Relaxed)
     }
 
     /// Whether tunnels have shown that the registry sends no session tickets.
@@ -240,7 +259,15 @@ impl ReclaimPolicy {
         }
     }
 
-    /// An answer that was graded [`Grade::Answered`] went on.
+    /// After this answer nothing came until its tunnel was taken as [`Grade::Unsure`], and nothing crossed: it was whole. An answer
+    /// of one record teaches nothing by that: it may be a head whose body stalls.
+    pub fn ended_in_silence(&self, exchange: AnswerShape) {
+        if exchange.head.is_some() {
+            self.learned().answers.was_silent(exchange);
+        }
+    }
+
+    /// An answer that was graded [`Grade::Answered`] or [`Grade::Silent`] went on.
     pub fn went_on(&self, exchange: AnswerShape) {
         self.learned().answers.went_on(exchange);
     }
@@ -358,6 +385,19 @@ mod tests {
         assert_eq!(moments(&unlearned, &[(3000, false)]), PAUSES.unused);
         let longer = ReclaimPolicy::new(Pauses { idle: SECOND * 2, ..PAUSES });
         assert_eq!(moments(&longer, &[(3000, false)]), SECOND * 2, "never below the pause after an answer");
+    }
+
+    #[test]
+    fn two_silent_answers_teach_their_length_and_heads_alone_teach_nothing() {
+        let head = AnswerShape { head: None, answer: 600, ..PIECE };
+        for (shape, before, after) in [(PIECE, Grade::Unsure, Grade::Silent), (head, Grade::Unsure, Grade::Unsure)] {
+            let policy = ReclaimPolicy::new(PAUSES);
+            let seen = Observation { exchange: Some(shape), ..QUIET };
+            policy.ended_in_silence(shape);
+            assert_eq!(policy.grade(&seen), before, "{shape:?}");
+            policy.ended_in_silence(shape);
+            assert_eq!(policy.grade(&seen), after, "{shape:?}");
+        }
     }
 
     /// One proof of tickets outweighs any number of hints that there are none.

@@ -121,7 +121,7 @@ impl Pipe {
         let read = || match splice(source, None, &ends.input, None, CAPACITY, SpliceFlags::NONBLOCK) {
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => Ok(None),
             // It stops before an urgent byte, which a read passes over.
-            Ok(0) | Err(Errno::AGAIN) if has_bytes(source) => Ok(None),
+            Ok(0) | Err(Errno::AGAIN) if has_bytes(source)? => Ok(None),
             length => Ok(Some(length?)),
         };
         let length = source.try_io(Interest::READABLE, read)?;
@@ -208,9 +208,13 @@ impl Pipe {
     }
 }
 
-/// Whether a read finds bytes.
-fn has_bytes(stream: &TcpStream) -> bool {
-    recv(stream, &mut [0_u8; 1], RecvFlags::PEEK).is_ok_and(|(_, length)| length > 0)
+/// Whether a read finds bytes. The kernel tells of a reset once: it may be here.
+fn has_bytes(stream: &TcpStream) -> io::Result<bool> {
+    match recv(stream, &mut [0_u8; 1], RecvFlags::PEEK) {
+        Ok((_, length)) => Ok(length > 0),
+        Err(Errno::AGAIN) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Drop for Pipe {

@@ -31,7 +31,6 @@ use crate::proxy::connections::CountedClient;
 use crate::proxy::head::Connect;
 use crate::proxy::record::{Kind, Record};
 use crate::proxy::respond::Answer;
-use crate::reclaim::Lesson;
 use crate::target::Target;
 use crate::upstream::Patience;
 use crate::upstream::socket::Socket;
@@ -158,8 +157,12 @@ async fn carry(proxy: &Proxy, tunnel: Box<Tunnel>, (client, counted): (&Client, 
                 metrics.reclaimed(reclaimed_as(grade));
                 let exchange = follower.observe().exchange;
                 let outcome = aftermath::close(registry, client, follower, grade, epoch).await;
-                if let (Grade::Unsure, ReclaimOutcome::Clean, Some(exchange)) = (grade, outcome, exchange) {
-                    path.policy.learn(Lesson::Answer(exchange));
+                match (grade, outcome, exchange) {
+                    (Grade::Unsure, ReclaimOutcome::Clean, Some(exchange)) => path.policy.ended_in_silence(exchange),
+                    (Grade::Answered | Grade::Silent, ReclaimOutcome::Cut, Some(exchange)) => {
+                        path.policy.went_on(exchange)
+                    }
+                    _ => {}
                 }
                 return reclaimed(record, &path, grade, outcome);
             }
@@ -227,7 +230,7 @@ fn reclaimed(mut record: Record, path: &RegistryPath, grade: Grade, outcome: Rec
 fn reclaimed_as(grade: Grade) -> Reclaimed {
     match grade {
         Grade::Untouched | Grade::Unused => Reclaimed::Unused,
-        Grade::Goodbye | Grade::Answered | Grade::ShortEnd => Reclaimed::Idle,
+        Grade::Goodbye | Grade::Answered | Grade::Silent | Grade::ShortEnd => Reclaimed::Idle,
         Grade::Unsure | Grade::Handshaking | Grade::MaybeAnswered => Reclaimed::Unsure,
         Grade::Stuck | Grade::Slow | Grade::InFlight => Reclaimed::Stalled,
     }

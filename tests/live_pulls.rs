@@ -240,6 +240,25 @@ async fn clients_that_are_parked_before_their_handshake_are_never_cut() {
     }
 }
 
+/// Clients that never ask twice in a tunnel, and stay: the first two answers of a length are believed whole after `unsure_after`,
+/// the next ones after
+/// `unused_after`. A cold dfdaemon at one slot would wait longer for its turn than a CONNECT may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_stayed_silent_teach_their_length() {
+    let stub = StubRegistry::builder().blob_size(BLOB).start().await;
+    let fronts = fronts_of(&stub);
+    let stage =
+        Stage::set(stub, fronts, &[], 1, "idle_after = \"50ms\"\nunused_after = \"50ms\"\nunsure_after = \"1s\"").await;
+    let mut stay = Vec::new();
+    for _ in 0..5 {
+        let mut tunnel = stage.way(1).open(Duration::ZERO).await.unwrap();
+        get(&mut tunnel, "0 0").await.unwrap();
+        stay.push(tunnel);
+    }
+    let reclaims = Reclaims::of(&stage.sidecar.metrics().await);
+    assert_eq!((reclaims.unsure, reclaims.idle, reclaims.crossed + reclaims.cut), (2, 2, 0));
+}
+
 /// A connection to `to` whose answers stop for so long in the middle of a record, once.
 async fn relay_that_stalls(to: SocketAddr, lasts: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -40,13 +40,17 @@ enum Proxied {
 }
 
 fn of_service(aim: &Aim, led: &[&str], of_docker: Option<&DockerVariables>, service: &RunningPuller) -> Proxied {
-    let Some(proxies) = &service.proxies else { return Proxied::Unknown };
-    let value = |name: &str| docker::variable(proxies, name, |value| value).map(String::as_str);
+    let Some(mut proxies) = service.proxies.clone() else { return Proxied::Unknown };
+    let is_docker = service.name == "dockerd" && service.is_of_node;
+    if let Some(files) = of_docker.filter(|_| is_docker) {
+        proxies.extend(files.of_its_config().map(|(name, value)| (name.clone(), value.clone())));
+    }
+    let value = |name: &str| docker::variable(&proxies, name, |value| value).map(String::as_str);
     let (https, direct) = (value("HTTPS_PROXY"), value("NO_PROXY").unwrap_or_default());
     let ours = aim.proxy.to_string();
     let is_ours = https.is_some_and(|https| docker::leads_to(https, &ours));
     let is_led_by_service = || of_docker.is_some_and(|files| files.lead_by_service(&ours));
-    if service.name == "dockerd" && service.is_of_node && !is_ours && is_led_by_service() {
+    if is_docker && !is_ours && is_led_by_service() {
         return Proxied::Badly {
             said: "its files lead to the sidecar, but it runs without that HTTPS_PROXY: it was not restarted since"
                 .to_owned(),

@@ -69,6 +69,7 @@ labels! {
         Goodbye = "goodbye",
         Unused = "unused",
         Answered = "answered",
+        Silent = "silent",
         ShortEnd = "short_end",
         Unsure = "unsure",
         Handshaking = "handshaking",

@@ -3,6 +3,8 @@
 //! Pullers ask for ranges of one size, whose answers are equally long but for the head. Requests of another length do not
 //! count: a whole blob passes the length of a range in its middle. Nor do answers of one record count for those of several: the
 //! head of a range is as long as the answer with one byte.
+//!
+//! Answers after which nothing came for long tell the same, though less: a registry may stall at one place each time.
 
 /// How much two requests, or two answers, of one kind differ in their heads: digits of ranges, mostly.
 const HEADS_DIFFER: u32 = 24;
@@ -23,6 +25,15 @@ pub struct AnswerShape {
     pub head: Option<u32>,
 }
 
+/// How the answers of a length end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ended {
+    /// Nothing came after them for long.
+    Silent,
+    /// The client asked again after them.
+    Asked,
+}
+
 /// The answers of one registry.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
@@ -35,6 +46,7 @@ pub(super) struct Answers {
 struct Kind {
     shape: AnswerShape,
     ended: u32,
+    silent: u32,
     went_on: u32,
     last_noted: u64,
 }
@@ -49,24 +61,28 @@ impl Answers {
         kind.ended = kind.ended.saturating_add(1);
     }
 
+    /// After this answer nothing came for long.
+    pub fn was_silent(&mut self, exchange: AnswerShape) {
+        let kind = self.kind(exchange);
+        kind.silent = kind.silent.saturating_add(1);
+    }
+
     /// An answer went on that had come so far.
     pub fn went_on(&mut self, exchange: AnswerShape) {
         let kind = self.kind(exchange);
         kind.went_on = kind.went_on.saturating_add(1);
     }
 
-    /// Whether answers of this length have ended.
-    pub fn ended_like(&self, exchange: AnswerShape) -> bool {
-        // Of several kinds that are alike each has to say so.
-        let mut alike = self.kinds.iter().filter(|kind| kind.is_like(exchange)).peekable();
-        alike.peek().is_some()
-            && alike.all(|kind| kind.ended >= MIN_ENDED && kind.went_on.saturating_mul(GONE_ON) <= kind.ended)
+    /// How answers of this length end, if that is known. Of several kinds that are alike the least sure one tells.
+    pub fn ended_like(&self, exchange: AnswerShape) -> Option<Ended> {
+        let alike = self.kinds.iter().filter(|kind| kind.is_like(exchange));
+        alike.map(Kind::ended).min().flatten()
     }
 
     fn kind(&mut self, exchange: AnswerShape) -> &mut Kind {
         self.notes += 1;
         let at = self.kinds.iter().position(|kind| kind.is_like(exchange)).unwrap_or_else(|| {
-            let new = Kind { shape: exchange, ended: 0, went_on: 0, last_noted: 0 };
+            let new = Kind { shape: exchange, ended: 0, silent: 0, went_on: 0, last_noted: 0 };
             if self.kinds.len() < MAX_KINDS {
                 self.kinds.push(new);
                 return self.kinds.len() - 1;
@@ -83,6 +99,15 @@ impl Answers {
 }
 
 impl Kind {
+    fn ended(&self) -> Option<Ended> {
+        match self {
+            _ if self.went_on.saturating_mul(GONE_ON) > self.ended => None,
+            _ if self.ended >= MIN_ENDED => Some(Ended::Asked),
+            _ if self.ended + self.silent >= MIN_ENDED => Some(Ended::Silent),
+            _ => None,
+        }
+    }
+
     fn is_like(&self, AnswerShape { request, answer, head }: AnswerShape) -> bool {
         let Kind { shape, .. } = self;
         let is_near = |one: u32, other| one.abs_diff(other) <= HEADS_DIFFER;
@@ -109,13 +134,29 @@ mod tests {
     #[test]
     fn an_answer_is_known_by_two_that_ended_like_it() {
         let piece = exchange(700, 4_194_804);
-        assert!(!known(&[piece]).ended_like(piece));
+        assert_eq!(known(&[piece]).ended_like(piece), None);
         let answers = known(&[piece, exchange(712, 4_194_812)]);
-        assert!(answers.ended_like(exchange(690, 4_194_790)), "digits differ");
+        assert_eq!(answers.ended_like(exchange(690, 4_194_790)), Some(Ended::Asked), "digits differ");
         for other in [exchange(700, 4_190_708), exchange(700, 500), exchange(660, 4_194_804), exchange(700, 4_194_829)]
         {
-            assert!(!answers.ended_like(other), "{other:?}");
+            assert_eq!(answers.ended_like(other), None, "{other:?}");
         }
+    }
+
+    #[test]
+    fn silent_answers_are_believed_less_and_until_one_goes_on() {
+        let piece = exchange(700, 4_194_804);
+        let mut answers = Answers::default();
+        answers.was_silent(piece);
+        assert_eq!(answers.ended_like(piece), None);
+        answers.was_silent(piece);
+        assert_eq!(answers.ended_like(piece), Some(Ended::Silent));
+        let mut asked = known(&[piece, piece]);
+        asked.was_silent(piece);
+        assert_eq!(asked.ended_like(piece), Some(Ended::Asked));
+        answers.went_on(piece);
+        (0..100).for_each(|_| answers.was_silent(piece));
+        assert_eq!(answers.ended_like(piece), None);
     }
 
     /// HEAD requests end with the head, and GETs of that length go on behind it: the head tells nothing.
@@ -123,9 +164,9 @@ mod tests {
     fn a_head_that_may_be_all_or_not_is_never_believed() {
         let head_alone = AnswerShape { head: None, ..exchange(700, 500) };
         let mut answers = known(&[head_alone, head_alone]);
-        assert!(answers.ended_like(head_alone));
+        assert_eq!(answers.ended_like(head_alone), Some(Ended::Asked));
         answers.ended(exchange(701, 4_194_804));
-        assert!(!answers.ended_like(head_alone));
+        assert_eq!(answers.ended_like(head_alone), None);
     }
 
     /// The first byte of a blob, behind a head of its own, is hardly longer than the head of any range of it.
@@ -133,8 +174,8 @@ mod tests {
     fn the_head_of_a_range_tells_nothing_of_a_short_answer() {
         let (first_byte, piece) = (exchange(690, 501), exchange(700, 4_194_804));
         let answers = known(&[piece, piece, first_byte, first_byte]);
-        assert!(answers.ended_like(first_byte) && answers.ended_like(piece));
-        assert!(!answers.ended_like(AnswerShape { answer: 500, head: None, ..piece }));
+        assert!(answers.ended_like(first_byte).is_some() && answers.ended_like(piece).is_some());
+        assert_eq!(answers.ended_like(AnswerShape { answer: 500, head: None, ..piece }), None);
     }
 
     #[test]
@@ -142,9 +183,9 @@ mod tests {
         let piece = exchange(700, 4_194_804);
         let mut answers = known(&[piece; 10]);
         answers.went_on(piece);
-        assert!(!answers.ended_like(piece));
+        assert_eq!(answers.ended_like(piece), None);
         (0..990).for_each(|_| answers.ended(piece));
-        assert!(answers.ended_like(piece));
+        assert_eq!(answers.ended_like(piece), Some(Ended::Asked));
     }
 
     #[test]
@@ -157,6 +198,7 @@ mod tests {
             answers.ended(of(0));
         }
         assert_eq!(answers.kinds.len(), MAX_KINDS);
-        assert!(answers.ended_like(of(0)) && answers.ended_like(of(199)) && !answers.ended_like(of(1)));
+        assert!([0, 199].iter().all(|known| answers.ended_like(of(*known)).is_some()));
+        assert_eq!(answers.ended_like(of(1)), None);
     }
 }

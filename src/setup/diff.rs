@@ -7,6 +7,8 @@ pub fn shown(change: &FileChange, adds_ours: bool) -> String {
     let path = change.path.display().to_string();
     let name = |text: &Option<String>| if text.is_some() { path.clone() } else { "/dev/null".to_owned() };
     let mut options = diffy::DiffOptions::new();
+    // The lines around a change are those of others.
+    options.set_context_len(0);
     options.set_original_filename(name(&change.before)).set_modified_filename(name(&change.after));
     let (before, after) = (change.before.as_deref().unwrap_or_default(), change.after.as_deref().unwrap_or_default());
     let shown = options.create_patch(before, after).to_string();
@@ -20,13 +22,27 @@ pub fn shown(change: &FileChange, adds_ours: bool) -> String {
 
 /// A line of a config of somebody else, with what looks like a secret in it left out.
 pub fn without_secrets(line: &str) -> String {
-    const NAMES: [&str; 6] = ["authorization", "password", "passwd", "secret", "token", "auth"];
+    const NAMES: [&str; 12] = [
+        "auth",
+        "basic ",
+        "bearer ",
+        "passw",
+        "passphrase",
+        "pwd",
+        "secret",
+        "token",
+        "credential",
+        "cookie",
+        "apikey",
+        "api-key",
+    ];
     let lower = line.to_ascii_lowercase();
-    let sign = lower.find(['=', ':']).filter(|at| NAMES.iter().any(|name| lower[..*at].contains(name)));
-    if let Some(sign) = sign {
-        return format!("{} ***", &line[..=sign]);
-    }
-    without_users(line)
+    let Some((at, name)) = NAMES.iter().filter_map(|name| Some((lower.find(name)?, name))).min() else {
+        return without_users(line);
+    };
+    // The rest, as it may go on in any form.
+    let end = lower[at..].find(['=', ':']).map_or(at + name.len(), |sign| at + sign + 1);
+    format!("{} ***", without_users(line[..end].trim_end()))
 }
 
 /// The text without the user and password of any URL in it.
@@ -66,6 +82,10 @@ mod tests {
         for (line, shown) in [
             ("  Authorization = [\"Basic dTpw\"]", "  Authorization = ***"),
             ("-password: hunter2", "-password: ***"),
+            ("-header = {Authorization = [\"Basic dTpw\"]}", "-header = {Authorization = ***"),
+            ("-  \"Basic dTpw\"", "-  \"Basic ***"),
+            ("-a: {user: x, passwd: y}", "-a: {user: x, passwd: ***"),
+            ("-X-Api-Key = [\"k\"]", "-X-Api-Key = ***"),
             (
                 "Environment=HTTP_PROXY=http://me:hunter2@10.0.0.1:3128",
                 "Environment=HTTP_PROXY=http://***@10.0.0.1:3128",

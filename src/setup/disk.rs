@@ -30,25 +30,46 @@ pub fn write_all(replacements: &[Replacement]) -> Result<(), SetupError> {
         match stage(replacement) {
             Ok(file) => staged.push(file),
             Err(error) => {
-                staged.into_iter().flatten().for_each(|file| drop(fs::remove_file(file)));
+                drop_staged(&staged);
                 return Err(error);
             }
         }
     }
     for (at, (replacement, file)) in replacements.iter().zip(&staged).enumerate() {
-        if let Err(error) = put(file.as_deref(), &replacement.path) {
-            staged[at..].iter().flatten().for_each(|file| drop(fs::remove_file(file)));
-            for done in &replacements[..at] {
-                restore(done);
+        if let Err(error) = put_unless_changed(replacement, file) {
+            drop_staged(&staged[at..]);
+            for (done, was) in replacements[..at].iter().zip(&staged) {
+                restore(done, was);
             }
-            return Err(SetupError::io(&replacement.path)(error));
+            return Err(error);
         }
     }
     Ok(())
 }
 
+/// A file that waits beside its place, and how the one in the place is kept.
+struct Staged {
+    /// `None`: the one in the place is removed.
+    beside: Option<PathBuf>,
+    mode: u32,
+    owner: Option<(u32, u32)>,
+}
+
+fn drop_staged(staged: &[Staged]) {
+    staged.iter().filter_map(|file| file.beside.as_ref()).for_each(|file| drop(fs::remove_file(file)));
+}
+
+/// Fails where somebody else has written the file since it was read.
+fn put_unless_changed(replacement: &Replacement, file: &Staged) -> Result<(), SetupError> {
+    let path = &replacement.path;
+    if read(path)? != replacement.before {
+        return Err(SetupError::Refused(format!("{} is being changed by others: run setup again", path.display())));
+    }
+    put(file.beside.as_deref(), path).map_err(SetupError::io(path))
+}
+
 /// Writes the file beside its place; nothing for one that is removed.
-fn stage(replacement: &Replacement) -> Result<Option<PathBuf>, SetupError> {
+fn stage(replacement: &Replacement) -> Result<Staged, SetupError> {
     let path = &replacement.path;
     let found = fs::symlink_metadata(path).ok();
     if found.as_ref().is_some_and(fs::Metadata::is_symlink) {
@@ -58,10 +79,10 @@ fn stage(replacement: &Replacement) -> Result<Option<PathBuf>, SetupError> {
             path.display()
         )));
     }
-    let Some(text) = &replacement.after else { return Ok(None) };
     let mode = found.as_ref().map_or(0o644, |found| found.permissions().mode() & 0o7777);
     let owner = found.map(|found| (found.uid(), found.gid()));
-    write_beside(path, text, mode, owner).map(Some).map_err(SetupError::io(path))
+    let beside = replacement.after.as_ref().map(|text| write_beside(path, text, mode, owner));
+    Ok(Staged { beside: beside.transpose().map_err(SetupError::io(path))?, mode, owner })
 }
 
 fn write_beside(path: &Path, text: &str, mode: u32, owner: Option<(u32, u32)>) -> io::Result<PathBuf> {
@@ -99,10 +120,10 @@ fn put(staged: Option<&Path>, path: &Path) -> io::Result<()> {
 }
 
 /// Takes one replacement back, as far as it goes: the disk has just failed.
-fn restore(done: &Replacement) {
-    let back = Replacement { path: done.path.clone(), before: None, after: done.before.clone() };
-    if let Ok(staged) = stage(&back) {
-        let _ = put(staged.as_deref(), &back.path);
+fn restore(Replacement { path, before, .. }: &Replacement, was: &Staged) {
+    let beside = before.as_ref().map(|text| write_beside(path, text, was.mode, was.owner));
+    if let Ok(beside) = beside.transpose() {
+        let _ = put(beside.as_deref(), path);
     }
 }
 
@@ -245,5 +266,26 @@ mod tests {
             left.sort();
             assert_eq!(left, before.map_or(vec!["second"], |_| vec!["first", "second"]));
         }
+    }
+
+    /// Others write the second file in the same moment: theirs stays, and the first comes back as it was, with its mode.
+    #[test]
+    fn a_file_that_others_are_writing_is_left_to_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+        fs::write(&first, "old").unwrap();
+        fs::set_permissions(&first, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&second, "theirs").unwrap();
+        let change = |path: &Path, after: Option<&str>| Replacement {
+            path: path.to_owned(),
+            before: Some("old".to_owned()),
+            after: after.map(str::to_owned),
+        };
+        let refused = write_all(&[change(&first, None), change(&second, Some("ours"))]).unwrap_err();
+        assert!(refused.to_string().contains("second is being changed by others"), "{refused}");
+        assert_eq!(read(&first).unwrap().as_deref(), Some("old"));
+        assert_eq!(fs::metadata(&first).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(read(&second).unwrap().as_deref(), Some("theirs"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 }

@@ -114,6 +114,12 @@ impl DockerVariables {
         self.get("HTTPS_PROXY").is_some_and(|(named, _)| leads_to(named, proxy))
     }
 
+    /// The variables of its own config, which go before those of its environment.
+    pub fn of_its_config(&self) -> impl Iterator<Item = (&String, &String)> {
+        let of_config = self.0.iter().filter(|(_, (_, path))| path == Path::new(DAEMON));
+        of_config.map(|(name, (value, _))| (name, value))
+    }
+
     /// Whether the environment of its process leads there. Its own config is not in it.
     pub fn lead_by_service(&self, proxy: &str) -> bool {
         self.get("HTTPS_PROXY").is_some_and(|(named, path)| leads_to(named, proxy) && path != Path::new(DAEMON))

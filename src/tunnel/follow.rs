@@ -151,6 +151,11 @@ impl Follower {
         self.last_byte
     }
 
+    /// The last bytes were taken only now: it is quiet from here on.
+    pub fn taken(&mut self, now: Duration) {
+        self.last_byte = now;
+    }
+
     /// This side sent these bytes.
     pub fn sent(&mut self, side: Side, mut bytes: &[u8], now: Duration) {
         if bytes.is_empty() {

@@ -94,8 +94,11 @@ impl Flow {
                 }
                 Ok(_) => {}
                 Err(error) => {
+                    // A pipe that cannot show its bytes has lost them.
+                    let lost = self.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0);
                     (self.buffer, self.pipe) = (Vec::new(), None);
-                    return if error.kind() == ErrorKind::WouldBlock { Ok(()) } else { Err(Broken::Source) };
+                    let is_empty = error.kind() == ErrorKind::WouldBlock && !lost;
+                    return if is_empty { Ok(()) } else { Err(Broken::Source) };
                 }
             }
         }

@@ -221,12 +221,25 @@ impl<'a> TunnelState<'a> {
         };
         let (follower, counters, slot) = (&mut self.follower, &self.counters, registry.slot());
         let mut passing = Passing { side, follower, counters, slot, now, moved: false };
+        let held_bytes = flow.holds_bytes();
         let advanced = flow.advance(source, sink, &mut passing);
         if passing.moved {
             other.turn();
             self.moved(side);
+        } else if held_bytes && !flow.holds_bytes() {
+            self.drained(now);
         }
         advanced
+    }
+
+    /// The last bytes of a side were taken, later than they came: the tunnel lies quiet from now on, by other evidence.
+    fn drained(&mut self, now: Duration) {
+        self.follower.taken(now);
+        let stays_slow = self.told.is_slow() && self.is_too_slow();
+        if matches!(self.told, Told::Quiet { .. }) && !stays_slow {
+            self.entered(self.state());
+        }
+        self.told.set_looked(false);
     }
 
     /// Notes that a side has ended; the end of the tunnel once both have.
@@ -274,7 +287,7 @@ impl<'a> TunnelState<'a> {
         if self.told.is_slow() && self.is_too_slow() {
             return;
         }
-        let state = if self.follower.is_handshaking() { SlotState::Connecting } else { SlotState::Active };
+        let state = self.state();
         match &mut self.told {
             Told::Busy { state: told, looked } if *told == state => *looked = false,
             told => {
@@ -289,11 +302,20 @@ impl<'a> TunnelState<'a> {
                 {
                     self.policy.unasked(self.client_name, self.follower.since().saturating_sub(*since), true);
                 }
-                *told = Told::Busy { state, looked: false };
-                self.registry.slot().tell(SlotEvent::Entered(state));
+                self.entered(state);
             }
         }
         (self.retry, self.retry_pause) = (None, WORTH_TELLING);
+    }
+
+    fn state(&self) -> SlotState {
+        if self.follower.is_handshaking() { SlotState::Connecting } else { SlotState::Active }
+    }
+
+    /// Tells the gate that the tunnel does not lie quiet.
+    fn entered(&mut self, state: SlotState) {
+        self.told = Told::Busy { state, looked: false };
+        self.registry.slot().tell(SlotEvent::Entered(state));
     }
 
     /// When the tunnel is to be looked at next, if nothing moves before.
@@ -344,6 +366,8 @@ impl<'a> TunnelState<'a> {
         let seen = self.follower.observe();
         let grade = match self.policy.grade(&seen) {
             _ if self.down.holds_bytes() => Grade::Stuck,
+            // The registry has yet to take the end of a request.
+            _ if self.up.holds_bytes() => Grade::InFlight,
             Grade::Untouched if self.first_end.is_some() => Grade::Unused,
             grade => grade,
         };
@@ -377,12 +401,12 @@ impl<'a> TunnelState<'a> {
                 Some(End::Reclaimed(Grade::Stuck))
             }
             (Some(_), _) => None,
-            (None, Grade::Stuck) => Some(End::Reclaimed(Grade::Stuck)),
-            (None, _) if kernel::holds_out_of_order(self.registry.stream()) => None,
+            (None, _) if self.up.holds_bytes() || kernel::holds_out_of_order(self.registry.stream()) => None,
             // Twice at most: a client with transfers under way always moves.
             (None, grade) if grade != Grade::Untouched && self.retry_pause <= 2 * WORTH_TELLING && is_lively => None,
             // The client's socket last: what comes after this look is cut.
             (None, _) if tcp::has_unread(self.registry.stream()) || tcp::has_unread(self.client) => None,
+            (None, Grade::Stuck) => Some(End::Reclaimed(Grade::Stuck)),
             (None, Grade::Untouched) if self.gate.snapshot().longest_busy < MAX_BUSY => Some(End::Parked),
             // A client that meant to shake hands has given up by then.
             (None, Grade::Untouched) if self.silence() < self.policy.pauses().unsure => None,
@@ -397,8 +421,7 @@ impl<'a> TunnelState<'a> {
         };
         if may_go.is_none() {
             // Another tunnel's turn; this one is told of again.
-            self.told = Told::Busy { state: SlotState::Active, looked: false };
-            self.registry.slot().tell(SlotEvent::Entered(SlotState::Active));
+            self.entered(SlotState::Active);
             self.retry = Some(Instant::now() + self.retry_pause);
             self.retry_pause = MAX_RETRY.min(self.retry_pause * 2);
         }

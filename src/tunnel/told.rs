@@ -41,7 +41,7 @@ impl Told {
 pub(super) fn evidence_of(grade: Grade) -> Evidence {
     match grade {
         Grade::Untouched | Grade::Unused => Evidence::Unused,
-        Grade::Goodbye | Grade::Answered | Grade::ShortEnd => Evidence::Idle,
+        Grade::Goodbye | Grade::Answered | Grade::Silent | Grade::ShortEnd => Evidence::Idle,
         Grade::Unsure | Grade::Handshaking | Grade::MaybeAnswered => Evidence::Unsure,
         Grade::Stuck | Grade::Slow | Grade::InFlight => Evidence::Stalled,
     }

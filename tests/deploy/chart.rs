@@ -27,7 +27,7 @@ fn values_files() -> Vec<(String, PathBuf)> {
         .map(|path| (path.file_name().unwrap().to_str().unwrap().replace("-values.yaml", ""), path))
         .collect();
     files.sort();
-    assert_eq!(files.len(), 10);
+    assert_eq!(files.len(), 11);
     files
 }
 
@@ -56,7 +56,7 @@ fn pod_of<'a>(documents: &'a [Value], name: &str) -> &'a Value {
 
 /// helm's own judgement, the schemas of three versions of Kubernetes, and the sidecar's judgement of its config.
 #[test]
-fn ten_values_files_render_what_kubernetes_and_the_sidecar_take() {
+fn eleven_values_files_render_what_kubernetes_and_the_sidecar_take() {
     let folder = TempDir::new().unwrap();
     let mut all = Vec::new();
     for (name, file) in values_files() {
