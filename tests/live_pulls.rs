@@ -199,7 +199,7 @@ async fn slow_clients_beside_quick_ones(slots: usize, stay: bool, rounds: usize)
     assert!(waited * 10 >= looks * 9, "somebody waited at {waited} of {looks} looks");
     assert!(stage.stub.requests() >= pulls.len());
     let reclaims = Reclaims::of(&stage.sidecar.metrics().await);
-    assert!(!stay || reclaims.idle > 0, "{reclaims:?}");
+    assert!(!stay || reclaims.idle + reclaims.unsure > 0, "{reclaims:?}");
     reclaims
 }
 
@@ -250,13 +250,15 @@ async fn answers_that_stayed_silent_teach_their_length() {
     let stage =
         Stage::set(stub, fronts, &[], 1, "idle_after = \"50ms\"\nunused_after = \"50ms\"\nunsure_after = \"1s\"").await;
     let mut stay = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..7 {
         let mut tunnel = stage.way(1).open(Duration::ZERO).await.unwrap();
         get(&mut tunnel, "0 0").await.unwrap();
         stay.push(tunnel);
     }
-    let reclaims = Reclaims::of(&stage.sidecar.metrics().await);
-    assert_eq!((reclaims.unsure, reclaims.idle, reclaims.crossed + reclaims.cut), (2, 2, 0));
+    // Two of each kind are unsure; where nginx puts the head into a record of its own, it is another kind.
+    let Reclaims { unsure, idle, crossed, cut, .. } = Reclaims::of(&stage.sidecar.metrics().await);
+    assert_eq!((unsure + idle, crossed + cut), (6, 0));
+    assert!((2..=4).contains(&unsure), "{unsure}");
 }
 
 /// A connection to `to` whose answers stop for so long in the middle of a record, once.

@@ -2,6 +2,7 @@
 //! ended on one side. Each is cut for a waiting request after its own time; a connection that moves is never cut.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use roadstead_test_support::{Sidecar, StubConnection, StubRegistry, Wire, config, connect_through, eventually_is};
@@ -12,6 +13,10 @@ use tokio::time::sleep;
 /// More than the sockets between a registry and a client hold.
 const MUCH: usize = 64 * 1024 * 1024;
 const STALL: Duration = Duration::from_millis(1500);
+/// Less than the sidecar holds of one direction.
+const PIECE: usize = 128 * 1024;
+/// A quiet tunnel is told of sooner.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// One slot.
 async fn sidecar(stub: &StubRegistry, reclaim: &str) -> Sidecar {
@@ -93,6 +98,114 @@ async fn a_client_that_takes_its_time_gets_all() {
         read += bytes.len();
     }
     assert!(waiting.await.unwrap().is_ok(), "the slot goes on once it was read");
+}
+
+/// What its holder says of a tunnel that is quiet now.
+async fn doing(sidecar: &Sidecar) -> String {
+    let holder = sidecar.ask_admin("GET", "/queue").await.json()["registries"]["stub"]["holders"][0].take();
+    holder["doing"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Whether the holder comes to say so within this time.
+async fn comes_to(sidecar: &Sidecar, is_it: impl Fn(&str) -> bool, within: Duration) -> bool {
+    let began = Instant::now();
+    while !is_it(&doing(sidecar).await) {
+        if began.elapsed() >= within {
+            return false;
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
+/// A client that took nothing and then takes all is not stuck any more: the evidence is that of its records again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_takes_the_rest_late_is_not_stuck_any_more() {
+    let (more, pieces) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+    let (told, sent) = (more.clone(), pieces.clone());
+    let stub = StubRegistry::raw(move |mut connection| {
+        let (told, sent) = (told.clone(), sent.clone());
+        async move {
+            connection.read(&mut [0; 1024]).await.unwrap();
+            loop {
+                told.notified().await;
+                connection.write_all(&[7; PIECE]).await.unwrap();
+                sent.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    })
+    .await;
+    let sidecar = sidecar(&stub, "").await;
+    let mut late = tunnel(&sidecar, &stub).await;
+    late.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    // Pieces until the sidecar holds the end of the last one, and the registry has nothing more to say.
+    for piece in 1.. {
+        more.notify_one();
+        eventually_is("a piece", STALL, true, async || pieces.load(Ordering::SeqCst) == piece).await;
+        let bytes = [("registry", "stub"), ("direction", "down")];
+        let read = async || sidecar.metrics().await.count("roadstead_relayed_bytes_total", &bytes);
+        eventually_is("read", STALL, (piece * PIECE) as u64, read).await;
+        if comes_to(&sidecar, |doing| doing == "in_flight", LOOK).await {
+            break;
+        }
+    }
+    let mut left = pieces.load(Ordering::SeqCst) * PIECE;
+    while left > 0 {
+        left -= late.receive().await.expect("not cut").len();
+    }
+    eventually_is("told anew", STALL, "unsure".to_owned(), async || doing(&sidecar).await).await;
+}
+
+/// A registry that speaks while it does not take the end of a request has the request before it: that tunnel is not told as quiet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_that_holds_the_end_of_a_request_is_never_taken() {
+    let (speak, take) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (told, goes_on) = (speak.clone(), take.clone());
+    let stub = StubRegistry::raw(move |connection| {
+        let (told, goes_on) = (told.clone(), goes_on.clone());
+        async move {
+            let (mut of_client, mut to_client) = tokio::io::split(connection);
+            let speaks = async {
+                loop {
+                    told.notified().await;
+                    to_client.write_all(b"!").await.unwrap();
+                }
+            };
+            tokio::select! {
+                () = speaks => {}
+                () = goes_on.notified() => {}
+            }
+            tokio::io::copy(&mut of_client, &mut to_client).await.unwrap();
+        }
+    })
+    .await;
+    let sidecar = sidecar(&stub, "unsure_after = \"100ms\"").await;
+    let mut sending = tunnel(&sidecar, &stub).await;
+    let mut pieces = 0;
+    // Pieces until the sidecar holds the end of the last one.
+    loop {
+        sending.send(&[7; PIECE]).await.unwrap();
+        pieces += 1;
+        let bytes = [("registry", "stub"), ("direction", "up")];
+        let read = async || sidecar.metrics().await.count("roadstead_relayed_bytes_total", &bytes);
+        eventually_is("read", STALL, (pieces * PIECE) as u64, read).await;
+        speak.notify_one();
+        assert_eq!(sending.receive().await.unwrap(), "!");
+        if !comes_to(&sidecar, |doing| !doing.is_empty(), STALL).await {
+            break;
+        }
+    }
+    let waiting = {
+        let (proxy, authority) = (sidecar.proxy(), stub.address().to_string());
+        tokio::spawn(async move { connect_through(proxy, &authority, &[]).await.is_ok() })
+    };
+    sidecar.until("stub", "waiting", 1).await;
+    take.notify_one();
+    let mut left = pieces * PIECE;
+    while left > 0 {
+        left -= sending.receive().await.expect("not cut").len();
+    }
+    assert!(waiting.await.unwrap());
 }
 
 /// A registry that has said all and closed leaves a tunnel that carries nothing more.
