@@ -100,7 +100,7 @@ async fn a_client_that_takes_its_time_gets_all() {
     assert!(waiting.await.unwrap().is_ok(), "the slot goes on once it was read");
 }
 
-/// What its holder says of a tunnel that is quiet now.
+/// The word of its holder about a tunnel that is quiet now.
 async fn doing(sidecar: &Sidecar) -> String {
     let holder = sidecar.ask_admin("GET", "/queue").await.json()["registries"]["stub"]["holders"][0].take();
     holder["doing"].as_str().unwrap_or_default().to_owned()
