@@ -256,6 +256,45 @@ async fn a_blob_that_breaks_off_in_an_outage_arrives_when_it_is_over() {
     assert_eq!(resumed, 1);
 }
 
+/// Blobs that are broken in storage: what the registry says of their rest is its real answer. Each is asked for a handful of
+/// times, its client hears of it soon, and the registry is not in distress.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rest_of_a_broken_blob_is_asked_for_a_handful_of_times() {
+    const BLOB: usize = 5000;
+    for (refusal, most) in [("500 Internal Server Error", 1 + 5), ("429 Too Many Requests", 1 + 1)] {
+        let asked = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
+        let counted = asked.clone();
+        let stub = StubRegistry::raw(move |connection| {
+            let counted = counted.clone();
+            async move {
+                let mut wire = Wire::new(connection);
+                while let Ok(Some(head)) = wire.read_head().await {
+                    *counted.lock().unwrap().entry(head.target().to_owned()).or_default() += 1;
+                    if head.header("Range").is_some() {
+                        let answer = format!("HTTP/1.1 {refusal}\r\nContent-Length: 0\r\n\r\n");
+                        if wire.send(answer.as_bytes()).await.is_ok() {
+                            continue;
+                        }
+                    }
+                    let (answer, body) = answer(&blob_of(head.target(), BLOB), None, Rest::Exact);
+                    let _ = wire.send(&[answer.as_bytes(), &body[..BLOB / 2]].concat()).await;
+                    return;
+                }
+            }
+        })
+        .await;
+        let (sidecar, mirror) = start(&[stub.address()]).await;
+        let paths = [1, 2].map(|number| format!("/v2/app/blobs/sha256:{number:064}"));
+        let cut = tokio::join!(get(mirror, &paths[0], None), get(mirror, &paths[1], None));
+        assert_eq!(cut, (None, None), "{refusal}");
+        let asked = asked.lock().unwrap().clone();
+        assert!(paths.iter().all(|path| asked[path] == most), "{refusal}: {asked:?}");
+        let harbor = sidecar.status().await["registries"]["harbor"].clone();
+        assert_eq!(harbor["distress"]["on"], false, "{refusal}: {harbor}");
+        assert_eq!(harbor["slots_in_force"], harbor["slots"], "{refusal}: {harbor}");
+    }
+}
+
 /// The rest may come from another node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blob_is_resumed_at_another_node() {

@@ -30,6 +30,8 @@ pub struct Outbound {
     lane: Lane,
     /// Whether it may be sent more than once: nothing changes by it, and its body, if any, is small.
     repeatable: bool,
+    /// Whether it asks for the rest of a blob that broke off.
+    is_rest: bool,
 }
 
 impl Outbound {
@@ -92,7 +94,7 @@ impl Outbound {
         let repeatable = safe && body.is_end_stream() || asks_for_token(&head);
         let lane = lane_of(head.uri.path());
         let head = Box::new(head);
-        Ok((Outbound { head, key, lane, repeatable }, RequestBody::new(body, carried.up, repeatable)))
+        Ok((Outbound { head, key, lane, repeatable, is_rest: false }, RequestBody::new(body, carried.up, repeatable)))
     }
 
     /// The same as a GET, where it is a HEAD of a manifest or a blob, to tell what a denial means. It asks for the first byte only, which registries
@@ -103,7 +105,7 @@ impl Outbound {
         let mut head = (self.head.method == Method::HEAD && is_content).then(|| self.head.clone())?;
         head.method = Method::GET;
         head.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
-        let look = Outbound { head, key: self.key.clone(), lane: self.lane, repeatable: true };
+        let look = Outbound { head, key: self.key.clone(), lane: self.lane, repeatable: true, is_rest: false };
         Some(look.unpacked())
     }
 
@@ -113,10 +115,11 @@ impl Outbound {
         self
     }
 
-    /// The same for these bytes alone, the last one included.
+    /// The same for the rest of its blob: these bytes, the last one included.
     pub fn with_range(&self, first: u64, last: u64) -> Outbound {
         let mut part = self.clone();
         let range = HeaderValue::try_from(format!("bytes={first}-{last}")).expect("digits are visible ASCII");
+        part.is_rest = true;
         part.head.headers.insert(RANGE, range);
         // Its first request has answered the client's own conditions.
         for name in [IF_RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE] {
@@ -131,6 +134,10 @@ impl Outbound {
 
     pub fn is_repeatable(&self) -> bool {
         self.repeatable
+    }
+
+    pub fn is_rest(&self) -> bool {
+        self.is_rest
     }
 
     pub fn method(&self) -> &Method {

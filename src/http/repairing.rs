@@ -84,7 +84,8 @@ struct Repairing<'a> {
 
 /// The keys of a request in the memory of repair.
 struct SubjectKeys {
-    /// The requested object, without the client.
+    /// The requested object, without the client. The rests of blobs that broke off are one object: two that are broken in
+    /// storage make no distress.
     subject: Key,
     /// The proofs that its credentials are served well, and that they are those of a user; `None` without any.
     served: Option<Key>,
@@ -98,7 +99,7 @@ impl SubjectKeys {
         let (origin, uri) = (outbound.key().as_bytes(), outbound.uri().to_string());
         let credentials = outbound.credentials().map(HeaderValue::as_bytes);
         SubjectKeys {
-            subject: repair.key(&[origin, uri.as_bytes()]),
+            subject: repair.key(&[origin, if outbound.is_rest() { b"rest" } else { uri.as_bytes() }]),
             served: credentials.map(|credentials| repair.key(&[origin, credentials])),
             named: credentials.map(|credentials| repair.key(&[origin, credentials, b"named"])),
             denial: repair.key(&[origin, credentials.unwrap_or_default(), uri.as_bytes()]),

@@ -13,8 +13,7 @@ use hyper::{Method, Response, StatusCode};
 use super::buffered_body::BufferedBody;
 use super::outbound::Outbound;
 use super::repairing;
-use crate::backoff::Backoff;
-use crate::repair::signs;
+use crate::backoff::{Backoff, chance};
 use crate::upstream::request_body::RequestBody;
 use crate::upstream::{Attempt, Failure, Upstream};
 
@@ -81,14 +80,15 @@ impl Resumable {
         let (from, target) = (self.range.next, self.outbound.uri().path());
         let mut tries = self.resumed;
         let response = loop {
-            upstream.pause_until(upstream.gate.now() + PAUSES.after(tries)).await.ok();
+            upstream.pause_until(upstream.gate.now() + PAUSES.jittered(tries, chance())).await.ok();
             let mut attempt = self.attempt.again();
             attempt.deadline = deadline;
             let outbound = self.outbound.with_range(self.range.next, self.range.last);
             let exchanged = repairing::exchange((&outbound, RequestBody::empty()), &upstream, &mut attempt).await;
-            // Nobody else can tell the client what is missing: an outage is waited out, as long as any other stall.
+            // Nobody else can tell the client what is missing: an outage is waited out, as long as any other stall. A 500 or
+            // a 429 is an answer about this blob, and was asked for again already.
             let is_outage = match &exchanged {
-                Ok((response, _)) => signs::is_suspicious(response.status(), false),
+                Ok((response, _)) => matches!(response.status().as_u16(), 502..=504),
                 Err(failure) => matches!(failure, Failure::Died(_)),
             };
             tries += 1;
