@@ -1,12 +1,12 @@
 //! Harbor's bad days: answers that its overload spoils are asked for again, and real denials are not.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use roadstead_test_support::http::Framing;
+use roadstead_test_support::http::{Framing, request};
 use roadstead_test_support::{
     Illness, PASSWORD, Response, Sidecar, StubConnection, StubHarbor, StubRegistry, USER, Wire, config, eventually_is,
 };
@@ -780,8 +780,8 @@ async fn tokens_are_asked_for_as_they_are() {
     }
 }
 
-/// containerd asks for a token by POST, before it tries GET. Nothing changes by that, so it is asked again like a GET; no other
-/// request with a body is.
+/// containerd asks for a token by POST, before it tries GET. With a password nothing changes by that, so it is asked again after an
+/// answer that shows overload; no other request with a body is, and no form whose code may be used up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_form_that_asks_for_a_token_is_sent_again() {
     let bodies = Arc::new(Mutex::new(Vec::new()));
@@ -797,11 +797,9 @@ async fn a_form_that_asks_for_a_token_is_sent_again() {
                     seen.push((head.target().to_owned(), body.to_vec()));
                     seen.iter().filter(|(target, _)| target == head.target()).count()
                 };
-                // The second time it ends without an answer, on a connection that was used.
                 let answer: &[u8] = match number {
                     1 => b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n",
-                    2 => return,
-                    3 => b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+                    2 => b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
                     _ => b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n",
                 };
                 if wire.send(answer).await.is_err() {
@@ -819,10 +817,16 @@ async fn a_form_that_asks_for_a_token_is_sent_again() {
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
     let mirror = sidecar.listener("mirror").unwrap();
     let form = format!("grant_type=password&username=robot&password={PASSWORD}&scope=repository%3Aa%2Fb%3Apull");
+    let [plain, code, refresh] =
+        ["", "authorization_code", "refresh_token"].map(|grant| form.replace("password&u", &format!("{grant}&u")));
+    let plain = plain.replace("grant_type=&", "");
     let long = "x".repeat(16 * 1024 + 1);
     let urlencoded = "Content-Type: application/x-www-form-urlencoded; charset=utf-8";
     for (case, method, path, kind, body, status, sent) in [
-        ("a form", "POST", "/service/token", urlencoded, &form, 405, 4),
+        ("a form", "POST", "/service/token", urlencoded, &form, 405, 3),
+        ("without a grant", "POST", "/plain/token", urlencoded, &plain, 405, 3),
+        ("a code", "POST", "/code/token", urlencoded, &code, 502, 1),
+        ("a refresh token", "POST", "/refresh/token", urlencoded, &refresh, 502, 1),
         ("another path", "POST", "/v2/a/blobs/uploads/", urlencoded, &form, 502, 1),
         ("no form", "POST", "/json/token", "Content-Type: application/json", &form, 502, 1),
         ("too long", "POST", "/long/token", urlencoded, &long, 502, 1),
@@ -840,6 +844,64 @@ async fn a_form_that_asks_for_a_token_is_sent_again() {
         assert!(sent_on.iter().all(|(target, bytes)| target == path && bytes == body.as_bytes()), "{case}");
     }
     assert!(!sidecar.log_text().contains(PASSWORD));
+}
+
+/// RFC 9110, section 9.2.2: a form that was sent whole, on a connection that was used, may be used up though that ends without an
+/// answer. One form comes, and its client hears of it: at the mirror with and without repair, and toward another host.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_form_whose_connection_dies_is_sent_once() {
+    let at_mirror = [true, false].map(|repair| (repair, Ipv4Addr::LOCALHOST, false));
+    // A machine without a network has no other host.
+    for (repair, ip, is_other_host) in at_mirror.into_iter().chain(outward_address().map(|ip| (true, ip, true))) {
+        let forms = Arc::new(AtomicU64::new(0));
+        let counted = forms.clone();
+        let stub = StubRegistry::raw_at(ip, move |connection| ends_at_a_form(connection, counted.clone())).await;
+        let upstream = if is_other_host { "127.0.0.1:9".to_owned() } else { stub.address().to_string() };
+        let registry = format!(
+            "[registries.harbor]\nhosts = [\"registry.test\"]\ncap = 4\nshare = 1\n\
+             [registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{upstream}\"\n\
+             [registries.harbor.repair]\nenabled = {repair}\n"
+        );
+        let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
+        let (entry, url) = if is_other_host {
+            (sidecar.proxy(), format!("http://{}/service/token", stub.address()))
+        } else {
+            (sidecar.listener("mirror").unwrap(), "/service/token".to_owned())
+        };
+        let mut wire = Wire::open(entry).await.unwrap();
+        assert_eq!(wire.get(&url, &[]).await.unwrap().status(), 200, "a connection that is used");
+        let form = "grant_type=password&username=robot&password=x";
+        let length = format!("Content-Length: {}", form.len());
+        let head = request("POST", &url, &["Content-Type: application/x-www-form-urlencoded", &length]);
+        wire.send(&[head.as_bytes(), form.as_bytes()].concat()).await.unwrap();
+        let answer = timeout(Duration::from_secs(10), wire.read_answer()).await.expect("it does not hang").unwrap();
+        assert_eq!((answer.status(), forms.load(Ordering::Relaxed)), (502, 1), "{repair} {ip}");
+        assert_eq!(stub.accept_log().len(), 1, "{repair} {ip}: the form went out on the used connection");
+    }
+}
+
+/// Serves every GET, and ends the connection where a form has come whole.
+async fn ends_at_a_form(connection: StubConnection, forms: Arc<AtomicU64>) {
+    let mut wire = Wire::new(connection);
+    while let Ok(Some(head)) = wire.read_head().await {
+        let _ = wire.body(Framing::of_request(&head)).collect().await;
+        if head.method() == "POST" {
+            forms.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let _ = wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    }
+}
+
+/// This machine's address toward others, if it has one.
+fn outward_address() -> Option<Ipv4Addr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Nothing is sent: the kernel only chooses a route.
+    socket.connect("198.51.100.1:9").ok()?;
+    match socket.local_addr().ok()?.ip() {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    }
 }
 
 /// A client that has said all and waits gets its answer, also one that was not repaired in time.

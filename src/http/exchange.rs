@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::Instant;
 
 use super::outbound::Outbound;
@@ -19,7 +19,7 @@ pub(super) struct Exchange<'a> {
     /// `None` once it was sent.
     body: Option<RequestBody>,
     /// Sent from the second time on.
-    copy: BodyCopy,
+    pub(super) copy: BodyCopy,
     pub(super) upload: Upload,
     /// A request of which no byte was sent, though its connection was closed.
     unsent: Option<Box<Request<RequestBody>>>,
@@ -27,8 +27,9 @@ pub(super) struct Exchange<'a> {
 
 impl<'a> Exchange<'a> {
     pub(super) fn new(upstream: &'a Upstream, outbound: &'a Outbound, body: RequestBody) -> Exchange<'a> {
-        // A request that cannot be sent twice uses a new connection, or one that was just checked.
-        let is_careful = !outbound.is_repeatable();
+        // A request that cannot be sent twice uses a new connection, or one that was just checked. A form that asks for a token
+        // is sent again after an answer alone (RFC 9110, section 9.2.2).
+        let is_careful = !outbound.is_repeatable() || outbound.method() == Method::POST;
         Exchange {
             upstream,
             outbound,

@@ -28,7 +28,7 @@ pub struct Outbound {
     head: Box<Parts>,
     key: ReuseKey,
     lane: Lane,
-    /// Whether it may be sent more than once: nothing changes by it, and its body, if any, is small.
+    /// Whether it may be sent more than once: nothing changes by it, or it is a form that asks for a token, of which a copy is kept.
     repeatable: bool,
     /// Whether it asks for the rest of a blob that broke off.
     is_rest: bool,
@@ -178,7 +178,13 @@ fn lane_of(path: &str) -> Lane {
     if path.contains("/blobs/") { Lane::Blob } else { Lane::Small }
 }
 
-/// Whether a POST asks for a token, as containerd does before it tries GET: nothing changes by it, though HTTP cannot tell.
+/// Whether this form may be sent again: it asks by a password, or says nothing of it. A code holds once, and a refresh token may be
+/// replaced when it is used (RFC 6749, sections 4.1.2 and 6).
+pub fn may_ask_again(form: &[u8]) -> bool {
+    form_urlencoded::parse(form).filter(|(key, _)| key == "grant_type").all(|(_, grant)| grant == "password")
+}
+
+/// Whether a POST asks for a token, as containerd does before it tries GET.
 fn asks_for_token(head: &Parts) -> bool {
     let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
     let length = text(CONTENT_LENGTH).and_then(|length| length.parse().ok());

@@ -13,7 +13,7 @@ use tokio::time::timeout_at;
 
 use super::buffered_body::BufferedBody;
 use super::exchange::Exchange;
-use super::outbound::Outbound;
+use super::outbound::{Outbound, may_ask_again};
 use crate::admission::{Lane, Moment};
 use crate::backoff::chance;
 use crate::distress::Cause;
@@ -159,8 +159,10 @@ impl Repairing<'_> {
                 }
                 Verdict::Good => return self.good(judged.answer),
                 Verdict::Real => return judged.answer,
-                // Of a form, not all came yet: it cannot be sent again.
-                Verdict::Retry(_) if !self.exchange.upload.is_whole() => return judged.answer,
+                Verdict::Retry(sign) if !self.may_send_again(sign) => {
+                    self.keep(judged.answer);
+                    return self.last_answer();
+                }
                 Verdict::Retry(sign) => {
                     self.keep(judged.answer);
                     self.pause_after(sign, judged.retry_after).map(|pause| (pause, sign))
@@ -176,6 +178,12 @@ impl Repairing<'_> {
                 Some(_) | None => return self.last_answer(),
             }
         }
+    }
+
+    /// A form is not sent again before all of it came, nor where the registry may have used it up without an answer.
+    fn may_send_again(&self, sign: Sign) -> bool {
+        let Exchange { outbound, upload, copy, .. } = &self.exchange;
+        outbound.method() != Method::POST || sign != Sign::Broken && upload.is_whole() && may_ask_again(&copy.so_far())
     }
 
     /// One attempt. A stored answer is withheld from the client only until the deadline; for a first answer, the client decides

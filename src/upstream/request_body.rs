@@ -101,10 +101,18 @@ pub struct RequestBody {
 pub struct BodyCopy(Option<Arc<Mutex<BytesMut>>>);
 
 impl BodyCopy {
+    pub fn so_far(&self) -> Bytes {
+        self.0.as_ref().map(|copy| copy.lock().clone().freeze()).unwrap_or_default()
+    }
+
     /// The body once more; an empty one, where none is kept.
     pub fn again(&self) -> RequestBody {
-        let again = self.0.as_ref().map(|copy| copy.lock().clone().freeze()).unwrap_or_default();
-        RequestBody { body: None, again, upload: Upload::new(true, Arc::default()), copy: BodyCopy(None) }
+        RequestBody {
+            body: None,
+            again: self.so_far(),
+            upload: Upload::new(true, Arc::default()),
+            copy: BodyCopy(None),
+        }
     }
 }
 
