@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use roadstead_test_support::http::request;
 use roadstead_test_support::{Sidecar, StubConnection, StubRegistry, Wire, config, connect_through, eventually_is};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
@@ -292,23 +293,33 @@ async fn a_visible_request_whose_answer_takes_long_to_begin_is_not_cut() {
     }
 }
 
-/// A GET without an answer is cut after a stall, for a waiting request only, and waits again: it may be sent twice.
+/// A GET without an answer is cut after a stall, for a waiting request only, and waits again with all its patience: it may be
+/// sent twice. That its time to wait was over when it was cut does not matter, nor whether its connection was new, and the cut
+/// is no sign of the registry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_get_whose_answer_does_not_begin_gives_its_slot_up_and_waits_again() {
-    let stub = StubRegistry::builder().start().await;
-    stub.hold();
-    let sidecar = sidecar(&stub, "stall_timeout = \"500ms\"").await;
-    let mut get = Wire::open(sidecar.proxy()).await.unwrap();
-    let head = format!("GET http://{0}/v2/ HTTP/1.1\r\nHost: {0}\r\n\r\n", stub.address());
-    get.send(head.as_bytes()).await.unwrap();
-    eventually_is("the request to be there", Duration::from_secs(5), 1, async || stub.requests()).await;
-    sleep(2 * STALL).await;
-    assert_eq!((stub.open(), stub.requests()), (1, 1), "nobody waits");
-    let next = tunnel(&sidecar, &stub).await;
-    stub.release();
-    drop(next);
-    assert_eq!(get.read_answer().await.unwrap().status(), 200);
-    assert_eq!((stub.requests(), stub.peak()), (2, 1));
+    for before in [0, 1] {
+        let stub = StubRegistry::builder().start().await;
+        let settings = "stall_timeout = \"500ms\"\n[registries.stub.queue]\nrequest_timeout = \"200ms\"";
+        let sidecar = sidecar(&stub, settings).await;
+        let mut get = Wire::open(sidecar.proxy()).await.unwrap();
+        let url = format!("http://{}/v2/", stub.address());
+        for _ in 0..before {
+            assert_eq!(get.get(&url, &[]).await.unwrap().status(), 200, "its connection is kept");
+        }
+        stub.hold();
+        get.send(request("GET", &url, &[]).as_bytes()).await.unwrap();
+        eventually_is("the request to be there", Duration::from_secs(5), before + 1, async || stub.requests()).await;
+        sleep(2 * STALL).await;
+        assert_eq!((stub.open(), stub.requests()), (1, before + 1), "nobody waits");
+        let next = tunnel(&sidecar, &stub).await;
+        stub.release();
+        drop(next);
+        assert_eq!(get.read_answer().await.unwrap().status(), 200, "after {before} others");
+        assert_eq!((stub.requests(), stub.peak()), (before + 2, 1));
+        let distress = sidecar.status().await["registries"]["stub"]["distress"].clone();
+        assert_eq!(distress["level"], 0.0, "{distress}");
+    }
 }
 
 /// And one that moves a little is none that stalls.

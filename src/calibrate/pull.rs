@@ -151,7 +151,7 @@ impl ManifestPuller {
                     let body = Limited::new(body, MAX_BODY).collect().await.map_err(|error| error.to_string())?;
                     return Ok((head.status, head.headers, body.to_bytes()));
                 }
-                Err(SendError::Unsent(_) | SendError::Died { was_pooled: true, .. }) => {}
+                Err(SendError::Unsent(_) | SendError::Cut | SendError::Died { was_pooled: true, .. }) => {}
                 Err(SendError::Died { cause, .. }) => return Err(cause.to_string()),
                 Err(SendError::Malformed(what)) => return Err(what.to_owned()),
             }

@@ -11,6 +11,9 @@ use crate::upstream::request_body::{BodyCopy, RequestBody, Upload};
 use crate::upstream::tls::last_word;
 use crate::upstream::{Attempt, Connected, Failure, Upstream};
 
+/// The pause of a request that was cut for another one, which gets the slot once the registry has seen the cut.
+const PAUSE_AFTER_CUT: Duration = Duration::from_secs(1);
+
 /// One request, and what is left to send of it.
 pub(super) struct Exchange<'a> {
     pub(super) upstream: &'a Upstream,
@@ -72,6 +75,12 @@ impl<'a> Exchange<'a> {
             Ok(response) => Ok(Some((response, began.elapsed()))),
             Err(SendError::Unsent(request)) => {
                 self.unsent = Some(request);
+                Ok(None)
+            }
+            // It is behind the one that gets its slot, and has all its patience again.
+            Err(SendError::Cut) => {
+                upstream.pause_until(upstream.gate.now() + PAUSE_AFTER_CUT).await?;
+                attempt.deadline = attempt.deadline.max(upstream.gate.now() + attempt.patience.limit);
                 Ok(None)
             }
             // Once: what ends a second connection is no accident.

@@ -214,6 +214,8 @@ impl Repairing<'_> {
                 Box::pin(exchange.turn(attempt)).await
             }
         };
+        // It is longer where the request was cut meanwhile.
+        self.deadline = attempt.deadline;
         let judged = match turn {
             Ok(None) => return Ok(None),
             Ok(Some((response, took))) => self.judge(response, took).await,

@@ -13,7 +13,7 @@ use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::header::{
     AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, PROXY_AUTHENTICATE, TRANSFER_ENCODING, WWW_AUTHENTICATE,
 };
-use hyper::{Request, Response, Version};
+use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::TokioIo;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -59,6 +59,8 @@ pub struct PooledConnection {
 pub enum SendError {
     /// The connection, which had been pooled, was closed before a byte of the request was sent; here it is back.
     Unsent(Box<Request<RequestBody>>),
+    /// Its connection was cut for a request that waits, since no answer began: it may be sent again.
+    Cut,
     /// The connection ended before the head of the answer.
     Died {
         cause: hyper::Error,
@@ -130,8 +132,14 @@ impl PooledConnection {
         let is_personal = binds_connection(request.headers());
         let upload = request.body().upload();
         upload.begin(ClientDebt::new(self.terms.least_rate, self.terms.stall_timeout));
-        let (began, is_safe) = (gate.now(), request.method().is_safe());
-        *self.pending.lock() = Some(PendingRequest { began, upload: upload.clone(), is_safe, is_answered: false });
+        let is_safe = [Method::GET, Method::HEAD].contains(request.method()) && request.body().is_end_stream();
+        *self.pending.lock() = Some(PendingRequest {
+            began: gate.now(),
+            upload: upload.clone(),
+            is_safe,
+            is_answered: false,
+            is_cut: false,
+        });
         let pending = self.pending.clone();
         let mut underway = Underway { connection: Some(self), gate, key, upload, is_final: false, is_reusable: false };
         match underway.sender().try_send_request(request).await {
@@ -147,6 +155,7 @@ impl PooledConnection {
             }
             Err(mut failed) => Err(match failed.take_message() {
                 Some(request) if was_pooled => SendError::Unsent(Box::new(request)),
+                _ if pending.lock().as_ref().is_some_and(|pending| pending.is_cut) => SendError::Cut,
                 // A registry that closes each new connection at once must not be dialled over and over.
                 Some(_) | None => SendError::Died { cause: failed.into_error(), was_pooled },
             }),

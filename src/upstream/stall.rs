@@ -1,8 +1,8 @@
 //! A connection on which a visible request does not move: after a very long time it is reclaimed for a waiter, like a tunnel.
 //!
 //! Neither a registry that stops in its answer nor a client that takes nothing, or less than `queue.least_rate`, may hold a slot
-//! for ever. A request whose answer has not begun is cut only if it may be sent again (RFC 9110, section 9.2.1): the registry may
-//! be at work on a commit, whose client may leave.
+//! for ever. A request whose answer has not begun is cut only if it may be sent again (RFC 9110, section 9.2.1), which follows: the
+//! registry may be at work on a commit, whose client may leave.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,10 +24,12 @@ pub(super) type Pending = Arc<Mutex<Option<PendingRequest>>>;
 pub(super) struct PendingRequest {
     pub began: Moment,
     pub upload: Upload,
-    /// Whether it changes nothing at the registry.
+    /// Whether it may be sent again: a GET or HEAD without a body.
     pub is_safe: bool,
     /// Whether the head of its answer came.
     pub is_answered: bool,
+    /// Whether it was cut before that, and is to be sent again.
+    pub is_cut: bool,
 }
 
 /// Looks for a request that does not move on one connection.
@@ -76,10 +78,11 @@ impl<P: Send + 'static> Lookout<P> {
     }
 
     fn blame(&self) {
-        if let Some(PendingRequest { upload, .. }) = &*self.pending.lock()
-            && upload.left().is_some_and(|left| left.is_zero())
-        {
-            upload.end_as_slow();
+        if let Some(pending) = &mut *self.pending.lock() {
+            pending.is_cut = pending.is_safe && !pending.is_answered;
+            if pending.upload.left().is_some_and(|left| left.is_zero()) {
+                pending.upload.end_as_slow();
+            }
         }
     }
 
