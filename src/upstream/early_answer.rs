@@ -2,12 +2,13 @@
 //!
 //! hyper treats bytes before its own request as an error, and stops reading when a write fails. A registry that refuses
 //! a connection answers before any request; one that refuses an upload answers, closes, and resets what still comes. In
-//! both cases the answer is in the receive buffer, and the client must see it (RFC 9112, section 9.5). Used by `http`
-//! alone, between hyper and the socket; it changes no byte.
+//! both cases the answer is in the receive buffer, and the client must see it (RFC 9112, section 9.5). A write that meets a
+//! reset takes it out of the socket, which then shows an end: it is kept, since an answer without a length that was reset is
+//! not whole. Used by `http` alone, between hyper and the socket; it changes no byte.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -24,7 +25,17 @@ enum Writing {
     NotBegun(Option<Waker>),
     Begun,
     /// The registry takes no more. Written bytes are dropped; a read returns the rest.
-    Failed,
+    Failed {
+        /// Whether it was reset before it had ended its side: the rest is not whole.
+        is_reset: bool,
+    },
+}
+
+impl Writing {
+    /// The kernel tells of a reset behind an end as a broken pipe.
+    fn failed(error: &io::Error) -> Writing {
+        Writing::Failed { is_reset: !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::NotConnected) }
+    }
 }
 
 impl<S> EarlyAnswer<S> {
@@ -33,12 +44,12 @@ impl<S> EarlyAnswer<S> {
     }
 
     fn written(&mut self, length: usize, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        let begun = match result {
+        let begun = match &result {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(_)) => Writing::Begun,
-            Poll::Ready(Err(_)) => Writing::Failed,
+            Poll::Ready(Err(error)) => Writing::failed(error),
         };
-        let result = if let Writing::Failed = begun { Poll::Ready(Ok(length)) } else { result };
+        let result = if let Writing::Failed { .. } = begun { Poll::Ready(Ok(length)) } else { result };
         if let Writing::NotBegun(Some(reader)) = std::mem::replace(&mut self.writing, begun) {
             reader.wake();
         }
@@ -52,7 +63,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for EarlyAnswer<S> {
             *reader = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let has_ended = buffer.filled().len() == before && buffer.remaining() > 0;
+        let is_cut = has_ended && matches!(self.writing, Writing::Failed { is_reset: true });
+        Poll::Ready(if is_cut { Err(ErrorKind::ConnectionReset.into()) } else { Ok(()) })
     }
 }
 
@@ -67,7 +82,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for EarlyAnswer<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let length = slices.iter().map(|slice| slice.len()).sum();
-        if let Writing::Failed = self.writing {
+        if let Writing::Failed { .. } = self.writing {
             return Poll::Ready(Ok(length));
         }
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
@@ -80,8 +95,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for EarlyAnswer<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        if let Poll::Ready(Err(_)) = flushed {
-            self.writing = Writing::Failed;
+        if let Poll::Ready(Err(error)) = &flushed {
+            self.writing = Writing::failed(error);
         }
         flushed.map(|_| Ok(()))
     }
@@ -93,7 +108,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for EarlyAnswer<S> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, duplex};
+    use tokio::net::{TcpListener, TcpStream};
     use tokio::time::timeout;
 
     use super::*;
@@ -124,5 +140,28 @@ mod tests {
         let mut buffer = Vec::new();
         stream.read_to_end(&mut buffer).await.unwrap();
         assert_eq!(buffer, b"answer");
+    }
+
+    /// Without a length an answer ends with its connection (RFC 9112, section 6.3): a reset is no such end, whoever met it.
+    #[tokio::test]
+    async fn an_answer_that_was_reset_does_not_end() {
+        for ends_first in [false, true] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (mut far, _) = listener.accept().await.unwrap();
+            far.write_all(b"answer").await.unwrap();
+            if ends_first {
+                far.shutdown().await.unwrap();
+            }
+            far.set_zero_linger().unwrap();
+            drop(far);
+            near.ready(Interest::READABLE).await.unwrap();
+            let mut stream = EarlyAnswer::new(near);
+            stream.write_all(b"request").await.unwrap();
+            let mut buffer = Vec::new();
+            let ended = stream.read_to_end(&mut buffer).await.map_err(|error| error.kind());
+            assert_eq!(buffer, b"answer");
+            assert_eq!(ended, if ends_first { Ok(6) } else { Err(ErrorKind::ConnectionReset) });
+        }
     }
 }
