@@ -438,6 +438,24 @@ async fn a_wrong_password_costs_one_log_in() {
     }
 }
 
+/// A wrong password gets a whole token for a public project, without a user. That does not prove the password right: three old
+/// pull secrets, whose tokens for other projects are poor, are no distress.
+#[tokio::test]
+async fn a_wrong_password_that_gets_what_everybody_may_is_no_distress() {
+    let harbor = StubHarbor::start(&[], 1, 1).await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    let mut puller = Puller::new(mirror, "1".to_owned()).await;
+    for password in ["old", "older", "oldest"] {
+        let whole = puller.token("public/app", password).await.unwrap().json()["token"].clone();
+        let bearer = format!("Bearer {}", whole.as_str().unwrap());
+        puller.expect("/v2/public/app/manifests/v1", Some(&bearer)).await.unwrap();
+        puller.token("team/app", password).await.unwrap();
+    }
+    assert_eq!((harbor.requests().len(), retries(&sidecar).await), (9, 0));
+    let distress = sidecar.status().await["registries"]["harbor"]["distress"].clone();
+    assert_eq!((distress["on"].as_bool(), distress["level"].as_f64()), (Some(false), Some(0.0)), "{distress}");
+}
+
 /// A token that says nothing of what it allows is no reason for another request.
 #[tokio::test]
 async fn a_token_that_says_nothing_is_asked_for_once() {

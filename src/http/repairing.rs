@@ -260,16 +260,15 @@ impl Repairing<'_> {
         // Harbor's errors have an empty challenge. A denial without any may be another registry's own, and one of a password
         // is not asked for twice.
         let is_bare = status == StatusCode::UNAUTHORIZED && !headers.contains_key(WWW_AUTHENTICATE);
-        let verdict = match &self.token {
+        let access = self.token.as_ref().filter(|_| is_token && body.is_whole());
+        let token = access.and_then(|access| access.look_at(body.so_far()));
+        let verdict = match token {
             _ if is_bare && (outbound.has_password() || self.look.is_some()) => Verdict::Real,
-            Some(access) if is_token && body.is_whole() => match access.look_at(body.so_far()) {
-                Some(TokenFound::Poor { has_subject }) => Verdict::PoorToken { has_subject },
-                Some(TokenFound::Whole) => {
-                    self.repair.whole_token(self.keys.denial, self.keys.subject, self.exchange.upstream.gate.now());
-                    Verdict::Good
-                }
-                None => Verdict::Good,
-            },
+            Some(TokenFound::Poor { has_subject }) => Verdict::PoorToken { has_subject },
+            Some(TokenFound::Whole { .. }) => {
+                self.repair.whole_token(self.keys.denial, self.keys.subject, self.exchange.upstream.gate.now());
+                Verdict::Good
+            }
             _ if !is_suspicious => Verdict::Good,
             _ if !body.is_whole() => Verdict::Real,
             _ => {
@@ -281,7 +280,9 @@ impl Repairing<'_> {
         if !is_bare {
             self.note(verdict);
         }
-        let is_slow = verdict == Verdict::Good && status.is_success() && self.served_well(took);
+        // A wrong password gets a token without a user, which allows what everybody may.
+        let is_proof = token != Some(TokenFound::Whole { has_subject: false });
+        let is_slow = verdict == Verdict::Good && status.is_success() && self.served_well(took, is_proof);
         if !is_slow && matches!(verdict, Verdict::Good | Verdict::Real) {
             let upstream = self.exchange.upstream;
             upstream.adapt.good(Some(took), &upstream.gate);
@@ -315,11 +316,14 @@ impl Repairing<'_> {
         proofs.into_iter().flatten().for_each(|proof| self.repair.prove(proof, now));
     }
 
-    /// Notes that these credentials and this registry are well. Tells whether the answer was slow, which is a sign.
-    fn served_well(&self, took: Duration) -> bool {
+    /// Notes that this registry is well, and its credentials, where the answer proves it. Tells whether the answer was slow, which
+    /// is a sign.
+    fn served_well(&self, took: Duration, is_proof: bool) -> bool {
         let upstream = self.exchange.upstream;
         let now = upstream.gate.now();
-        self.prove([self.keys.named, self.keys.served], now);
+        if is_proof {
+            self.prove([self.keys.named, self.keys.served], now);
+        }
         let is_small = self.exchange.outbound.lane() == Lane::Small;
         let is_slow = is_small && self.repair.answered(took, now);
         if is_slow {

@@ -1,7 +1,8 @@
 //! Whose fault a doubtful sign is: that of the registry, or of the credentials that it answered.
 //!
 //! A poor token is what a wrong password gets. It is the registry's fault where the same credentials proved good: they were
-//! served well, or, for a token without a user, another token named their user. In a storm the proof may come after the
+//! served well, or, for a token without a user, another token named their user. A token without a user that allows what
+//! everybody may proves nothing. In a storm the proof may come after the
 //! sign, so a sign waits for it as long as a poor token is held.
 
 use std::collections::VecDeque;

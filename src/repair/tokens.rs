@@ -45,23 +45,20 @@ impl RequestedAccess {
         let payload = payload_in(body)?;
         let granted = accesses_in(payload.access.0?);
         let is_granted = |asked: &Access| granted.iter().any(|granted| granted.covers(asked));
-        if self.0.iter().all(is_granted) {
-            return Some(TokenFound::Whole);
-        }
-        Some(TokenFound::Poor { has_subject: payload.sub.is_some_and(|subject| !subject.is_empty()) })
+        let has_subject = payload.sub.is_some_and(|subject| !subject.is_empty());
+        let is_whole = self.0.iter().all(is_granted);
+        Some(if is_whole { TokenFound::Whole { has_subject } } else { TokenFound::Poor { has_subject } })
     }
 }
 
-/// A token that says what it allows.
+/// A token that says what it allows, and whether it names a user: without one, it is what a wrong password gets, or the log-in
+/// itself failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenFound {
     /// It allows all that was asked for.
-    Whole,
+    Whole { has_subject: bool },
     /// It lacks an action that was asked for.
-    Poor {
-        /// Whether it names a user: without one, the log-in itself failed.
-        has_subject: bool,
-    },
+    Poor { has_subject: bool },
 }
 
 impl Access {
@@ -141,14 +138,16 @@ mod tests {
     }
 
     const PULL: &str = "service=harbor-registry&scope=repository%3Alib%2Fapp%3Apull";
+    const WHOLE: Option<TokenFound> = Some(TokenFound::Whole { has_subject: false });
     const POOR: Option<TokenFound> = Some(TokenFound::Poor { has_subject: false });
 
     #[test]
-    fn a_whole_token_lacks_nothing() {
+    fn a_whole_token_lacks_nothing_and_may_lack_its_user() {
         let payload = r#"{"access":[{"type":"repository","name":"lib/app","actions":["pull","push"]}]}"#;
-        assert_eq!(found(PULL, payload), Some(TokenFound::Whole));
-        let all = r#"{"access":[{"type":"repository","name":"lib/app","actions":["*"]}]}"#;
-        assert_eq!(found("scope=repository:lib/app:pull,push", all), Some(TokenFound::Whole));
+        assert_eq!(found(PULL, payload), WHOLE);
+        let all = r#"{"sub":"robot$a","access":[{"type":"repository","name":"lib/app","actions":["*"]}]}"#;
+        let named = Some(TokenFound::Whole { has_subject: true });
+        assert_eq!(found("scope=repository:lib/app:pull,push", all), named);
     }
 
     #[test]
@@ -177,7 +176,7 @@ mod tests {
             "scope=repository:a:pull%20repository(plugin):b:5000/c:push,pull",
             "scope=repository:a:pull+repository:b:5000/c:push,pull",
         ] {
-            assert_eq!((found(query, all), found(query, one)), (Some(TokenFound::Whole), POOR), "{query}");
+            assert_eq!((found(query, all), found(query, one)), (WHOLE, POOR), "{query}");
         }
     }
 
