@@ -437,3 +437,59 @@ async fn drip_beside_a_waiter(case: &'static str, rate: &str) {
     }
     dripping.abort();
 }
+
+/// A client that is too slow is the cause of the end also where its request was sent more than once: of a blob that was resumed
+/// before, and of one whose first connection died.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_client_is_the_cause_however_often_its_request_was_sent() {
+    const BLOB: usize = MUCH + 1;
+    for breaks_off in [true, false] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = asked.clone();
+        let stub = StubRegistry::raw(move |connection| {
+            let counted = counted.clone();
+            async move {
+                let mut wire = Wire::new(connection);
+                while let Ok(Some(_)) = wire.read_head().await {
+                    let all = format!("HTTP/1.1 200 OK\r\nContent-Length: {BLOB}\r\n\r\n");
+                    let rest = format!(
+                        "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 1-{MUCH}/{BLOB}\r\nContent-Length: {MUCH}\r\n\r\n"
+                    );
+                    let (head, length, goes_on) = match counted.fetch_add(1, Ordering::Relaxed) {
+                        0 => ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 0, true),
+                        1 if breaks_off => (all.as_str(), 1, false),
+                        1 => ("", 0, false),
+                        2 => (if breaks_off { rest.as_str() } else { all.as_str() }, MUCH, false),
+                        _ => ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", 0, true),
+                    };
+                    let sent = wire.send(&[head.as_bytes(), &vec![7; length]].concat()).await;
+                    if sent.is_err() || !goes_on {
+                        return;
+                    }
+                }
+            }
+        })
+        .await;
+        let settings = "stall_timeout = \"1500ms\"\n[registries.stub.queue]\nleast_rate = \"100MiB/s\"";
+        let sidecar = sidecar(&stub, settings).await;
+        let mut slow = Wire::open(sidecar.proxy()).await.unwrap();
+        let url = format!("http://{}/v2/a/blobs/sha256:0", stub.address());
+        assert_eq!(slow.get(&url, &[]).await.unwrap().status(), 200, "its connection is kept");
+        slow.send(request("GET", &url, &[]).as_bytes()).await.unwrap();
+        eventually_is("the last one", Duration::from_secs(5), 3, async || asked.load(Ordering::Relaxed)).await;
+        let (mut slow, _) = slow.into_parts();
+        let dripping = tokio::spawn(async move {
+            let mut portion = vec![0; 400_000];
+            while matches!(slow.read(&mut portion).await, Ok(1..)) {
+                sleep(STALL / 10).await;
+            }
+        });
+        let _next = tunnel(&sidecar, &stub).await;
+        dripping.await.unwrap();
+        let of_blob = |line: &serde_json::Value| line["ended_by"] == "reclaim" && line["outcome"] == "client_left";
+        eventually_is("its record", Duration::from_secs(5), 1, async || {
+            sidecar.finished().iter().filter(|line| of_blob(line)).count()
+        })
+        .await;
+    }
+}

@@ -11,7 +11,7 @@ use hyper::StatusCode;
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::buffered_body::BufferedBody;
-use super::resuming::Resumable;
+use super::resuming::{Resumable, Resumed};
 use crate::metrics::{Grade, Label};
 use crate::proxy::client::Client;
 use crate::proxy::record::{Carried, Record};
@@ -25,7 +25,7 @@ pub enum Reply {
     Relayed(Box<Relayed>),
 }
 
-type Resuming = Pin<Box<dyn Future<Output = Result<(Box<Resumable>, BufferedBody), hyper::Error>> + Send>>;
+type Resuming = Pin<Box<dyn Future<Output = Result<Resumed, hyper::Error>> + Send>>;
 
 /// A body on its way from the registry to the client. It takes the record of the request to its end.
 pub struct Relayed {
@@ -99,7 +99,9 @@ impl Relayed {
                 let resumed = ready!(resuming.as_mut().poll(cx));
                 self.resuming = None;
                 match resumed {
-                    Ok((resumable, body)) => (self.resumable, self.body) = (Some(resumable), body),
+                    Ok((resumable, body, upload)) => {
+                        (self.resumable, self.body, self.upload) = (Some(resumable), body, upload);
+                    }
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 }
             }

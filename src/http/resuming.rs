@@ -14,7 +14,7 @@ use super::buffered_body::BufferedBody;
 use super::outbound::Outbound;
 use super::repairing;
 use crate::backoff::{Backoff, chance};
-use crate::upstream::request_body::RequestBody;
+use crate::upstream::request_body::{RequestBody, Upload};
 use crate::upstream::{Attempt, Failure, Upstream};
 
 /// How often one transfer is resumed.
@@ -31,6 +31,9 @@ pub struct Resumable {
     etag: Option<HeaderValue>,
     resumed: u32,
 }
+
+/// The rest of a blob, how to go on with that, and the client's part in it.
+pub type Resumed = (Box<Resumable>, BufferedBody, Upload);
 
 /// Bytes of a blob, and its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +71,9 @@ impl Resumable {
         self.range.next += bytes as u64;
     }
 
-    /// Gets the rest of the blob.
+    /// Gets the rest of the blob, and what its client owes from then on.
     /// Fails with the reason for which the transfer broke off, where it cannot go on.
-    pub async fn resume(mut self: Box<Self>, cause: hyper::Error) -> Result<(Box<Self>, BufferedBody), hyper::Error> {
+    pub async fn resume(mut self: Box<Self>, cause: hyper::Error) -> Result<Resumed, hyper::Error> {
         let upstream = self.upstream.clone();
         self.resumed += 1;
         if self.resumed > MAX_RESUMED || self.range.next > self.range.last {
@@ -79,12 +82,14 @@ impl Resumable {
         let deadline = upstream.gate.now() + upstream.terms.stall_timeout;
         let (from, target) = (self.range.next, self.outbound.uri().path());
         let mut tries = self.resumed;
-        let response = loop {
+        let (response, upload) = loop {
             upstream.pause_until(upstream.gate.now() + PAUSES.jittered(tries, chance())).await.ok();
             let mut attempt = self.attempt.again();
             attempt.deadline = deadline;
             let outbound = self.outbound.with_range(self.range.next, self.range.last);
-            let exchanged = repairing::exchange((&outbound, RequestBody::empty()), &upstream, &mut attempt).await;
+            let body = RequestBody::empty();
+            let upload = body.upload();
+            let exchanged = repairing::exchange((&outbound, body), &upstream, &mut attempt).await;
             // Nobody else can tell the client what is missing: an outage is waited out, as long as any other stall. A 500 or
             // a 429 is an answer about this blob, and was asked for again already.
             let is_outage = match &exchanged {
@@ -94,7 +99,7 @@ impl Resumable {
             tries += 1;
             match exchanged {
                 _ if is_outage && upstream.gate.now() < deadline => {}
-                Ok((response, _)) => break response,
+                Ok((response, _)) => break (response, upload),
                 Err(_) => return Err(cause),
             }
         };
@@ -104,7 +109,7 @@ impl Resumable {
         }
         tracing::info!(registry = upstream.name, target, from, times = self.resumed, "a blob is resumed");
         upstream.metrics.resumed();
-        Ok((self, response.into_body()))
+        Ok((self, response.into_body(), upload))
     }
 
     /// Whether this answer goes on where the client is, with bytes of the same blob.

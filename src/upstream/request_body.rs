@@ -92,27 +92,27 @@ pub struct RequestBody {
     body: Option<Incoming>,
     /// The bytes of a copy that are still to be sent.
     again: Bytes,
-    upload: Upload,
     copy: BodyCopy,
 }
 
-/// The bytes of a body that came so far, if they are kept.
-#[derive(Clone, Debug, Default)]
-pub struct BodyCopy(Option<Arc<Mutex<BytesMut>>>);
+/// A body, to be sent once more.
+#[derive(Clone, Debug)]
+pub struct BodyCopy {
+    /// The bytes that came so far, if they are kept.
+    bytes: Option<Arc<Mutex<BytesMut>>>,
+    /// The client's, however often it is sent.
+    upload: Upload,
+}
 
 impl BodyCopy {
     pub fn so_far(&self) -> Bytes {
-        self.0.as_ref().map(|copy| copy.lock().clone().freeze()).unwrap_or_default()
+        self.bytes.as_ref().map(|bytes| bytes.lock().clone().freeze()).unwrap_or_default()
     }
 
     /// The body once more; an empty one, where none is kept.
     pub fn again(&self) -> RequestBody {
-        RequestBody {
-            body: None,
-            again: self.so_far(),
-            upload: Upload::new(true, Arc::default()),
-            copy: BodyCopy(None),
-        }
+        let copy = BodyCopy { bytes: None, upload: self.upload.clone() };
+        RequestBody { body: None, again: self.so_far(), copy }
     }
 }
 
@@ -120,17 +120,17 @@ impl RequestBody {
     /// The client's body; `bytes` counts what was taken of it. A copy is kept of one that may be sent once more.
     pub fn new(body: Incoming, bytes: Arc<AtomicU64>, may_repeat: bool) -> RequestBody {
         let upload = Upload::new(body.is_end_stream(), bytes);
-        let copy = BodyCopy((may_repeat && !body.is_end_stream()).then(Arc::default));
-        RequestBody { body: Some(body), again: Bytes::new(), upload, copy }
+        let bytes = (may_repeat && !body.is_end_stream()).then(Arc::default);
+        RequestBody { body: Some(body), again: Bytes::new(), copy: BodyCopy { bytes, upload } }
     }
 
     /// No body.
     pub fn empty() -> RequestBody {
-        BodyCopy::default().again()
+        BodyCopy { bytes: None, upload: Upload::new(true, Arc::default()) }.again()
     }
 
     pub fn upload(&self) -> Upload {
-        self.upload.clone()
+        self.copy.upload.clone()
     }
 
     /// Its copy, which is complete once the upload is whole.
@@ -151,15 +151,15 @@ impl Body for RequestBody {
         };
         let polled = Pin::new(&mut *body).poll_frame(cx);
         let Poll::Ready(frame) = polled else {
-            this.upload.note(true, 0);
+            this.copy.upload.note(true, 0);
             return Poll::Pending;
         };
         let progress = match &frame {
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
-                this.upload.note(false, bytes);
-                this.upload.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-                if let (Some(copy), Some(data)) = (&this.copy.0, frame.data_ref()) {
+                this.copy.upload.note(false, bytes);
+                this.copy.upload.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                if let (Some(copy), Some(data)) = (&this.copy.bytes, frame.data_ref()) {
                     copy.lock().extend_from_slice(data);
                 }
                 // Nobody polls again after trailers.
@@ -168,7 +168,7 @@ impl Body for RequestBody {
             Some(Err(_)) => Progress::Broken,
             None => Progress::Whole,
         };
-        this.upload.state.lock().progress = progress;
+        this.copy.upload.state.lock().progress = progress;
         Poll::Ready(frame)
     }
 
