@@ -160,7 +160,7 @@ async fn carry(proxy: &Proxy, tunnel: Box<Tunnel>, (client, counted): (&Client, 
                 match (grade, outcome, exchange) {
                     (Grade::Unsure, ReclaimOutcome::Clean, Some(exchange)) => path.policy.ended_in_silence(exchange),
                     (Grade::Answered | Grade::Silent, ReclaimOutcome::Cut, Some(exchange)) => {
-                        path.policy.went_on(exchange)
+                        path.policy.went_on(exchange);
                     }
                     _ => {}
                 }

@@ -127,10 +127,10 @@ async fn a_client_that_takes_the_rest_late_is_not_stuck_any_more() {
     let stub = StubRegistry::raw(move |mut connection| {
         let (told, sent) = (told.clone(), sent.clone());
         async move {
-            connection.read(&mut [0; 1024]).await.unwrap();
+            assert!(connection.read(&mut [0; 1024]).await.unwrap() > 0);
             loop {
                 told.notified().await;
-                connection.write_all(&[7; PIECE]).await.unwrap();
+                connection.write_all(&vec![7; PIECE]).await.unwrap();
                 sent.fetch_add(1, Ordering::SeqCst);
             }
         }
@@ -185,7 +185,7 @@ async fn a_tunnel_that_holds_the_end_of_a_request_is_never_taken() {
     let mut pieces = 0;
     // Pieces until the sidecar holds the end of the last one.
     loop {
-        sending.send(&[7; PIECE]).await.unwrap();
+        sending.send(&vec![7; PIECE]).await.unwrap();
         pieces += 1;
         let bytes = [("registry", "stub"), ("direction", "up")];
         let read = async || sidecar.metrics().await.count("roadstead_relayed_bytes_total", &bytes);
