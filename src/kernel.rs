@@ -96,6 +96,14 @@ pub fn unacknowledged(stream: &TcpStream) -> Option<u32> {
     word_of(&ask(ours, theirs, NO_MORE)?, UNACKNOWLEDGED)
 }
 
+/// Whether the process at the other end has read all that came there, and all that it sent has come here. `None` where it is not of
+/// this machine, or of another network namespace.
+pub fn is_other_end_at_rest(stream: &TcpStream) -> Option<bool> {
+    let (ours, theirs) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
+    let answer = ask(theirs, ours, NO_MORE)?;
+    Some(word_of(&answer, READABLE)? == 0 && word_of(&answer, UNACKNOWLEDGED)? == 0)
+}
+
 /// Whether bytes came behind some that are missing: the kernel holds them in memory, and there is nothing to read yet.
 pub fn holds_out_of_order(stream: &TcpStream) -> bool {
     let held = || {
@@ -239,7 +247,7 @@ fn word_of(answer: &[u8], at: usize) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -289,12 +297,19 @@ mod tests {
             assert!(behind.uid == uid && behind.inode > 0, "{behind:?}");
             assert_eq!((socket_in_proc(theirs, ours), socket_in_proc(theirs, theirs)), (Some(behind), None));
             assert_eq!(unacknowledged(&client), Some(0));
+            assert_eq!(is_other_end_at_rest(&server), Some(true));
+            server.writable().await.unwrap();
+            server.try_write(b"answer").unwrap();
+            assert_eq!(is_other_end_at_rest(&server), Some(false), "it has not read that");
+            client.read_exact(&mut [0; 6]).await.unwrap();
+            assert_eq!(is_other_end_at_rest(&server), Some(true));
             assert!(!holds_out_of_order(&server));
             // More than the other end can take: what does not fit stays with us.
             let flood = vec![0; 16 * 1024 * 1024];
             let stuck = tokio::time::timeout(std::time::Duration::from_millis(300), client.write_all(&flood)).await;
             assert!(stuck.is_err());
             assert!(unacknowledged(&client).unwrap() > 0);
+            assert_eq!(is_other_end_at_rest(&server), Some(false), "it has sent more");
         }
     }
 }

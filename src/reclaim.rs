@@ -9,7 +9,7 @@
 //! | goodbye | one side said that it closes | nothing follows | `idle_after` | `histories::a_goodbye_is_neither_request_nor_answer` |
 //! | unused | the handshake ended, no request | a client that wants the connection asks at once | `unused_after`; 1 s where few requests of its client come late | `live_pulls::clients_that_take_their_time_before_a_request_are_never_cut` |
 //! | answered | an answer as long as others after which the client asked again | it has ended | `idle_after` | `answers::tests::an_answer_is_known_by_two_that_ended_like_it` |
-//! | silent | an answer as long as others after which nothing came for `unsure_after` | it has most likely ended, and none like it went on | `unused_after` | `answers::tests::silent_answers_are_believed_less_and_until_one_goes_on` |
+//! | silent | an answer as long as others after which nothing came for `unsure_after`; or after which the client asked again, if it is one record | it has most likely ended, and none like it went on; a single record may be a head whose body stalls | `unused_after` | `answers::tests::silent_answers_are_believed_less_and_until_one_goes_on`, `live_pulls::a_head_whose_body_stalls_is_not_taken_for_a_short_answer` |
 //! | short end | a short last record, in a tunnel in which short ones are rare | a sender with more to say fills its records | `idle_after` | `properties::a_short_end_is_believed_only_where_short_records_are_rare` |
 //! | unsure | none of these | nobody stalls that long | `unsure_after` | `live_pulls::downloads_that_stall_are_never_cut` |
 //! | handshaking | the handshake has begun and not ended | pullers give it 10 s | `unsure_after`, 10 s at least | `tests::grades_and_pauses` |
@@ -19,10 +19,13 @@
 //! | in flight | a request without an answer | it is not | never | `reclaim::a_tunnel_with_a_request_in_flight_is_never_taken` |
 //!
 //! How soon a client asks after its handshake is measured with `learn`: of its tunnels that got no request for half a second,
-//! those that got one in the next half, and those that did not or were taken before they could. Where at most a quarter did, a
-//! tunnel without a request is one that lost a race of dials, and is as safe as one after an answer.
+//! those that got one in the next half, those that got one in the two seconds after that, and those that did not or were taken
+//! before they could. Where at most a quarter came in that half (or none of six), and later ones are no more than chance would
+//! have it, a tunnel without a request is one that lost a race of dials, and is as safe as one after an answer.
 //!
-//! Right after a byte in another tunnel of its client none is taken: requests of a client come together.
+//! Right after a byte in another tunnel of its client none is taken: requests of a client come together. Nor is one whose client, in
+//! this machine, has yet to read what came, for it may ask as soon as it has
+//! (`live_pulls::a_client_that_has_yet_to_read_its_answer_is_not_idle`).
 //!
 //! A reclaim that was a mistake is seen: a request that crosses our FIN, or more of an answer. With `learn` it doubles the
 //! pauses of its client, those of unsure tunnels or those of the others; a thousand reclaims without one halve them again. The other
@@ -39,17 +42,19 @@ use std::time::Duration;
 
 pub use self::answers::AnswerShape;
 use self::answers::{Answers, Ended};
-use self::caution::Caution;
 pub use self::caution::Pulse;
+use self::caution::{Caution, Unasked};
 pub use self::client_debt::ClientDebt;
 pub use crate::metrics::Grade;
 
 /// Pullers give the TLS handshake that long.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// The shortest pause of a client whose requests come at once, and when it is known that no request came at once.
+/// The shortest pause of a client whose requests come at once; when it is known that no request came at once; and when one comes by
+/// chance.
 const AT_ONCE: Duration = Duration::from_secs(1);
 const NOT_AT_ONCE: Duration = Duration::from_millis(500);
+const LATER: Duration = Duration::from_secs(3);
 
 /// The pause where one record may be a session ticket or a whole answer.
 const MAYBE_ANSWERED: Duration = Duration::from_secs(75);
@@ -201,9 +206,9 @@ impl ReclaimPolicy {
             Doing::InFlight => Grade::InFlight,
             Doing::Idle | Doing::Unsure => match seen.exchange {
                 Some(exchange) => match self.learned().answers.ended_like(exchange) {
-                    Some(Ended::Asked) => Grade::Answered,
+                    Some(Ended::Asked) if exchange.head.is_some() => Grade::Answered,
                     _ if seen.ends_short => Grade::ShortEnd,
-                    Some(Ended::Silent) => Grade::Silent,
+                    Some(_) => Grade::Silent,
                     None => Grade::Unsure,
                 },
                 None => Grade::Unsure,
@@ -274,8 +279,13 @@ impl ReclaimPolicy {
 
     /// A tunnel of this client lay so long without a request after its handshake; then it got one, or was taken.
     pub fn unasked(&self, client: &str, quiet: Duration, asked: bool) {
+        let fate = match asked {
+            true if quiet < AT_ONCE => Unasked::Late,
+            true if quiet < LATER => Unasked::Later,
+            _ => Unasked::Never,
+        };
         if quiet >= NOT_AT_ONCE && (asked || quiet >= AT_ONCE) {
-            self.learned().caution.unasked(client, asked && quiet < AT_ONCE);
+            self.learned().caution.unasked(client, fate);
         }
     }
 
@@ -313,11 +323,13 @@ mod tests {
 
     const PIECE: AnswerShape = AnswerShape { request: 700, answer: 4_194_904, head: Some(600) };
 
+    const FIRST_BYTE: AnswerShape = AnswerShape { request: 700, answer: 501, head: None };
+
     #[test]
     fn grades_and_pauses() {
         let policy = ReclaimPolicy::new(PAUSES);
-        for _ in 0..2 {
-            policy.learn(Lesson::Answer(PIECE));
+        for answer in [PIECE, FIRST_BYTE].repeat(2) {
+            policy.learn(Lesson::Answer(answer));
         }
         let half = AnswerShape { answer: PIECE.answer / 2, ..PIECE };
         let in_flight = Observation { doing: Doing::InFlight, ..QUIET };
@@ -326,6 +338,7 @@ mod tests {
             (Observation { doing: Doing::Closing, ..QUIET }, Grade::Goodbye, Some(1)),
             (Observation { doing: Doing::Unused, ..QUIET }, Grade::Unused, Some(3)),
             (Observation { exchange: Some(PIECE), ..QUIET }, Grade::Answered, Some(1)),
+            (Observation { exchange: Some(FIRST_BYTE), ..QUIET }, Grade::Silent, Some(3)),
             (Observation { exchange: Some(half), ..QUIET }, Grade::Unsure, Some(10)),
             (Observation { exchange: Some(half), ends_short: true, ..QUIET }, Grade::ShortEnd, Some(1)),
             (Observation { doing: Doing::Idle, ..QUIET }, Grade::Unsure, Some(10)),
@@ -376,7 +389,8 @@ mod tests {
         };
         let policy = ReclaimPolicy::new(PAUSES);
         assert_eq!(moments(&policy, &[(499, true), (499, false), (999, false)]), PAUSES.unused, "too soon to tell");
-        assert_eq!(moments(&policy, &[(1000, false), (2000, true)]), SECOND);
+        assert_eq!(moments(&policy, &[(1000, true), (2999, true)]), PAUSES.unused, "they would have been cut");
+        assert_eq!(moments(&policy, &[(1000, false), (3000, true)]), SECOND);
         assert_eq!(policy.pause(Grade::Unused, "other"), Some(PAUSES.unused));
         policy.reclaimed("client", Grade::Unused, true);
         assert_eq!(policy.pause(Grade::Unused, "client"), Some(SECOND * 2), "a mistake counts here, too");

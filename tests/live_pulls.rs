@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use roadstead_test_support::http::{Framing, request};
 use roadstead_test_support::real::{Nginx, NginxSettings, TlsVersion};
 use roadstead_test_support::{Reclaims, Sidecar, StubRegistry, Wire, blob_of, config, connect_through, scale};
 use rustls::pki_types::pem::PemObject;
@@ -15,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -166,7 +167,10 @@ async fn slow_clients_beside_quick_ones(slots: usize, stay: bool, rounds: usize)
         quick.spawn(async move {
             while !*over.borrow() {
                 let mut tunnel = way.open(Duration::ZERO).await?;
-                tunnel.get("/v2/", &["Host: registry.test"]).await.map_err(|error| error.to_string())?;
+                // Twice where it stays, so that its answers are known to be whole.
+                for _ in 0..if stay { 2 } else { 1 } {
+                    get(&mut tunnel, "0 0").await?;
+                }
                 tokio::select! {
                     _ = tunnel.receive(), if stay => {}
                     _ = over.wait_for(|over| *over || !stay) => {}
@@ -240,9 +244,9 @@ async fn clients_that_are_parked_before_their_handshake_are_never_cut() {
     }
 }
 
-/// Clients that never ask twice in a tunnel, and stay: the first two answers of a length are believed whole after `unsure_after`,
-/// the next ones after
-/// `unused_after`. A cold dfdaemon at one slot would wait longer for its turn than a CONNECT may.
+/// Clients that never ask twice in a tunnel, and stay: the first two answers of a length are believed whole after `unsure_after`, and
+/// a third, which lies quiet before the second is known to be; the next ones after `unused_after`. A cold dfdaemon at one slot would
+/// wait longer for its turn than a CONNECT may.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_stayed_silent_teach_their_length() {
     let stub = StubRegistry::builder().blob_size(BLOB).start().await;
@@ -259,6 +263,63 @@ async fn answers_that_stayed_silent_teach_their_length() {
     let Reclaims { unsure, idle, crossed, cut, .. } = Reclaims::of(&stage.sidecar.metrics().await);
     assert_eq!((unsure + idle, crossed + cut), (6, 0));
     assert!((2..=4).contains(&unsure), "{unsure}");
+}
+
+/// A client that has not read its answer is busy, and not idle: it may ask as soon as it has. Its tunnel is not taken, though it is
+/// quiet for much longer than the pause, the answer is known to be whole, and a request waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_has_yet_to_read_its_answer_is_not_idle() {
+    for version in 0..VERSIONS.len() {
+        let stub = StubRegistry::builder().blob_size(BLOB).start().await;
+        let fronts = fronts_of(&stub);
+        let stage = Stage::set(stub, fronts, &[], 1, "idle_after = \"50ms\"\nunused_after = \"50ms\"").await;
+        let mut busy = stage.way(version).open(Duration::ZERO).await.unwrap();
+        for _ in 0..BEFORE {
+            busy.get("/v2/", &["Host: registry.test"]).await.unwrap();
+        }
+        busy.send(request("GET", "/v2/", &["Host: registry.test"]).as_bytes()).await.unwrap();
+        let way = stage.way(version);
+        let mut waits = tokio::spawn(async move { way.pull(Duration::ZERO, Duration::ZERO).await });
+        assert!(timeout(Duration::from_millis(1500), &mut waits).await.is_err(), "it took the slot");
+        let head = busy.read_answer().await.unwrap();
+        busy.body(Framing::of_answer(&head, "GET")).collect().await.unwrap();
+        busy.get("/v2/", &["Host: registry.test"]).await.unwrap();
+        assert_eq!(waits.await.unwrap(), Ok(()), "it gets the slot once the other one is idle");
+        let reclaims = Reclaims::of(&stage.sidecar.metrics().await);
+        assert_eq!((reclaims.idle, reclaims.all()), (1, 1), "{reclaims:?}");
+    }
+}
+
+/// Answers with one byte, in one record with their head, teach how long they are. Where the head of a longer one comes alone, and its
+/// body stalls, that head looks the same: it is waited for, longer than for the next request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_whose_body_stalls_is_not_taken_for_a_short_answer() {
+    for version in 0..VERSIONS.len() {
+        let stub = StubRegistry::builder().blob_size(BLOB).start().await;
+        let fronts = fronts_of(&stub);
+        let stage = Stage::set(stub, fronts, &[], 1, "").await;
+        let mut tunnel = stage.way(version).open(Duration::ZERO).await.unwrap();
+        let way = stage.way(version);
+        let waits = async {
+            sleep(Duration::from_millis(50)).await;
+            way.pull(Duration::ZERO, Duration::ZERO).await
+        };
+        let download = async {
+            for (range, stall) in [("0-0", "0 0"); 4].into_iter().chain([("0-99999", "head 2000")]) {
+                let ask = [
+                    "Host: registry.test".to_owned(),
+                    format!("Range: bytes={range}"),
+                    format!("X-Stall: {stall:>16}"),
+                ];
+                let answer = tunnel.get(BLOB_PATH, &ask.each_ref().map(String::as_str)).await.unwrap();
+                let last: usize = range[2..].parse().unwrap();
+                assert_eq!(answer.body.len(), last + 1);
+            }
+            drop(tunnel);
+        };
+        let (waited, ()) = tokio::join!(waits, download);
+        assert_eq!(waited, Ok(()));
+    }
 }
 
 /// A connection to `to` whose answers stop for so long in the middle of a record, once.

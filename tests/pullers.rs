@@ -135,6 +135,17 @@ async fn dfdaemons_pulls_never_fail_at_the_defaults() {
     }
 }
 
+/// The same with two slots, where more than thirty requests wait for each of them: none waits for longer than a CONNECT may, though
+/// the first answers and the first tunnels without a request are held until it is known what they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cold_dfdaemon_finds_its_turns_on_two_slots() {
+    let load = Load { blobs: scale(8, 32), ..Load::DFDAEMON };
+    for version in scale(&[TlsVersion::V1_3][..], &[TlsVersion::V1_2, TlsVersion::V1_3]) {
+        let stage = Stage::set(stub(load), NginxSettings::harbor(*version), 2, "").await;
+        stage.pull(&format!("as dfdaemon, {version:?}, 2 slots"), load, None).await.assert_whole(2);
+    }
+}
+
 /// With ten slots, TLS 1.2 and Harbor's settings.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemons_pulls_end_whole_on_ten_slots() {

@@ -15,6 +15,8 @@ const MAX_CLIENTS: usize = 1024;
 const MIN_UNASKED: u32 = 16;
 /// At most one in so many of them may have got a late request.
 const LATE_REQUESTS: u32 = 4;
+/// So many tell as much, if none of them got one: where half of them do, that is rarer than 4 of 16.
+const MIN_UNASKED_AND_NONE_LATE: u32 = 6;
 
 /// The registry's experience with each of its clients.
 #[derive(Debug, Default)]
@@ -53,7 +55,31 @@ struct Experience {
     unasked: u32,
     /// Those of them that got one soon after that while.
     late: u32,
+    /// Those that got one later, which a short pause would have cut.
+    later: u32,
     pulse: Pulse,
+}
+
+/// The fate of a tunnel that got no request for a while after its handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unasked {
+    /// It got one soon after that while.
+    Late,
+    /// It got one within four times as long after that.
+    Later,
+    /// It got none in all that time, or was taken before.
+    Never,
+}
+
+impl Experience {
+    /// Whether tunnels get their requests at once or by chance. A pool uses a spare connection at any time: in a time four times
+    /// as long four times as often, at most. More of them later than soon are those of a client that is slow.
+    fn asks_at_once(&self) -> bool {
+        let Experience { unasked, late, later, .. } = *self;
+        let few_are_late = unasked >= MIN_UNASKED && late * LATE_REQUESTS <= unasked;
+        let none_is_late = unasked >= MIN_UNASKED_AND_NONE_LATE && late == 0;
+        (few_are_late || none_is_late) && later <= 4 * late + unasked / 4
+    }
 }
 
 impl Doublings {
@@ -80,19 +106,20 @@ impl Caution {
         if sure { known.sure.note(mistake) } else { known.unsure.note(mistake) }
     }
 
-    /// A tunnel of this client got no request for a while; soon after it did, or did not.
-    pub fn unasked(&mut self, client: &str, late: bool) {
+    /// A tunnel of this client got no request for a while, and this came of it.
+    pub fn unasked(&mut self, client: &str, fate: Unasked) {
         let known = self.known(client);
         if known.unasked >= 2 * MIN_UNASKED {
-            (known.unasked, known.late) = (known.unasked / 2, known.late / 2);
+            (known.unasked, known.late, known.later) = (known.unasked / 2, known.late / 2, known.later / 2);
         }
-        (known.unasked, known.late) = (known.unasked + 1, known.late + u32::from(late));
+        known.unasked += 1;
+        known.late += u32::from(fate == Unasked::Late);
+        known.later += u32::from(fate == Unasked::Later);
     }
 
     /// Whether a tunnel of this client that got no request for a while hardly gets one soon.
     pub fn asks_at_once(&self, client: &str) -> bool {
-        let is_known = |known: &&Experience| known.unasked >= MIN_UNASKED;
-        self.clients.get(client).filter(is_known).is_some_and(|known| known.late * LATE_REQUESTS <= known.unasked)
+        self.clients.get(client).is_some_and(Experience::asks_at_once)
     }
 
     pub fn pulse(&mut self, client: &str) -> Pulse {
@@ -152,7 +179,7 @@ mod tests {
         (0..20).for_each(|_| caution.reclaimed("a", true, true));
         assert_eq!(caution.factor("a", true), 64);
         (0..2 * MAX_CLIENTS).for_each(|client| caution.reclaimed(&client.to_string(), true, true));
-        (0..2 * MAX_CLIENTS).for_each(|client| caution.unasked(&client.to_string(), true));
+        (0..2 * MAX_CLIENTS).for_each(|client| caution.unasked(&client.to_string(), Unasked::Late));
         assert_eq!((caution.clients.len(), caution.factor("a", true)), (MAX_CLIENTS, 64));
     }
 
@@ -160,19 +187,37 @@ mod tests {
     #[test]
     fn a_client_asks_at_once_if_few_of_its_requests_are_late() {
         let mut caution = Caution::default();
-        let unasked = |caution: &mut Caution, late, times| (0..times).for_each(|_| caution.unasked("a", late));
-        unasked(&mut caution, false, 15);
+        let unasked = |caution: &mut Caution, fate, times| (0..times).for_each(|_| caution.unasked("a", fate));
+        unasked(&mut caution, Unasked::Never, 5);
         assert!(!caution.asks_at_once("a"), "too few are known");
-        unasked(&mut caution, false, 1);
+        unasked(&mut caution, Unasked::Never, 1);
         assert!(caution.asks_at_once("a") && !caution.asks_at_once("b"));
-        unasked(&mut caution, true, 5);
-        assert!(caution.asks_at_once("a"), "5 of 21");
-        unasked(&mut caution, true, 1);
-        assert!(!caution.asks_at_once("a"), "6 of 22");
-        unasked(&mut caution, false, 50);
+        unasked(&mut caution, Unasked::Late, 1);
+        assert!(!caution.asks_at_once("a"), "too few, if one is late");
+        unasked(&mut caution, Unasked::Never, 9);
+        assert!(caution.asks_at_once("a"), "1 of 16");
+        unasked(&mut caution, Unasked::Late, 4);
+        assert!(caution.asks_at_once("a"), "5 of 20");
+        unasked(&mut caution, Unasked::Late, 1);
+        assert!(!caution.asks_at_once("a"), "6 of 21");
+        unasked(&mut caution, Unasked::Never, 50);
         assert!(caution.asks_at_once("a"));
-        unasked(&mut caution, true, 200);
+        unasked(&mut caution, Unasked::Late, 200);
         assert!(!caution.asks_at_once("a"));
+    }
+
+    /// Of a client that is slow all requests come after about the same time, also if that is longer than the short pause.
+    #[test]
+    fn requests_that_come_later_than_soon_are_those_of_a_slow_client() {
+        for (late, later, never, at_once) in
+            [(0, 20, 0, false), (0, 2, 6, true), (0, 3, 6, false), (2, 12, 4, true), (1, 9, 6, false), (0, 5, 15, true)]
+        {
+            let mut caution = Caution::default();
+            for (fate, times) in [(Unasked::Late, late), (Unasked::Later, later), (Unasked::Never, never)] {
+                (0..times).for_each(|_| caution.unasked("a", fate));
+            }
+            assert_eq!(caution.asks_at_once("a"), at_once, "{late} late, {later} later, {never} never");
+        }
     }
 
     #[test]

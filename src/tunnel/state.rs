@@ -374,7 +374,7 @@ impl<'a> TunnelState<'a> {
         let Some(pause) = self.policy.pause(grade, self.client_name) else {
             return self.told.set_looked(true);
         };
-        self.tell(grade, pause, seen.exchange.filter(|_| grade == Grade::Answered));
+        self.tell(grade, pause, seen.exchange.filter(|_| matches!(grade, Grade::Answered | Grade::Silent)));
     }
 
     fn tell(&mut self, grade: Grade, pause: Duration, answered: Option<AnswerShape>) {
@@ -401,9 +401,15 @@ impl<'a> TunnelState<'a> {
                 Some(End::Reclaimed(Grade::Stuck))
             }
             (Some(_), _) => None,
-            (None, _) if self.up.holds_bytes() || kernel::holds_out_of_order(self.registry.stream()) => None,
+            (None, _) if self.up.holds_bytes() => None,
+            (None, _) if [self.registry.stream(), self.client].into_iter().any(kernel::holds_out_of_order) => None,
             // Twice at most: a client with transfers under way always moves.
             (None, grade) if grade != Grade::Untouched && self.retry_pause <= 2 * WORTH_TELLING && is_lively => None,
+            (None, grade) if !grade.cuts() && self.is_client_behind() => {
+                // Once it has read it may ask at once.
+                self.retry_pause = MAX_RETRY;
+                None
+            }
             // The client's socket last: what comes after this look is cut.
             (None, _) if tcp::has_unread(self.registry.stream()) || tcp::has_unread(self.client) => None,
             (None, Grade::Stuck) => Some(End::Reclaimed(Grade::Stuck)),
@@ -426,6 +432,12 @@ impl<'a> TunnelState<'a> {
             self.retry_pause = MAX_RETRY.min(self.retry_pause * 2);
         }
         may_go
+    }
+
+    /// Whether the client's process has yet to read what came, or to send what it wrote: it is busy, and not idle. Some read nothing
+    /// before they ask, so that this is not believed for longer than a stall.
+    fn is_client_behind(&self) -> bool {
+        self.silence() < self.policy.pauses().unsure && kernel::is_other_end_at_rest(self.client) == Some(false)
     }
 
     /// Counts the time in which the client does not take what is held for it, or has sent half a record and is asked for more.

@@ -82,8 +82,10 @@ struct Stall {
 /// Where an answer with a head and a body of these lengths stalls, if it does.
 fn stall(asked: &Head, head: usize, body: usize, settings: &StubBuilder, seen: &Seen) -> Option<Stall> {
     if let Some(wanted) = asked.header("X-Stall") {
-        let (before, millis) = wanted.trim().split_once(' ').expect("X-Stall: BYTE MILLISECONDS");
-        let (before, millis) = (before.parse().expect("a byte"), millis.parse().expect("milliseconds"));
+        let (before, millis) =
+            wanted.trim().split_once(' ').expect("X-Stall: BYTE MILLISECONDS, or X-Stall: head MILLISECONDS");
+        let before = if before == "head" { head } else { before.parse().expect("a byte") };
+        let millis = millis.parse().expect("milliseconds");
         return (millis > 0).then_some(Stall { before, lasts: Duration::from_millis(millis) });
     }
     if !settings.steady_stall.is_zero() {
