@@ -119,7 +119,7 @@ for _, record in pairs(records) do
 end
 pool = pool or 0
 local turn
-local waiting = {}
+local in_turn, waiting = {}, {}
 local function by_rank(a, b)
     if a.rank ~= b.rank then return a.rank < b.rank end
     return a.name < b.name
@@ -127,7 +127,7 @@ end
 if #wishing > pool then
     turn = math.min(math.max(math.floor(20000 * pool / #wishing), 1000), 10000)
     -- First those in their turn, then those that wait, then those whose turn is over. Only the group that does not fit is sorted.
-    local in_turn, over = {}, {}
+    local over = {}
     for _, record in ipairs(wishing) do
         record.rank = record.since
         if record.granted == 0 then
@@ -222,16 +222,14 @@ if learning == 0 and pool and count > 0 then
         own.limit = own.granted
     end
     if turn and own and intent ~= 'leave' and own.granted == 0 and own.wished > 0 then
-        local ahead, ends = 0, math.huge
+        -- At the n-th end of a turn, the one that waits in the n-th place asks.
+        local ahead, ends = 0, {}
         for _, record in ipairs(waiting) do
-            if record ~= own and by_rank(record, own) then ahead = ahead + 1 end
+            if record.granted == 0 and record ~= own and by_rank(record, own) then ahead = ahead + 1 end
         end
-        if ahead < pool then
-            for _, record in pairs(records) do
-                if record.granted > 0 then ends = math.min(ends, record.since + turn) end
-            end
-            again = ends == math.huge and 0 or math.max(ends - clock, 50)
-        end
+        for at, record in ipairs(in_turn) do ends[at] = record.since + turn end
+        table.sort(ends)
+        again = ends[ahead + 1] and ends[ahead + 1] - clock or 0
     end
 end
 

@@ -45,8 +45,8 @@ pub struct ServerRun<'a> {
 /// The part of each process that wishes.
 struct Targets {
     of: BTreeMap<String, u64>,
-    /// With turns: how long one is, and who is next.
-    turn: Option<(u64, Vec<String>)>,
+    /// With turn: who waits for one, and when those end that run now; both in order.
+    turn: Option<(Vec<String>, Vec<u64>)>,
 }
 
 impl StoreModel {
@@ -198,8 +198,12 @@ impl StoreModel {
             let names: Vec<String> = order.into_iter().map(|(_, _, name)| name.clone()).collect();
             let first = usize::try_from(pool).unwrap_or(usize::MAX).min(names.len());
             of.extend(names[..first].iter().map(|name| (name.clone(), 1)));
-            let next = names.into_iter().filter(|name| self.records[name].granted == 0);
-            return Targets { of, turn: Some((turn, next.take(first).collect())) };
+            let holders =
+                wishing.iter().filter(|(_, record)| record.granted > 0).map(|(_, record)| record.since + turn);
+            let mut ends: Vec<u64> = holders.filter(|end| *end > self.clock).collect();
+            ends.sort_unstable();
+            let waiting = names.into_iter().filter(|name| self.records[name].granted == 0);
+            return Targets { of, turn: Some((waiting.collect(), ends)) };
         }
         let mut sorted: Vec<u64> = wishing.iter().map(|(_, record)| record.wished).collect();
         sorted.sort_unstable();
@@ -254,13 +258,13 @@ impl StoreModel {
         }
     }
 
+    /// At the n-th end of a turn, the one that waits in the n-th place asks. One whose turn is over has been told so already, and
+    /// says when it is done: nobody has to ask for that.
     fn again(&self, name: &str, targets: &Targets) -> u64 {
-        let Some((turn, next)) = &targets.turn else { return 0 };
-        if !next.iter().any(|next| next == name) || self.records[name].granted > 0 {
-            return 0;
-        }
-        let ends = self.records.values().filter(|record| record.granted > 0).map(|record| record.since + turn);
-        ends.min().map_or(0, |end| end.saturating_sub(self.clock).max(50))
+        let Some((waiting, ends)) = &targets.turn else { return 0 };
+        let mut waiting = waiting.iter().filter(|waiting| self.records[*waiting].granted == 0);
+        let Some(place) = waiting.position(|waiting| waiting == name) else { return 0 };
+        ends.get(place).map_or(0, |end| end - self.clock)
     }
 
     /// All records but that of this process, in order.

@@ -99,6 +99,7 @@ struct World {
     has_faults: bool,
     /// Every node wants two.
     is_demand_steady: bool,
+    longest_transfer: Micros,
     peak: u64,
     requests: u64,
     /// The time integral of what was granted, once the fleet has started.
@@ -152,6 +153,7 @@ impl World {
             cap,
             has_faults,
             is_demand_steady: false,
+            longest_transfer: LONGEST_TRANSFER,
             peak: 0,
             requests: 0,
             granted: 0,
@@ -302,7 +304,7 @@ impl World {
         machine.lease.uses(SlotUsage { open: machine.open, idle: 0, waiting: machine.waiting });
         let life = machine.life;
         for _ in 0..admitted {
-            let at = self.now + 100_000 + self.random.below(LONGEST_TRANSFER - 100_000);
+            let at = self.now + 100_000 + self.random.below(self.longest_transfer - 100_000);
             self.at(at, Event::Complete(node, life));
         }
         let machine = &mut self.machines[node];
@@ -569,6 +571,18 @@ fn more_nodes_than_slots_come_all() {
     println!("the longest wait was {longest} us");
     let rounds = 40 / 10;
     assert!(longest < 20 * SECOND + (rounds + 1) * LONGEST_TRANSFER, "{longest} us");
+}
+
+/// Transfers that outlast their turn: nobody asks again and again whether they are done.
+#[test]
+fn nodes_that_wait_for_long_transfers_do_not_ask_without_a_cause() {
+    let times = Times::default();
+    let mut world = World::new(7, 40, 10, 0, times, false);
+    (world.is_demand_steady, world.longest_transfer) = (true, 60 * SECOND);
+    world.run(100 * SECOND);
+    let (each_second, renewals) = (world.requests / 100, 40 / times.renew.as_secs());
+    println!("{each_second} requests each second, {renewals} renewals");
+    assert!(each_second < 3 * renewals && world.served > 10, "{each_second}, {} served", world.served);
 }
 
 /// A wish and a shrink, a confirmation and a grant: the node that wishes is told without asking again.
