@@ -99,6 +99,7 @@ if intent == 'leave' then
 else
     local had = number(9)
     if not (learning > 0 and not known) then had = math.min(own and own.granted or 0, had) end
+    if own and known then had = math.max(had, math.min(own.limit, number(10))) end
     local since = clock
     if own and ((had > 0 and own.granted > 0) or (had == 0 and own.granted == 0 and own.wished > 0)) then since = own.since end
     if not own then count = count + 1 end

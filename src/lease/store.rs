@@ -122,10 +122,14 @@ impl StoreModel {
         self.longest = self.longest.max(hold);
     }
 
-    /// The slots of the process from now on, before anything is lent: no more than it promised, and than it had.
+    /// The slots of the process from now on, before anything is lent: no more than it promised, and than it had. A grant that the
+    /// request has crossed is said again, if it is wished for and was not taken back.
     fn renewed(&self, name: &str, request: &LeaseRequest, registers: bool) -> Loan {
         let old = self.records.get(name);
-        let had = if registers { request.held } else { old.map_or(0, |old| old.granted.min(request.held)) };
+        let mut had = if registers { request.held } else { old.map_or(0, |old| old.granted.min(request.held)) };
+        if let Some(old) = old.filter(|_| request.epoch == self.epoch) {
+            had = had.max(old.limit.min(request.wished));
+        }
         let goes_on = old.is_some_and(|old| if had > 0 { old.granted > 0 } else { old.granted == 0 && old.wished > 0 });
         Loan {
             granted: had,

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use super::message::{LeaseAnswer, LeasePush, LeaseRequest, Process, Times};
+use super::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, Process, Times};
 use super::node::{Borrower, FleetTerms, SlotUsage};
 use super::store::{ServerRun, StoreModel};
 use crate::random::Random;
@@ -100,6 +100,7 @@ struct World {
     /// Every node wants two.
     is_demand_steady: bool,
     longest_transfer: Micros,
+    least_delay: Micros,
     peak: u64,
     requests: u64,
     /// The time integral of what was granted, once the fleet has started.
@@ -154,6 +155,7 @@ impl World {
             has_faults,
             is_demand_steady: false,
             longest_transfer: LONGEST_TRANSFER,
+            least_delay: 200,
             peak: 0,
             requests: 0,
             granted: 0,
@@ -187,7 +189,7 @@ impl World {
         if self.has_faults && self.chance(200) {
             self.random.below(40 * SECOND)
         } else {
-            200 + self.random.below(2_000)
+            self.least_delay + self.random.below(2_000)
         }
     }
 
@@ -560,17 +562,53 @@ fn without_faults_the_cap_is_used() {
     assert!(least >= 950, "{least} thousandths");
 }
 
-/// With more nodes than slots, each has a turn in 20 s, and what the transfers take that are under way when a turn ends.
+/// With more nodes than slots, each has a turn in 20 s, and what the transfers take that are under way when a turn ends. With long
+/// delays, grants cross requests.
 #[test]
 fn more_nodes_than_slots_come_all() {
-    let mut world = World::new(7, 40, 10, 0, Times::default(), false);
-    world.is_demand_steady = true;
-    world.run(100 * SECOND);
-    assert!(world.peak <= 10);
-    let longest = world.machines.iter().map(|machine| machine.longest_wait).max().expect("machines");
-    println!("the longest wait was {longest} us");
-    let rounds = 40 / 10;
-    assert!(longest < 20 * SECOND + (rounds + 1) * LONGEST_TRANSFER, "{longest} us");
+    for least_delay in [200, 50_000] {
+        let mut world = World::new(7, 40, 10, 0, Times::default(), false);
+        (world.is_demand_steady, world.least_delay) = (true, least_delay);
+        world.run(100 * SECOND);
+        assert!(world.peak <= 10);
+        let longest = world.machines.iter().map(|machine| machine.longest_wait).max().expect("machines");
+        println!("the longest wait was {longest} us");
+        let rounds = 40 / 10;
+        assert!(longest < 20 * SECOND + (rounds + 1) * LONGEST_TRANSFER, "{longest} us");
+    }
+}
+
+/// A waits longest, is granted the slot, and has a request under way that does not know of it yet.
+#[test]
+fn a_grant_that_crosses_a_request_is_not_lost() {
+    let server = ServerRun { run: "run", stamp: "first" };
+    let mut store = StoreModel::default();
+    store.init(server);
+    let mut ask = |node: usize, number, clock, held, wished| {
+        let request = LeaseRequest {
+            process: process(node, 0),
+            number,
+            epoch: "run:first".to_owned(),
+            clock,
+            held,
+            wished,
+            pool: 1,
+            hold: 100_000,
+            intent: Intent::Renew,
+            gone: Vec::new(),
+            order: FleetOrder::default(),
+        };
+        let (answer, pushes) = store.ask(server, &request);
+        let pushed: Vec<_> = pushes.into_iter().map(|push| (push.process, push.granted, push.limit)).collect();
+        (answer.expect("in order").granted, pushed)
+    };
+    assert_eq!(ask(0, 1, 0, 0, 1).0, 1);
+    for (node, clock) in [(1, 100), (2, 200), (3, 300)] {
+        assert_eq!(ask(node, 1, clock, 0, 1).0, 0);
+    }
+    assert_eq!(ask(0, 2, 6_100, 0, 0).1, [(process(1, 0), 1, 1)]);
+    assert_eq!(ask(1, 2, 6_101, 0, 1), (1, Vec::new()), "no other node has its turn");
+    assert_eq!(ask(1, 3, 6_102, 0, 0).1, [(process(2, 0), 1, 1)], "what is not wished for is not kept");
 }
 
 /// Transfers that outlast their turn: nobody asks again and again whether they are done.
