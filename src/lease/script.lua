@@ -18,10 +18,15 @@ if run == '' then
 end
 
 local meta, records, count = {}, {}, 0
+-- A record that cannot be read: nobody knows what was lent by it.
+local is_torn = false
 local flat = redis.call('HGETALL', key)
 for at = 1, #flat, 2 do
     local name, value = flat[at], flat[at + 1]
-    if string.find(name, '/', 1, true) then
+    if string.find(name, '/', 1, true) and #value < struct.size(LOAN) then
+        is_torn = true
+        redis.call('HDEL', key, name)
+    elseif string.find(name, '/', 1, true) then
         local granted, wished, till, last, limit, since, pool = struct.unpack(LOAN, value)
         records[name] = {
             name = name, granted = granted, wished = wished, till = till, number = last, limit = limit,
@@ -62,7 +67,7 @@ if intent == 'init' then
 end
 
 local name, serial, hold = node .. '/' .. ARGV[5], number(6), number(12)
-if meta.run ~= run then
+if meta.run ~= run or is_torn then
     epoch, born = run .. ':' .. stamp, clock
 end
 longest = math.max(longest, hold)

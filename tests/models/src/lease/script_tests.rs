@@ -213,6 +213,33 @@ fn push(message: &redis::Msg) -> LeasePush {
     }
 }
 
+/// A record that something else has damaged stops no fleet: what was lent by it has ended when the learning time is over.
+#[test]
+fn a_record_that_cannot_be_read_is_a_reason_to_learn() {
+    let mut redis = Redis::start();
+    let request = |number, epoch: &str, clock| LeaseRequest {
+        process: Process { node: "n".to_owned(), instance: "i".to_owned() },
+        number,
+        epoch: epoch.to_owned(),
+        clock,
+        held: 0,
+        wished: 1,
+        pool: 1,
+        hold: 20_000,
+        intent: Intent::Renew,
+        gone: Vec::new(),
+        order: FleetOrder::default(),
+    };
+    let at = |stamp| ServerRun { run: "run", stamp };
+    assert!(redis.init(at("1000")));
+    let first = redis.ask(at("1000"), &request(1, "", 0)).unwrap();
+    let _: () = redis::cmd("HSET").arg("h").arg("x/y").arg("short").query(&mut redis.connection).unwrap();
+    let second = redis.ask(at("2000"), &request(2, &first.epoch, 1_000)).unwrap();
+    assert!(second.epoch != first.epoch && second.learning == 20_000, "{second:?}");
+    let last = redis.ask(at("22000"), &request(3, &second.epoch, second.clock + 20_000)).unwrap();
+    assert_eq!((last.learning, last.granted, last.epoch), (0, 1, second.epoch));
+}
+
 /// As many slots as a config may have, which nobody counts one by one.
 #[test]
 fn a_request_costs_no_more_where_there_are_a_million_slots() {
