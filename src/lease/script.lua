@@ -3,7 +3,7 @@
 -- KEYS[1]: the hash. ARGV: run and stamp (empty: of this server, and its time), channel, node, instance, number, epoch, clock, held, wished,
 -- pool, hold, intent (renew, leave; or of an operator, with no more than the channel: init, pause, resume), order, report, gone.
 -- KEYS[2]: the last report of each process, with its time, for the eyes of operators. It may be missing.
--- The hash: run, epoch, clock, born, longest, order; and for each "node/instance" seven numbers, packed, since reading 500 texts takes
+-- The hash: run, epoch, clock, seen, born, longest, order; and for each "node/instance" seven numbers, packed, since reading 500 texts takes
 -- most of the time: granted wished until number limit since pool.
 local LOAN = '<ddddddd'
 local function number(at) return tonumber(ARGV[at]) end
@@ -39,9 +39,9 @@ for at = 1, #flat, 2 do
 end
 
 local clock, born, longest = tonumber(meta.clock or 0), tonumber(meta.born or 0), tonumber(meta.longest or 0)
-local epoch, order = meta.epoch, tonumber(meta.order or 0)
+local epoch, order, seen = meta.epoch, tonumber(meta.order or 0), math.min(tonumber(meta.seen or millis), millis)
 local function save()
-    redis.call('HSET', key, 'run', run, 'epoch', epoch, 'clock', string.format('%d', clock), 'born', string.format('%d', born),
+    redis.call('HSET', key, 'run', run, 'epoch', epoch, 'clock', string.format('%d', clock), 'seen', string.format('%d', seen), 'born', string.format('%d', born),
         'longest', string.format('%d', longest))
 end
 -- The highest order holds, and all nodes hear of it.
@@ -61,14 +61,14 @@ end
 
 if intent == 'init' then
     if count > 0 then return {0} end
-    epoch, born = run .. ':' .. stamp, -1000000000
+    epoch, born, seen = run .. ':' .. stamp, -1000000000, millis
     save()
     return {1}
 end
 
 local name, serial, hold = node .. '/' .. ARGV[5], number(6), number(12)
 if meta.run ~= run or is_torn then
-    epoch, born = run .. ':' .. stamp, clock
+    epoch, born, seen = run .. ':' .. stamp, clock, millis
 end
 longest = math.max(longest, hold)
 obey(number(14))
@@ -78,7 +78,11 @@ if own and serial <= own.number then
     save()
     return {0}
 end
-if known then clock = math.max(clock, number(8)) end
+local passed = millis - seen
+local more = known and math.min(number(8) - clock, passed + math.floor(passed / 50)) or 0
+if more > 0 then
+    clock, seen = clock + more, math.min(math.max(seen + more, millis - 1000), millis)
+end
 
 local gone = {}
 local function forget(other)

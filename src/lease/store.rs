@@ -8,6 +8,8 @@ use super::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, P
 const LONGEST_TURN: u64 = 10_000;
 const SHORTEST_TURN: u64 = 1_000;
 const ROUND: u64 = 20_000;
+/// Time of the server that nodes have not told of yet may be told of later, but no more than this.
+const UNTOLD: u64 = 1_000;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreModel {
@@ -15,6 +17,8 @@ pub struct StoreModel {
     pub run: String,
     pub epoch: String,
     pub clock: u64,
+    /// The time of the server up to which the clock has been told of.
+    pub seen: u64,
     /// The clock when this epoch began.
     pub born: i64,
     /// The longest time for which anything was lent.
@@ -35,11 +39,12 @@ pub struct Loan {
     pub pool: u64,
 }
 
-/// The server, as it knows itself: its run, and a stamp that no other moment has.
+/// The server, as it knows itself: its run, a stamp that no other moment has, and its time in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerRun<'a> {
     pub run: &'a str,
     pub stamp: &'a str,
+    pub time: u64,
 }
 
 /// The part of each process that wishes.
@@ -56,7 +61,7 @@ impl StoreModel {
             return false;
         }
         let epoch = format!("{}:{}", server.run, server.stamp);
-        (self.run, self.epoch, self.born) = (server.run.to_owned(), epoch, -1_000_000_000);
+        (self.run, self.epoch, self.born, self.seen) = (server.run.to_owned(), epoch, -1_000_000_000, server.time);
         true
     }
 
@@ -76,8 +81,8 @@ impl StoreModel {
         if self.records.get(&name).is_some_and(|record| request.number <= record.number) {
             return (None, Vec::new());
         }
-        if known && request.clock > self.clock {
-            self.clock = request.clock;
+        if known {
+            self.tell_clock(request.clock, server.time);
         }
         let clock = self.clock;
         self.records.retain(|_, record| record.until > clock);
@@ -112,12 +117,25 @@ impl StoreModel {
         (Some(answer), pushes)
     }
 
+    /// The clock of this epoch shows what the node says, but it gains no more than 2 % on the clock of the server, and a second: a
+    /// machine whose clock jumps ends no lease of others. Steps of the server's clock alone do nothing: a step back is time that
+    /// begins anew, and after a step forward the nodes say how much has passed.
+    fn tell_clock(&mut self, told: u64, time: u64) {
+        let passed = time - self.seen;
+        let more = told.saturating_sub(self.clock).min(passed + passed / 50);
+        if more > 0 {
+            self.clock += more;
+            self.seen = (self.seen + more).max(time.saturating_sub(UNTOLD)).min(time);
+        }
+    }
+
     /// An empty store, or another run of the server, begins an epoch.
     fn begin(&mut self, server: ServerRun<'_>, hold: u64) {
+        self.seen = self.seen.min(server.time);
         if self.run != server.run {
             server.run.clone_into(&mut self.run);
             self.epoch = format!("{}:{}", server.run, server.stamp);
-            self.born = self.clock.cast_signed();
+            (self.born, self.seen) = (self.clock.cast_signed(), server.time);
         }
         self.longest = self.longest.max(hold);
     }

@@ -12,7 +12,10 @@ use crate::lease::message::{LeaseAnswer, LeasePush, LeaseRequest, Process};
 use crate::lease::node::{Borrower, FleetTerms, SlotUsage};
 use crate::lease::store::{ServerRun, StoreModel};
 
-const SERVER: ServerRun<'static> = ServerRun { run: "plan", stamp: "0" };
+/// The store of a plan is never restarted.
+fn server(clock: Duration) -> ServerRun<'static> {
+    ServerRun { run: "plan", stamp: "0", time: u64::try_from(clock.as_millis()).unwrap_or(u64::MAX) }
+}
 
 /// Something that happens between the nodes and the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,14 +74,14 @@ impl Lending {
     pub fn new(nodes: usize, terms: &FleetTerms, delay: Duration) -> Lending {
         let before = terms.times.renew;
         let mut store = StoreModel::default();
-        store.init(SERVER);
+        store.init(server(Duration::ZERO));
         let mut all = Vec::new();
         for node in 0..nodes {
             let process = Process { node: node.to_string(), instance: "0".to_owned() };
             let mut borrower = Borrower::new(process, terms.clone());
             let now = before.mul_f64(super::timeline::real(node as u128) / super::timeline::real(nodes as u128));
             if let Some(request) = borrower.request(now)
-                && let (Some(answer), _) = store.ask(SERVER, &request)
+                && let (Some(answer), _) = store.ask(server(now), &request)
             {
                 borrower.answer(&answer, now);
             }
@@ -131,7 +134,7 @@ impl Lending {
         let clock = self.clock(now);
         match message {
             Message::Request(node, request) => {
-                let (answer, pushes) = self.store.ask(SERVER, &request);
+                let (answer, pushes) = self.store.ask(server(clock), &request);
                 if let Some(answer) = answer {
                     self.send(Message::Answer(node, answer), now);
                 }

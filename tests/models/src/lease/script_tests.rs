@@ -98,6 +98,7 @@ impl Redis {
                 "run" => store.run = text.into_owned(),
                 "epoch" => store.epoch = text.into_owned(),
                 "clock" => store.clock = text.parse().unwrap(),
+                "seen" => store.seen = text.parse().unwrap(),
                 "born" => store.born = text.parse().unwrap(),
                 "longest" => store.longest = text.parse().unwrap(),
                 "order" => store.order = FleetOrder(text.parse().unwrap()),
@@ -138,7 +139,12 @@ fn the_model_does_what_the_script_does() {
         let pool = random.below(2 * nodes + 3);
         let mut numbers: BTreeMap<(u64, u64), u64> = BTreeMap::new();
         let (mut run, mut epoch) = (0, String::new());
+        let mut time = 1_000_000;
         for step in 0..60 {
+            time += random.below(6_000);
+            if random.below(30) == 0 {
+                time = (time + random.below(1_200_000)).saturating_sub(600_000);
+            }
             if random.below(30) == 0 {
                 run += 1;
             }
@@ -146,8 +152,8 @@ fn the_model_does_what_the_script_does() {
                 let _: () = redis::cmd("DEL").arg("h").query(&mut redis.connection).unwrap();
                 store = StoreModel::default();
             }
-            let (run, stamp) = (format!("run{run}"), format!("{step}"));
-            let server = ServerRun { run: &run, stamp: &stamp };
+            let (run, stamp) = (format!("run{run}"), format!("{time}"));
+            let server = ServerRun { run: &run, stamp: &stamp, time };
             if random.below(60) == 0 {
                 assert_eq!(redis.init(server), store.init(server), "seed {seed} step {step}");
             }
@@ -168,7 +174,7 @@ fn the_model_does_what_the_script_does() {
                 process: Process { node: format!("n{node}"), instance: instance.to_string() },
                 number: *number,
                 epoch: if random.below(10) == 0 { "old".to_owned() } else { epoch.clone() },
-                clock: (store.clock + random.below(9_000)).saturating_sub(4_000),
+                clock: (store.clock + random.below(9_000) + random.below(30) / 29 * 300_000).saturating_sub(4_000),
                 held: random.below(pool + 3),
                 wished: random.below(4).min(1) * random.below(2 * pool.max(4)),
                 pool: pool - u64::from(pool > 0 && random.below(20) == 0),
@@ -230,7 +236,7 @@ fn a_record_that_cannot_be_read_is_a_reason_to_learn() {
         gone: Vec::new(),
         order: FleetOrder::default(),
     };
-    let at = |stamp| ServerRun { run: "run", stamp };
+    let at = |stamp| ServerRun { run: "run", stamp, time: 0 };
     assert!(redis.init(at("1000")));
     let first = redis.ask(at("1000"), &request(1, "", 0)).unwrap();
     let _: () = redis::cmd("HSET").arg("h").arg("x/y").arg("short").query(&mut redis.connection).unwrap();
@@ -260,7 +266,7 @@ fn a_request_costs_no_more_where_there_are_a_million_slots() {
                 gone: Vec::new(),
                 order: FleetOrder::default(),
             };
-            redis.ask(ServerRun { run: "", stamp: "" }, &request).unwrap();
+            redis.ask(ServerRun { run: "", stamp: "", time: 0 }, &request).unwrap();
         }
         redis.processor_time() - before
     };
@@ -273,7 +279,7 @@ fn a_request_costs_no_more_where_there_are_a_million_slots() {
 #[test]
 fn five_hundred_nodes_take_less_than_a_tenth_of_a_core() {
     let mut redis = Redis::start();
-    let server = ServerRun { run: "", stamp: "" };
+    let server = ServerRun { run: "", stamp: "", time: 0 };
     let mut epoch = String::new();
     let ask = |redis: &mut Redis, epoch: &str, number: u64, node: u64| {
         let request = LeaseRequest {

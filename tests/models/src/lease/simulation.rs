@@ -12,6 +12,10 @@ use crate::scale::scale;
 
 type Micros = u64;
 const SECOND: Micros = 1_000_000;
+/// What the server's clock shows at first.
+const SERVER_BEGAN: Micros = 1_000_000 * SECOND;
+/// The longest step of a clock.
+const LONGEST_STEP: Micros = 600 * SECOND;
 /// A request that was not answered in this time has failed.
 const PATIENCE: Micros = SECOND;
 const LONGEST_TRANSFER: Micros = 4 * SECOND;
@@ -91,6 +95,9 @@ struct World {
     run: u64,
     is_store_up: bool,
     is_store_frozen: bool,
+    /// Its clock steps. In other worlds those of machines jump: both at once is a known limit.
+    does_server_step: bool,
+    server_offset: i64,
     store_inbox: VecDeque<(usize, LeaseRequest)>,
     past: VecDeque<(Micros, StoreModel)>,
     times: Times,
@@ -147,6 +154,8 @@ impl World {
             run: 0,
             is_store_up: true,
             is_store_frozen: false,
+            does_server_step: seed % 2 == 0,
+            server_offset: 0,
             store_inbox: VecDeque::new(),
             past: VecDeque::new(),
             times,
@@ -163,7 +172,7 @@ impl World {
             looked_at: 0,
             served: 0,
         };
-        world.store.init(ServerRun { run: "run0", stamp: "first" });
+        world.store.init(ServerRun { run: "run0", stamp: "first", time: SERVER_BEGAN / 1000 });
         for node in 0..nodes {
             let at = world.random.below(SECOND);
             world.at(at, Event::Wake(node));
@@ -344,7 +353,8 @@ impl World {
             return;
         }
         let (run, stamp) = (format!("run{}", self.run), format!("{}", self.now));
-        let (answer, pushes) = self.store.ask(ServerRun { run: &run, stamp: &stamp }, request);
+        let time = (SERVER_BEGAN + self.now).saturating_add_signed(self.server_offset) / 1000;
+        let (answer, pushes) = self.store.ask(ServerRun { run: &run, stamp: &stamp, time }, request);
         if let Some(answer) = answer {
             let life = request.process.instance.parse().expect("a number");
             for _ in 0..=u64::from(self.has_faults && self.chance(50)) {
@@ -394,7 +404,7 @@ impl World {
         let node = usize::try_from(self.random.below(nodes)).expect("small");
         let hold = micros(self.times.hold());
         let lasts = if self.chance(2) { self.random.below(3 * SECOND) } else { self.random.below(2 * hold) };
-        match self.random.below(12) {
+        match self.random.below(14) {
             // A partition of any subset, or the loss of one direction.
             0..3 => {
                 let one_in = 1 + self.random.below(nodes);
@@ -437,6 +447,7 @@ impl World {
                 // Flushed, in the same run.
                 self.store = StoreModel::default();
             }
+            11 | 12 => self.step_clock(node),
             _ => {
                 self.is_store_frozen = true;
                 let at = self.now + lasts;
@@ -445,6 +456,18 @@ impl World {
         }
         let at = self.now + self.random.below(hold / 2);
         self.at(at, Event::Fault);
+    }
+
+    /// The clock of the server steps in either direction, or that of a machine jumps forward.
+    fn step_clock(&mut self, node: usize) {
+        let step = self.random.below(LONGEST_STEP);
+        if self.does_server_step {
+            let is_back = self.chance(2);
+            self.server_offset += if is_back { -step.cast_signed() } else { step.cast_signed() };
+        } else {
+            self.machines[node].offset += step;
+            self.at(self.now, Event::Wake(node));
+        }
     }
 
     /// The registry goes on counting its connections, and drops them after a time.
@@ -492,6 +515,13 @@ impl World {
         }
         self.drive(node);
     }
+}
+
+/// One in the first epoch of a store, by a process that holds and wishes for so many.
+fn request(process: Process, number: u64, clock: u64, slots: (u64, u64), pool: u64, hold: u64) -> LeaseRequest {
+    let (epoch, (held, wished)) = ("run:first".to_owned(), slots);
+    let (intent, gone, order) = (Intent::Renew, Vec::new(), FleetOrder::default());
+    LeaseRequest { process, number, epoch, clock, held, wished, pool, hold, intent, gone, order }
 }
 
 fn process(node: usize, life: u64) -> Process {
@@ -581,23 +611,11 @@ fn more_nodes_than_slots_come_all() {
 /// A waits longest, is granted the slot, and has a request under way that does not know of it yet.
 #[test]
 fn a_grant_that_crosses_a_request_is_not_lost() {
-    let server = ServerRun { run: "run", stamp: "first" };
+    let server = ServerRun { run: "run", stamp: "first", time: 0 };
     let mut store = StoreModel::default();
     store.init(server);
     let mut ask = |node: usize, number, clock, held, wished| {
-        let request = LeaseRequest {
-            process: process(node, 0),
-            number,
-            epoch: "run:first".to_owned(),
-            clock,
-            held,
-            wished,
-            pool: 1,
-            hold: 100_000,
-            intent: Intent::Renew,
-            gone: Vec::new(),
-            order: FleetOrder::default(),
-        };
+        let request = request(process(node, 0), number, clock, (held, wished), 1, 100_000);
         let (answer, pushes) = store.ask(server, &request);
         let pushed: Vec<_> = pushes.into_iter().map(|push| (push.process, push.granted, push.limit)).collect();
         (answer.expect("in order").granted, pushed)
@@ -609,6 +627,28 @@ fn a_grant_that_crosses_a_request_is_not_lost() {
     assert_eq!(ask(0, 2, 6_100, 0, 0).1, [(process(1, 0), 1, 1)]);
     assert_eq!(ask(1, 2, 6_101, 0, 1), (1, Vec::new()), "no other node has its turn");
     assert_eq!(ask(1, 3, 6_102, 0, 0).1, [(process(2, 0), 1, 1)], "what is not wished for is not kept");
+}
+
+/// One machine says that five minutes have passed, in which every lease would have ended.
+#[test]
+fn a_clock_that_jumps_ends_no_lease_of_others() {
+    let at = |time| ServerRun { run: "run", stamp: "first", time };
+    let mut store = StoreModel::default();
+    store.init(at(0));
+    let mut ask = |time, node: usize, number, clock| {
+        let wish = if node == 0 { 10 } else { 5 };
+        let request = request(process(node, 0), number, clock, (0, wish), 10, 220_000);
+        let answer = store.ask(at(time), &request).0.expect("in order");
+        (answer.granted, answer.clock, store.records.len())
+    };
+    assert_eq!(ask(0, 0, 1, 0), (10, 0, 1));
+    assert_eq!(ask(5_000, 1, 1, 305_000), (0, 5_100, 2));
+    assert_eq!(ask(5_000, 1, 2, 305_000), (0, 5_100, 2));
+    // The server's clock steps in both directions.
+    assert_eq!(ask(605_000, 0, 2, 5_200), (10, 5_200, 2));
+    assert_eq!(ask(605_000, 1, 3, 305_000).1, 6_220, "a second that was not told of, and a fiftieth");
+    assert_eq!(ask(100_000, 1, 4, 305_000).1, 6_220);
+    assert_eq!(ask(101_000, 0, 3, 7_200).1, 7_200);
 }
 
 /// Transfers that outlast their turn: nobody asks again and again whether they are done.
@@ -628,7 +668,7 @@ fn nodes_that_wait_for_long_transfers_do_not_ask_without_a_cause() {
 fn demand_that_moves_is_followed_in_two_round_trips() {
     let terms = FleetTerms { times: Times::default(), floor: 0, pool: 10, nodes: 2 };
     let [mut busy, mut idle] = [0, 1].map(|node| Borrower::new(process(node, 0), terms.clone()));
-    let server = ServerRun { run: "run", stamp: "first" };
+    let server = ServerRun { run: "run", stamp: "first", time: 0 };
     let mut store = StoreModel::default();
     store.init(server);
     let mut trip = |borrower: &mut Borrower, second| {
