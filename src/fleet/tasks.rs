@@ -170,7 +170,8 @@ async fn run(
                     let (store, answered) = *done;
                     match &answered {
                         Ok(Some(answer)) => borrower.answer(answer, boot_time()),
-                        _ => borrower.failed(boot_time()),
+                        Ok(None) => borrower.is_forgotten(boot_time()),
+                        Err(_) => borrower.failed(boot_time()),
                     }
                     log.answered(&answered, events.asked.elapsed(), borrower.has_twin(boot_time()));
                     idle = Some(store);

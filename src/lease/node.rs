@@ -336,6 +336,12 @@ impl Borrower {
         self.next = now + pause.min(LONGEST_PAUSE);
     }
 
+    /// The store passes over the request that is under way: it has no record of this process any more. The next one begins anew.
+    pub fn is_forgotten(&mut self, now: Duration) {
+        self.failed(now);
+        self.epoch.clear();
+    }
+
     /// The store says that something changed since the last request.
     pub fn push(&mut self, push: &LeasePush) {
         if push.process != self.process {
@@ -653,6 +659,18 @@ mod tests {
         assert_eq!((first.gone, second.gone, third.gone.clone()), (Vec::new(), gone.clone(), gone));
         borrower.answer(&granting(&third, 1, 1), at(3));
         assert_eq!(borrower.request(at(8)).unwrap().gone, Vec::<String>::new());
+    }
+
+    /// It was frozen for longer than its lease: it comes back as one that starts.
+    #[test]
+    fn a_process_that_the_store_has_forgotten_begins_anew() {
+        let mut borrower = borrower(0);
+        let first = borrower.request(at(0)).unwrap();
+        borrower.answer(&granting(&first, 5, 5), at(0));
+        assert_eq!(borrower.request(at(300)).unwrap().epoch, "e");
+        borrower.is_forgotten(at(300));
+        let again = borrower.request(at(300) + FIRST_PAUSE).unwrap();
+        assert_eq!((again.epoch.as_str(), again.held), ("", 0));
     }
 
     #[test]

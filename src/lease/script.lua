@@ -74,7 +74,7 @@ longest = math.max(longest, hold)
 obey(number(14))
 local known = ARGV[7] == epoch
 local own = records[name]
-if own and serial <= own.number then
+if own and serial <= own.number or known and not own then
     save()
     return {0}
 end

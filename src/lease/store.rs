@@ -78,7 +78,8 @@ impl StoreModel {
         self.begin(server, request.hold);
         self.order = self.order.max(request.order);
         let known = request.epoch == self.epoch;
-        if self.records.get(&name).is_some_and(|record| request.number <= record.number) {
+        // One that came late: its process has sent another since, or has left. A process that knows the epoch had a record.
+        if self.records.get(&name).map_or(known, |record| request.number <= record.number) {
             return (None, Vec::new());
         }
         if known {

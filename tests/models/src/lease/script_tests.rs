@@ -138,7 +138,8 @@ fn the_model_does_what_the_script_does() {
         let nodes = 1 + random.below(9);
         let pool = random.below(2 * nodes + 3);
         let mut numbers: BTreeMap<(u64, u64), u64> = BTreeMap::new();
-        let (mut run, mut epoch) = (0, String::new());
+        let mut epochs: BTreeMap<(u64, u64), String> = BTreeMap::new();
+        let mut run = 0;
         let mut time = 1_000_000;
         for step in 0..60 {
             time += random.below(6_000);
@@ -173,7 +174,11 @@ fn the_model_does_what_the_script_does() {
             let request = LeaseRequest {
                 process: Process { node: format!("n{node}"), instance: instance.to_string() },
                 number: *number,
-                epoch: if random.below(10) == 0 { "old".to_owned() } else { epoch.clone() },
+                epoch: match random.below(20) {
+                    0 => "old".to_owned(),
+                    1 => store.epoch.clone(),
+                    _ => epochs.get(&(node, instance)).cloned().unwrap_or_default(),
+                },
                 clock: (store.clock + random.below(9_000) + random.below(30) / 29 * 300_000).saturating_sub(4_000),
                 held: random.below(pool + 3),
                 wished: random.below(4).min(1) * random.below(2 * pool.max(4)),
@@ -195,10 +200,8 @@ fn the_model_does_what_the_script_does() {
             heard.sort_by_key(|push| push.process.clone());
             pushes.sort_by_key(|push| push.process.clone());
             assert_eq!(heard, pushes, "seed {seed} step {step}: {request:?}");
-            if let Some(answer) = answer {
-                epoch = answer.epoch;
-                granted += answer.granted;
-            }
+            granted += answer.as_ref().map_or(0, |answer| answer.granted);
+            epochs.insert((node, instance), answer.map(|answer| answer.epoch).unwrap_or_default());
             told += pushes.len();
         }
     }
@@ -298,7 +301,7 @@ fn five_hundred_nodes_take_less_than_a_tenth_of_a_core() {
         redis.ask(server, &request).unwrap().epoch
     };
     for node in 0..500 {
-        epoch = ask(&mut redis, &epoch, 1, node);
+        epoch = ask(&mut redis, "", 1, node);
     }
     // Each round is what happens in 5 s. The least counts: a machine that is busy takes longer for the same.
     let mut round = |number| {

@@ -26,6 +26,8 @@ enum Event {
     ToStore(usize, LeaseRequest),
     /// To the process with this life, whose connection it comes on.
     Answered(usize, u64, LeaseAnswer),
+    /// The same, to a request with this number that the store passes over.
+    PassedOver(usize, u64, u64),
     Pushed(usize, LeasePush),
     TimedOut(usize, u64),
     /// The transfer of a connection is complete, at this life of its node.
@@ -154,7 +156,7 @@ impl World {
             run: 0,
             is_store_up: true,
             is_store_frozen: false,
-            does_server_step: seed % 2 == 0,
+            does_server_step: seed.is_multiple_of(2),
             server_offset: 0,
             store_inbox: VecDeque::new(),
             past: VecDeque::new(),
@@ -257,6 +259,7 @@ impl World {
             Event::Heal(node) => self.heal(node),
             Event::Wake(node)
             | Event::Answered(node, ..)
+            | Event::PassedOver(node, ..)
             | Event::Pushed(node, _)
             | Event::TimedOut(node, _)
             | Event::Complete(node, _) => {
@@ -279,6 +282,14 @@ impl World {
                 if life == machine.life && !machine.loses_in && !machine.is_unplugged() =>
             {
                 machine.lease.answer(&answer, now);
+            }
+            Event::PassedOver(_, life, number)
+                if life == machine.life
+                    && !machine.loses_in
+                    && !machine.is_unplugged()
+                    && machine.lease.is_pending(number) =>
+            {
+                machine.lease.is_forgotten(now);
             }
             Event::Pushed(_, push) if !machine.loses_in && !machine.is_unplugged() => machine.lease.push(&push),
             Event::TimedOut(_, number) if machine.lease.is_pending(number) => machine.lease.failed(now),
@@ -355,12 +366,11 @@ impl World {
         let (run, stamp) = (format!("run{}", self.run), format!("{}", self.now));
         let time = (SERVER_BEGAN + self.now).saturating_add_signed(self.server_offset) / 1000;
         let (answer, pushes) = self.store.ask(ServerRun { run: &run, stamp: &stamp, time }, request);
-        if let Some(answer) = answer {
-            let life = request.process.instance.parse().expect("a number");
-            for _ in 0..=u64::from(self.has_faults && self.chance(50)) {
-                let at = self.now + self.delay();
-                self.at(at, Event::Answered(node, life, answer.clone()));
-            }
+        let life = request.process.instance.parse().expect("a number");
+        for _ in 0..=u64::from(self.has_faults && self.chance(50)) {
+            let at = self.now + self.delay();
+            let passed_over = Event::PassedOver(node, life, request.number);
+            self.at(at, answer.clone().map_or(passed_over, |answer| Event::Answered(node, life, answer)));
         }
         for push in pushes {
             let to: usize = push.process.node[1..].parse().expect("a number");
@@ -517,11 +527,11 @@ impl World {
     }
 }
 
-/// One in the first epoch of a store, by a process that holds and wishes for so many.
+/// One in the first epoch of a store, which the first one does not know, by a process that holds and wishes for so many.
 fn request(process: Process, number: u64, clock: u64, slots: (u64, u64), pool: u64, hold: u64) -> LeaseRequest {
-    let (epoch, (held, wished)) = ("run:first".to_owned(), slots);
+    let epoch = if number > 1 { "run:first" } else { "" }.to_owned();
     let (intent, gone, order) = (Intent::Renew, Vec::new(), FleetOrder::default());
-    LeaseRequest { process, number, epoch, clock, held, wished, pool, hold, intent, gone, order }
+    LeaseRequest { process, number, epoch, clock, held: slots.0, wished: slots.1, pool, hold, intent, gone, order }
 }
 
 fn process(node: usize, life: u64) -> Process {
@@ -611,14 +621,14 @@ fn more_nodes_than_slots_come_all() {
 /// A waits longest, is granted the slot, and has a request under way that does not know of it yet.
 #[test]
 fn a_grant_that_crosses_a_request_is_not_lost() {
-    let server = ServerRun { run: "run", stamp: "first", time: 0 };
+    let at = |time| ServerRun { run: "run", stamp: "first", time };
     let mut store = StoreModel::default();
-    store.init(server);
+    store.init(at(0));
     let mut ask = |node: usize, number, clock, held, wished| {
         let request = request(process(node, 0), number, clock, (held, wished), 1, 100_000);
-        let (answer, pushes) = store.ask(server, &request);
-        let pushed: Vec<_> = pushes.into_iter().map(|push| (push.process, push.granted, push.limit)).collect();
-        (answer.expect("in order").granted, pushed)
+        let (answer, pushes) = store.ask(at(clock), &request);
+        let told: Vec<_> = pushes.into_iter().map(|push| (push.process, push.granted, push.limit)).collect();
+        (answer.expect("in order").granted, told)
     };
     assert_eq!(ask(0, 1, 0, 0, 1).0, 1);
     for (node, clock) in [(1, 100), (2, 200), (3, 300)] {
@@ -629,6 +639,20 @@ fn a_grant_that_crosses_a_request_is_not_lost() {
     assert_eq!(ask(1, 3, 6_102, 0, 0).1, [(process(2, 0), 1, 1)], "what is not wished for is not kept");
 }
 
+/// A request of a process that has left comes late, as on a connection that was given up. It gets no lease, which nobody would give back.
+#[test]
+fn a_process_that_has_left_comes_not_back() {
+    let at = |time| ServerRun { run: "run", stamp: "first", time };
+    let mut store = StoreModel::default();
+    store.init(at(0));
+    let first = request(process(0, 0), 1, 0, (0, 5), 10, 220_000);
+    let late = request(process(0, 0), 2, 0, (5, 5), 10, 220_000);
+    let leaves = LeaseRequest { intent: Intent::Leave, ..request(process(0, 0), 3, 0, (0, 0), 10, 220_000) };
+    assert_eq!(store.ask(at(0), &first).0.map(|answer| answer.granted), Some(10));
+    assert!(store.ask(at(1), &leaves).0.is_some());
+    assert_eq!((store.ask(at(2), &late).0, store.records.len()), (None, 0));
+}
+
 /// One machine says that five minutes have passed, in which every lease would have ended.
 #[test]
 fn a_clock_that_jumps_ends_no_lease_of_others() {
@@ -636,13 +660,13 @@ fn a_clock_that_jumps_ends_no_lease_of_others() {
     let mut store = StoreModel::default();
     store.init(at(0));
     let mut ask = |time, node: usize, number, clock| {
-        let wish = if node == 0 { 10 } else { 5 };
-        let request = request(process(node, 0), number, clock, (0, wish), 10, 220_000);
+        let slots = if node == 0 { (10, 10) } else { (0, 5) };
+        let request = request(process(node, 0), number, clock, slots, 10, 220_000);
         let answer = store.ask(at(time), &request).0.expect("in order");
         (answer.granted, answer.clock, store.records.len())
     };
     assert_eq!(ask(0, 0, 1, 0), (10, 0, 1));
-    assert_eq!(ask(5_000, 1, 1, 305_000), (0, 5_100, 2));
+    assert_eq!(ask(0, 1, 1, 0), (0, 0, 2));
     assert_eq!(ask(5_000, 1, 2, 305_000), (0, 5_100, 2));
     // The server's clock steps in both directions.
     assert_eq!(ask(605_000, 0, 2, 5_200), (10, 5_200, 2));
@@ -668,12 +692,12 @@ fn nodes_that_wait_for_long_transfers_do_not_ask_without_a_cause() {
 fn demand_that_moves_is_followed_in_two_round_trips() {
     let terms = FleetTerms { times: Times::default(), floor: 0, pool: 10, nodes: 2 };
     let [mut busy, mut idle] = [0, 1].map(|node| Borrower::new(process(node, 0), terms.clone()));
-    let server = ServerRun { run: "run", stamp: "first", time: 0 };
+    let at = |time| ServerRun { run: "run", stamp: "first", time };
     let mut store = StoreModel::default();
-    store.init(server);
+    store.init(at(0));
     let mut trip = |borrower: &mut Borrower, second| {
         let request = borrower.request(Duration::from_secs(second)).expect("it has something to say");
-        let (answer, pushes) = store.ask(server, &request);
+        let (answer, pushes) = store.ask(at(0), &request);
         borrower.answer(&answer.expect("in order"), Duration::from_secs(second));
         pushes
     };
