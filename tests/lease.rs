@@ -632,7 +632,8 @@ async fn a_store_behind_tls_and_a_password_lends() {
     let (authority, password) = (path(&certificates.authority), path(&folder.path().join("password")));
     let change = move |settings: String| {
         let plain = settings.lines().find(|line| line.starts_with("redis = ")).unwrap().to_owned();
-        let url = format!("redis = \"rediss://{secure}/0\"\nuser = \"roadstead\"");
+        // Another database than the first needs SELECT.
+        let url = format!("redis = \"rediss://{secure}/1\"\nuser = \"roadstead\"");
         settings.replace(&plain, &format!("{url}\npassword_file = \"{password}\"\nca_file = \"{authority}\""))
     };
     let fleet = Fleet::start_on(redis, 2, StubRegistry::builder(), change).await;
@@ -645,7 +646,7 @@ async fn a_store_behind_tls_and_a_password_lends() {
     assert!(fleet.registry.peak() <= CAP);
 }
 
-/// A grant counts only when a replica has it, so none is lost with the server.
+/// An answer counts only when a replica has what it grants.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_grant_that_no_replica_confirms_does_not_count() {
     let redis = RedisServer::start();

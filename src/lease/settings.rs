@@ -96,3 +96,15 @@ fn node_id(value: &DeValue<'_>) -> Parsed<String> {
     }
     Ok(id)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_names_the_time_after_which_the_store_lends_again() {
+        let hold = format!(" {} s ", Times::default().hold().as_secs_f64());
+        let page = include_str!("../../docs/fleet.md");
+        assert_eq!(page.matches(&hold).count(), 2, "{hold}");
+    }
+}
