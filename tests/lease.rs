@@ -461,6 +461,28 @@ async fn a_paused_fleet_opens_no_connection_and_loses_no_request() {
     assert!(fleet.registry.peak() <= CAP + 1, "{}", fleet.registry.peak());
 }
 
+/// One operator waits for a frozen node to say that it is paused, while another one resumes the fleet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_is_not_given_again_over_a_later_one_of_another_operator() {
+    let fleet = Arc::new(Fleet::start(2, StubRegistry::builder()).await);
+    fleet.nodes[1].signal(Signal::STOP);
+    let waiting = tokio::spawn({
+        let fleet = fleet.clone();
+        async move { fleet.command(0, &["pause", "stub", "--fleet"]).await }
+    });
+    let order = async || {
+        let order = fleet.redis.order("HGET roadstead:{stub}:leases order");
+        order.lines().nth(1).map_or(0, |order| order.parse::<u64>().unwrap())
+    };
+    eventually("a pause", SOON, async || if order().await % 2 == 1 { Ok(()) } else { Err(()) }).await;
+    let (status, said) = fleet.command(0, &["resume", "stub", "--fleet"]).await;
+    assert_eq!(status, Some(0), "{said}");
+    let resumed = order().await;
+    let (status, said) = waiting.await.unwrap();
+    assert!(status == Some(1) && said.contains("another order was given since"), "{status:?} {said}");
+    assert_eq!((order().await, resumed % 2), (resumed, 0));
+}
+
 /// The store has lost its records, and is told of a pause before the nodes bring back the order of before, which is older.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_after_a_loss_of_the_store_holds_against_all_that_were_given_before() {

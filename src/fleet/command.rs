@@ -154,16 +154,19 @@ impl<'a> Fleet<'a> {
         bar.set_style(style.expect("the template is well formed").progress_chars("##-"));
         let began = Instant::now();
         let mut given = self.address.order_all(registry, action).await.map_err(away)?;
+        let mut is_repeated = false;
         loop {
-            let overview = FleetOverview::of(&self.address.records(registry).await.map_err(away)?);
-            if overview.order > given {
-                // Another operator's, or that of a server whose clock was ahead, which a node brought back.
-                let is_same = overview.order.is_pause() == given.is_pause();
-                given = if is_same {
-                    overview.order
-                } else {
-                    self.address.order_all(registry, action).await.map_err(away)?
-                };
+            let records = self.address.records(registry).await.map_err(away)?;
+            let overview = FleetOverview::of(&records);
+            if overview.order > given && overview.order.is_pause() == given.is_pause() {
+                given = overview.order;
+            } else if overview.order > given && overview.order.is_ahead_of(records.time) && !is_repeated {
+                // It was given at a server whose clock was ahead, and a node brought it back.
+                is_repeated = true;
+                given = self.address.order_all(registry, action).await.map_err(away)?;
+            } else if overview.order > given {
+                bar.finish_and_clear();
+                return Err(overruled(registry, &overview));
             }
             let there = self.lease.renew_every + GRACE;
             let (there, away): (Vec<&FleetNode>, Vec<&FleetNode>) =
@@ -193,6 +196,15 @@ impl<'a> Fleet<'a> {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// Another operator has ordered the opposite.
+fn overruled(registry: &str, overview: &FleetOverview) -> FleetProblem {
+    let state = if overview.paused { "paused" } else { "resumed" };
+    Failed(format!(
+        "registry {registry}: another order was given since, and all nodes are being {state}: ask who gave it, and order it anew if \
+         it has to be"
+    ))
 }
 
 /// The lines of an order that was carried out.

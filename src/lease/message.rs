@@ -53,6 +53,12 @@ impl FleetOrder {
     pub fn is_pause(self) -> bool {
         self.0 % 2 == 1
     }
+
+    /// Whether it was given more than a second after this time of the server, so by another clock.
+    pub fn is_ahead_of(self, seconds: f64) -> bool {
+        let given = Duration::from_millis(self.0 / 2);
+        given.as_secs_f64() > seconds + 1.0
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
