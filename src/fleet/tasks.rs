@@ -84,8 +84,19 @@ impl Participant {
         if let Some(((address, process), lease)) = self.0.clone().zip(lease.clone()) {
             gate.happen(|core, _| core.lend(lease.clone()));
             let pool = LeasedGate { gate: gate.clone(), distress: Box::new(distress) };
-            tokio::spawn(run(lease, Arc::new(pool), address, process, changes.clone()));
+            let task = run(lease, Arc::new(pool), address, process, changes.clone());
+            tokio::spawn(watched(task, || std::process::abort()));
         }
+    }
+}
+
+/// Without its task nothing is cut when a lease is over. A process that is started anew counts what the kernel still has of this one.
+async fn watched(task: impl Future<Output = ()> + Send + 'static, on_panic: impl FnOnce()) {
+    if let Err(error) = tokio::spawn(task).await
+        && error.is_panic()
+    {
+        tracing::error!(%error, "the task of a lease has failed: the process ends, so that no connection outlives its lease");
+        on_panic();
     }
 }
 
@@ -300,5 +311,19 @@ impl LeaseLog {
             );
         }
         self.was_learning = is_learning;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_of_a_lease_that_panics_ends_the_process() {
+        for panics in [false, true] {
+            let mut has_ended = false;
+            watched(async move { assert!(!panics, "on purpose") }, || has_ended = true).await;
+            assert_eq!(has_ended, panics);
+        }
     }
 }
