@@ -32,9 +32,9 @@ const REQUEST_ALL: u16 = 1 | 0x300;
 /// Every state but `TIME_WAIT`, `CLOSE`, `LISTEN` and the half-open ones of listeners.
 pub const STANDING: u32 = !(1 << 6 | 1 << 7 | LISTENING | 1 << 12);
 pub const LISTENING: u32 = 1 << 10;
-/// Where a message has the other end's port and address, and the inode: 0 for a socket that no process has.
-const REMOTE_PORT: usize = HEADER + 6;
-const REMOTE_ADDRESS: usize = HEADER + 24;
+/// Where a message has port and address of our end and of the other one, and the inode: 0 for a socket that no process has.
+const LOCAL_END: (usize, usize) = (HEADER + 4, HEADER + 8);
+const REMOTE_END: (usize, usize) = (HEADER + 6, HEADER + 24);
 const INODE: usize = HEADER + 68;
 /// Where the answer has the bytes to read, those that are not acknowledged, and the user; and where its attributes begin.
 const READABLE: usize = HEADER + 56;
@@ -71,7 +71,7 @@ fn socket_in_proc(local: SocketAddr, remote: SocketAddr) -> Option<ListedSocket>
     let ends = [local, remote].map(canonical);
     table::sockets()?
         .into_iter()
-        .find(|listed| [listed.local, listed.socket.remote] == ends)
+        .find(|listed| [listed.socket.local, listed.socket.remote] == ends)
         .map(|listed| listed.socket)
 }
 
@@ -181,12 +181,17 @@ pub fn sockets_of_family(ipv4: bool, states: u32) -> Option<Vec<ListedSocket>> {
 
 /// The socket that a message is about.
 fn socket_in(message: &[u8], ipv4: bool) -> Option<ListedSocket> {
-    let port = u16::from_be_bytes(message.get(REMOTE_PORT..REMOTE_PORT + 2)?.try_into().ok()?);
-    let address: [u8; 16] = message.get(REMOTE_ADDRESS..REMOTE_ADDRESS + 16)?.try_into().ok()?;
-    let ip = if ipv4 { IpAddr::from([address[0], address[1], address[2], address[3]]) } else { IpAddr::from(address) };
+    let (local, remote) = (end_in(message, LOCAL_END, ipv4)?, end_in(message, REMOTE_END, ipv4)?);
     let (uid, inode) = (word_of(message, UID)?, word_of(message, INODE)?);
     let send_buffer = word_of_attribute(message, SEND_BUFFER);
-    Some(ListedSocket { remote: SocketAddr::new(ip, port), uid, inode, send_buffer })
+    Some(ListedSocket { local, remote, uid, inode, send_buffer })
+}
+
+fn end_in(message: &[u8], (port, address): (usize, usize), ipv4: bool) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(message.get(port..port + 2)?.try_into().ok()?);
+    let address: [u8; 16] = message.get(address..address + 16)?.try_into().ok()?;
+    let ip = if ipv4 { IpAddr::from([address[0], address[1], address[2], address[3]]) } else { IpAddr::from(address) };
+    Some(SocketAddr::new(ip, port))
 }
 
 /// A question about sockets in these states, with one attribute of them.

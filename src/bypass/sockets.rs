@@ -4,7 +4,7 @@
 //! is closed by then: it is looked for once more in a second list. Where nothing goes around, one list is enough.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use super::mark::has_mark;
@@ -55,8 +55,12 @@ fn by_netlink() -> Option<Vec<ListedSocket>> {
     let mut sockets = sockets_of_family(true, STANDING | LISTENING)?;
     // A kernel without IPv6 does not answer for it. A socket for IPv6 shows an IPv4 address as a mapped one.
     let six = sockets_of_family(false, STANDING | LISTENING).unwrap_or_default();
-    let canonical = |socket: ListedSocket| (socket.remote.ip().to_canonical(), socket.remote.port()).into();
-    sockets.extend(six.into_iter().map(|socket| ListedSocket { remote: canonical(socket), ..socket }));
+    let canonical = |end: SocketAddr| (end.ip().to_canonical(), end.port()).into();
+    let short = |socket: ListedSocket| {
+        let (local, remote) = (canonical(socket.local), canonical(socket.remote));
+        ListedSocket { local, remote, ..socket }
+    };
+    sockets.extend(six.into_iter().map(short));
     Some(sockets)
 }
 

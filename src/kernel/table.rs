@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// A socket in the kernel's list; its inode is 0 if no process has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListedSocket {
+    pub local: SocketAddr,
     pub remote: SocketAddr,
     pub uid: u32,
     pub inode: u32,
@@ -20,7 +21,6 @@ const TIME_WAIT: &str = "06";
 /// One line of a table. Addresses are in their shortest form: a socket for IPv6 shows an IPv4 address as a mapped one.
 #[derive(Debug)]
 pub struct TableSocket {
-    pub local: SocketAddr,
     pub socket: ListedSocket,
     pub is_over: bool,
 }
@@ -38,8 +38,8 @@ fn socket_in(line: &str) -> Option<TableSocket> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let (local, remote) = (address_in(fields.get(1)?)?, address_in(fields.get(2)?)?);
     let (uid, inode) = (fields.get(7)?.parse().ok()?, fields.get(9)?.parse().ok()?);
-    let socket = ListedSocket { remote, uid, inode, send_buffer: None };
-    Some(TableSocket { local, socket, is_over: *fields.get(3)? == TIME_WAIT })
+    let socket = ListedSocket { local, remote, uid, inode, send_buffer: None };
+    Some(TableSocket { socket, is_over: *fields.get(3)? == TIME_WAIT })
 }
 
 /// An address is shown as words in the order of this machine.

@@ -12,7 +12,7 @@ use crate::scale::scale;
 
 type Micros = u64;
 const SECOND: Micros = 1_000_000;
-/// What the server's clock shows at first.
+/// The server's clock shows this at first.
 const SERVER_BEGAN: Micros = 1_000_000 * SECOND;
 /// The longest step of a clock.
 const LONGEST_STEP: Micros = 600 * SECOND;
