@@ -50,6 +50,7 @@ mod fairness_tests;
 mod handover;
 mod ledger;
 mod moment;
+mod numbered;
 mod occupancy;
 mod outages;
 mod pooled;
@@ -174,9 +175,9 @@ impl<P: Send + 'static> Gate<P> {
 
     /// Waits for admission. Cancel-safe at any point: dropping the future gives up the place and whatever was granted.
     /// Fails with the refusal, when `depth`, the deadline or the end of the process forbids to wait on.
-    pub fn admit(&self, ask: AdmissionRequest) -> Admit<'_, P> {
+    pub fn admit(&self, ask: AdmissionRequest) -> Admit<P> {
         let (place, class, key) = (ask.place, ask.principal.class, ask.reuse.clone());
-        Admit { gate: self, place, class, key, since: self.now(), stage: Stage::New(ask) }
+        Admit { gate: self.clone(), place, class, key, since: self.now(), stage: Stage::New(Box::new(ask)) }
     }
 
     /// Lets requests go that are [`held`](AdmissionRequest::held): they are admitted in the order of the queue.
@@ -310,8 +311,8 @@ async fn keep_time<P>(gate: Weak<Shared<P>>, alarm: Arc<Notify>) {
 }
 
 #[must_use = "nobody waits before the first poll"]
-pub struct Admit<'a, P: Send + 'static> {
-    gate: &'a Gate<P>,
+pub struct Admit<P: Send + 'static> {
+    gate: Gate<P>,
     place: Place,
     class: ClassId,
     key: Option<ReuseKey>,
@@ -320,12 +321,19 @@ pub struct Admit<'a, P: Send + 'static> {
 }
 
 enum Stage {
-    New(AdmissionRequest),
+    /// On the heap: it is much larger than what is left of it once it waits.
+    New(Box<AdmissionRequest>),
     Seated,
     Done,
 }
 
-impl<P: Send + 'static> Admit<'_, P> {
+impl<P: Send + 'static> std::fmt::Debug for Admit<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admit").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl<P: Send + 'static> Admit<P> {
     fn called(&mut self, call: Call<P>) -> Result<Admission<P>, Refusal> {
         self.stage = Stage::Done;
         let shared = &self.gate.shared;
@@ -346,7 +354,7 @@ impl<P: Send + 'static> Admit<'_, P> {
     }
 }
 
-impl<P: Send + 'static> Future for Admit<'_, P> {
+impl<P: Send + 'static> Future for Admit<P> {
     type Output = Result<Admission<P>, Refusal>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -354,7 +362,7 @@ impl<P: Send + 'static> Future for Admit<'_, P> {
         let shared = &this.gate.shared;
         if let Stage::New(ask) = std::mem::replace(&mut this.stage, Stage::Seated) {
             this.since = shared.now();
-            shared.settle(shared.handover.arrive(ask, context.waker(), this.since));
+            shared.settle(shared.handover.arrive(*ask, context.waker(), this.since));
         }
         match shared.handover.poll_call(this.place, context, shared.now()) {
             Poll::Ready(call) => Poll::Ready(this.called(call)),
@@ -363,7 +371,7 @@ impl<P: Send + 'static> Future for Admit<'_, P> {
     }
 }
 
-impl<P: Send + 'static> Drop for Admit<'_, P> {
+impl<P: Send + 'static> Drop for Admit<P> {
     fn drop(&mut self) {
         if matches!(self.stage, Stage::Seated) {
             let shared = &self.gate.shared;

@@ -2,6 +2,7 @@
 //!
 //! It owns standard output, the log and the exit status. It never serves a request. `main` calls it.
 
+mod log_line;
 mod man;
 mod output;
 mod status;
@@ -17,6 +18,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, reload};
 
+use self::log_line::JsonLine;
 use crate::app::inherited::Inherited;
 use crate::app::systemd::{Notice, Systemd};
 use crate::app::takeover::process::{Program, Successor};
@@ -372,7 +374,7 @@ fn start_logging(config: &Config) -> SetLevel {
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     match config.log.format {
         LogFormat::Text => registry.with(logs.with_target(false).with_ansi(colours)).init(),
-        LogFormat::Json => registry.with(logs.json()).init(),
+        LogFormat::Json => registry.with(logs.json().event_format(JsonLine::default())).init(),
     }
     Box::new(move |level| {
         if is_fixed {

@@ -10,6 +10,7 @@ mod forward;
 mod hop_by_hop;
 mod last_hop;
 mod outbound;
+mod queued;
 mod repairing;
 mod reply;
 mod request_io;
@@ -24,9 +25,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
+use self::queued::Queued;
 use self::request_io::RequestIo;
 use crate::metrics::Reason;
 use crate::proxy::client::Client;
+use crate::proxy::clients;
 use crate::proxy::record::Kind;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::{Entry, Proxy};
@@ -42,10 +45,38 @@ pub enum Served {
     Gone,
 }
 
-/// Serves one request with hyper, starting with the bytes that were read of it.
+/// Serves one request with hyper, starting with the bytes that were read of it. While the request waits, hyper is not there:
+/// its buffers are larger than all that a waiter needs. It reads the request again when that has its turn.
 pub async fn serve(proxy: &Arc<Proxy>, entry: &Entry, client: &Arc<Client>, read: Bytes, end: RequestEnd) -> Served {
-    let io = RequestIo::new(client.clone(), read, end);
-    let service = service_fn(|request| forward::answer(proxy, entry, &io, request));
+    let mut io = RequestIo::new(client.clone(), read, end, None);
+    loop {
+        let (mut queued, read, end) = match Box::pin(converse(proxy, entry, &io)).await {
+            Conversation::Ended(served) => return served,
+            Conversation::PutBack(queued, read, end) => (queued, read, end),
+        };
+        drop(io);
+        tokio::select! {
+            () = queued.turn() => {}
+            () = client.gone() => return Served::Gone,
+            () = proxy.cut_short() => {
+                client.cut();
+                return Served::Gone;
+            }
+        }
+        io = RequestIo::new(client.clone(), read, end, Some(queued));
+    }
+}
+
+/// How hyper's part came to its end.
+enum Conversation {
+    Ended(Served),
+    /// The request waits; these are its bytes and their end.
+    PutBack(Box<Queued>, Bytes, RequestEnd),
+}
+
+async fn converse(proxy: &Arc<Proxy>, entry: &Entry, io: &RequestIo) -> Conversation {
+    let client = io.client();
+    let service = service_fn(|request| forward::answer(proxy, entry, io, request));
     let mut connection = pin!(
         http1::Builder::new()
             .half_close(true)
@@ -54,25 +85,29 @@ pub async fn serve(proxy: &Arc<Proxy>, entry: &Entry, client: &Arc<Client>, read
             .serve_connection(TokioIo::new(io.clone()), service)
     );
     let served = std::future::poll_fn(|cx| match connection.as_mut().poll(cx) {
-        Poll::Pending if io.is_over() => Poll::Ready(None),
-        served => served.map(Some),
+        Poll::Pending if io.is_over() => Poll::Ready(Err(Conversation::Ended(Served::Kept(io.take_unread())))),
+        Poll::Pending => match io.begin_anew() {
+            Some((queued, read, end)) => Poll::Ready(Err(Conversation::PutBack(queued, read, end))),
+            None => Poll::Pending,
+        },
+        Poll::Ready(served) => Poll::Ready(Ok(served)),
     });
     tokio::select! {
         served = served => match served {
-            None => return Served::Kept(io.take_unread()),
+            Err(conversation) => return conversation,
             // hyper has answered 400 by itself.
-            Some(Err(error)) if error.is_parse() => {
-                proxy.record(&client.peer().ip().to_string(), Kind::Unknown).answered(Reason::BadRequest);
+            Ok(Err(error)) if error.is_parse() => {
+                proxy.record(clients::by_address(client), Kind::Unknown).answered(Reason::BadRequest);
             }
-            Some(Err(error)) => tracing::debug!(peer = %client.peer(), %error, "client connection ended"),
-            Some(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(peer = %client.peer(), %error, "client connection ended"),
+            Ok(Ok(())) => {}
         },
         // Dropping the connection drops the request under way, and records it.
-        () = client.gone() => return Served::Gone,
+        () = client.gone() => return Conversation::Ended(Served::Gone),
         () = proxy.cut_short() => {
             client.cut();
-            return Served::Gone;
+            return Conversation::Ended(Served::Gone);
         }
     }
-    if client.is_finished() { Served::Last } else { Served::Gone }
+    Conversation::Ended(if client.is_finished() { Served::Last } else { Served::Gone })
 }

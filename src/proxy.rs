@@ -31,6 +31,7 @@ use self::mirror::Mirror;
 use self::record::{Kind, Record};
 use self::respond::Answer;
 use self::route::{Route, Routes};
+use crate::admission::ClientId;
 use crate::target::Target;
 use crate::upstream::Upstream;
 
@@ -154,7 +155,7 @@ impl Proxy {
     }
 
     /// The record of a request that has just arrived.
-    pub(crate) fn record(&self, client: &str, kind: Kind) -> Record {
+    pub(crate) fn record(&self, client: ClientId, kind: Kind) -> Record {
         let metrics = self.settings().routes.other_hosts().metrics.clone();
         Record::open(metrics, client, kind, self.cut_short.clone())
     }

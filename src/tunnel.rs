@@ -14,6 +14,7 @@ mod state;
 mod told;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use tracing::info;
@@ -42,40 +43,89 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 struct Tunnel {
     socket: Socket,
     record: Record,
-    path: RegistryPath,
+    path: Box<RegistryPath>,
 }
 
 /// Why there is no tunnel: what to tell, and under which registry. `None` when nobody is left to tell.
 #[derive(Debug)]
-struct NoTunnel(Option<(Answer, String)>);
+struct NoTunnel(Option<Box<(Answer, String)>>);
 
 /// Serves one CONNECT on a connection of its own, from the answer to the end of the tunnel.
-pub async fn serve(proxy: &Proxy, client: Arc<Client>, counted: &CountedClient, connect: Connect) {
+pub fn serve<'a>(
+    proxy: &'a Proxy,
+    client: &'a Arc<Client>,
+    counted: &'a CountedClient,
+    connect: Connect,
+) -> impl Future<Output = ()> + Send + use<'a> {
     let Connect { authority, proxy_authorization, early } = connect;
-    let principal = proxy.settings().classes.principal(proxy_authorization.as_deref(), &client);
     // A waiter keeps no credentials.
-    drop(proxy_authorization);
+    let principal = proxy.settings().classes.principal(proxy_authorization.as_deref(), client);
+    let opening = Box::pin(open(proxy, client, authority, principal));
     // On the heap, each while it runs: while a tunnel waits, the larger future of its relay is not there.
-    match Box::pin(open(proxy, &client, &authority, principal)).await {
-        Ok(tunnel) => {
-            if client.write_all(ESTABLISHED).await.is_ok() {
-                Box::pin(carry(proxy, tunnel, (&client, counted), early)).await;
-            }
+    async move {
+        match opening.await {
+            Ok(tunnel) => Box::pin(carry(proxy, tunnel, (client, counted), early)).await,
+            Err(NoTunnel(Some(told))) => Box::pin(tell(proxy, (client, counted), *told)).await,
+            Err(NoTunnel(None)) => {}
         }
-        Err(NoTunnel(Some((answer, registry)))) => {
-            if client.write_all(&answer.to_bytes(&registry)).await.is_ok() {
-                Box::pin(proxy.lingering_close(&client, counted)).await;
-            }
-        }
-        Err(NoTunnel(None)) => {}
+    }
+}
+
+async fn tell(proxy: &Proxy, (client, counted): (&Client, &CountedClient), (answer, registry): (Answer, String)) {
+    if client.write_all(&answer.to_bytes(&registry)).await.is_ok() {
+        proxy.lingering_close(client, counted).await;
     }
 }
 
 /// Opens a connection for a CONNECT to `authority`.
 /// Fails with the answer instead of `200`, which is already counted and logged.
-async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Principal) -> Result<Box<Tunnel>, NoTunnel> {
-    let mut record = proxy.record(&principal.client.to_string(), Kind::Tunnel);
-    let target = match Target::from_connect(authority) {
+async fn open(
+    proxy: &Proxy,
+    client: &Client,
+    authority: String,
+    principal: Principal,
+) -> Result<Box<Tunnel>, NoTunnel> {
+    let (mut record, mut path) = Box::pin(find_registry(proxy, client, authority, principal)).await?;
+    let queued = path.attempt.queued.clone();
+    // While it waits for its turn, what comes before and after that is not there.
+    let mut reached = Box::pin(unless_left(client, &queued, path.ask())).await;
+    if let Some(Ok(())) = reached {
+        reached = unless_left(client, &queued, path.turn()).await.map(Ok);
+    }
+    let reached = match reached {
+        Some(Ok(())) => Box::pin(unless_left(client, &queued, path.reach())).await,
+        Some(Err(answer)) => Some(Err(answer)),
+        None => None,
+    };
+    record.reached(path.attempt.progress.waited, path.attempt.progress.connect);
+    match reached {
+        None => Err(NoTunnel(None)),
+        Some(Ok(socket)) => {
+            record.replied(hyper::StatusCode::OK);
+            Ok(Box::new(Tunnel { socket, record, path }))
+        }
+        Some(Err(answer)) => Err(refuse(record, answer, Some(&path.upstream.name))),
+    }
+}
+
+/// `None`: the client has left meanwhile.
+async fn unless_left<T>(client: &Client, queued: &AtomicBool, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = client.left(queued) => None,
+        done = work => Some(done),
+    }
+}
+
+/// Finds the registry, and the request's place there.
+async fn find_registry(
+    proxy: &Proxy,
+    client: &Client,
+    authority: String,
+    principal: Principal,
+) -> Result<(Record, Box<RegistryPath>), NoTunnel> {
+    let mut record = proxy.record(principal.client.clone(), Kind::Tunnel);
+    let target = match Target::from_connect(&authority) {
         Ok(target) => target,
         Err(error) => return Err(refuse(record, Answer::plain(Reason::BadRequest, format!("CONNECT: {error}")), None)),
     };
@@ -96,32 +146,20 @@ async fn open(proxy: &Proxy, client: &Client, authority: &str, principal: Princi
     let mut attempt =
         upstream.attempt(route.destination, principal, (admission::SlotUse::Tunnel, Lane::Blob), None, patience);
     attempt.label.socket = client.socket();
-    let mut path = RegistryPath { upstream, attempt, policy: route.policy };
-    let queued = path.attempt.queued.clone();
-    let reached = tokio::select! {
-        biased;
-        () = client.left(&queued) => None,
-        reached = path.reach() => Some(reached),
-    };
-    record.reached(path.attempt.progress.waited, path.attempt.progress.connect);
-    match reached {
-        None => Err(NoTunnel(None)),
-        Some(Ok(socket)) => {
-            record.replied(hyper::StatusCode::OK);
-            Ok(Box::new(Tunnel { socket, record, path }))
-        }
-        Some(Err(answer)) => Err(refuse(record, answer, Some(&path.upstream.name))),
-    }
+    Ok((record, Box::new(RegistryPath { upstream, attempt, policy: route.policy })))
 }
 
 fn refuse(record: Record, answer: Answer, registry: Option<&str>) -> NoTunnel {
     record.answered(answer.reason);
     let registry = registry.unwrap_or(crate::metrics::OTHER_HOSTS).to_owned();
-    NoTunnel(Some((answer, registry)))
+    NoTunnel(Some(Box::new((answer, registry))))
 }
 
-/// Carries bytes until the tunnel ends, or until the process does.
+/// Tells the client that its tunnel stands, and carries bytes until it ends, or until the process does.
 async fn carry(proxy: &Proxy, tunnel: Box<Tunnel>, (client, counted): (&Client, &CountedClient), mut early: Bytes) {
+    if client.write_all(ESTABLISHED).await.is_err() {
+        return;
+    }
     let Tunnel { mut socket, mut record, mut path } = *tunnel;
     let (metrics, carried) = (record.metrics(), record.carried());
     let client_name = path.attempt.principal.client.to_string();

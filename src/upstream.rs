@@ -21,6 +21,7 @@ pub mod resolve;
 pub mod socket;
 mod stall;
 pub mod tls;
+mod turn;
 
 pub use self::addresses::AddressPolicy;
 pub use self::attempt::{Attempt, Destination, Patience};

@@ -28,10 +28,7 @@ impl<K, T> Default for Counted<K, T> {
 
 impl<K: Clone + Eq + Hash + Ord, T: Default> Counted<K, T> {
     fn add(&mut self, key: &K) -> &mut T {
-        if !self.all.contains_key(key) {
-            self.all.insert(key.clone(), Default::default());
-        }
-        let (count, inner) = self.all.get_mut(key).expect("it is there now");
+        let (count, inner) = self.all.entry(key.clone()).or_default();
         self.by_count.remove(&(*count, key.clone()));
         *count += 1;
         self.by_count.insert((*count, key.clone()));

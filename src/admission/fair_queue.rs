@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::fair_round::{FairRound, GrantCharge, smooth};
 use super::moment::Moment;
+use super::numbered::NumberState;
 use super::request::{ClassId, Lane, Place, Principal};
 
 /// How often a blob may be passed over by small requests of the same client, however short they are.
@@ -35,7 +36,7 @@ pub(super) enum AdmittedAs {
 #[derive(Clone, Debug)]
 pub(super) struct FairQueue {
     weights: Vec<u32>,
-    classes: FairRound<ClassId, Peers>,
+    classes: FairRound<ClassId, Peers, NumberState>,
     /// The smoothed nanoseconds for which a request of each lane holds its slot.
     holds: [Option<u64>; 2],
 }

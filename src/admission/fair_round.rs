@@ -9,7 +9,7 @@
 //! costs. When no flow waits any more, all flows are level again.
 
 use std::collections::{BTreeSet, HashMap};
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, RandomState};
 
 use super::moment::Moment;
 
@@ -35,10 +35,10 @@ pub(super) struct GrantCharge {
     alone: u64,
 }
 
-/// The flows of one level. `T` is what belongs to a flow.
+/// The flows of one level. `T` is what belongs to a flow; `S` hashes the keys.
 #[derive(Clone, Debug)]
-pub(super) struct FairRound<K, T> {
-    flows: HashMap<K, Flow<T>>,
+pub(super) struct FairRound<K, T, S = RandomState> {
+    flows: HashMap<K, Flow<T>, S>,
     /// The flows that wait, the next one first.
     order: BTreeSet<Rank<K>>,
     /// Flows above the present that neither wait nor hold.
@@ -69,10 +69,10 @@ struct Flow<T> {
     alone: u64,
 }
 
-impl<K, T> Default for FairRound<K, T> {
-    fn default() -> FairRound<K, T> {
+impl<K, T, S: Default> Default for FairRound<K, T, S> {
+    fn default() -> FairRound<K, T, S> {
         FairRound {
-            flows: HashMap::new(),
+            flows: HashMap::default(),
             order: BTreeSet::new(),
             remembered: BTreeSet::new(),
             present: 0,
@@ -85,7 +85,7 @@ impl<K, T> Default for FairRound<K, T> {
     }
 }
 
-impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
+impl<K: Clone + Eq + Hash + Ord, T: Default, S: BuildHasher> FairRound<K, T, S> {
     pub fn any_waits(&self) -> bool {
         !self.order.is_empty()
     }
@@ -101,10 +101,7 @@ impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
 
     /// The inner value of this flow. An unknown flow starts with a default.
     pub fn inner(&mut self, key: &K) -> &mut T {
-        if !self.flows.contains_key(key) {
-            self.flows.insert(key.clone(), Flow::default());
-        }
-        &mut self.flows.get_mut(key).expect("it is there now").inner
+        &mut self.flows.entry(key.clone()).or_default().inner
     }
 
     /// The flow begins to wait, if it does not yet.
@@ -249,7 +246,7 @@ pub(super) fn smooth(before: Option<u64>, latest: u64) -> u64 {
 mod looks {
     use super::*;
 
-    impl<K: Clone + Eq + Hash + Ord, T: Default> FairRound<K, T> {
+    impl<K: Clone + Eq + Hash + Ord, T: Default, S: BuildHasher> FairRound<K, T, S> {
         pub fn len(&self) -> usize {
             self.flows.len()
         }

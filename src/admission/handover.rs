@@ -5,7 +5,6 @@
 //! and connections are carried out of the lock in an [`Aftermath`]. No tokio types here, and no clock: the caller says
 //! what time it is.
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -14,6 +13,7 @@ use super::activity::Activity;
 use super::core::Core;
 use super::decision::{CloseCause, Decision, Refusal};
 use super::moment::Moment;
+use super::numbered::NumberMap;
 use super::request::{AdmissionRequest, Place, ReuseKey};
 use super::slot::{OnReclaim, SlotEvent, SlotId};
 use super::sync::{Mutex, MutexGuard};
@@ -26,19 +26,21 @@ pub(super) struct Handover<P> {
 
 struct State<P> {
     core: Core,
-    seats: HashMap<Place, Seat<P>>,
-    kept: HashMap<SlotId, P>,
+    seats: NumberMap<Place, Seat<P>>,
+    kept: NumberMap<SlotId, P>,
     /// How to ask the quiet tunnels to close.
-    quiet: HashMap<SlotId, OnReclaim>,
+    quiet: NumberMap<SlotId, OnReclaim>,
     /// When the driver will call again.
     armed: Option<Moment>,
 }
 
 enum Seat<P> {
     Waiting(Waker),
-    /// Called, and whom the place is kept for once that is known there.
-    Called(Call<P>, Option<Owner>),
+    /// Called, and whom the place is kept for once that is known there. On the heap: most seats are waited in.
+    Called(Box<Called<P>>),
 }
+
+struct Called<P>(Call<P>, Option<Owner>);
 
 pub(super) enum Call<P> {
     Dial { slot: SlotId, activity: Arc<Activity>, waited: Duration },
@@ -70,7 +72,7 @@ impl<P> Aftermath<P> {
 
 impl<P> Handover<P> {
     pub fn new(core: Core) -> Handover<P> {
-        let (seats, kept, quiet) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (seats, kept, quiet) = Default::default();
         let state = State { core, seats, kept, quiet, armed: None };
         Handover { state: Mutex::new(state) }
     }
@@ -88,7 +90,8 @@ impl<P> Handover<P> {
     pub fn poll_call(&self, place: Place, context: &Context<'_>, now: Moment) -> Poll<Call<P>> {
         let mut state = self.lock();
         match state.seats.remove(&place) {
-            Some(Seat::Called(call, may_return)) => {
+            Some(Seat::Called(called)) => {
+                let Called(call, may_return) = *called;
                 // The seat is empty: whoever comes back may have it.
                 if let Some(owner) = may_return {
                     state.core.keep_place(place, owner, now);
@@ -107,15 +110,22 @@ impl<P> Handover<P> {
     /// Gets up from the seat: what was granted meanwhile goes to the next one.
     pub fn leave(&self, place: Place, now: Moment, key: Option<&ReuseKey>) -> Aftermath<P> {
         let mut state = self.lock();
-        match state.seats.remove(&place) {
-            Some(Seat::Waiting(_)) => state.core.leave(place, now),
-            Some(Seat::Called(Call::Dial { slot, .. }, _)) => state.core.tell(slot, SlotEvent::Released, now),
-            Some(Seat::Called(Call::Reuse { slot, kept, .. }, _)) => {
+        let called = match state.seats.remove(&place) {
+            Some(Seat::Called(called)) => Some(*called),
+            Some(Seat::Waiting(_)) => {
+                state.core.leave(place, now);
+                None
+            }
+            None => None,
+        };
+        match called {
+            Some(Called(Call::Dial { slot, .. }, _)) => state.core.tell(slot, SlotEvent::Released, now),
+            Some(Called(Call::Reuse { slot, kept, .. }, _)) => {
                 let key = key.expect("only who named a key is given a kept connection").clone();
                 return state.keep(slot, key, kept, now);
             }
-            Some(Seat::Called(Call::Refused(_), Some(owner))) => state.core.keep_place(place, owner, now),
-            Some(Seat::Called(Call::Refused(_), None)) | None => {}
+            Some(Called(Call::Refused(_), Some(owner))) => state.core.keep_place(place, owner, now),
+            Some(Called(Call::Refused(_), None)) | None => {}
         }
         state.carry_out()
     }
@@ -205,7 +215,8 @@ impl<P> State<P> {
     }
 
     fn call(&mut self, place: Place, call: Call<P>, may_return: Option<Owner>) -> Waker {
-        let Some(Seat::Waiting(waker)) = self.seats.insert(place, Seat::Called(call, may_return)) else {
+        let Some(Seat::Waiting(waker)) = self.seats.insert(place, Seat::Called(Box::new(Called(call, may_return))))
+        else {
             unreachable!("the core decides once, and only about those who wait");
         };
         waker

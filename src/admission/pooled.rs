@@ -4,13 +4,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::moment::Moment;
+use super::numbered::NumberMap;
 use super::request::ReuseKey;
 use super::slot::SlotId;
 
 /// The idle slots that can be reused, by key and by age.
 #[derive(Debug, Default)]
 pub(super) struct PooledSlots {
-    slots: HashMap<SlotId, Pooled>,
+    slots: NumberMap<SlotId, Pooled>,
     by_key: HashMap<ReuseKey, BTreeSet<(Moment, SlotId)>>,
     by_expiry: BTreeSet<(Moment, SlotId)>,
 }

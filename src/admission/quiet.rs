@@ -3,17 +3,18 @@
 //! The holder tells how sure it is that its tunnel is idle; here it is only weighed. A reclaim is a question: the tunnel looks
 //! at its client once more, and closes or goes on.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 
 use super::moment::Moment;
+use super::numbered::{NumberMap, NumberSet};
 use super::slot::{Quiet, SlotId};
 
 #[derive(Debug, Default)]
 pub(super) struct QuietTunnels {
-    tunnels: HashMap<SlotId, Quiet>,
+    tunnels: NumberMap<SlotId, Quiet>,
     /// When each may be reclaimed.
     by_due: BTreeSet<(Moment, SlotId)>,
-    reclaimed: HashSet<SlotId>,
+    reclaimed: NumberSet<SlotId>,
 }
 
 impl QuietTunnels {

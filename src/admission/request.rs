@@ -27,6 +27,11 @@ impl ClientId {
         &self.peer
     }
 
+    /// As people know it: by its name, else by its peer.
+    pub fn as_str(&self) -> &str {
+        self.name.as_ref().unwrap_or(&self.peer)
+    }
+
     pub(super) fn parts(&self) -> (&Arc<str>, &Option<Arc<str>>) {
         (&self.peer, &self.name)
     }
@@ -39,9 +44,8 @@ impl<T: Into<Arc<str>>> From<T> for ClientId {
 }
 
 impl fmt::Display for ClientId {
-    /// As people know it: by its name, else by its peer.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name.as_ref().unwrap_or(&self.peer))
+        f.write_str(self.as_str())
     }
 }
 

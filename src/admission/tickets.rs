@@ -3,11 +3,12 @@
 //! A puller that gives up and asks again for the same thing goes on with its old age. Tickets are a bounded multiset for
 //! each client and target: the oldest is used first, each of them once. A ticket holds a hash of its owner, no text.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use super::moment::Moment;
+use super::numbered::NumberMap;
 use super::request::{ClientId, Place};
 
 /// Tickets at once. Beyond it the ones that end soonest go.
@@ -26,7 +27,7 @@ pub(super) struct Tickets {
     hasher: RandomState,
     /// Each with its end, in nanoseconds.
     ends: BTreeMap<(Owner, Place), u64>,
-    counts: HashMap<Owner, usize>,
+    counts: NumberMap<Owner, usize>,
     by_end: BTreeSet<(u64, Owner, Place)>,
 }
 

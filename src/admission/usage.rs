@@ -6,10 +6,10 @@
 //! waits for its answer is busy, for the registry works on it. Kept connections, unused tunnels and those whose answer
 //! seems over are not, nor is a connection on its way out.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use super::moment::Moment;
+use super::numbered::NumberMap;
 use super::slot::SlotId;
 
 /// A silence is known later than it begins. Busy time counts up to this long ago, so that the sum never has to be reduced.
@@ -26,7 +26,7 @@ pub struct Used {
 #[derive(Debug, Default)]
 pub(super) struct Usage {
     settled: Used,
-    open: HashMap<SlotId, Meter>,
+    open: NumberMap<SlotId, Meter>,
 }
 
 #[derive(Clone, Copy, Debug)]

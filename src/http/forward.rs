@@ -14,6 +14,7 @@ use hyper::{Request, Response, StatusCode, Version};
 use super::hop_by_hop::strip_response;
 use super::last_hop::{self, head_bytes};
 use super::outbound::Outbound;
+use super::queued::Queued;
 use super::repairing;
 use super::reply::{Relayed, Reply};
 use super::request_io::RequestIo;
@@ -26,7 +27,7 @@ use crate::proxy::respond::Answer;
 use crate::proxy::rewrite::Rewrite;
 use crate::proxy::{Entry, Proxy};
 use crate::upstream::request_body::{RequestBody, Upload};
-use crate::upstream::{Destination, Patience, Upstream};
+use crate::upstream::{Attempt, Destination, Patience, Upstream};
 
 /// The client is gone; hyper closes its connection.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +55,10 @@ pub async fn answer(
     }
     // On the heap: the futures keep twice what they are given.
     let (arrival, request) = (Arrival { proxy, io }, Box::new(request));
-    let mut response = match entry {
-        Entry::Proxy => arrival.at_proxy(request).await,
-        Entry::Mirror(registry) => arrival.at_mirror(registry, request).await?,
+    let mut response = match (io.take_queued(), entry) {
+        (Some(queued), _) => arrival.in_turn(*queued, request).await,
+        (None, Entry::Proxy) => arrival.at_proxy(request).await,
+        (None, Entry::Mirror(registry)) => arrival.at_mirror(registry, request).await?,
     };
     let is_rest_unwanted = match response.body() {
         Reply::Own(_) => has_body,
@@ -78,7 +80,7 @@ impl Arrival<'_> {
     async fn at_proxy(&self, mut request: Box<Request<Incoming>>) -> Response<Reply> {
         let credentials = request.headers().get(PROXY_AUTHORIZATION).map(HeaderValue::as_bytes);
         let principal = self.proxy.settings().classes.principal(credentials, self.io.client());
-        let mut record = self.proxy.record(&principal.client.to_string(), Kind::Request);
+        let mut record = self.proxy.record(principal.client.clone(), Kind::Request);
         record.toward(shown(None, request.uri()));
         record.asks(request.method(), request.uri());
         if let Some(response) = last_hop::own_answer(&mut request) {
@@ -92,7 +94,9 @@ impl Arrival<'_> {
         };
         match self.proxy.route(&origin.target, origin.secure).await {
             Ok(route) => {
-                self.exchange(record, &route.upstream, route.destination, principal, (outbound, body), None).await
+                let attempt = self.attempt(&mut record, &route.upstream, route.destination, principal, &outbound);
+                let queued = Queued { record, upstream: route.upstream, attempt, mirror: None };
+                self.exchange(queued, (outbound, body), None).await
             }
             Err(answer) => refuse(record, &answer, OTHER_HOSTS),
         }
@@ -107,7 +111,7 @@ impl Arrival<'_> {
         // Mirrors come and go with their listeners only.
         let (mirror, upstream) = self.proxy.mirror(registry).ok_or(ClientLeft)?;
         let principal = Principal { class: mirror.class, client: peer_of(self.io.client()) };
-        let mut record = self.proxy.record(&principal.client.to_string(), Kind::Request);
+        let mut record = self.proxy.record(principal.client.clone(), Kind::Request);
         record.toward(shown(Some(mirror.host()), request.uri()));
         record.asks(request.method(), request.uri());
         if let Some(response) = last_hop::own_answer(&mut request) {
@@ -120,19 +124,36 @@ impl Arrival<'_> {
             Ok(outbound) => outbound,
             Err(answer) => return Ok(refuse(record, &answer, &upstream.name)),
         };
-        Ok(self.exchange(record, &upstream, mirror.destination(), principal, (outbound, body), rewrite).await)
+        let attempt = self.attempt(&mut record, &upstream, mirror.destination(), principal, &outbound);
+        let queued = Queued { record, upstream, attempt, mirror: Some(mirror.clone()) };
+        Ok(self.exchange(queued, (outbound, body), rewrite).await)
     }
 
-    /// One request on its way through a registry's gate and back.
-    async fn exchange(
+    /// A request that was put back has its turn, and was read again.
+    async fn in_turn(&self, mut queued: Queued, mut request: Box<Request<Incoming>>) -> Response<Reply> {
+        last_hop::own_answer(&mut request);
+        let carried = queued.record.carried();
+        let mirror = queued.mirror.clone();
+        let rewrite = mirror.as_ref().and_then(|mirror| mirror.rewrite(&request, self.io.client().local_addr()));
+        let outgoing = match &mirror {
+            Some(mirror) => Outbound::of_origin_form(*request, self.proxy, mirror, carried),
+            None => Outbound::of_absolute(*request, self.proxy, carried).map(|(outbound, body, _)| (outbound, body)),
+        };
+        match outgoing {
+            Ok(outgoing) => self.exchange(queued, outgoing, rewrite).await,
+            Err(answer) => refuse(queued.record, &answer, &queued.upstream.name),
+        }
+    }
+
+    /// Its way to the registry.
+    fn attempt(
         &self,
-        mut record: Record,
+        record: &mut Record,
         upstream: &Arc<Upstream>,
         destination: Destination,
         principal: Principal,
-        (outbound, body): (Outbound, RequestBody),
-        rewrite: Option<Rewrite<'_>>,
-    ) -> Response<Reply> {
+        outbound: &Outbound,
+    ) -> Attempt {
         record.belongs_to(upstream, principal.class);
         let patience =
             Patience { limit: upstream.queue.request_timeout[principal.class.0], setting: "request_timeout" };
@@ -140,9 +161,32 @@ impl Arrival<'_> {
         let mut attempt = upstream.attempt(destination, principal, kind, Some(outbound.key().clone()), patience);
         attempt.label.wants = record.wants();
         attempt.label.socket = self.io.client().socket();
+        attempt
+    }
+
+    /// One request on its way through a registry's gate and back. One without a body is put back where it has to wait.
+    async fn exchange(
+        &self,
+        mut queued: Queued,
+        (outbound, body): (Outbound, RequestBody),
+        rewrite: Option<Rewrite<'_>>,
+    ) -> Response<Reply> {
         let upload = body.upload();
-        let exchanged = {
-            let mut exchange = pin!(repairing::exchange((&outbound, body), upstream, &mut attempt));
+        let asked = if self.io.may_put_back() && body.is_end_stream() {
+            queued.upstream.ask(&mut queued.attempt).await
+        } else {
+            Ok(true)
+        };
+        if let Ok(false) = asked {
+            self.io.put_back(Box::new(queued));
+            return std::future::pending().await;
+        }
+        self.io.goes_on();
+        let Queued { mut record, upstream, mut attempt, .. } = queued;
+        let exchanged = if let Err(failure) = asked {
+            Err(failure)
+        } else {
+            let mut exchange = pin!(repairing::exchange((&outbound, body), &upstream, &mut attempt));
             loop {
                 tokio::select! {
                     biased;
@@ -160,10 +204,10 @@ impl Arrival<'_> {
             // It took the connection to the registry with it, whose fault that is not.
             Err(_) if upload.is_broken() => return refuse_upload(record, &upload, &upstream.name),
             Err(failure) => {
-                return refuse(record, &Answer::of_failure(&failure, upstream, &attempt), &upstream.name);
+                return refuse(record, &Answer::of_failure(&failure, &upstream, &attempt), &upstream.name);
             }
         };
-        let resumable = Resumable::of(upstream, outbound, &attempt, &response);
+        let resumable = Resumable::of(&upstream, outbound, &attempt, &response);
         let (mut head, body) = response.into_parts();
         record.replied(head.status);
         strip_response(&mut head.headers);

@@ -15,6 +15,7 @@ use hyper::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::queued::Queued;
 use crate::proxy::client::Client;
 use crate::proxy::request_end::RequestEnd;
 use crate::tcp;
@@ -34,6 +35,10 @@ struct State {
     /// Bytes that were read from the connection and not taken.
     unread: Bytes,
     end: RequestEnd,
+    /// The same at the beginning, and the end then: how to begin anew, while that may still be due.
+    beginning: Option<(Bytes, RequestEnd)>,
+    /// The request's state from before it waited, or while it waits.
+    queued: Option<Box<Queued>>,
     /// Whether the request was handed over.
     is_taken: bool,
     /// Whether hyper has asked for bytes behind the end.
@@ -57,9 +62,12 @@ impl State {
 }
 
 impl RequestIo {
-    /// The connection for a request that ends there, with the bytes first that were read of it.
-    pub fn new(client: Arc<Client>, unread: Bytes, end: RequestEnd) -> RequestIo {
+    /// The connection for a request that ends there, with the bytes first that were read of it; and what is known of the
+    /// request from before, where it was put back.
+    pub fn new(client: Arc<Client>, unread: Bytes, end: RequestEnd, queued: Option<Box<Queued>>) -> RequestIo {
         let state = State {
+            beginning: queued.is_none().then(|| (unread.clone(), end.clone())),
+            queued,
             unread,
             end,
             is_taken: false,
@@ -86,6 +94,35 @@ impl RequestIo {
     pub fn is_over(&self) -> bool {
         let state = self.state.lock();
         state.is_next_wanted && state.is_flushed
+    }
+
+    /// Puts the request back, which has no body: hyper lets go of it, and reads it again when it has its turn.
+    pub fn put_back(&self, queued: Box<Queued>) {
+        self.state.lock().queued = Some(queued);
+    }
+
+    /// The state of the request from before it was put back.
+    pub fn take_queued(&self) -> Option<Box<Queued>> {
+        self.state.lock().queued.take()
+    }
+
+    /// Whether the request can be put back: it was not before.
+    pub fn may_put_back(&self) -> bool {
+        self.state.lock().beginning.is_some()
+    }
+
+    /// The request will not be put back.
+    pub fn goes_on(&self) {
+        self.state.lock().beginning = None;
+    }
+
+    /// The connection for the request that was put back, once it has its turn; `None` where it was not put back.
+    pub fn begin_anew(&self) -> Option<(Box<Queued>, Bytes, RequestEnd)> {
+        let state = &mut *self.state.lock();
+        let (bytes, end) = state.beginning.take_if(|_| state.queued.is_some())?;
+        let queued = state.queued.take()?;
+        // A copy: a waiter does not hold the buffer of the head.
+        Some((queued, Bytes::copy_from_slice(&bytes), end))
     }
 
     /// The bytes behind the request that were read already.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use crate::admission::ClientId;
 use crate::kernel::{self, ListedSocket};
 use crate::tcp::{self, LOOK_AGAIN, Linger};
 
@@ -33,6 +34,8 @@ pub struct Client {
     /// Where it was accepted, and the socket on this machine behind it: asked of the kernel once.
     local: OnceLock<Option<SocketAddr>>,
     other_end: OnceLock<Option<ListedSocket>>,
+    /// Its name, as far as the kernel vouches for it: made once.
+    identity: OnceLock<ClientId>,
     /// Whether our FIN was sent.
     finished: AtomicBool,
 }
@@ -40,8 +43,8 @@ pub struct Client {
 impl Client {
     /// Takes over an accepted stream.
     pub fn new(stream: TcpStream, peer: SocketAddr) -> Arc<Client> {
-        let (local, other_end, finished) = Default::default();
-        Arc::new(Client { stream, peer, local, other_end, finished })
+        let (local, other_end, identity, finished) = Default::default();
+        Arc::new(Client { stream, peer, local, other_end, identity, finished })
     }
 
     /// The stream, for reading and writing.
@@ -62,6 +65,11 @@ impl Client {
     /// The user that runs the client, where it is on this machine.
     pub fn uid(&self) -> Option<u32> {
         self.other_end.get_or_init(|| kernel::socket_behind(self.local_addr()?, self.peer)).map(|socket| socket.uid)
+    }
+
+    /// Its name, which `find_out` tells the first time.
+    pub fn identity(&self, find_out: impl FnOnce() -> ClientId) -> ClientId {
+        self.identity.get_or_init(find_out).clone()
     }
 
     /// The client's socket by its inode, if the kernel was asked for it; else 0.

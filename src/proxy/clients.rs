@@ -41,9 +41,10 @@ impl Classes {
     pub fn principal(&self, proxy_authorization: Option<&[u8]>, client: &Client) -> Principal {
         let (peer, name) = (Peer::of(client), proxy_authorization.and_then(user_name));
         let class = self.class(name.as_deref(), peer);
+        let of_peer = peer_of(client);
         let client = match name {
-            Some(name) => ClientId::named(peer.to_string(), name),
-            None => peer.to_string().into(),
+            Some(name) => ClientId::named(of_peer.peer(), name),
+            None => of_peer,
         };
         Principal { class, client }
     }
@@ -64,7 +65,12 @@ impl Classes {
 
 /// A client by what the kernel vouches for.
 pub fn peer_of(client: &Client) -> ClientId {
-    Peer::of(client).to_string().into()
+    client.identity(|| Peer::of(client).to_string().into())
+}
+
+/// A client by its address: it was turned away before anything was asked of the kernel, or cannot be understood.
+pub fn by_address(client: &Client) -> ClientId {
+    client.peer().ip().to_string().into()
 }
 
 impl Peer {

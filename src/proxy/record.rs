@@ -12,7 +12,7 @@ use hyper::{Method, StatusCode, Uri};
 use tokio_util::sync::CancellationToken;
 
 use super::respond::status_of;
-use crate::admission::ClassId;
+use crate::admission::{ClassId, ClientId};
 use crate::explain::{code_class, wanted};
 pub use crate::metrics::Kind;
 use crate::metrics::{Direction, Label, OTHER_HOSTS, Outcome, Reason, RegistryMetrics};
@@ -30,10 +30,10 @@ pub struct Record {
 #[derive(Debug)]
 struct Fields {
     began: Instant,
-    registry: String,
-    class: String,
+    /// The registry, and the class in which it waits there, once they are known.
+    upstream: Option<(Arc<Upstream>, ClassId)>,
     metrics: Arc<RegistryMetrics>,
-    client: String,
+    client: ClientId,
     kind: Kind,
     target: String,
     method: Option<Method>,
@@ -67,13 +67,12 @@ impl Carried {
 impl Record {
     /// Opens the record of a request that has just arrived, at first under no registry's name. `cut_short` is cancelled
     /// when the process ends what is still under way.
-    pub fn open(metrics: Arc<RegistryMetrics>, client: &str, kind: Kind, cut_short: CancellationToken) -> Record {
+    pub fn open(metrics: Arc<RegistryMetrics>, client: ClientId, kind: Kind, cut_short: CancellationToken) -> Record {
         let fields = Fields {
             began: Instant::now(),
-            registry: OTHER_HOSTS.to_owned(),
-            class: String::new(),
+            upstream: None,
             metrics,
-            client: client.to_owned(),
+            client,
             kind,
             target: String::new(),
             method: (kind == Kind::Tunnel).then_some(Method::CONNECT),
@@ -111,11 +110,10 @@ impl Record {
     }
 
     /// It is known now which registry the request belongs to, and the class in which it waits there.
-    pub fn belongs_to(&mut self, upstream: &Upstream, class: ClassId) {
+    pub fn belongs_to(&mut self, upstream: &Arc<Upstream>, class: ClassId) {
         let fields = self.fields();
-        upstream.name.clone_into(&mut fields.registry);
-        upstream.classes[class.0].clone_into(&mut fields.class);
         fields.metrics = upstream.metrics.clone();
+        fields.upstream = Some((upstream.clone(), class));
     }
 
     /// How long it waited for admission, and how long its `connect()` took.
@@ -200,10 +198,14 @@ impl Fields {
         }
         let method = self.method.as_ref().map_or("", Method::as_str);
         let repository = self.wants.as_deref().map_or("", |wants| wanted::parts(wants).0);
+        let (registry, class) = match &self.upstream {
+            Some((upstream, class)) => (upstream.name.as_str(), upstream.classes[class.0].as_str()),
+            None => (OTHER_HOSTS, ""),
+        };
         tracing::info!(
-            registry = self.registry,
-            class = self.class,
-            client = self.client,
+            registry,
+            class,
+            client = self.client.as_str(),
             kind = self.kind.as_str(),
             method = method.get(..MAX_METHOD).unwrap_or(method),
             target = self.target,

@@ -13,7 +13,7 @@ pub enum Body {
 }
 
 /// How much of a request is still to come.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RequestEnd {
     /// Bytes whose meaning does not matter: the head, a sized body, a chunk.
     skip: u64,
@@ -22,7 +22,7 @@ pub struct RequestEnd {
 }
 
 /// The line behind them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Line {
     /// There is none: the request ends.
     None,

@@ -109,9 +109,14 @@ impl Routes {
     /// Where a request for this target goes; `secure`, if we are to speak TLS there.
     /// Fails with the answer when it may not go anywhere, or nobody knows where that is.
     pub async fn find(&self, target: &Target, secure: bool) -> Result<Route, Answer> {
-        if let Some((host, claim)) = self.listed(target) {
-            return Ok(claim.route(target, secure, None, host.exact_host().is_some()));
+        match self.listed(target) {
+            Some((host, claim)) => Ok(claim.route(target, secure, None, host.exact_host().is_some())),
+            // On the heap: most requests need no name for this.
+            None => Box::pin(self.find_by_address(target, secure)).await,
         }
+    }
+
+    async fn find_by_address(&self, target: &Target, secure: bool) -> Result<Route, Answer> {
         if !self.direct {
             let message = format!("{target} is in no registry's hosts, and other_hosts.policy is \"deny\"");
             return Err(Answer::plain(Reason::DestinationDenied, message));

@@ -18,6 +18,17 @@ pub(super) struct RegistryPath {
 }
 
 impl RegistryPath {
+    /// Resolves the name, and asks for admission.
+    pub async fn ask(&mut self) -> Result<(), Answer> {
+        let asked = self.upstream.ask(&mut self.attempt).await;
+        asked.map(|_| ()).map_err(|failure| Answer::of_failure(&failure, &self.upstream, &self.attempt))
+    }
+
+    /// Waits for the admission that it asked for.
+    pub async fn turn(&mut self) {
+        self.upstream.turn(&mut self.attempt).await;
+    }
+
     /// Waits for admission, and connects.
     pub async fn reach(&mut self) -> Result<Socket, Answer> {
         match self.upstream.reach(&mut self.attempt).await {

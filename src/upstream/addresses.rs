@@ -42,7 +42,7 @@ impl AddressPolicy {
         listed_host: bool,
     ) -> Result<Vec<SocketAddr>, Failure> {
         let mut denied = None;
-        let mut allowed = Vec::new();
+        let mut allowed = Vec::with_capacity(addresses.size_hint().0);
         for address in addresses {
             match self.check(address, listed_host) {
                 Ok(()) => allowed.push(address),

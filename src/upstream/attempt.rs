@@ -12,6 +12,7 @@ use super::cluster::Cluster;
 use super::endpoints::Round;
 use super::failure::Failure;
 use super::http::PooledConnection;
+use super::turn::PendingAdmission;
 use crate::admission::{
     Gate, Lane, Moment, Place, Principal, Refusal, RefusalReason, RequestLabel, ReuseKey, SlotState, SlotUse, Ticket,
 };
@@ -94,8 +95,10 @@ pub struct AttemptProgress {
     pub connect: Option<Duration>,
     /// The ticket of its place, if it came back to it and did not ask for admission yet.
     pub(super) ticket: Option<Ticket<PooledConnection>>,
+    /// The admission that it asked for ahead of its next step.
+    pub(super) asked: Option<Box<PendingAdmission>>,
     /// Whether it is held, or probes, while nothing answers behind the registry's gateway.
-    pub(super) hold: Option<Hold>,
+    pub(super) hold: Option<Box<Hold>>,
     /// Whether it is one that is asked again while the registry is in distress.
     pub is_reask: bool,
     /// The permit that such a one needs.
@@ -107,7 +110,7 @@ pub struct AttemptProgress {
     /// How often in a row its name could not be resolved.
     pub(super) lookups_failed: u32,
     /// Why it is not connected yet.
-    pub(super) failed: Option<Failure>,
+    pub(super) failed: Option<Box<Failure>>,
 }
 
 impl Attempt {

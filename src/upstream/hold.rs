@@ -5,7 +5,7 @@
 //! A held request waits in the queue of the gate like any other, and is not admitted before it is let go. Once it is
 //! admitted it is asked again: what was admitted before the outage was known gives its slot back. Tunnels are not held.
 
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 
 use hyper::StatusCode;
@@ -14,7 +14,8 @@ use tokio::time::sleep_until;
 use super::attempt::{Attempt, Hold};
 use super::http::PooledConnection;
 use super::registry::Upstream;
-use crate::admission::{Admission, Admit, Moment, Refusal, SlotUse};
+use super::turn::PendingAdmission;
+use crate::admission::{Admission, Moment, Refusal, SlotUse};
 use crate::distress::Cause;
 use crate::repair::gateway::Passage;
 use crate::repair::memory::Key;
@@ -23,31 +24,27 @@ type Admitted = Result<Admission<PooledConnection>, Refusal>;
 
 impl Upstream {
     /// Lets a held request go once it may, and waits on until it is admitted.
-    pub(super) async fn admit_held(
-        &self,
-        attempt: &mut Attempt,
-        mut admission: Pin<&mut Admit<'_, PooledConnection>>,
-    ) -> Admitted {
+    pub(super) async fn admit_held(&self, attempt: &mut Attempt, asked: &mut PendingAdmission) -> Admitted {
         loop {
             let mut change = pin!(self.repair.gateways.change());
             change.as_mut().enable();
             let Some(due) = self.held_until(attempt) else { break };
             tokio::select! {
-                admitted = admission.as_mut() => return admitted,
+                admitted = asked.admitted() => return admitted,
                 () = change => {}
                 () = sleep_until(self.instant(due)) => {}
             }
         }
         if attempt.needs_permit() {
             tokio::select! {
-                admitted = admission.as_mut() => return admitted,
+                admitted = asked.admitted() => return admitted,
                 permit = self.repair.reasks.take(attempt.place, self.gate.snapshot().slots / 2) => {
                     attempt.progress.permit = Some(permit);
                 }
             }
         }
         self.gate.let_go(&[attempt.place]);
-        admission.await
+        asked.admitted().await
     }
 
     /// Until when the request is held, if nothing changes before: `None` where one of the URLs to which it may go answers,
@@ -58,12 +55,9 @@ impl Upstream {
             return None;
         }
         let urls = urls_of(attempt);
-        let mut hold = attempt.progress.hold.take().unwrap_or_else(|| Hold {
-            repair: self.repair.clone(),
-            gate: self.gate.clone(),
-            place: attempt.place,
-            urls,
-            probes: None,
+        let mut hold = attempt.progress.hold.take().unwrap_or_else(|| {
+            let (repair, gate) = (self.repair.clone(), self.gate.clone());
+            Box::new(Hold { repair, gate, place: attempt.place, urls, probes: None })
         });
         // One that has found out once does not do so again where it can go elsewhere.
         if attempt.progress.has_probed && hold.urls.iter().any(|url| !gateways.holds(url, attempt.place)) {
@@ -90,7 +84,7 @@ impl Upstream {
             return false;
         }
         let url = url_of(attempt, node);
-        match &attempt.progress.hold {
+        match attempt.progress.hold.as_deref() {
             Some(Hold { probes: Some(probed), urls, .. }) => urls[*probed] != url,
             _ => self.repair.gateways.holds(&url, attempt.place),
         }

@@ -23,7 +23,7 @@ impl Upstream {
     pub(super) async fn endpoints(&self, attempt: &Attempt) -> Result<Round, Failure> {
         let Destination { target, secure, pinned, listed_host, cluster, node } = &attempt.destination;
         if let (Some(cluster), None) = (cluster, node) {
-            return self.endpoints_of_nodes(cluster, attempt).await;
+            return Box::pin(self.endpoints_of_nodes(cluster, attempt)).await;
         }
         let addresses = match pinned {
             Some(pinned) => self.addresses.allowed(pinned.iter().copied(), *listed_host)?,
@@ -82,7 +82,12 @@ impl Upstream {
 }
 
 async fn resolve(resolver: &Resolver, target: &Target, until: Instant) -> Result<Vec<SocketAddr>, ResolveError> {
-    let answer = timeout_at(until, resolver.resolve(target.host())).await;
-    let ips = answer.unwrap_or_else(|_| Err(ResolveError::silent(target.host())))?;
+    let ips = if let Some(answer) = resolver.at_hand(target.host()) {
+        answer?
+    } else {
+        // On the heap: what waits for a slot does not hold the room of what waits for a name.
+        let answer = Box::pin(timeout_at(until, resolver.resolve(target.host()))).await;
+        answer.unwrap_or_else(|_| Err(ResolveError::silent(target.host())))?
+    };
     Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, target.port())).collect())
 }

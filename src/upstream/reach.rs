@@ -2,14 +2,12 @@
 //!
 //! Names are resolved before admission, never on a slot. Each `connect()` has an admission of its own; a dial that failed
 //! gives its slot back, and the request waits on in its old place, until its deadline. The caller owns the loop over the
-//! steps; there is no other.
+//! steps; there is no other. One that holds much asks first, with [`Upstream::ask`]: where the answer does not come at once, it
+//! lets go of what it can, waits with [`Upstream::turn`], and goes on with a step, which takes the answer from there.
 
 use std::future::ready;
-use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-use tokio::time::Instant;
 
 use super::attempt::Attempt;
 use super::cluster::NodePermit;
@@ -18,6 +16,7 @@ use super::endpoints::Round;
 use super::failure::Failure;
 use super::http::PooledConnection;
 use super::registry::Upstream;
+use super::turn::PendingAdmission;
 use crate::admission::{Admission, AdmissionRequest, Refusal, Slot, SlotEvent, SlotUse};
 use crate::backoff::Backoff;
 use crate::distress::Cause;
@@ -82,7 +81,7 @@ impl Upstream {
             }
             // Its patience ended in the queue, but what kept it from being served is the dials that failed.
             Err(refusal) => {
-                let dial = round.failed.map(Failure::from).or(attempt.progress.failed.take());
+                let dial = round.failed.map(Failure::from).or(attempt.progress.failed.take().map(|failed| *failed));
                 return Err(dial.unwrap_or_else(|| attempt.refused(refusal)));
             }
         };
@@ -162,7 +161,7 @@ impl Upstream {
         }
         let target = &attempt.destination.target;
         tracing::debug!(registry = self.name, %target, error = %failure, "will try again");
-        attempt.progress.failed = Some(failure);
+        attempt.progress.failed = Some(Box::new(failure));
         Ok(None)
     }
 
@@ -193,6 +192,21 @@ impl Upstream {
     }
 
     async fn admit(&self, attempt: &mut Attempt) -> Result<Admission<PooledConnection>, Refusal> {
+        let mut asked = attempt.progress.asked.take().unwrap_or_else(|| Box::new(self.ask_for_admission(attempt)));
+        let admitted = tokio::select! {
+            biased;
+            admitted = asked.admitted() => admitted,
+            () = ready(()) => {
+                attempt.queued.store(true, Ordering::Relaxed);
+                if asked.is_held { Box::pin(self.admit_held(attempt, &mut asked)).await } else { asked.admitted().await }
+            }
+        };
+        attempt.progress.waited += asked.since.elapsed();
+        admitted
+    }
+
+    fn ask_for_admission(&self, attempt: &mut Attempt) -> PendingAdmission {
+        let is_held = self.held_until(attempt).is_some() || attempt.needs_permit();
         let request = AdmissionRequest {
             place: attempt.place,
             deadline: attempt.deadline,
@@ -200,24 +214,51 @@ impl Upstream {
             lane: attempt.lane,
             target: attempt.name.clone(),
             reuse: attempt.reuse.clone(),
-            held: self.held_until(attempt).is_some() || attempt.needs_permit(),
+            held: is_held,
             label: attempt.label.clone(),
         };
-        let is_held = request.held;
         if let Some(ticket) = attempt.progress.ticket.take() {
             ticket.spend();
         }
-        let since = Instant::now();
-        let mut admission = pin!(self.gate.admit(request));
-        let admitted = tokio::select! {
+        PendingAdmission::new(self.gate.admit(request), is_held)
+    }
+
+    /// Resolves the name and asks for admission, ahead of the first step. Tells whether there is something to do at once; if
+    /// not, [`Upstream::turn`] completes when there is. Cancel-safe like [`Upstream::step`].
+    /// Fails as that does.
+    pub async fn ask(&self, attempt: &mut Attempt) -> Result<bool, Failure> {
+        tokio::select! {
             biased;
-            admitted = admission.as_mut() => admitted,
-            () = ready(()) => {
-                attempt.queued.store(true, Ordering::Relaxed);
-                if is_held { Box::pin(self.admit_held(attempt, admission)).await } else { admission.await }
+            asked = self.ask_in_time(attempt) => asked,
+            () = self.ended.cancelled() => Err(Failure::Draining),
+        }
+    }
+
+    async fn ask_in_time(&self, attempt: &mut Attempt) -> Result<bool, Failure> {
+        match self.endpoints(attempt).await {
+            Ok(round) => {
+                let any_left = round.any_left();
+                attempt.progress.round = Some(round);
+                if !any_left {
+                    return Ok(true);
+                }
             }
-        };
-        attempt.progress.waited += since.elapsed();
-        admitted
+            Err(failure) => return Box::pin(self.unresolved(failure, attempt)).await.map(|_| true),
+        }
+        let mut asked = Box::new(self.ask_for_admission(attempt));
+        let is_answered = asked.is_held || asked.is_turn().await;
+        attempt.progress.asked = Some(asked);
+        attempt.queued.fetch_or(!is_answered, Ordering::Relaxed);
+        Ok(is_answered)
+    }
+
+    /// Waits for the admission that was asked for, or for the end of the process: the next step says which.
+    pub async fn turn(&self, attempt: &mut Attempt) {
+        let Some(asked) = &mut attempt.progress.asked else { return };
+        tokio::select! {
+            biased;
+            () = asked.turn() => {}
+            () = self.ended.cancelled() => {}
+        }
     }
 }

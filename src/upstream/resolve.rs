@@ -127,6 +127,18 @@ impl Resolver {
         }
     }
 
+    /// The answer where nobody has to be asked: most requests wait for no name, and need not hold what such a wait takes.
+    pub fn at_hand(&self, host: &Host) -> Option<Result<Vec<IpAddr>, ResolveError>> {
+        let name = match host {
+            Host::Ip(ip) => return Some(Ok(vec![*ip])),
+            Host::Name(name) => name,
+        };
+        let entry = self.listed.get(name).cloned().or_else(|| self.others.lock().get(name).cloned())?;
+        let known = entry.known.lock();
+        let answer = known.is_good(Instant::now()).then(|| known.answer())?;
+        Some(answer.map_err(|cause| ResolveError { name: name.clone(), cause }))
+    }
+
     /// The addresses that the names of this pattern gave lately.
     pub fn lately(&self, pattern: &HostPattern) -> Vec<IpAddr> {
         let others = self.others.lock();

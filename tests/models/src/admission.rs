@@ -30,6 +30,8 @@ mod handover_models;
 mod ledger;
 #[path = "../../../src/admission/moment.rs"]
 mod moment;
+#[path = "../../../src/admission/numbered.rs"]
+mod numbered;
 #[path = "../../../src/admission/occupancy.rs"]
 mod occupancy;
 #[path = "../../../src/admission/outages.rs"]
