@@ -825,3 +825,27 @@ async fn a_node_without_the_store_goes_on_until_its_lease_ends_and_then_on_its_f
     })
     .await;
 }
+
+/// If the machine was reset, the registry still counts what it had before: the floor waits. The store, which counts leases, is away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_was_started_a_moment_ago_does_not_use_its_floor_yet() {
+    let up = || rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec;
+    let ends = up() + 15;
+    let mut fleet = Fleet::start_with(1, StubRegistry::builder(), |settings| {
+        let settings = settings.replace("nodes = 20", "nodes = 1\nfloor = 1");
+        settings.replace("registry_gives_up = \"500ms\"", &format!("registry_gives_up = \"{ends}s\""))
+    })
+    .await;
+    fleet.redis.signal(Signal::STOP);
+    eventually("a lease that is over", SOON, async || match fleet.leases().await.remove(0) {
+        lease if lease["until_seconds"].is_null() => Ok(()),
+        lease => Err(lease),
+    })
+    .await;
+    let waiting = fleet.requests(0, 1);
+    // Past the time after which a node that starts knows that the fleet is not paused.
+    eventually("its time", SOON, async || if up() + 3 >= ends { Ok(()) } else { Err(()) }).await;
+    assert_eq!(fleet.registry.requests(), 0);
+    served(waiting).await;
+    assert!(up() >= ends);
+}

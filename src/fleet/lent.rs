@@ -175,6 +175,13 @@ impl Lease {
         count(self.state.lock().terms.floor)
     }
 
+    /// Slots of the floor that are taken still. The machine may have been reset: its registry has no word of that, and counts what the
+    /// machine had before until it gives up. The store counts the leases of before.
+    pub fn floor_before_boot(&self) -> usize {
+        let FleetTerms { times, floor, .. } = &self.state.lock().terms;
+        if boot_time() < times.registry_drops { count(*floor) } else { 0 }
+    }
+
     /// Whether more connections are counted at this gate than may stay, so that none may be dialled, nor stand after its
     /// `connect()`: after a freeze, slots may be taken that are lent to others by now.
     pub fn is_over<P: Send + 'static>(lease: Option<&Lease>, gate: &Gate<P>) -> bool {

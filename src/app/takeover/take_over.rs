@@ -182,41 +182,42 @@ fn pause(proxy: &Proxy, paused: &BTreeSet<String>) {
     }
 }
 
-/// Counts what the kernel is still ending of processes that are gone, and goes on with that until there is nothing.
+/// Counts what the kernel is still ending of processes that are gone, and what this machine may have had before it was started, and
+/// goes on with that until there is nothing.
 async fn look_for_orphans(reservations: &Arc<Reservations>) {
-    let found = orphans(reservations.proxy()).await;
+    let found = orphans(reservations.proxy(), true).await;
     if sum(&found) == 0 {
         return;
     }
-    tracing::warn!(?found, "an earlier process left connections that are not closed yet");
+    tracing::warn!(?found, "connections of an earlier process, or of this machine before its start, may be open still");
     reservations.set_orphans(found);
     let reservations = reservations.clone();
     tokio::spawn(async move {
         let (deadline, mut pause) = (Instant::now() + MAX_ORPHANS, FIRST_ORPHAN_PAUSE);
         let mut are_left = true;
-        while are_left && Instant::now() < deadline {
+        while are_left {
             sleep(pause).await;
             pause = (pause * 2).min(MAX_ORPHAN_PAUSE);
-            let found = orphans(reservations.proxy()).await;
+            let found = orphans(reservations.proxy(), Instant::now() < deadline).await;
             are_left = sum(&found) > 0;
             reservations.set_orphans(found);
         }
-        reservations.set_orphans(Vec::new());
     });
 }
 
-/// Sockets toward each registry that no process has, but the kernel.
-async fn orphans(proxy: &Proxy) -> Vec<Holding> {
+/// Sockets toward each registry that no process has, but the kernel, if that is to be asked; and the floor of before.
+async fn orphans(proxy: &Proxy, asks_kernel: bool) -> Vec<Holding> {
     let settings = proxy.settings();
     let mut held = Vec::new();
     for claim in settings.routes.claims() {
         let mut remotes: Vec<Remote> = Vec::new();
-        for (host, port) in claim.exact_hosts() {
+        for (host, port) in claim.exact_hosts().filter(|_| asks_kernel) {
             let Ok(Ok(ips)) = timeout(MAX_LOOKUP, claim.upstream.resolver.resolve(host)).await else { continue };
             remotes.extend(ips.into_iter().map(|ip| (ip, port)));
         }
         let (name, hosts) = (claim.upstream.name.clone(), claim.hosts.iter().map(ToString::to_string).collect());
-        held.push(Holding { name, hosts, slots: kernel::orphans(&remotes), ..Holding::default() });
+        let floor = claim.upstream.lease.as_ref().map_or(0, |lease| lease.floor_before_boot());
+        held.push(Holding { name, hosts, slots: kernel::orphans(&remotes) + floor, ..Holding::default() });
     }
     held
 }
