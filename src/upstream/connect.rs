@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
 use super::cluster::NodePermit;
-use super::socket::{Manner, Socket};
+use super::socket::{ClosingTerms, Manner, Socket};
 use super::tls::{self, Tls};
 use crate::admission::{Slot, SlotEvent, SlotState};
 use crate::backoff::Backoff;
@@ -31,6 +31,8 @@ pub struct ConnectionTerms {
     pub connect_timeout: Duration,
     /// The longest wait for the registry's FIN after ours.
     pub linger: Duration,
+    /// The time after which the registry drops a peer that has gone silent, where its slots are leased.
+    pub registry_drops: Option<Duration>,
     /// How long a request may lie still where somebody waits for its slot.
     pub stall_timeout: Duration,
     /// The bytes a second below which a client is too slow while others wait, if any.
@@ -110,7 +112,8 @@ pub(super) async fn dial(
             return Err(error);
         }
     };
-    let mut socket = Socket::new(stream, slot, node_permit, terms.linger, metrics.clone());
+    let closing = ClosingTerms { linger: terms.linger, registry_drops: terms.registry_drops };
+    let mut socket = Socket::new(stream, slot, node_permit, closing, metrics.clone());
     let stands = timeout_at(deadline, finish(socket.stream(), address)).await;
     let (error, socket) = match (stands, secure) {
         (Ok(Ok(())), _) if !may_stand() => return Ok(None),

@@ -3,7 +3,8 @@
 //! The slot is taken before `socket()` and goes back only when the registry, too, had the chance to see the end:
 //! dropping a [`Socket`], wherever and why ever that happens, starts the closing, and the slot goes with that. A
 //! connection that did its work is closed in order: our FIN, then the registry's, awaited up to `linger`. One that was
-//! cut in the middle, or that lingers too long, is reset, and the slot is held for two round trips more.
+//! cut in the middle, or that lingers too long, is reset, and the slot is held for two round trips more. Where slots are leased, it is
+//! held for as long as the registry may count the connection, if that does not acknowledge what we sent: a reset may be lost.
 
 use std::io;
 use std::pin::Pin;
@@ -19,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::cluster::NodePermit;
 use crate::admission::{Slot, SlotEvent, SlotState};
+use crate::kernel;
 use crate::lease::borrowed::Cut;
 use crate::metrics::{Direction, RegistryMetrics};
 use crate::tcp::{self, Linger};
@@ -34,10 +36,17 @@ pub struct Socket {
     /// `None` only while being dropped.
     inner: Option<Inner>,
     ending: Ending,
-    linger: Duration,
+    terms: ClosingTerms,
     /// Of its `connect()`, once that has succeeded.
     pub(super) round_trip: Duration,
     pub(super) metrics: Arc<RegistryMetrics>,
+}
+
+/// The bounds of a closing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClosingTerms {
+    pub linger: Duration,
+    pub registry_drops: Option<Duration>,
 }
 
 /// The fields drop in this order: the socket closes before the slot of its node, and that of the gate, return.
@@ -102,7 +111,7 @@ impl Socket {
         stream: TcpStream,
         slot: Slot,
         mut node_permit: Option<NodePermit>,
-        linger: Duration,
+        terms: ClosingTerms,
         metrics: Arc<RegistryMetrics>,
     ) -> Socket {
         if let Some(node_permit) = &mut node_permit {
@@ -111,14 +120,14 @@ impl Socket {
         let stream = Arc::new(stream);
         let _ = slot.activity().cutter.0.set(Box::new(Glance(Arc::downgrade(&stream))));
         let inner = Some(Inner { stream, node_permit, slot });
-        Socket { inner, ending: Ending::default(), linger, round_trip: Duration::ZERO, metrics }
+        Socket { inner, ending: Ending::default(), terms, round_trip: Duration::ZERO, metrics }
     }
 
     /// Closes it in order, and shows what the registry still says until its own end.
     pub async fn lingering_close(self, show: impl FnMut(&[u8])) {
         self.ending.set(Manner::InOrder);
         self.slot().tell(SlotEvent::Entered(SlotState::Closing));
-        let confirmed = close_in_order(self.stream(), Instant::now() + self.linger, show).await;
+        let confirmed = close_in_order(self.stream(), Instant::now() + self.terms.linger, show).await;
         self.ending.set(if confirmed { Manner::Confirmed } else { Manner::Cut });
     }
 
@@ -160,7 +169,7 @@ impl Drop for Socket {
         inner.slot.tell(SlotEvent::Entered(SlotState::Closing));
         let hold = (self.round_trip * 2).clamp(LEAST_HOLD, LONGEST_HOLD);
         match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(close(inner, manner, self.linger, hold))),
+            Ok(runtime) => drop(runtime.spawn(close(inner, manner, self.terms, hold))),
             // The runtime is gone, and soon the process: nobody will ask for the slot.
             Err(_) => tcp::reset_on_close(&inner.stream),
         }
@@ -168,23 +177,38 @@ impl Drop for Socket {
 }
 
 /// Closes the connection, then gives the slot back.
-async fn close(inner: Inner, manner: Manner, linger: Duration, hold: Duration) {
+async fn close(inner: Inner, manner: Manner, terms: ClosingTerms, hold: Duration) {
     let Inner { stream, slot, node_permit } = inner;
-    let deadline = Instant::now() + linger;
+    let deadline = Instant::now() + terms.linger;
     let confirmed = match manner {
         Manner::Cut | Manner::NeverStood => false,
         Manner::InOrder => close_in_order(&stream, deadline, |_| ()).await,
         Manner::Confirmed => timeout_at(deadline, tcp::fin_acknowledged(&stream)).await.is_ok(),
     };
+    let mut rest = hold;
     if !confirmed {
+        if let Some(registry_drops) = terms.registry_drops
+            && timeout_at(deadline, all_acknowledged(&stream)).await.is_err()
+        {
+            rest = registry_drops;
+        }
         tcp::reset_on_close(&stream);
     }
     drop(unshared(stream).await);
     if !confirmed {
-        sleep(hold).await;
+        sleep(rest).await;
     }
     drop(node_permit);
     drop(slot);
+}
+
+/// Completes when the registry has acknowledged what was sent; at once where the kernel does not tell.
+async fn all_acknowledged(stream: &TcpStream) {
+    let mut pause = Duration::from_millis(1);
+    while kernel::unacknowledged(stream).is_some_and(|bytes| bytes > 0) {
+        sleep(pause).await;
+        pause *= 2;
+    }
 }
 
 /// The stream alone: a glance takes microseconds, and after this none can begin.

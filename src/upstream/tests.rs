@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::Cluster;
-use super::connect::{ConnectionTerms, DialError, Endpoint, dial};
+use super::connect::{ConnectionTerms, DialError, Endpoint, dial, socket_of};
 use super::lookup::NODE_LOOKUP;
+use super::reach::Connected;
 use super::resolve::Resolver;
 use super::tls::{Tls, TlsTerms};
 use super::*;
@@ -41,6 +42,7 @@ pub(crate) fn upstream() -> Upstream {
         terms: ConnectionTerms {
             connect_timeout: Duration::from_secs(5),
             linger: Duration::from_secs(1),
+            registry_drops: None,
             stall_timeout: Duration::from_secs(300),
             least_rate: None,
             send_buffer: None,
@@ -100,6 +102,37 @@ async fn a_kept_place_is_used_up_by_asking_and_not_by_an_address_that_is_denied(
     assert!(upstream.reach(&mut back).await.is_ok());
     drop(back);
     assert_ne!(attempt(&upstream, there, long).place, gave_up.place, "it was served");
+}
+
+/// A registry that acknowledges nothing, as one behind a broken link, may count a connection until it gives up. One that takes our
+/// bytes, and never ends, has seen the reset.
+#[tokio::test]
+async fn the_slot_of_a_connection_whose_end_nobody_acknowledges_is_held_until_the_registry_gives_up() {
+    let registry_drops = Duration::from_millis(1_500);
+    for (is_leased, takes_bytes) in [(true, false), (true, true), (false, false)] {
+        let registry = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut upstream = upstream();
+        upstream.terms.linger = Duration::from_millis(200);
+        upstream.terms.registry_drops = is_leased.then_some(registry_drops);
+        let mut first = attempt(&upstream, registry.local_addr().unwrap(), Duration::from_secs(5));
+        let Ok(Connected::New(established)) = upstream.reach(&mut first).await else { panic!("a connection") };
+        let (mut there, _) = registry.accept().await.unwrap();
+        while socket_of(&established).stream().try_write(&vec![7; 1 << 16]).is_ok() {}
+        if takes_bytes {
+            tokio::spawn(async move { while there.read(&mut vec![0; 1 << 16]).await.is_ok_and(|read| read > 0) {} });
+        } else {
+            tokio::spawn(async move {
+                std::future::pending::<()>().await;
+                drop(there);
+            });
+        }
+        let ended = std::time::Instant::now();
+        drop(established);
+        while upstream.gate.snapshot().open.open() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(ended.elapsed() >= registry_drops, is_leased && !takes_bytes, "{is_leased} {takes_bytes}");
+    }
 }
 
 /// A lease may end while the packets of a dial are on their way: the connection is closed as it comes up, before a byte of TLS.
