@@ -6,6 +6,8 @@
 -- The hash: run, epoch, clock, seen, born, longest, order; and for each "node/instance" seven numbers, packed, since reading 500 texts takes
 -- most of the time: granted wished until number limit since pool.
 local LOAN = '<ddddddd'
+-- Local names are found sooner, and this is said hundreds of times.
+local min, max, floor, find, unpack_loan = math.min, math.max, math.floor, string.find, struct.unpack
 local function number(at) return tonumber(ARGV[at]) end
 local key, run, stamp, channel, node, intent = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[13]
 local replicas, millis = 0, tonumber(stamp)
@@ -13,7 +15,7 @@ if run == '' then
     run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
     local time = redis.call('TIME')
     stamp = string.format('%d.%06d', time[1], time[2])
-    millis = math.floor(stamp * 1000)
+    millis = floor(stamp * 1000)
     replicas = tonumber(string.match(redis.call('INFO', 'replication'), 'connected_slaves:(%d+)') or 0)
 end
 
@@ -23,23 +25,23 @@ local is_torn = false
 local flat = redis.call('HGETALL', key)
 for at = 1, #flat, 2 do
     local name, value = flat[at], flat[at + 1]
-    if string.find(name, '/', 1, true) and #value < struct.size(LOAN) then
+    if not find(name, '/', 1, true) then
+        meta[name] = value
+    elseif #value < struct.size(LOAN) then
         is_torn = true
         redis.call('HDEL', key, name)
-    elseif string.find(name, '/', 1, true) then
-        local granted, wished, till, last, limit, since, pool = struct.unpack(LOAN, value)
+    else
+        local granted, wished, till, last, limit, since, pool = unpack_loan(LOAN, value)
         records[name] = {
             name = name, granted = granted, wished = wished, till = till, number = last, limit = limit,
             since = since, pool = pool, had = granted, told = limit, began = since,
         }
         count = count + 1
-    else
-        meta[name] = value
     end
 end
 
 local clock, born, longest = tonumber(meta.clock or 0), tonumber(meta.born or 0), tonumber(meta.longest or 0)
-local epoch, order, seen = meta.epoch, tonumber(meta.order or 0), math.min(tonumber(meta.seen or millis), millis)
+local epoch, order, seen = meta.epoch, tonumber(meta.order or 0), min(tonumber(meta.seen or millis), millis)
 local function save()
     redis.call('HSET', key, 'run', run, 'epoch', epoch, 'clock', string.format('%d', clock), 'seen', string.format('%d', seen), 'born', string.format('%d', born),
         'longest', string.format('%d', longest))
@@ -54,7 +56,7 @@ end
 
 if intent == 'pause' or intent == 'resume' then
     local odd = intent == 'pause' and 1 or 0
-    local given = math.max(2 * millis + odd, order + 1)
+    local given = max(2 * millis + odd, order + 1)
     obey(given + (given + odd) % 2)
     return {1, order}
 end
@@ -70,7 +72,7 @@ local name, serial, hold = node .. '/' .. ARGV[5], number(6), number(12)
 if meta.run ~= run or is_torn then
     epoch, born, seen = run .. ':' .. stamp, clock, millis
 end
-longest = math.max(longest, hold)
+longest = max(longest, hold)
 obey(number(14))
 local known = ARGV[7] == epoch
 local own = records[name]
@@ -79,9 +81,9 @@ if own and serial <= own.number or known and not own then
     return {0}
 end
 local passed = millis - seen
-local more = known and math.min(number(8) - clock, passed + math.floor(passed / 50)) or 0
+local more = known and min(number(8) - clock, passed + floor(passed / 50)) or 0
 if more > 0 then
-    clock, seen = clock + more, math.min(math.max(seen + more, millis - 1000), millis)
+    clock, seen = clock + more, min(max(seen + more, millis - 1000), millis)
 end
 
 local gone = {}
@@ -99,21 +101,21 @@ end
 own = records[name]
 local twin, of_node = 0, node .. '/'
 for other, record in pairs(records) do
-    if record.till > twin and other ~= name and string.sub(other, 1, #of_node) == of_node then twin = record.till end
+    if record.till > twin and other ~= name and find(other, of_node, 1, true) == 1 then twin = record.till end
 end
-local learning = math.max(born + longest - clock, 0)
+local learning = max(born + longest - clock, 0)
 
 if intent == 'leave' then
     if own then forget(name) end
 else
     local had = number(9)
-    if not (learning > 0 and not known) then had = math.min(own and own.granted or 0, had) end
-    if own and known then had = math.max(had, math.min(own.limit, number(10))) end
+    if not (learning > 0 and not known) then had = min(own and own.granted or 0, had) end
+    if own and known then had = max(had, min(own.limit, number(10))) end
     local since = clock
     if own and ((had > 0 and own.granted > 0) or (had == 0 and own.granted == 0 and own.wished > 0)) then since = own.since end
     if not own then count = count + 1 end
     records[name] = {
-        name = name, granted = had, wished = math.min(number(10), number(11)), till = clock + hold, number = serial, limit = had, since = since,
+        name = name, granted = had, wished = min(number(10), number(11)), till = clock + hold, number = serial, limit = had, since = since,
         pool = number(11),
     }
     own = records[name]
@@ -135,7 +137,7 @@ local function by_rank(a, b)
     return a.name < b.name
 end
 if #wishing > pool then
-    turn = math.min(math.max(math.floor(20000 * pool / #wishing), 1000), 10000)
+    turn = min(max(floor(20000 * pool / #wishing), 1000), 10000)
     -- First those in their turn, then those that wait, then those whose turn is over. Only the group that does not fit is sorted.
     local over = {}
     for _, record in ipairs(wishing) do
@@ -153,7 +155,7 @@ if #wishing > pool then
     for _, group in ipairs({in_turn, waiting, over}) do
         if left > 0 then
             if #group > left then table.sort(group, by_rank) end
-            for at = 1, math.min(left, #group) do group[at].target = 1 end
+            for at = 1, min(left, #group) do group[at].target = 1 end
             left = left - #group
         end
     end
@@ -166,7 +168,7 @@ else
     end
     table.sort(wishes)
     for _, wished in ipairs(wishes) do
-        local fair = math.floor(left / others)
+        local fair = floor(left / others)
         if wished > fair then
             level, rest = fair, left - fair * others
             break
@@ -175,7 +177,7 @@ else
     end
     local above = {}
     for _, record in ipairs(wishing) do
-        record.target = math.min(record.wished, level)
+        record.target = min(record.wished, level)
         if record.wished > level then above[#above + 1] = record end
     end
     if rest > 0 then
@@ -189,7 +191,7 @@ end
 
 local again = 0
 if learning == 0 and pool and count > 0 then
-    local free, need = math.max(pool - sum, 0), math.max(sum - pool, 0)
+    local free, need = max(pool - sum, 0), max(sum - pool, 0)
     local lacking = {}
     for _, record in pairs(records) do
         if record.granted < record.target then lacking[#lacking + 1] = record end
@@ -201,7 +203,7 @@ if learning == 0 and pool and count > 0 then
         return a.name < b.name
     end)
     for _, record in ipairs(lacking) do
-        local more = math.min(free, record.target - record.granted)
+        local more = min(free, record.target - record.granted)
         if more > 0 and record.granted == 0 then record.since = clock end
         record.granted = record.granted + more
         record.limit = record.granted
@@ -211,7 +213,7 @@ if learning == 0 and pool and count > 0 then
     if need > 0 then
         local idle = {}
         for _, record in pairs(records) do
-            record.idle = record.granted - math.max(record.wished, record.target)
+            record.idle = record.granted - max(record.wished, record.target)
             if record.idle > 0 then idle[#idle + 1] = record end
         end
         table.sort(idle, function(a, b)
@@ -219,16 +221,16 @@ if learning == 0 and pool and count > 0 then
             return a.name < b.name
         end)
         for _, record in ipairs(idle) do
-            local less = math.min(need, record.idle)
+            local less = min(need, record.idle)
             record.limit = record.limit - less
             need = need - less
         end
         if need > 0 then
-            for _, record in pairs(records) do record.limit = math.min(record.limit, record.target) end
+            for _, record in pairs(records) do record.limit = min(record.limit, record.target) end
         end
     elseif free > 0 and not turn and own and intent ~= 'leave' then
-        local spare = math.floor((pool - math.min(total, pool)) / count)
-        own.granted = own.granted + math.min(free, math.max(own.wished + spare - own.granted, 0))
+        local spare = floor((pool - min(total, pool)) / count)
+        own.granted = own.granted + min(free, max(own.wished + spare - own.granted, 0))
         own.limit = own.granted
     end
     if turn and own and intent ~= 'leave' and own.granted == 0 and own.wished > 0 then

@@ -278,9 +278,24 @@ fn a_request_costs_no_more_where_there_are_a_million_slots() {
     assert!(many < 5.0 * few + 0.2, "{few} s and {many} s");
 }
 
-/// The processor time of the server itself, so that a busy machine does not matter.
+/// Every record read into a table, and no more: no script that looks at the whole fleet costs less.
+const READ_ALL: &str = "
+local records, flat = {}, redis.call('HGETALL', KEYS[1])
+for at = 1, #flat, 2 do
+    local name, value = flat[at], flat[at + 1]
+    if string.find(name, '/', 1, true) then
+        local granted, wished, till, last, limit, since, pool = struct.unpack('<ddddddd', value)
+        records[name] = {
+            name = name, granted = granted, wished = wished, till = till, number = last, limit = limit, since = since, pool = pool,
+        }
+    end
+end
+return #flat";
+
+/// Where 500 nodes renew every 5 s: the processor time of the server itself, against that of reading the records, so that neither
+/// a slow machine nor a busy one matters. It is 2.5 to 2.7 times that, and was 3.3 times.
 #[test]
-fn five_hundred_nodes_take_less_than_a_tenth_of_a_core() {
+fn a_request_costs_little_more_than_reading_the_records_of_the_fleet() {
     let mut redis = Redis::start();
     let server = ServerRun { run: "", stamp: "", time: 0 };
     let mut epoch = String::new();
@@ -304,14 +319,22 @@ fn five_hundred_nodes_take_less_than_a_tenth_of_a_core() {
         epoch = ask(&mut redis, "", 1, node);
     }
     // Each round is what happens in 5 s. The least counts: a machine that is busy takes longer for the same.
-    let mut round = |number| {
+    let (mut requests, mut reads) = (f64::MAX, f64::MAX);
+    let read_all = redis::Script::new(READ_ALL);
+    for number in 2..8 {
         let before = redis.processor_time();
         for node in 0..500 {
             ask(&mut redis, &epoch, number, node);
         }
-        (redis.processor_time() - before) / 5.0
-    };
-    let part = (2..8).map(&mut round).fold(f64::MAX, f64::min);
-    println!("500 nodes that renew every 5 s take {:.1} % of a core", 100.0 * part);
-    assert!(part < 0.1, "{part}");
+        let between = redis.processor_time();
+        for _ in 0..500 {
+            let read: usize = read_all.key("h").invoke(&mut redis.connection).unwrap();
+            assert!(read > 1000);
+        }
+        requests = requests.min(between - before);
+        reads = reads.min(redis.processor_time() - between);
+    }
+    let (part, ratio) = (100.0 * requests / 5.0, requests / reads);
+    println!("500 nodes that renew every 5 s take {part:.1} % of a core: {ratio:.2} times what reading takes");
+    assert!(ratio < 3.2, "{ratio}");
 }
