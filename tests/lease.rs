@@ -465,6 +465,12 @@ async fn a_paused_fleet_opens_no_connection_and_loses_no_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_is_not_given_again_over_a_later_one_of_another_operator() {
     let fleet = Arc::new(Fleet::start(2, StubRegistry::builder()).await);
+    let nodes = async || {
+        let fields = fleet.redis.order("HKEYS roadstead:{stub}:leases");
+        let nodes = fields.lines().filter(|field| field.contains('/')).count();
+        if nodes == 2 { Ok(()) } else { Err(nodes) }
+    };
+    eventually("both nodes in the store", SOON, nodes).await;
     fleet.nodes[1].signal(Signal::STOP);
     let waiting = tokio::spawn({
         let fleet = fleet.clone();
