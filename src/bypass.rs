@@ -117,13 +117,18 @@ impl Radar {
                 places.insert(claim.upstream.name.clone(), places_of(claim, may_look_up).await);
             }
             let wanted: BTreeSet<RegistryAddress> = places.values().flatten().copied().collect();
+            let slots = || {
+                settings.routes.claims().iter().map(|claim| {
+                    let fixed = || claim.upstream.gate.snapshot().slots;
+                    let leased = claim.upstream.lease.as_ref().map(|lease| lease.most_since_asked());
+                    (claim.upstream.name.clone(), leased.unwrap_or_else(fixed))
+                })
+            };
+            // A reload to fewer slots may come while the kernel is asked.
+            let mut most: BTreeMap<String, usize> = slots().collect();
             let looked = tokio::task::spawn_blocking(move || look(&wanted)).await.unwrap_or(Err("it failed"));
-            let slots = settings.routes.claims().iter().map(|claim| {
-                let fixed = || claim.upstream.gate.snapshot().slots;
-                let leased = claim.upstream.lease.as_ref().map(|lease| lease.most_since_asked());
-                (claim.upstream.name.clone(), leased.unwrap_or_else(fixed))
-            });
-            self.take(looked, &places, &slots.collect());
+            slots().for_each(|(name, slots)| _ = most.entry(name).and_modify(|most| *most = slots.max(*most)));
+            self.take(looked, &places, &most);
         }
         self.0.lock().off = Some("another process has taken over, or this one ends");
     }
