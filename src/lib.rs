@@ -21,10 +21,10 @@
 //! 7 listeners   listener
 //! 6 requests    http
 //! 5 tunnels     tunnel
-//! 4 surfaces    proxy   admin   plan   bypass
+//! 4 surfaces    proxy   admin   control   explain   debug_dump   plan   bypass
 //! 3 upstream    upstream   setup   fleet
-//! 2 decision    admission   distress   repair   reclaim   observe
-//! 1 vocabulary  config   lease   target   address   metrics   kernel   tcp   backoff
+//! 2 decision    adapt   admission   distress   observe   repair   reclaim
+//! 1 vocabulary  config   lease   target   address   metrics   kernel   tcp   splice   backoff
 //! ```
 //!
 //! # The promises, and the tests that prove them
