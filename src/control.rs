@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::admission::core::Core;
+use crate::lease::borrowed::Lent;
 use crate::proxy::Proxy;
 use crate::upstream::Upstream;
 
@@ -104,9 +105,12 @@ impl Control {
             _ => return denied(StatusCode::NOT_FOUND, "a registry can pause and resume\n"),
         }
         tracing::info!(registry = name, action, by, "paused or resumed by the operator");
-        if action == "resume" && upstream.lease.as_ref().is_some_and(|lease| lease.shown().paused) {
-            let told = "this node is not paused any more, but all nodes are: `roadstead resume {name} --fleet` lets them go on\n";
-            return denied(StatusCode::CONFLICT, &told.replace("{name}", name));
+        if action == "resume" && upstream.lease.as_ref().is_some_and(|lease| lease.is_paused()) {
+            let cure = format!("`roadstead resume {name} --fleet` lets them go on");
+            return denied(
+                StatusCode::CONFLICT,
+                &format!("this node is not paused any more, but all nodes are: {cure}\n"),
+            );
         }
         Ok(Done::Registry(upstream))
     }

@@ -1,8 +1,8 @@
 //! Leases: the slots of one cap, lent to all nodes by one store.
 //!
 //! Everything that decides is pure. A node is a machine ([`node`]) to which the elapsed time goes in; the store is one script
-//! (`script.lua`), of which `tests/models` has a model that is proved equal to it. The tests there run whole fleets of both in
-//! virtual time, with faults. [`crate::fleet`] runs the machine.
+//! (`script.lua`), of which `store` is the model; `tests/models` proves that they are equal, and runs whole fleets of nodes and model
+//! in virtual time, with faults. [`crate::fleet`] runs the machine.
 //!
 //! # The store's clock
 //! The script never trusts a wall clock. It has a clock of its own, which no step and no failover can put forward: each answer

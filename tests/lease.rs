@@ -105,6 +105,17 @@ impl Fleet {
         (run.status.code(), String::from_utf8([run.stdout, run.stderr].concat()).unwrap())
     }
 
+    /// Waits for a connection of this node.
+    async fn until_any_open(&self, node: usize) {
+        eventually("a slot of this node", SOON, async || {
+            match self.nodes[node].status().await["registries"]["stub"]["open"].as_u64() {
+                Some(1..) => Ok(()),
+                open => Err(open),
+            }
+        })
+        .await;
+    }
+
     async fn until_open(&self, connections: usize) {
         eventually_is("connections at the registry", SOON, connections, async || self.registry.open()).await;
     }
@@ -233,13 +244,7 @@ async fn a_node_that_was_frozen_cuts_before_its_slots_are_lent_again() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(fleet.registry.open(), CAP);
     fleet.nodes[0].signal(Signal::CONT);
-    eventually("a slot of the other node", SOON, async || {
-        match fleet.nodes[1].status().await["registries"]["stub"]["open"].as_u64() {
-            Some(1..) => Ok(()),
-            open => Err(open),
-        }
-    })
-    .await;
+    fleet.until_any_open(1).await;
     fleet.until_open(CAP).await;
     assert_eq!(fleet.registry.peak(), CAP);
     fleet.registry.release();
@@ -773,13 +778,7 @@ async fn a_node_that_drains_gives_its_slots_back() {
     let waiting = fleet.requests(1, CAP);
     // While the others are held, the slot of one that is done is of use to the other node.
     fleet.registry.let_through(1);
-    eventually("a slot of the other node", SOON, async || {
-        match fleet.nodes[1].status().await["registries"]["stub"]["open"].as_u64() {
-            Some(1..) => Ok(()),
-            open => Err(open),
-        }
-    })
-    .await;
+    fleet.until_any_open(1).await;
     fleet.registry.release();
     served(draining).await;
     let began = Instant::now();

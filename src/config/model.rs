@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use super::problem::Problem;
 use super::reader::Section;
 use super::registry::{DEFAULT_CLASS, Mode, RegistryConfig};
+use super::share::Share;
 use super::shown::{KeyLines, ShownSettings, shown};
 use super::table::table;
 use super::value::{
@@ -84,6 +85,16 @@ impl Service {
 }
 
 impl Config {
+    /// The registries whose cap is lent to all nodes.
+    pub fn leased(&self) -> impl Iterator<Item = &RegistryConfig> {
+        self.registries.iter().filter(|registry| registry.share == Share::LEASED)
+    }
+
+    /// The names of the registries, as a sentence lists them.
+    pub fn names(&self) -> String {
+        self.registries.iter().map(|registry| registry.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
     /// The address of each listener.
     pub fn listeners(&self) -> Vec<(Service, SocketAddr)> {
         let listen = &self.listen;

@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use super::report::ExaminedStep;
 use super::services::Sidecars;
 use crate::app::descriptors;
-use crate::config::{Config, Share};
-use crate::fleet::command::GRACE;
+use crate::config::Config;
 use crate::fleet::overview::FleetOverview;
 use crate::fleet::store::{StoreAddress, StoreError};
 use crate::kernel;
@@ -73,9 +72,9 @@ async fn shared_names(config: &Config, lease: &LeaseConfig) -> Result<BTreeSet<S
     let store = StoreAddress::new(lease)?;
     store.try_out().await?;
     let mut shared = BTreeSet::new();
-    for registry in config.registries.iter().filter(|registry| registry.share == Share::LEASED) {
+    for registry in config.leased() {
         let overview = FleetOverview::of(&store.records(&registry.name).await?);
-        shared.extend(overview.shared_names(lease.renew_every + GRACE).into_iter().map(str::to_owned));
+        shared.extend(overview.shared_names(lease.away_after()).into_iter().map(str::to_owned));
     }
     Ok(shared)
 }

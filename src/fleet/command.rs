@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::overview::{FleetNode, FleetOverview};
 use super::store::StoreAddress;
-use crate::config::{Config, LoadError, RegistryConfig, Share};
+use crate::config::{Config, LoadError, Share};
 use crate::lease::message::FleetOrder;
 use crate::lease::settings::LeaseConfig;
 
@@ -20,8 +20,6 @@ use crate::lease::settings::LeaseConfig;
 const OBEDIENCE: Duration = Duration::from_secs(10);
 /// How often they are looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(100);
-/// A node that has not renewed its lease for so much longer than it should is away.
-pub const GRACE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Subcommand)]
 pub enum LeaseCommand {
@@ -50,7 +48,6 @@ use FleetProblem::{Failed, Usage};
 
 /// The store of a fleet.
 struct Fleet<'a> {
-    config: &'a Config,
     lease: &'a LeaseConfig,
     address: StoreAddress,
 }
@@ -61,7 +58,7 @@ impl LeaseCommand {
         let config = Config::load(file)?;
         let fleet = Fleet::of(&config)?;
         let mut told = String::new();
-        for registry in fleet.leased() {
+        for registry in config.leased() {
             let name = &registry.name;
             let answer = block_on(fleet.address.operate(name, "init"))?.map_err(|error| Failed(error.to_string()))?;
             if answer != [1] {
@@ -79,9 +76,8 @@ impl LeaseCommand {
 pub fn order(file: &Path, registry: &str, action: &str) -> Result<String, FleetProblem> {
     let config = Config::load(file)?;
     let fleet = Fleet::of(&config)?;
-    let names = || config.registries.iter().map(|registry| registry.name.as_str()).collect::<Vec<_>>().join(", ");
     let Some(of_config) = config.registries.iter().find(|known| known.name == registry) else {
-        return Err(Usage(format!("no such registry: {registry}; there is {}", names())));
+        return Err(Usage(format!("no such registry: {registry}; there is {}", config.names())));
     };
     if of_config.share != Share::LEASED {
         return Err(Usage(format!(
@@ -97,7 +93,7 @@ pub fn status(file: &Path, as_json: bool) -> Result<String, FleetProblem> {
     let config = Config::load(file)?;
     let fleet = Fleet::of(&config)?;
     let mut all = BTreeMap::new();
-    for registry in fleet.leased() {
+    for registry in config.leased() {
         all.insert(registry.name.clone(), (registry, block_on(fleet.look(&registry.name))??));
     }
     if as_json {
@@ -106,7 +102,7 @@ pub fn status(file: &Path, as_json: bool) -> Result<String, FleetProblem> {
     }
     let tables = all.iter().map(|(name, (registry, overview))| {
         let mut table = overview.table(name, fleet.lease.pool(registry.cap));
-        for node in overview.shared_names(fleet.lease.renew_every + GRACE) {
+        for node in overview.shared_names(fleet.lease.away_after()) {
             let _ = writeln!(table, "several sidecars go by the name {node}: give each its own lease.node_id");
         }
         table
@@ -121,18 +117,14 @@ fn block_on<T>(future: impl Future<Output = T>) -> Result<T, FleetProblem> {
 
 impl<'a> Fleet<'a> {
     fn of(config: &'a Config) -> Result<Fleet<'a>, FleetProblem> {
-        let is_leased = config.registries.iter().any(|registry| registry.share == Share::LEASED);
+        let is_leased = config.leased().next().is_some();
         let Some(lease) = config.lease.as_ref().filter(|_| is_leased) else {
             return Err(Usage(
                 "no registry of the config has share = \"lease\", so its nodes have no store in common".to_owned(),
             ));
         };
         let address = StoreAddress::new(lease).map_err(|error| Usage(error.to_string()))?;
-        Ok(Fleet { config, lease, address })
-    }
-
-    fn leased(&self) -> impl Iterator<Item = &'a RegistryConfig> + use<'a> {
-        self.config.registries.iter().filter(|registry| registry.share == Share::LEASED)
+        Ok(Fleet { lease, address })
     }
 
     async fn look(&self, registry: &str) -> Result<FleetOverview, FleetProblem> {
@@ -168,7 +160,7 @@ impl<'a> Fleet<'a> {
                 bar.finish_and_clear();
                 return Err(overruled(registry, &overview));
             }
-            let there = self.lease.renew_every + GRACE;
+            let there = self.lease.away_after();
             let (there, away): (Vec<&FleetNode>, Vec<&FleetNode>) =
                 overview.nodes.iter().partition(|node| node.last_seen_seconds < there.as_secs_f64());
             let late: Vec<&str> = there

@@ -29,7 +29,6 @@ pub struct Lease {
 #[derive(Debug)]
 struct LeaseState {
     terms: FleetTerms,
-    lending: Lending,
     picture: LeasePicture,
     latency: Option<Duration>,
     error: Option<String>,
@@ -37,18 +36,6 @@ struct LeaseState {
     /// The most connections on leases that were right at any moment since the last audit.
     most: u64,
     orders: Orders,
-}
-
-/// The slots that may be used beside the floor, and until when, by [`boot_time`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Lending {
-    slots: u64,
-    until: Option<Duration>,
-    /// Connections that may stay open until `close_by`.
-    may_stay: u64,
-    close_by: Option<Duration>,
-    is_learning: bool,
-    is_paused: bool,
 }
 
 /// Word for the task that it has not taken yet.
@@ -119,11 +106,10 @@ fn count(slots: u64) -> usize {
 
 impl Lease {
     fn new(registry: &str, terms: FleetTerms) -> Arc<Lease> {
-        let (picture, orders) = (LeasePicture::default(), Orders::default());
         // It may be paused before the store was heard of.
-        let lending = Lending { is_paused: true, ..Lending::default() };
-        let state =
-            LeaseState { terms, lending, picture, latency: None, error: None, has_left: false, most: 0, orders };
+        let picture = LeasePicture { is_paused: true, ..LeasePicture::default() };
+        let orders = Orders::default();
+        let state = LeaseState { terms, picture, latency: None, error: None, has_left: false, most: 0, orders };
         Arc::new(Lease { registry: registry.to_owned(), state: Mutex::new(state), told: Notify::new() })
     }
 
@@ -188,7 +174,7 @@ impl Lease {
         lease.is_some_and(|lease| {
             let now = gate.snapshot();
             let state = lease.state.lock();
-            let leased = if lasts(state.lending.close_by).is_some() { state.lending.may_stay } else { 0 };
+            let leased = if lasts(state.picture.close_by).is_some() { state.picture.granted } else { 0 };
             used_with(&now, state.terms.floor) > state.terms.floor + leased
         })
     }
@@ -197,7 +183,7 @@ impl Lease {
     /// read.
     pub fn most_since_asked(&self) -> usize {
         let mut state = self.state.lock();
-        let (floor, now) = (state.terms.floor, state.lending.may_stay);
+        let (floor, now) = (state.terms.floor, state.picture.granted);
         count(floor + std::mem::replace(&mut state.most, now))
     }
 
@@ -218,7 +204,7 @@ impl Lease {
             learning_seconds: picture.learning.map(shown_seconds),
             unanswered: picture.unanswered,
             error: state.error.clone(),
-            paused: state.lending.is_paused,
+            paused: picture.is_paused,
             shared_node_id: picture.has_twin,
             store_latency_seconds: state.latency.map(|latency| latency.as_secs_f64()),
         }
@@ -240,27 +226,24 @@ impl Lease {
 
     /// The word of the machine holds from now on. Whether the gate has to look again.
     pub(super) fn hold(&self, borrower: &Borrower, now: Duration) -> bool {
-        let (slots, until) = borrower.leased_slots(now);
         let picture = borrower.picture(now);
-        let is_learning = picture.learning.is_some();
-        let (close_by, is_paused) = (borrower.close_by(), borrower.is_paused(now));
-        let lending = Lending { slots, until, may_stay: picture.granted, close_by, is_learning, is_paused };
         let mut state = self.state.lock();
-        (state.picture, state.has_left) = (picture, borrower.has_left());
-        state.most = state.most.max(lending.may_stay);
-        let before = std::mem::replace(&mut state.lending, lending);
-        before.slots != slots || before.until.is_some() != until.is_some() || before.is_paused != is_paused
+        state.has_left = borrower.has_left();
+        state.most = state.most.max(picture.granted);
+        let before = std::mem::replace(&mut state.picture, picture);
+        let for_the_gate = |picture: LeasePicture| (picture.limit, picture.until.is_some(), picture.is_paused);
+        for_the_gate(before) != for_the_gate(picture)
     }
 }
 
 impl Lent for Lease {
     fn slots(&self) -> Option<usize> {
-        let Lending { slots, until, is_learning, .. } = self.state.lock().lending;
-        lasts(until).filter(|_| slots > 0 || !is_learning).map(|_| count(slots))
+        let LeasePicture { limit, until, learning, .. } = self.state.lock().picture;
+        lasts(until).filter(|_| limit > 0 || learning.is_none()).map(|_| count(limit))
     }
 
     fn is_paused(&self) -> bool {
-        self.state.lock().lending.is_paused
+        self.state.lock().picture.is_paused
     }
 }
 
@@ -278,8 +261,8 @@ pub trait SlotPool: Send + Sync + 'static {
     fn lending_changed(&self);
     /// So many connections must end at once.
     fn cut(&self, most: u64);
-    /// The use, for operators, by a node that knows this order.
-    fn report(&self, order: FleetOrder) -> NodeReport;
+    /// The use, for operators, by a node that knows this order, and drains or does not.
+    fn report(&self, order: FleetOrder, draining: bool) -> NodeReport;
 }
 
 /// The gate of a leased registry, and its level of distress.
@@ -311,12 +294,12 @@ impl<P: Send + 'static> SlotPool for LeasedGate<P> {
         youngest.iter().filter_map(|activity| activity.cutter.0.get()).for_each(|socket| socket.cut());
     }
 
-    fn report(&self, order: FleetOrder) -> NodeReport {
+    fn report(&self, order: FleetOrder, draining: bool) -> NodeReport {
         let now = self.gate.snapshot();
         NodeReport {
             order: order.0,
             paused_here: now.paused,
-            draining: false,
+            draining,
             open: now.open.open(),
             waiting: now.waiting,
             oldest_wait_seconds: shown_seconds(now.oldest_wait),

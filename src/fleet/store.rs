@@ -226,7 +226,7 @@ impl Store {
         (Store { address, script: Script::new(SCRIPT), key, reports, channel, connection: None, pushes }, heard)
     }
 
-    /// The answer; `None` if the store knows a later request.
+    /// The answer; `None` if the store knows a later request, or has no record of this process any more.
     pub(super) async fn ask(
         &mut self,
         request: &LeaseRequest,

@@ -11,7 +11,6 @@ use tokio::sync::{Notify, mpsc};
 
 use super::claim::{NodeLock, sockets_closed};
 use super::lent::{Lease, LeasedGate, SlotPool, boot_time};
-use super::overview::NodeReport;
 use super::store::{Store, StoreAddress, StoreError, StoreMessage, message};
 use crate::admission::Gate;
 use crate::config::{Config, Share};
@@ -162,7 +161,7 @@ async fn run(
                 // A promise holds before it is said.
                 lease.hold(&borrower, now);
                 events.asked = Instant::now();
-                let report = NodeReport { draining: borrower.is_draining(), ..pool.report(request.order) };
+                let report = pool.report(request.order, borrower.is_draining());
                 events.asking = Some(Box::pin(async move {
                     let answered = store.ask(&request, &report).await;
                     (store, answered)

@@ -19,7 +19,7 @@ const SHORTEST_ADMISSION: Duration = Duration::from_secs(1);
 
 /// Notes all that does not hold.
 pub(crate) fn check(config: &Config, root: &mut Section<'_>) {
-    for registry in config.registries.iter().filter(|registry| registry.share == Share::LEASED) {
+    for registry in config.leased() {
         let key = |key: &str| format!("registries.{}.{key}", registry.name);
         let Some(lease) = &config.lease else {
             let reason = "\"lease\" needs a store that lends: add the table [lease] with redis and nodes, or write a fixed \
@@ -50,7 +50,7 @@ pub(crate) fn check(config: &Config, root: &mut Section<'_>) {
             root.problem("lease.nodes", reason);
         }
     }
-    if config.registries.iter().any(|registry| registry.share == Share::LEASED) {
+    if config.leased().next().is_some() {
         check_times(config, root);
     }
 }
@@ -99,8 +99,7 @@ fn check_times(config: &Config, root: &mut Section<'_>) {
         );
         root.problem("lease.admit_for", reason);
     }
-    let leased = config.registries.iter().filter(|registry| registry.share == Share::LEASED);
-    if let Some(longest) = leased.max_by_key(|registry| registry.linger)
+    if let Some(longest) = config.leased().max_by_key(|registry| registry.linger)
         && root.is_sound("lease.registry_gives_up")
         && lease.registry_gives_up < longest.linger
     {

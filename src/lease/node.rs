@@ -240,12 +240,15 @@ impl Borrower {
     }
 
     pub fn picture(&self, now: Duration) -> LeasePicture {
+        let (limit, until) = self.leased_slots(now);
         LeasePicture {
             granted: if self.close_by().is_some_and(|until| now < until) { self.granted } else { 0 },
-            limit: self.leased_slots(now).0,
+            limit,
             wished: self.wish(),
             held: self.leased(),
-            until: self.leased_slots(now).1,
+            until,
+            close_by: self.close_by(),
+            is_paused: self.is_paused(now),
             learning: self.learning_until.and_then(|until| until.checked_sub(now)),
             unanswered: self.failures,
             has_twin: self.has_twin(now),
@@ -336,7 +339,8 @@ impl Borrower {
         self.next = now + pause.min(LONGEST_PAUSE);
     }
 
-    /// The store passes over the request that is under way: it has no record of this process any more. The next one begins anew.
+    /// The store passes over the request that is under way: it has no record of this process any more, or knows a later request. The
+    /// next one begins anew.
     pub fn is_forgotten(&mut self, now: Duration) {
         self.failed(now);
         self.epoch.clear();
@@ -448,7 +452,11 @@ pub struct LeasePicture {
     pub held: u64,
     /// No leased slot is given to a request after this, unless the store answers before.
     pub until: Option<Duration>,
+    /// When the leased connections that are still open are cut.
+    pub close_by: Option<Duration>,
     pub learning: Option<Duration>,
+    /// Whether no request may be admitted, since the fleet is paused, or may be.
+    pub is_paused: bool,
     /// Requests in a row that were not answered.
     pub unanswered: u32,
     /// Whether another process goes by the name of this node.

@@ -13,6 +13,8 @@ use crate::config::reader::Section;
 use crate::config::table::table;
 use crate::config::value::{MAX_COUNT, Parsed, duration, path, seconds, some, text, whole};
 
+/// A node that has not renewed its lease for so much longer than it should is away.
+const GRACE: Duration = Duration::from_secs(2);
 /// Longest name of a node, in bytes.
 const MAX_NODE_ID: usize = 128;
 
@@ -45,6 +47,11 @@ table! {
 }
 
 impl LeaseConfig {
+    /// A node that has not renewed its lease for so long is away.
+    pub fn away_after(&self) -> Duration {
+        self.renew_every + GRACE
+    }
+
     pub fn times(&self) -> Times {
         let (renew, admit, close) = (self.renew_every, self.admit_for, self.close_after);
         Times { renew, admit, close, registry_drops: self.registry_gives_up }
@@ -103,7 +110,7 @@ mod tests {
 
     #[test]
     fn the_page_names_the_time_after_which_the_store_lends_again() {
-        let hold = format!(" {} s ", Times::default().hold().as_secs_f64());
+        let hold = format!(" {} s ", LeaseConfig::default().times().hold().as_secs_f64());
         let page = include_str!("../../docs/fleet.md");
         assert_eq!(page.matches(&hold).count(), 2, "{hold}");
     }

@@ -110,12 +110,10 @@ fn registry(arguments: &PlanArguments, config: Option<&Config>) -> Result<Regist
         }
         (Some(config), name) => {
             let mut named = config.registries.iter().filter(|registry| name.is_none_or(|name| registry.name == name));
-            let known =
-                || config.registries.iter().map(|registry| registry.name.as_str()).collect::<Vec<_>>().join(", ");
             match (named.next(), named.next()) {
                 (Some(registry), None) => registry.clone(),
-                (Some(_), Some(_)) => return Err(format!("choose one with --registry: {}", known())),
-                (None, _) => return Err(format!("--registry: the config has only {}", known())),
+                (Some(_), Some(_)) => return Err(format!("choose one with --registry: {}", config.names())),
+                (None, _) => return Err(format!("--registry: the config has only {}", config.names())),
             }
         }
     };
