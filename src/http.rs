@@ -48,6 +48,24 @@ pub enum Served {
 /// Serves one request with hyper, starting with the bytes that were read of it. While the request waits, hyper is not there:
 /// its buffers are larger than all that a waiter needs. It reads the request again when that has its turn.
 pub async fn serve(proxy: &Arc<Proxy>, entry: &Entry, client: &Arc<Client>, read: Bytes, end: RequestEnd) -> Served {
+    tokio::select! {
+        served = serve_in_turn(proxy, entry, client, read, end) => served,
+        // Dropping the connection drops the request under way, and records it.
+        () = client.gone() => Served::Gone,
+        () = proxy.cut_short() => {
+            client.cut();
+            Served::Gone
+        }
+    }
+}
+
+async fn serve_in_turn(
+    proxy: &Arc<Proxy>,
+    entry: &Entry,
+    client: &Arc<Client>,
+    read: Bytes,
+    end: RequestEnd,
+) -> Served {
     let mut io = RequestIo::new(client.clone(), read, end, None);
     loop {
         let (mut queued, read, end) = match Box::pin(converse(proxy, entry, &io)).await {
@@ -55,14 +73,7 @@ pub async fn serve(proxy: &Arc<Proxy>, entry: &Entry, client: &Arc<Client>, read
             Conversation::PutBack(queued, read, end) => (queued, read, end),
         };
         drop(io);
-        tokio::select! {
-            () = queued.turn() => {}
-            () = client.gone() => return Served::Gone,
-            () = proxy.cut_short() => {
-                client.cut();
-                return Served::Gone;
-            }
-        }
+        queued.turn().await;
         io = RequestIo::new(client.clone(), read, end, Some(queued));
     }
 }
@@ -92,22 +103,14 @@ async fn converse(proxy: &Arc<Proxy>, entry: &Entry, io: &RequestIo) -> Conversa
         },
         Poll::Ready(served) => Poll::Ready(Ok(served)),
     });
-    tokio::select! {
-        served = served => match served {
-            Err(conversation) => return conversation,
-            // hyper has answered 400 by itself.
-            Ok(Err(error)) if error.is_parse() => {
-                proxy.record(clients::by_address(client), Kind::Unknown).answered(Reason::BadRequest);
-            }
-            Ok(Err(error)) => tracing::debug!(peer = %client.peer(), %error, "client connection ended"),
-            Ok(Ok(())) => {}
-        },
-        // Dropping the connection drops the request under way, and records it.
-        () = client.gone() => return Conversation::Ended(Served::Gone),
-        () = proxy.cut_short() => {
-            client.cut();
-            return Conversation::Ended(Served::Gone);
+    match served.await {
+        Err(conversation) => return conversation,
+        // hyper has answered 400 by itself.
+        Ok(Err(error)) if error.is_parse() => {
+            proxy.record(clients::by_address(client), Kind::Unknown).answered(Reason::BadRequest);
         }
+        Ok(Err(error)) => tracing::debug!(peer = %client.peer(), %error, "client connection ended"),
+        Ok(Ok(())) => {}
     }
     Conversation::Ended(if client.is_finished() { Served::Last } else { Served::Gone })
 }

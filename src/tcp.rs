@@ -149,11 +149,22 @@ fn drain(stream: &TcpStream, left: &mut usize, show: &mut impl FnMut(&[u8])) -> 
 /// Completes when the other side has acknowledged our FIN and sent its own. From then on the kernel knows no peer any more
 /// (`getpeername` fails): the connection is in `TIME_WAIT` or gone. There is no event for it.
 pub async fn fin_acknowledged(stream: &TcpStream) {
+    until(|| stream.peer_addr().is_err()).await;
+}
+
+/// Completes when that is so, which no event tells: looks at growing pauses.
+pub async fn until(is_so: impl Fn() -> bool) {
     let mut pause = Duration::from_millis(1);
-    while stream.peer_addr().is_ok() {
+    while !is_so() {
         sleep(pause).await;
         pause *= 2;
     }
+}
+
+/// Whether the failure of a write is a reset of a connection that the other side had not ended: one behind an end is told as a
+/// broken pipe. The kernel tells it once.
+pub fn is_reset(error: io::ErrorKind) -> bool {
+    !matches!(error, io::ErrorKind::BrokenPipe | io::ErrorKind::NotConnected)
 }
 
 /// Reads what is there. A read that leaves room has emptied the socket: the next one waits for the kernel's word.
@@ -215,12 +226,13 @@ pub fn prepare_dial(socket: impl AsFd) -> rustix::io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
 
-    async fn pair() -> (TcpStream, TcpStream) {
+    /// Both ends of a connection.
+    pub async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         (ours, listener.accept().await.unwrap().0)

@@ -14,7 +14,6 @@ mod state;
 mod told;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use tracing::info;
@@ -24,7 +23,8 @@ use self::parked::Unparked;
 use self::passing::ByteCounters;
 use self::path::RegistryPath;
 use self::state::{End, TunnelState};
-use crate::admission::{self, Lane, Principal};
+use self::told::evidence_of;
+use crate::admission::{self, Evidence, Lane, Principal};
 use crate::metrics::{Grade, Label, Reason, Reclaimed, RegistryMetrics};
 use crate::proxy::Proxy;
 use crate::proxy::client::Client;
@@ -88,14 +88,15 @@ async fn open(
     let (mut record, mut path) = Box::pin(find_registry(proxy, client, authority, principal)).await?;
     let queued = path.attempt.queued.clone();
     // While it waits for its turn, what comes before and after that is not there.
-    let mut reached = Box::pin(unless_left(client, &queued, path.ask())).await;
-    if let Some(Ok(())) = reached {
-        reached = unless_left(client, &queued, path.turn()).await.map(Ok);
-    }
-    let reached = match reached {
-        Some(Ok(())) => Box::pin(unless_left(client, &queued, path.reach())).await,
-        Some(Err(answer)) => Some(Err(answer)),
-        None => None,
+    let reaching = async {
+        Box::pin(path.ask()).await?;
+        path.turn().await;
+        Box::pin(path.reach()).await
+    };
+    let reached = tokio::select! {
+        biased;
+        () = client.left(&queued) => None,
+        reached = reaching => Some(reached),
     };
     record.reached(path.attempt.progress.waited, path.attempt.progress.connect);
     match reached {
@@ -105,15 +106,6 @@ async fn open(
             Ok(Box::new(Tunnel { socket, record, path }))
         }
         Some(Err(answer)) => Err(refuse(record, answer, Some(&path.upstream.name))),
-    }
-}
-
-/// `None`: the client has left meanwhile.
-async fn unless_left<T>(client: &Client, queued: &AtomicBool, work: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        biased;
-        () = client.left(queued) => None,
-        done = work => Some(done),
     }
 }
 
@@ -162,10 +154,9 @@ async fn carry(proxy: &Proxy, tunnel: Box<Tunnel>, (client, counted): (&Client, 
     }
     let Tunnel { mut socket, mut record, mut path } = *tunnel;
     let (metrics, carried) = (record.metrics(), record.carried());
-    let client_name = path.attempt.principal.client.to_string();
     loop {
         let counters = ByteCounters { metrics: &metrics, carried: &carried };
-        let owner = (&*path.policy, &*client_name);
+        let owner = (&*path.policy, path.attempt.principal.client.as_str());
         let epoch = path.upstream.gate.epoch();
         let mut state = TunnelState::new(client.stream(), socket, &early, owner, &path.upstream.gate, counters);
         early = Bytes::new();
@@ -243,8 +234,8 @@ fn ended(mut record: Record, metrics: &RegistryMetrics, client: &Client, end: En
 /// Records a tunnel that was reclaimed, and what that teaches.
 fn reclaimed(mut record: Record, path: &RegistryPath, grade: Grade, outcome: ReclaimOutcome) {
     let metrics = record.metrics();
-    let client = path.attempt.principal.client.to_string();
-    path.policy.reclaimed(&client, grade, outcome != ReclaimOutcome::Clean);
+    let client = path.attempt.principal.client.as_str();
+    path.policy.reclaimed(client, grade, outcome != ReclaimOutcome::Clean);
     let (registry, evidence) = (&path.upstream.name, grade.as_str());
     match outcome {
         ReclaimOutcome::Clean => {
@@ -266,10 +257,10 @@ fn reclaimed(mut record: Record, path: &RegistryPath, grade: Grade, outcome: Rec
 }
 
 fn reclaimed_as(grade: Grade) -> Reclaimed {
-    match grade {
-        Grade::Untouched | Grade::Unused => Reclaimed::Unused,
-        Grade::Goodbye | Grade::Answered | Grade::Silent | Grade::ShortEnd => Reclaimed::Idle,
-        Grade::Unsure | Grade::Handshaking | Grade::MaybeAnswered => Reclaimed::Unsure,
-        Grade::Stuck | Grade::Slow | Grade::InFlight => Reclaimed::Stalled,
+    match evidence_of(grade) {
+        Evidence::Unused => Reclaimed::Unused,
+        Evidence::Idle => Reclaimed::Idle,
+        Evidence::Unsure => Reclaimed::Unsure,
+        Evidence::Stalled => Reclaimed::Stalled,
     }
 }

@@ -174,31 +174,10 @@ pub(super) async fn ready(stream: &TcpStream, interest: Option<Interest>) -> Rea
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
 
     use super::*;
-
-    struct Blind;
-
-    impl Sight for Blind {
-        fn passing(&mut self, _: &[u8]) {}
-        fn unseen(&self) -> usize {
-            0
-        }
-        fn passing_unseen(&mut self, _: usize) {}
-        fn stride(&self) -> Option<usize> {
-            None
-        }
-        fn passing_alike(&mut self, _: usize, _: [u8; crate::splice::HEADER]) -> bool {
-            false
-        }
-    }
-
-    async fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let connected = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (connected, listener.accept().await.unwrap().0)
-    }
+    use crate::splice::tests::Blind;
+    use crate::tcp::tests::pair;
 
     /// Bytes that the registry sent before come through in any case.
     #[tokio::test]
@@ -213,11 +192,11 @@ mod tests {
             drop(far);
             registry.ready(Interest::READABLE).await.unwrap();
             registry.ready(Interest::WRITABLE).await.unwrap();
-            let told = Flow::starting_with(b"request").advance(&client, &registry, &mut Blind).unwrap_err();
+            let told = Flow::starting_with(b"request").advance(&client, &registry, &mut Blind(0)).unwrap_err();
             let kind = if ends_first { ErrorKind::BrokenPipe } else { ErrorKind::ConnectionReset };
             assert_eq!(told, Broken::Sink(kind));
             let mut down = Flow { source_is_reset: !ends_first, ..Flow::default() };
-            let ended = down.advance(&registry, &client, &mut Blind);
+            let ended = down.advance(&registry, &client, &mut Blind(0));
             assert_eq!((ended, down.take_taken()), (if ends_first { Ok(()) } else { Err(Broken::Source) }, 6));
         }
     }

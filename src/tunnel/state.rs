@@ -5,7 +5,6 @@
 //! at what the client has not acknowledged. While client and registry shake hands, the slot counts as connecting: handshakes
 //! are what burdens a server most. Half-close is kept: one side's FIN is handed on, and the other direction goes on.
 
-use std::io::ErrorKind;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -189,11 +188,10 @@ impl<'a> TunnelState<'a> {
         match self.advance(Side::Client) {
             Err(Broken::Source) => return Some(self.client_broke()),
             Err(Broken::Sink(kind)) => {
-                // Bytes that the registry has sent come through. The kernel tells of a reset once; of one behind a FIN as a broken
-                // pipe.
+                // Bytes that the registry has sent come through.
                 self.up.abandon();
                 self.up_refused = true;
-                self.down.source_is_reset = !matches!(kind, ErrorKind::BrokenPipe | ErrorKind::NotConnected);
+                self.down.source_is_reset = tcp::is_reset(kind);
             }
             Ok(()) => {}
         }
@@ -402,9 +400,9 @@ impl<'a> TunnelState<'a> {
             }
             (Some(_), _) => None,
             (None, _) if self.up.holds_bytes() => None,
-            (None, _) if [self.registry.stream(), self.client].into_iter().any(kernel::holds_out_of_order) => None,
             // Twice at most: a client with transfers under way always moves.
             (None, grade) if grade != Grade::Untouched && self.retry_pause <= 2 * WORTH_TELLING && is_lively => None,
+            (None, _) if [self.registry.stream(), self.client].into_iter().any(kernel::holds_out_of_order) => None,
             (None, grade) if !grade.cuts() && self.is_client_behind() => {
                 // Once it has read it may ask at once.
                 self.retry_pause = MAX_RETRY;

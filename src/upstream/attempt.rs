@@ -1,7 +1,7 @@
 //! A request on its way to a registry: what it asks for, which does not change, and how far it has come.
 //!
-//! It is made by [`Upstream::attempt`](super::Upstream::attempt) and moved on by [`Upstream::step`](super::Upstream::step)
-//! alone; everybody else only reads it.
+//! It is made by [`Upstream::attempt`](super::Upstream::attempt) and moved on by [`Upstream::ask`](super::Upstream::ask),
+//! [`turn`](super::Upstream::turn) and [`step`](super::Upstream::step); `http` changes what one more try needs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -12,6 +12,8 @@ use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::tcp;
+
 /// A stream toward a registry, as hyper is to see it.
 #[derive(Debug)]
 pub struct EarlyAnswer<S> {
@@ -32,9 +34,8 @@ enum Writing {
 }
 
 impl Writing {
-    /// The kernel tells of a reset behind an end as a broken pipe.
     fn failed(error: &io::Error) -> Writing {
-        Writing::Failed { is_reset: !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::NotConnected) }
+        Writing::Failed { is_reset: tcp::is_reset(error.kind()) }
     }
 }
 
@@ -109,10 +110,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for EarlyAnswer<S> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, duplex};
-    use tokio::net::{TcpListener, TcpStream};
     use tokio::time::timeout;
 
     use super::*;
+    use crate::tcp::tests::pair;
 
     /// An answer that is there already is read only once the request has begun.
     #[tokio::test(start_paused = true)]
@@ -146,9 +147,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_was_reset_does_not_end() {
         for ends_first in [false, true] {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            let (mut far, _) = listener.accept().await.unwrap();
+            let (near, mut far) = pair().await;
             far.write_all(b"answer").await.unwrap();
             if ends_first {
                 far.shutdown().await.unwrap();

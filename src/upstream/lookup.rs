@@ -82,12 +82,7 @@ impl Upstream {
 }
 
 async fn resolve(resolver: &Resolver, target: &Target, until: Instant) -> Result<Vec<SocketAddr>, ResolveError> {
-    let ips = if let Some(answer) = resolver.at_hand(target.host()) {
-        answer?
-    } else {
-        // On the heap: what waits for a slot does not hold the room of what waits for a name.
-        let answer = Box::pin(timeout_at(until, resolver.resolve(target.host()))).await;
-        answer.unwrap_or_else(|_| Err(ResolveError::silent(target.host())))?
-    };
+    let answer = timeout_at(until, resolver.resolve(target.host())).await;
+    let ips = answer.unwrap_or_else(|_| Err(ResolveError::silent(target.host())))?;
     Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, target.port())).collect())
 }

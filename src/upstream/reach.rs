@@ -5,7 +5,6 @@
 //! steps; there is no other. One that holds much asks first, with [`Upstream::ask`]: where the answer does not come at once, it
 //! lets go of what it can, waits with [`Upstream::turn`], and goes on with a step, which takes the answer from there.
 
-use std::future::ready;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -59,16 +58,7 @@ impl Upstream {
     }
 
     async fn step_in_time(&self, attempt: &mut Attempt) -> Result<Option<Connected>, Failure> {
-        let mut round = match attempt.progress.round.take() {
-            Some(round) => round,
-            None => match self.endpoints(attempt).await {
-                Ok(round) => round,
-                Err(failure) => return self.unresolved(failure, attempt).await,
-            },
-        };
-        if !round.any_left() {
-            return Ok(None);
-        }
+        let Some(mut round) = self.round(attempt).await? else { return Ok(None) };
         let slot = match self.admit(attempt).await {
             Ok(Admission::New(slot)) => slot,
             Ok(Admission::Kept(pooled)) => {
@@ -94,6 +84,18 @@ impl Upstream {
             }
             None => self.round_failed(round, attempt).await,
         }
+    }
+
+    /// The addresses that are left to try, resolved if need be; `None` when another step is due.
+    async fn round(&self, attempt: &mut Attempt) -> Result<Option<Round>, Failure> {
+        let round = match attempt.progress.round.take() {
+            Some(round) => round,
+            None => match self.endpoints(attempt).await {
+                Ok(round) => round,
+                Err(failure) => return Box::pin(self.unresolved(failure, attempt)).await.map(|_| None),
+            },
+        };
+        Ok(Some(round).filter(Round::any_left))
     }
 
     /// Dials the next address. `None` when it does not take the connection, or when its node has no slot of its own left.
@@ -193,13 +195,12 @@ impl Upstream {
 
     async fn admit(&self, attempt: &mut Attempt) -> Result<Admission<PooledConnection>, Refusal> {
         let mut asked = attempt.progress.asked.take().unwrap_or_else(|| Box::new(self.ask_for_admission(attempt)));
-        let admitted = tokio::select! {
-            biased;
-            admitted = asked.admitted() => admitted,
-            () = ready(()) => {
-                attempt.queued.store(true, Ordering::Relaxed);
-                if asked.is_held { Box::pin(self.admit_held(attempt, &mut asked)).await } else { asked.admitted().await }
-            }
+        let is_turn = asked.is_turn().await;
+        attempt.queued.fetch_or(!is_turn, Ordering::Relaxed);
+        let admitted = if asked.is_held && !is_turn {
+            Box::pin(self.admit_held(attempt, &mut asked)).await
+        } else {
+            asked.admitted().await
         };
         attempt.progress.waited += asked.since.elapsed();
         admitted
@@ -235,16 +236,8 @@ impl Upstream {
     }
 
     async fn ask_in_time(&self, attempt: &mut Attempt) -> Result<bool, Failure> {
-        match self.endpoints(attempt).await {
-            Ok(round) => {
-                let any_left = round.any_left();
-                attempt.progress.round = Some(round);
-                if !any_left {
-                    return Ok(true);
-                }
-            }
-            Err(failure) => return Box::pin(self.unresolved(failure, attempt)).await.map(|_| true),
-        }
+        let Some(round) = self.round(attempt).await? else { return Ok(true) };
+        attempt.progress.round = Some(round);
         let mut asked = Box::new(self.ask_for_admission(attempt));
         let is_answered = asked.is_held || asked.is_turn().await;
         attempt.progress.asked = Some(asked);

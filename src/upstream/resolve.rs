@@ -123,20 +123,20 @@ impl Resolver {
     pub async fn resolve(&self, host: &Host) -> Result<Vec<IpAddr>, ResolveError> {
         match host {
             Host::Ip(ip) => Ok(vec![*ip]),
-            Host::Name(name) => self.resolve_name(name, ask_system).await,
+            Host::Name(name) => match self.at_hand(name) {
+                Some(answer) => answer,
+                // On the heap: what waits for a slot does not hold the room of what waits for a name.
+                None => Box::pin(self.resolve_name(name, ask_system)).await,
+            },
         }
     }
 
-    /// The answer where nobody has to be asked: most requests wait for no name, and need not hold what such a wait takes.
-    pub fn at_hand(&self, host: &Host) -> Option<Result<Vec<IpAddr>, ResolveError>> {
-        let name = match host {
-            Host::Ip(ip) => return Some(Ok(vec![*ip])),
-            Host::Name(name) => name,
-        };
+    /// The answer where nobody has to be asked: most requests wait for no name.
+    fn at_hand(&self, name: &str) -> Option<Result<Vec<IpAddr>, ResolveError>> {
         let entry = self.listed.get(name).cloned().or_else(|| self.others.lock().get(name).cloned())?;
         let known = entry.known.lock();
         let answer = known.is_good(Instant::now()).then(|| known.answer())?;
-        Some(answer.map_err(|cause| ResolveError { name: name.clone(), cause }))
+        Some(answer.map_err(|cause| ResolveError { name: name.to_owned(), cause }))
     }
 
     /// The addresses that the names of this pattern gave lately.

@@ -204,11 +204,7 @@ async fn close(inner: Inner, manner: Manner, terms: ClosingTerms, hold: Duration
 
 /// Completes when the registry has acknowledged what was sent; at once where the kernel does not tell.
 async fn all_acknowledged(stream: &TcpStream) {
-    let mut pause = Duration::from_millis(1);
-    while kernel::unacknowledged(stream).is_some_and(|bytes| bytes > 0) {
-        sleep(pause).await;
-        pause *= 2;
-    }
+    tcp::until(|| kernel::unacknowledged(stream).is_none_or(|bytes| bytes == 0)).await;
 }
 
 /// The stream alone: a glance takes microseconds, and after this none can begin.

@@ -4,13 +4,13 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::yield_now;
 
 use super::super::framing::Side;
 use super::super::{Follower, Observation};
 use super::wire::*;
 use crate::splice::{self, HEADER, Sight};
+use crate::tcp::tests::pair;
 use crate::tunnel::relay::{Flow, interest, ready};
 use roadstead_test_support::Random;
 
@@ -62,13 +62,6 @@ fn said(follower: &Follower) -> (Observation, u32, bool, Duration) {
     (follower.observe(), follower.answered(), follower.is_inside_servers_record(), follower.since())
 }
 
-async fn connected() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (dialled, accepted) =
-        tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), async { listener.accept().await.unwrap().0 });
-    (dialled.unwrap(), accepted)
-}
-
 /// A record of this length that looks like noise.
 fn noise(random: &mut Random, length: usize) -> Vec<u8> {
     let mut bytes = data(length);
@@ -109,7 +102,7 @@ async fn bulk_within_the_kernel_is_seen_as_if_it_was_copied() {
 }
 
 async fn session(random: &mut Random) -> Passing {
-    let ((mut origin, source), (sink, mut client)) = (connected().await, connected().await);
+    let ((mut origin, source), (sink, mut client)) = (pair().await, pair().await);
     let mut copied = Follower::new(Duration::ZERO, false);
     copied.client_sent(&client_hello(&[]), Duration::ZERO);
     copied.server_sent(&[server_hello(0x1301), change_cipher_spec(), data(2000)].concat(), Duration::ZERO);
