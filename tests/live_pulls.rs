@@ -53,6 +53,13 @@ impl Stage {
         Stage { stub, fronts, sidecar }
     }
 
+    /// With both versions of TLS, and nothing but them in front of the registry.
+    async fn of_blobs(slots: usize, reclaim: &str) -> Stage {
+        let stub = StubRegistry::builder().blob_size(BLOB).start().await;
+        let fronts = fronts_of(&stub);
+        Stage::set(stub, fronts, &[], slots, reclaim).await
+    }
+
     fn way(&self, front: usize) -> Way {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.fronts[front].authority()).unwrap()).unwrap();
@@ -152,9 +159,7 @@ impl Drop for Spinning {
 async fn slow_clients_beside_quick_ones(slots: usize, stay: bool, rounds: usize) -> Reclaims {
     const PAUSES: [u64; 5] = [5, 50, 90, 300, 900];
     const AT_ONCE: usize = 10;
-    let stub = StubRegistry::builder().blob_size(BLOB).start().await;
-    let fronts = fronts_of(&stub);
-    let stage = Stage::set(stub, fronts, &[], slots, "").await;
+    let stage = Stage::of_blobs(slots, "").await;
     let pulls: Vec<_> = (0..rounds * 2 * PAUSES.len().pow(2))
         .map(|number| {
             let pause = |nth: usize| Duration::from_millis(PAUSES[number / 2 / nth % PAUSES.len()]);
@@ -223,9 +228,7 @@ async fn clients_that_take_their_time_before_a_request_are_never_cut() {
 /// Tunnels that were parked in the pause before their handshake serve all the same, when all of their clients speak at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_are_parked_before_their_handshake_are_never_cut() {
-    let stub = StubRegistry::builder().blob_size(BLOB).start().await;
-    let fronts = fronts_of(&stub);
-    let stage = Stage::set(stub, fronts, &[], 2, "idle_after = \"60ms\"").await;
+    let stage = Stage::of_blobs(2, "idle_after = \"60ms\"").await;
     for _ in 0..scale(2, 20) {
         let (speak, _) = watch::channel(false);
         let mut pulls = JoinSet::new();
@@ -249,10 +252,7 @@ async fn clients_that_are_parked_before_their_handshake_are_never_cut() {
 /// wait longer for its turn than a CONNECT may.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_stayed_silent_teach_their_length() {
-    let stub = StubRegistry::builder().blob_size(BLOB).start().await;
-    let fronts = fronts_of(&stub);
-    let stage =
-        Stage::set(stub, fronts, &[], 1, "idle_after = \"50ms\"\nunused_after = \"50ms\"\nunsure_after = \"1s\"").await;
+    let stage = Stage::of_blobs(1, "idle_after = \"50ms\"\nunused_after = \"50ms\"\nunsure_after = \"1s\"").await;
     let mut stay = Vec::new();
     for _ in 0..7 {
         let mut tunnel = stage.way(1).open(Duration::ZERO).await.unwrap();
@@ -270,9 +270,7 @@ async fn answers_that_stayed_silent_teach_their_length() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_has_yet_to_read_its_answer_is_not_idle() {
     for version in 0..VERSIONS.len() {
-        let stub = StubRegistry::builder().blob_size(BLOB).start().await;
-        let fronts = fronts_of(&stub);
-        let stage = Stage::set(stub, fronts, &[], 1, "idle_after = \"50ms\"\nunused_after = \"50ms\"").await;
+        let stage = Stage::of_blobs(1, "idle_after = \"50ms\"\nunused_after = \"50ms\"").await;
         let mut busy = stage.way(version).open(Duration::ZERO).await.unwrap();
         for _ in 0..BEFORE {
             busy.get("/v2/", &["Host: registry.test"]).await.unwrap();
@@ -295,9 +293,7 @@ async fn a_client_that_has_yet_to_read_its_answer_is_not_idle() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_whose_body_stalls_is_not_taken_for_a_short_answer() {
     for version in 0..VERSIONS.len() {
-        let stub = StubRegistry::builder().blob_size(BLOB).start().await;
-        let fronts = fronts_of(&stub);
-        let stage = Stage::set(stub, fronts, &[], 1, "").await;
+        let stage = Stage::of_blobs(1, "").await;
         let mut tunnel = stage.way(version).open(Duration::ZERO).await.unwrap();
         let way = stage.way(version);
         let waits = async {

@@ -4,6 +4,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::str::FromStr;
 use std::time::Duration;
 
 /// The content of a small answer, in bytes.
@@ -125,12 +126,14 @@ pub fn cpu_seconds(pid: u32) -> f64 {
 /// The memory of a process and its children, in KiB.
 #[must_use]
 pub fn resident_kib(pid: u32) -> f64 {
-    let kib = |pid: u32| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.trim().trim_end_matches(" kB").parse::<f64>().ok()
-    };
-    family(pid).into_iter().filter_map(kib).sum()
+    family(pid).into_iter().filter_map(rss_kib::<f64>).sum()
+}
+
+/// The memory of one process, in KiB; `None` if it is gone.
+pub(crate) fn rss_kib<T: FromStr>(pid: u32) -> Option<T> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
 }
 
 /// The fields behind the name in a process' line, state first.

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::load::median;
+
 /// Compares the seconds that all took, and the waits from the shortest on, with the `run` of a plan.
 ///
 /// # Panics
@@ -26,7 +28,5 @@ pub fn assert_as_planned(run: &Value, took: f64, waits: &[f64], margin: impl Fn(
 #[must_use]
 pub fn service_ms<'a>(finished: impl IntoIterator<Item = &'a Value>) -> f64 {
     let time = |line: &Value, key| line[key].as_f64().expect("each line has its times");
-    let mut all: Vec<f64> = finished.into_iter().map(|line| time(line, "took_ms") - time(line, "waited_ms")).collect();
-    all.sort_by(f64::total_cmp);
-    all[all.len() / 2]
+    median(finished.into_iter().map(|line| time(line, "took_ms") - time(line, "waited_ms")).collect())
 }

@@ -31,8 +31,8 @@ pub use loopback_name::LoopbackName;
 pub use nginx::{Nginx, NginxSettings, TlsVersion};
 pub use oci_image::OciImage;
 pub use podman::Podman;
-pub use program::find_program;
-pub use redis_server::{RedisSentinel, RedisServer, free_address};
+pub use program::{find_program, free_address};
+pub use redis_server::{RedisSentinel, RedisServer};
 pub use skopeo::Skopeo;
 pub use token_service::TokenService;
 

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
+use crate::load::rss_kib;
 use crate::{Metrics, Response, Wire, eventually};
 
 pub use rustix::process::Signal;
@@ -222,10 +223,7 @@ impl Sidecar {
     /// When the process is gone.
     #[must_use]
     pub fn rss_kib(&self) -> u64 {
-        let path = Path::new("/proc").join(self.pid.to_string()).join("status");
-        let status = std::fs::read_to_string(path).expect("the process lives");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line VmRSS");
-        line.trim().trim_end_matches(" kB").parse().expect("a number of kB")
+        rss_kib(self.pid).expect("the process lives")
     }
 
     /// Sends a signal to this process.

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::docker_registry::DockerRegistry;
-use super::nginx::{Nginx, free_address};
+use super::nginx::Nginx;
+use super::program::free_address;
 use super::token_service::TokenService;
 
 /// How many ports are tried before giving up.

@@ -5,7 +5,7 @@
 //! the one we found free is taken meanwhile, another is tried.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::certificates::Certificates;
-use super::program::{NotUp, Program, find_program, signal_process};
+use super::program::{NotUp, Program, find_program, free_address, signal_process};
 
 /// How many ports are tried before giving up.
 const ATTEMPTS: usize = 5;
@@ -273,13 +273,6 @@ fn start(folder: &Path, address: SocketAddr) -> Result<Program, NotUp> {
         Program::start(command.args(["-e", "stderr", "-c", "nginx.conf", "-p"]).arg(folder), folder.join("log"));
     program.await_listening(address)?;
     Ok(program)
-}
-
-/// A loopback address that nobody listens on at this moment.
-pub(super) fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a free loopback port")
 }
 
 fn config_text(address: SocketAddr, front: Front, certificates: &Certificates) -> String {

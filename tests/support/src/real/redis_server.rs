@@ -1,14 +1,14 @@
 //! Redis: Debian's `redis-server`, without a file of its own unless asked.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::program::{Program, find_program};
+use super::program::{Program, find_program, free_address};
 
 /// A running server, empty at first. Dropping it ends the process.
 pub struct RedisServer {
@@ -104,15 +104,6 @@ impl RedisServer {
         self.program.await_end();
         self.program = run(self.address, &self.arguments, &self.folder);
     }
-}
-
-/// A port of 127.0.0.1 at which nothing listens.
-///
-/// # Panics
-/// When there is none.
-#[must_use]
-pub fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr()).expect("a free port")
 }
 
 /// `redis-server`, `redis-sentinel` and `redis-check-rdb` are one program, which looks at its name. Debian's package of the server would
