@@ -25,6 +25,8 @@ const QUESTION: usize = HEADER + 56;
 const PROTOCOL_TCP: u8 = 6;
 /// `SOCK_DIAG_BY_FAMILY`, the type of question and answer.
 const SOCKET: u16 = 20;
+/// `NLMSG_DONE`: the end of a listing.
+const DONE: u16 = 3;
 /// `NLM_F_REQUEST`: exactly this one.
 const REQUEST_ONE: u16 = 1;
 /// `NLM_F_REQUEST` and `NLM_F_DUMP`: all of them.
@@ -165,18 +167,27 @@ pub fn sockets_of_family(ipv4: bool, states: u32) -> Option<Vec<ListedSocket>> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let (length, _) = recv(&kernel, &mut buffer[..], RecvFlags::empty()).ok()?;
-        let mut rest = &buffer[..length];
-        while rest.len() >= HEADER {
-            let size = usize::try_from(word_of(rest, 0)?).ok()?.clamp(HEADER, rest.len());
-            let (message, behind) = rest.split_at(size);
-            if u16::from_ne_bytes(message[4..6].try_into().ok()?) != SOCKET {
-                // NLMSG_DONE, or an error: there is no more.
-                return Some(found);
-            }
-            found.push(socket_in(message, ipv4)?);
-            rest = behind.get(size.next_multiple_of(4) - size..).unwrap_or_default();
+        if !take_sockets(&buffer[..length], ipv4, &mut found)? {
+            return Some(found);
         }
     }
+}
+
+/// Adds the sockets of one part of a listing, and says whether more follows; `None` if the kernel ends it with an error.
+fn take_sockets(part: &[u8], ipv4: bool, found: &mut Vec<ListedSocket>) -> Option<bool> {
+    let mut rest = part;
+    while rest.len() >= HEADER {
+        let size = usize::try_from(word_of(rest, 0)?).ok()?.clamp(HEADER, rest.len());
+        let (message, behind) = rest.split_at(size);
+        match u16::from_ne_bytes(message[4..6].try_into().ok()?) {
+            SOCKET => found.push(socket_in(message, ipv4)?),
+            // It carries the result. A kernel without a list of this kind says so here.
+            DONE if word_of(message, HEADER).unwrap_or(0) == 0 => return Some(false),
+            _ => return None,
+        }
+        rest = behind.get(size.next_multiple_of(4) - size..).unwrap_or_default();
+    }
+    Some(true)
 }
 
 /// The socket that a message is about.
@@ -272,6 +283,23 @@ mod tests {
             assert_eq!(orphans(&[(remote.ip(), Some(1)), ("127.0.0.2".parse().unwrap(), None)]), 0);
             drop(server);
             assert_eq!(orphans(&here), 0, "only TIME_WAIT is left");
+        }
+    }
+
+    /// A kernel that has no such list is not one without sockets.
+    #[test]
+    fn a_listing_that_ends_in_an_error_tells_nothing() {
+        let ended = |kind: u16, result: i32| {
+            let mut message = vec![0; HEADER + 4];
+            message[..4].copy_from_slice(&20_u32.to_ne_bytes());
+            message[4..6].copy_from_slice(&kind.to_ne_bytes());
+            message[HEADER..].copy_from_slice(&result.to_ne_bytes());
+            take_sockets(&message, true, &mut Vec::new())
+        };
+        assert_eq!(ended(DONE, 0), Some(false));
+        for errno in [Errno::NOENT, Errno::OPNOTSUPP] {
+            assert_eq!(ended(DONE, -errno.raw_os_error()), None);
+            assert_eq!(ended(2, -errno.raw_os_error()), None, "NLMSG_ERROR");
         }
     }
 
