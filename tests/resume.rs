@@ -261,7 +261,11 @@ async fn a_blob_that_breaks_off_in_an_outage_arrives_when_it_is_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_rest_of_a_broken_blob_is_asked_for_a_handful_of_times() {
     const BLOB: usize = 5000;
-    for (refusal, most) in [("500 Internal Server Error", 1 + 5), ("429 Too Many Requests", 1 + 1)] {
+    for (refusal, most) in [
+        ("HTTP/1.1 500 Internal Server Error", 1 + 5),
+        ("HTTP/1.1 429 Too Many Requests", 1 + 1),
+        ("SSH-2.0-OpenSSH_9.2", 1 + 1),
+    ] {
         let asked = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
         let counted = asked.clone();
         let stub = StubRegistry::raw(move |connection| {
@@ -271,7 +275,7 @@ async fn the_rest_of_a_broken_blob_is_asked_for_a_handful_of_times() {
                 while let Ok(Some(head)) = wire.read_head().await {
                     *counted.lock().unwrap().entry(head.target().to_owned()).or_default() += 1;
                     if head.header("Range").is_some() {
-                        let answer = format!("HTTP/1.1 {refusal}\r\nContent-Length: 0\r\n\r\n");
+                        let answer = format!("{refusal}\r\nContent-Length: 0\r\n\r\n");
                         if wire.send(answer.as_bytes()).await.is_ok() {
                             continue;
                         }

@@ -90,11 +90,11 @@ impl Resumable {
             let body = RequestBody::empty();
             let upload = body.upload();
             let exchanged = repairing::exchange((&outbound, body), &upstream, &mut attempt).await;
-            // Nobody else can tell the client what is missing: an outage is waited out, as long as any other stall. A 500 or
-            // a 429 is an answer about this blob, and was asked for again already.
+            // Nobody else can tell the client what is missing: an outage is waited out, as long as any other stall. A 500, a
+            // 429 or one that cannot be read is an answer about this blob.
             let is_outage = match &exchanged {
                 Ok((response, _)) => matches!(response.status().as_u16(), 502..=504),
-                Err(failure) => matches!(failure, Failure::Died(_)),
+                Err(failure) => matches!(failure, Failure::Died(error) if !error.is_parse()),
             };
             tries += 1;
             match exchanged {
