@@ -243,7 +243,15 @@ async fn a_socket_without_a_place_is_told() {
     let run = |config: &str, runtime: Option<&Path>| {
         fs::write(&file, config).unwrap();
         let mut command = Command::new("timeout");
-        command.args(["--signal=TERM", "--preserve-status", "2", BINARY, "--config", file.to_str().unwrap()]);
+        command.args([
+            "--foreground",
+            "--signal=TERM",
+            "--preserve-status",
+            "2",
+            BINARY,
+            "--config",
+            file.to_str().unwrap(),
+        ]);
         command.env_remove("RUST_LOG").env_remove("RUNTIME_DIRECTORY");
         if let Some(runtime) = runtime {
             command.env("RUNTIME_DIRECTORY", runtime);

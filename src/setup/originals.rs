@@ -9,13 +9,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::LedPuller;
 use super::aim::Plan;
 use super::disk::{Replacement, below, place_below, read, replace, write_all};
 use super::error::SetupError;
+
+/// The pullers for which something may be kept.
+const PULLERS: [&str; 4] = ["containerd", "docker", "podman", "dfdaemon"];
 
 /// One file that changes.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Originals {
     pub fn open(folder: &Path, puller: &str) -> Result<Originals, SetupError> {
         let file = file_of(folder, puller);
         let kept = kept_in(&file)?;
-        let others = LedPuller::value_variants().iter().map(|other| other.name()).filter(|other| *other != puller);
+        let others = PULLERS.into_iter().filter(|other| *other != puller);
         let others = others.map(|other| Ok((other, kept_in(&file_of(folder, other))?)));
         Ok(Originals { others: others.collect::<Result<_, SetupError>>()?, file, kept })
     }

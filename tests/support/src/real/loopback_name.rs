@@ -101,8 +101,11 @@ impl LoopbackName {
     /// A name server's socket, which our programs will ask.
     fn name_server(&self) -> UdpSocket {
         assert!(matches!(self.way, Destination::OwnHosts(..)), "needs a mount namespace: run the tests as root");
-        let server = UdpSocket::bind("127.53.53.53:53").expect("port 53: run the tests as root");
-        let lines = "nameserver 127.53.53.53\noptions timeout:5 attempts:2\n";
+        // Tests run side by side: each has an address of its own.
+        let mut free = (1..=254_u8).map(|last| UdpSocket::bind((Ipv4Addr::new(127, 53, 53, last), 53)));
+        let server = free.find_map(Result::ok).expect("port 53: run the tests as root");
+        let address = server.local_addr().expect("it is bound").ip();
+        let lines = format!("nameserver {address}\noptions timeout:5 attempts:2\n");
         fs::write(self.folder.path().join("resolv.conf"), lines).expect("the folder is ours");
         server
     }
