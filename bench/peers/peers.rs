@@ -65,6 +65,12 @@ fn main() {
     }
 }
 
+/// As many as a process may have here, with a part for all else.
+fn most_waiters() -> usize {
+    const MOST: usize = 50_000;
+    getrlimit(Resource::Nofile).current.map_or(MOST, |limit| usize::try_from(limit / 4 * 3).unwrap_or(MOST).min(MOST))
+}
+
 /// What a reader must know of the machine and the build.
 fn conditions(scale: &Scale) -> String {
     let build = if cfg!(debug_assertions) {
@@ -90,7 +96,10 @@ impl Bench {
         let mut sections = vec![self.small_requests(), self.set_ups()];
         sections.extend([1, 8].map(|tunnels| self.bulk(tunnels)));
         sections.push(self.storm(&runtime));
-        sections.push(self.waiters(&runtime));
+        sections.push(self.waiters(&runtime, self.scale.waiters, true));
+        if self.scale.waiters == FULL.waiters {
+            sections.push(self.waiters(&runtime, most_waiters(), false));
+        }
         sections
     }
 
@@ -101,7 +110,7 @@ impl Bench {
         let ways = || {
             let mut ways = setting.roadstead(&[Form::Absolute, Form::Origin]);
             ways.extend([setting.traffic_server(Form::Absolute), Setting::squid(Form::Absolute)]);
-            ways.extend([setting.haproxy(Form::Origin, false), setting.nginx()]);
+            ways.extend([setting.haproxy(Form::Origin, false), setting.nginx(), setting.envoy(Form::Absolute)]);
             ways.extend([Err(("tinyproxy".to_owned(), closes.clone())), Ok(Way::direct("direct", origin))]);
             ways
         };
@@ -116,7 +125,8 @@ impl Bench {
         let ways = || {
             let mut ways = setting.roadstead(&[Form::Connect]);
             ways.extend([Setting::tinyproxy(), setting.traffic_server(Form::Connect), Setting::squid(Form::Connect)]);
-            ways.extend([setting.haproxy(Form::Tcp, false), setting.splice_loop(), Ok(Way::direct("direct", origin))]);
+            ways.extend([setting.envoy(Form::Connect), setting.haproxy(Form::Tcp, false), setting.splice_loop()]);
+            ways.push(Ok(Way::direct("direct", origin)));
             ways
         };
         let run = |way: &Way| work::set_ups(way, origin, self.scale.tunnels);
@@ -130,7 +140,7 @@ impl Bench {
             let mut ways = setting.roadstead(&[Form::Connect]);
             ways.extend([setting.haproxy(Form::Tcp, true), setting.haproxy(Form::Tcp, false)]);
             ways.extend([Setting::tinyproxy(), setting.traffic_server(Form::Connect), Setting::squid(Form::Connect)]);
-            ways.extend([setting.splice_loop(), Ok(Way::direct("direct", origin))]);
+            ways.extend([setting.envoy(Form::Connect), setting.splice_loop(), Ok(Way::direct("direct", origin))]);
             ways
         };
         let title =
@@ -146,6 +156,8 @@ impl Bench {
             "Traffic Server",
             "HAProxy, http",
             "HAProxy, tcp",
+            "Envoy",
+            "Envoy, CONNECT",
             "direct",
         ];
         let registries: BTreeMap<&str, _> = names.iter().map(|name| (*name, work::registry(runtime))).collect();
@@ -157,6 +169,8 @@ impl Bench {
             ways.extend([at(names[2]).traffic_server(Form::Absolute), at(names[3]).haproxy(Form::Origin, false)]);
             ways.extend([
                 at(names[4]).haproxy(Form::Tcp, false),
+                at(names[5]).envoy(Form::Absolute),
+                at(names[6]).envoy(Form::Connect),
                 no_cap("Squid"),
                 no_cap("nginx"),
                 no_cap("tinyproxy"),
@@ -169,17 +183,21 @@ impl Bench {
         self.measure(&title, &["s", "CPU s", "connections"], ways, run, false)
     }
 
-    fn waiters(&self, runtime: &Runtime) -> Section {
+    /// With or without the peers, which are set up for fewer.
+    fn waiters(&self, runtime: &Runtime, clients: usize, peers: bool) -> Section {
         let registry = work::registry(runtime);
         registry.hold();
         let setting = Setting { origin: registry.address(), cap: 1 };
         let ways = || {
             let mut ways: Vec<Found> = [Form::Connect, Form::Absolute].map(|form| setting.roadstead(&[form])).concat();
-            ways.extend([setting.haproxy(Form::Tcp, false), setting.haproxy(Form::Origin, false)]);
+            if peers {
+                ways.extend([setting.haproxy(Form::Tcp, false), setting.haproxy(Form::Origin, false)]);
+                ways.extend([Form::Connect, Form::Absolute].map(|form| setting.envoy(form)));
+            }
             ways
         };
-        let run = |way: &Way| work::waiters(way, runtime, registry.address(), self.scale.waiters);
-        let title = format!("{} clients that wait for one connection", self.scale.waiters);
+        let run = |way: &Way| work::waiters(way, runtime, registry.address(), clients);
+        let title = format!("{clients} clients that wait for one connection");
         self.measure(&title, &["KiB each", "KiB each, 10 s after they left"], ways, run, true)
     }
 

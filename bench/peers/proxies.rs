@@ -133,6 +133,40 @@ impl Setting {
         )
     }
 
+    /// It knows one origin, whatever the client asks for.
+    pub fn envoy(self, form: Form) -> Found {
+        let (Setting { origin, cap }, address) = (self, free());
+        let socket =
+            |at: SocketAddr| format!("{{ socket_address: {{ address: {}, port_value: {} }} }}", at.ip(), at.port());
+        let (connect, upgrade) = match form {
+            Form::Connect => (
+                "{ match: { connect_matcher: {} }, route: { cluster: out, timeout: 0s, upgrade_configs: [{ upgrade_type: CONNECT, \
+                 connect_config: {} }] } }, ",
+                "          upgrade_configs: [{ upgrade_type: CONNECT }]\n",
+            ),
+            _ => ("", ""),
+        };
+        let extension = "type.googleapis.com/envoy.extensions";
+        let text = format!(
+            "static_resources:\n  listeners:\n  - address: {}\n    filter_chains:\n    - filters:\n      \
+             - name: envoy.filters.network.http_connection_manager\n        typed_config:\n          \
+             \"@type\": {extension}.filters.network.http_connection_manager.v3.HttpConnectionManager\n          \
+             stat_prefix: in\n          generate_request_id: false\n          stream_idle_timeout: 0s\n{upgrade}          \
+             access_log: [{{ name: file, typed_config: {{ \"@type\": {extension}.access_loggers.file.v3.FileAccessLog, \
+             path: FOLDER/access.log }} }}]\n          \
+             http_filters: [{{ name: router, typed_config: {{ \"@type\": {extension}.filters.http.router.v3.Router }} }}]\n          \
+             route_config: {{ virtual_hosts: [{{ name: all, domains: [\"*\"], routes: [{connect}{{ match: {{ prefix: / }}, \
+             route: {{ cluster: out, timeout: 0s }} }}] }}] }}\n  clusters:\n  - name: out\n    connect_timeout: 5s\n    \
+             circuit_breakers: {{ thresholds: [{{ max_connections: {cap}, max_pending_requests: 100000, max_requests: 100000 }}] }}\n    \
+             load_assignment: {{ cluster_name: out, endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {} }} }}] }}] }}\n",
+            socket(address),
+            socket(origin)
+        );
+        let name = if form == Form::Connect { "Envoy, CONNECT" } else { "Envoy" };
+        let command = ["envoy", "-c", "FOLDER/envoy.yaml", "--concurrency", "1", "--disable-hot-restart", "-l", "off"];
+        found(name, form, address, start(&command, &[("envoy.yaml", text)], address))
+    }
+
     /// It serves any origin.
     pub fn squid(form: Form) -> Found {
         let address = free();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use roadstead_test_support::load::{Caller, cpu_seconds, resident_kib};
 use roadstead_test_support::{Destination, Storm, StubRegistry, Wire};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 
 use crate::proxies::{Form, Way};
@@ -105,17 +106,17 @@ pub fn waiters(way: &Way, runtime: &Runtime, origin: SocketAddr, clients: usize)
         _ => head(way, origin, "/v2/app/manifests/latest"),
     };
     runtime.block_on(async {
-        let open = async || {
-            let mut wire = Wire::open(way.address).await.map_err(|error| error.to_string())?;
+        let open = async |number: usize| {
+            let mut wire = Wire::new(connect(way.address, number).await.map_err(|error| error.to_string())?);
             wire.send(ask.as_bytes()).await.map_err(|error| error.to_string())?;
             Ok::<_, String>(wire)
         };
-        let holder = open().await?;
+        let holder = open(0).await?;
         tokio::time::sleep(SETTLE).await;
         let before = resident_kib(pid);
         let mut waiting = Vec::new();
-        for _ in 0..clients {
-            waiting.push(open().await?);
+        for number in 0..clients {
+            waiting.push(open(number).await?);
         }
         tokio::time::sleep(SETTLE).await;
         let with = resident_kib(pid);
@@ -124,6 +125,15 @@ pub fn waiters(way: &Way, runtime: &Runtime, origin: SocketAddr, clients: usize)
         let each = |kib: f64| (kib - before).max(0.0) / clients as f64;
         Ok(vec![each(with), each(resident_kib(pid))])
     })
+}
+
+/// The clients have several addresses: one has too few ports for all.
+async fn connect(to: SocketAddr, number: usize) -> io::Result<TcpStream> {
+    const EACH: usize = 20_000;
+    let socket = TcpSocket::new_v4()?;
+    let last = u8::try_from(1 + number / EACH).map_err(io::Error::other)?;
+    socket.bind(SocketAddr::from(([127, 0, 1, last], 0)))?;
+    socket.connect(to).await
 }
 
 /// CPU time from a moment on.
