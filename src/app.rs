@@ -260,7 +260,8 @@ impl Running {
         let _ = timeout_at(deadline + LAST_WORDS * 2, tasks.wait()).await;
     }
 
-    /// Closing takes no longer than the longest `linger` and the hold that follows it.
+    /// Closing takes no longer than the longest `linger` and the hold that follows it. A slot that is held because its registry may count
+    /// the connection is not waited for: the process does not leave the store then, and its lease runs out there.
     async fn until_sockets_are_gone(&mut self) {
         let upstreams = self.reservations.upstreams();
         let longest_linger = upstreams.iter().map(|upstream| upstream.terms.linger).max().unwrap_or_default();

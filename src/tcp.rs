@@ -167,6 +167,12 @@ pub fn is_reset(error: io::ErrorKind) -> bool {
     !matches!(error, io::ErrorKind::BrokenPipe | io::ErrorKind::NotConnected)
 }
 
+/// Whether this is the kernel's own end of a connection whose other side it has not heard of: that may not know.
+pub fn has_given_up(error: io::ErrorKind) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
+    matches!(error, TimedOut | HostUnreachable | NetworkUnreachable | ConnectionRefused | ConnectionAborted)
+}
+
 /// Reads what is there. A read that leaves room has emptied the socket: the next one waits for the kernel's word.
 pub fn try_read_buf(stream: &TcpStream, buffer: &mut impl BufMut) -> io::Result<usize> {
     let (room, mut read) = (buffer.chunk_mut().len(), None);
@@ -223,6 +229,12 @@ pub fn prepare_listener(socket: impl AsFd) -> rustix::io::Result<()> {
 pub fn prepare_dial(socket: impl AsFd) -> rustix::io::Result<()> {
     prepare_listener(&socket)?;
     sockopt::set_tcp_user_timeout(&socket, REGISTRY_USER_TIMEOUT_MILLIS)
+}
+
+/// The kernel gives this connection up no more, however long nothing is acknowledged.
+pub fn wait_for_ever(socket: impl AsFd) {
+    // It fails only for a socket that is not TCP.
+    let _ = sockopt::set_tcp_user_timeout(&socket, i32::MAX.cast_unsigned());
 }
 
 #[cfg(test)]

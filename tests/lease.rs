@@ -11,6 +11,7 @@ use roadstead_test_support::{
     eventually_is, service_ms,
 };
 use rustix::process::{Pid, kill_process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, JoinSet};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_roadstead");
@@ -853,4 +854,38 @@ async fn a_machine_that_was_started_a_moment_ago_does_not_use_its_floor_yet() {
     assert_eq!(fleet.registry.requests(), 0);
     served(waiting).await;
     assert!(up() >= ends);
+}
+
+/// The registry may count a connection whose end it has not heard of. A process that ends meanwhile does not leave, and the next one takes
+/// nothing over: its lease runs out. Neither is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_ends_while_a_connection_may_count_keeps_its_lease() {
+    const DROP_ALL: socket2::SockFilter = socket2::SockFilter::new(6, 0, 0, 0);
+    let fleet = Fleet::start(0, StubRegistry::builder()).await;
+    let registry = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = registry.local_addr().unwrap();
+    let text = settings(&fleet.registry, &fleet.redis.url(), 0)
+        .replace("gives_up = \"500ms\"", "gives_up = \"60s\"")
+        .replace(&fleet.registry.address().to_string(), &address.to_string());
+    let mut first = Sidecar::start(BINARY, &text).await;
+    let folder = first.config_path().parent().unwrap().to_owned();
+    let processes = || std::fs::read_to_string(folder.join("control.lock")).unwrap_or_default().lines().count();
+    eventually_is("the lock", SOON, 1, async || processes()).await;
+    let mut client = tokio::net::TcpStream::connect(first.proxy()).await.unwrap();
+    client.write_all(format!("GET http://{address}/v2/ HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes()).await.unwrap();
+    let mut silent = registry.accept().await.unwrap().0;
+    silent.read_exact(&mut [0; 16]).await.unwrap();
+    socket2::SockRef::from(&silent).attach_filter(&[DROP_ALL]).unwrap();
+    drop(client);
+    eventually_is("nobody who may follow", SOON, 0, async || processes()).await;
+    let began = Instant::now();
+    first.terminate();
+    first.wait().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let second = Sidecar::start_with(BINARY, &text, &[("RUNTIME_DIRECTORY", folder.to_str().unwrap())]).await;
+    eventually_is("the lock", SOON, 1, async || processes()).await;
+    // It would take over half a second later.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(fleet.redis.order("HKEYS roadstead:{stub}:leases").matches("n0/").count(), 2);
+    drop(second);
 }

@@ -222,7 +222,7 @@ fn upstream_of(
         terms: ConnectionTerms {
             connect_timeout: registry.connect_timeout,
             linger: registry.linger,
-            registry_drops: lease.as_ref().and(common.lease).map(|lease| lease.registry_gives_up),
+            registry_drops: lease.as_ref().and(common.lease).map(|lease| lease.times().ghost()),
             stall_timeout: registry.reclaim.stall_timeout,
             least_rate: registry.queue.least_rate,
             send_buffer: common.send_buffer,

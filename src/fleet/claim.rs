@@ -1,5 +1,6 @@
 //! The lock of a node, which one process at a time has. Its file says which ones had it before: those are gone, and what was lent to them is
-//! free once the kernel has no socket of theirs any more.
+//! free once the kernel has no socket of theirs any more. A process that holds a slot because the registry may count what is gone here is
+//! not among them for that time.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -7,10 +8,12 @@ use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use tokio::sync::watch;
 
 use crate::kernel;
 
@@ -25,6 +28,26 @@ const CLOSES_ALL: Duration = Duration::from_millis(500);
 /// The pauses between looks at its sockets.
 const LOOK: Duration = Duration::from_millis(100);
 
+static GHOSTS: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
+
+/// A connection of this process that is gone here, while its registry may count it.
+#[derive(Debug)]
+pub struct Ghost(());
+
+impl Ghost {
+    #[expect(clippy::new_without_default, reason = "one is never there by default")]
+    pub fn new() -> Ghost {
+        GHOSTS.send_modify(|ghosts| *ghosts += 1);
+        Ghost(())
+    }
+}
+
+impl Drop for Ghost {
+    fn drop(&mut self) {
+        GHOSTS.send_modify(|ghosts| *ghosts -= 1);
+    }
+}
+
 /// The place of the lock, and who asks for it.
 #[derive(Clone, Debug)]
 pub struct NodeLock {
@@ -35,7 +58,8 @@ pub struct NodeLock {
 /// The lock, which is kept until this is dropped.
 #[derive(Debug)]
 pub struct HeldLock {
-    _file: File,
+    file: File,
+    own: String,
     /// The processes of this network that had it before.
     pub earlier: Vec<String>,
 }
@@ -75,7 +99,6 @@ impl NodeLock {
         let mut text = String::new();
         file.read_to_string(&mut text)?;
         let network = network();
-        let line = |instance: &str| network.as_ref().map(|network| format!("{instance} {network}\n"));
         // Without a sign that this machine was not started anew, nothing is known of those before.
         let earlier = text.lines().filter_map(|line| {
             let (instance, of) = line.split_once(' ')?;
@@ -83,12 +106,39 @@ impl NodeLock {
         });
         let mut earlier: Vec<String> = earlier.collect();
         earlier.drain(..earlier.len().saturating_sub(MOST_REMEMBERED));
-        let entries: Vec<String> =
-            earlier.iter().map(String::as_str).chain([&*self.instance]).filter_map(line).collect();
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(entries.concat().as_bytes())?;
-        Ok(Some(HeldLock { _file: file, earlier }))
+        let mut held = HeldLock { file, own: self.instance.clone(), earlier };
+        held.enter(true)?;
+        Ok(Some(held))
+    }
+}
+
+impl HeldLock {
+    /// Keeps the lock for as long as this is polled. While a registry may count what is gone here, nobody takes this process over, should
+    /// it end meanwhile: the store keeps its lease for long enough.
+    pub async fn keep(mut self) {
+        let (mut ghosts, mut is_entered) = (GHOSTS.subscribe(), true);
+        loop {
+            let may_follow = *ghosts.borrow_and_update() == 0;
+            if may_follow != is_entered {
+                is_entered = may_follow;
+                if let Err(error) = self.enter(may_follow) {
+                    tracing::warn!(%error, "the lock of this node cannot be written");
+                }
+            }
+            // The sender lives as long as the process.
+            let _ = ghosts.changed().await;
+        }
+    }
+
+    /// Writes the processes before this one, and this one if another may take over from it.
+    fn enter(&mut self, may_follow: bool) -> io::Result<()> {
+        let own = Some(&self.own).filter(|_| may_follow);
+        let network = network();
+        let line = |instance: &String| network.as_ref().map(|network| format!("{instance} {network}\n"));
+        let entries: Vec<String> = self.earlier.iter().chain(own).filter_map(line).collect();
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        self.file.write_all(entries.concat().as_bytes())
     }
 }
 
@@ -137,9 +187,14 @@ mod tests {
         for process in 0..20 {
             lock(&process.to_string()).try_get().unwrap().unwrap();
         }
-        let last = lock("last").try_get().unwrap().unwrap();
+        let mut last = lock("last").try_get().unwrap().unwrap();
         assert_eq!((last.earlier.len(), &*last.earlier[15]), (MOST_REMEMBERED, "19"));
+        for (may_follow, listed) in [(false, 16), (true, 17), (false, 16)] {
+            last.enter(may_follow).unwrap();
+            assert_eq!(fs::read_to_string(folder.path().join("control.lock")).unwrap().lines().count(), listed);
+        }
         drop(last);
+        assert!(!lock("after").try_get().unwrap().unwrap().earlier.contains(&"last".to_owned()));
         // Another start of the machine, and half a line.
         fs::write(folder.path().join("control.lock"), "c other net:[1]\nd").unwrap();
         assert_eq!(lock("e").try_get().unwrap().unwrap().earlier, Vec::<String>::new());

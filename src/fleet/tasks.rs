@@ -68,8 +68,8 @@ impl Participant {
                 lease.take_over(held.earlier.clone());
             }
         }
-        // The lock is kept as long as the process lives.
-        std::future::pending::<()>().await;
+        // As long as the process lives.
+        held.keep().await;
     }
 
     /// Starts the task of this lease, if there is one, and tells the gate of it. The level of distress is for the eyes of operators.

@@ -29,6 +29,11 @@ impl Times {
         let lease = self.admit + self.close + self.registry_drops;
         lease + lease / 25 + Duration::from_secs(1)
     }
+
+    /// How long a node holds the slot of a connection that is gone here, and that the registry may count. With the same margin.
+    pub fn ghost(&self) -> Duration {
+        self.registry_drops + self.registry_drops / 25
+    }
 }
 
 /// A process that holds leases: its node, and a number that no other process of that node has.

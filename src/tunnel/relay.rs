@@ -40,7 +40,7 @@ pub(super) struct Flow {
 /// The socket that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
-    Source,
+    Source(ErrorKind),
     Sink(ErrorKind),
 }
 
@@ -87,7 +87,7 @@ impl Flow {
                 return Ok(());
             }
             match self.read(source, sight) {
-                Ok(0) if self.source_is_reset => return Err(Broken::Source),
+                Ok(0) if self.source_is_reset => return Err(Broken::Source(ErrorKind::ConnectionReset)),
                 Ok(0) => {
                     self.abandon();
                     return tcp::finish(sink).map_err(|error| Broken::Sink(error.kind()));
@@ -98,7 +98,7 @@ impl Flow {
                     let lost = self.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0);
                     (self.buffer, self.pipe) = (Vec::new(), None);
                     let is_empty = error.kind() == ErrorKind::WouldBlock && !lost;
-                    return if is_empty { Ok(()) } else { Err(Broken::Source) };
+                    return if is_empty { Ok(()) } else { Err(Broken::Source(error.kind())) };
                 }
             }
         }
@@ -197,7 +197,8 @@ mod tests {
             assert_eq!(told, Broken::Sink(kind));
             let mut down = Flow { source_is_reset: !ends_first, ..Flow::default() };
             let ended = down.advance(&registry, &client, &mut Blind(0));
-            assert_eq!((ended, down.take_taken()), (if ends_first { Ok(()) } else { Err(Broken::Source) }, 6));
+            let reset = Broken::Source(ErrorKind::ConnectionReset);
+            assert_eq!((ended, down.take_taken()), (if ends_first { Ok(()) } else { Err(reset) }, 6));
         }
     }
 }

@@ -186,12 +186,13 @@ impl<'a> TunnelState<'a> {
             return None;
         }
         match self.advance(Side::Client) {
-            Err(Broken::Source) => return Some(self.client_broke()),
+            Err(Broken::Source(_)) => return Some(self.client_broke()),
             Err(Broken::Sink(kind)) => {
                 // Bytes that the registry has sent come through.
                 self.up.abandon();
                 self.up_refused = true;
                 self.down.source_is_reset = tcp::is_reset(kind);
+                self.registry.ending().met(kind);
             }
             Ok(()) => {}
         }
@@ -202,9 +203,13 @@ impl<'a> TunnelState<'a> {
         if self.down.has_ended() {
             return None;
         }
+        self.down.source_is_reset |= self.registry.ending().is_cut();
         match self.advance(Side::Server) {
             Err(Broken::Sink(_)) => return Some(self.client_broke()),
-            Err(Broken::Source) => return Some(self.registry_broke()),
+            Err(Broken::Source(kind)) => {
+                self.registry.ending().met(kind);
+                return Some(self.registry_broke());
+            }
             Ok(()) => {}
         }
         self.ended(Side::Server, self.down.has_ended())

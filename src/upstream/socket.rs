@@ -3,8 +3,11 @@
 //! The slot is taken before `socket()` and goes back only when the registry, too, had the chance to see the end:
 //! dropping a [`Socket`], wherever and why ever that happens, starts the closing, and the slot goes with that. A
 //! connection that did its work is closed in order: our FIN, then the registry's, awaited up to `linger`. One that was
-//! cut in the middle, or that lingers too long, is reset, and the slot is held for two round trips more. Where slots are leased, it is
-//! held for as long as the registry may count the connection, if that does not acknowledge what we sent: a reset may be lost.
+//! cut in the middle, or that lingers too long, is reset, and the slot is held for two round trips more.
+//!
+//! Where slots are leased, the registry is asked first: nothing acknowledges a reset, so a FIN goes before it. A registry that has
+//! acknowledged that has a path from us, and whatever it sends after the reset is answered by a reset of the kernel's. Where no
+//! acknowledgement comes, or the kernel gave the connection up by itself, the slot is held for as long as the registry may count it.
 
 use std::io;
 use std::pin::Pin;
@@ -16,10 +19,11 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::cluster::NodePermit;
 use crate::admission::{Slot, SlotEvent, SlotState};
+use crate::fleet::claim::Ghost;
 use crate::kernel;
 use crate::lease::borrowed::Cut;
 use crate::metrics::{Direction, RegistryMetrics};
@@ -70,16 +74,51 @@ impl Glance {
     }
 }
 
-impl Cut for Glance {
+/// Cuts a socket that somebody else owns.
+#[derive(Clone, Debug)]
+pub struct Shears {
+    glance: Glance,
+    ending: Ending,
+    is_leased: bool,
+}
+
+impl Shears {
+    /// Resets it; where slots are leased, the registry is asked first. Its owner meets an error.
+    pub async fn apply(self) {
+        let socket = &self.glance.0;
+        if self.is_leased {
+            self.ending.change(|now| now.is_cut = true);
+            let _ = socket.upgrade().map(|stream| (self.ending.stand_by(&stream), tcp::finish(&stream)));
+            let is_heard = || socket.upgrade().is_none_or(|stream| is_acknowledged(&stream));
+            if timeout(LONGEST_HOLD, tcp::until(is_heard)).await.is_err() {
+                self.ending.change(|now| now.is_lost = true);
+            }
+        }
+        let _ = socket.upgrade().map(rustix::net::connect_unspec);
+    }
+}
+
+impl Cut for Shears {
     fn cut(&self) {
-        let _ = self.0.upgrade().map(rustix::net::connect_unspec);
+        if !self.ending.is_cut() {
+            tokio::spawn(self.clone().apply());
+        }
     }
 }
 
 /// Says how a socket is to be closed when it is dropped, and can be held apart from it: hyper owns the socket, but only
 /// the reader of the answer knows whether the work is done.
 #[derive(Clone, Debug, Default)]
-pub struct Ending(Arc<Mutex<Manner>>);
+pub struct Ending(Arc<Mutex<KnownEnd>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct KnownEnd {
+    manner: Manner,
+    /// A lease that is over ends it: what looks like the registry's end is none.
+    is_cut: bool,
+    /// It is over here, and the registry may not know.
+    is_lost: bool,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Manner {
@@ -97,11 +136,34 @@ pub enum Manner {
 impl Ending {
     /// From now on a drop closes so.
     pub fn set(&self, manner: Manner) {
-        *self.0.lock() = manner;
+        self.change(|now| now.manner = manner);
     }
 
-    fn manner(&self) -> Manner {
+    /// Its owner has met this error. The kernel tells each once.
+    pub fn met(&self, error: io::ErrorKind) {
+        self.change(|now| now.is_lost |= tcp::has_given_up(error));
+    }
+
+    /// Whether a lease that is over ends it.
+    pub fn is_cut(&self) -> bool {
+        self.now().is_cut
+    }
+
+    fn now(&self) -> KnownEnd {
         *self.0.lock()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut KnownEnd)) {
+        change(&mut self.0.lock());
+    }
+
+    /// From now on the kernel does not give the connection up by itself; whether it had before.
+    fn stand_by(&self, stream: &TcpStream) -> bool {
+        tcp::wait_for_ever(stream);
+        if let Ok(Some(error)) = stream.take_error() {
+            self.met(error.kind());
+        }
+        self.now().is_lost
     }
 }
 
@@ -117,16 +179,18 @@ impl Socket {
         if let Some(node_permit) = &mut node_permit {
             node_permit.lives_in(slot.id());
         }
-        let stream = Arc::new(stream);
-        let _ = slot.activity().cutter.0.set(Box::new(Glance(Arc::downgrade(&stream))));
-        let inner = Some(Inner { stream, node_permit, slot });
-        Socket { inner, ending: Ending::default(), terms, round_trip: Duration::ZERO, metrics }
+        let activity = slot.activity();
+        let inner = Some(Inner { stream: Arc::new(stream), node_permit, slot });
+        let socket = Socket { inner, ending: Ending::default(), terms, round_trip: Duration::ZERO, metrics };
+        let _ = activity.cutter.0.set(Box::new(socket.shears()));
+        socket
     }
 
     /// Closes it in order, and shows what the registry still says until its own end.
     pub async fn lingering_close(self, show: impl FnMut(&[u8])) {
         self.ending.set(Manner::InOrder);
         self.slot().tell(SlotEvent::Entered(SlotState::Closing));
+        self.ending.stand_by(self.stream());
         let confirmed = close_in_order(self.stream(), Instant::now() + self.terms.linger, show).await;
         self.ending.set(if confirmed { Manner::Confirmed } else { Manner::Cut });
     }
@@ -146,6 +210,11 @@ impl Socket {
         Glance(Arc::downgrade(&self.inner().stream))
     }
 
+    /// A handle to cut it without owning it.
+    pub fn shears(&self) -> Shears {
+        Shears { glance: self.glance(), ending: self.ending(), is_leased: self.terms.registry_drops.is_some() }
+    }
+
     pub fn stream(&self) -> &TcpStream {
         &self.inner().stream
     }
@@ -162,14 +231,13 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         let Some(inner) = self.inner.take() else { return };
-        let manner = self.ending.manner();
-        if let Manner::NeverStood = manner {
+        if let Manner::NeverStood = self.ending.now().manner {
             return;
         }
         inner.slot.tell(SlotEvent::Entered(SlotState::Closing));
         let hold = (self.round_trip * 2).clamp(LEAST_HOLD, LONGEST_HOLD);
         match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(close(inner, manner, self.terms, hold))),
+            Ok(runtime) => drop(runtime.spawn(close(inner, self.ending.clone(), self.terms, hold))),
             // The runtime is gone, and soon the process: nobody will ask for the slot.
             Err(_) => tcp::reset_on_close(&inner.stream),
         }
@@ -177,34 +245,38 @@ impl Drop for Socket {
 }
 
 /// Closes the connection, then gives the slot back.
-async fn close(inner: Inner, manner: Manner, terms: ClosingTerms, hold: Duration) {
+async fn close(inner: Inner, ending: Ending, terms: ClosingTerms, hold: Duration) {
     let Inner { stream, slot, node_permit } = inner;
     let deadline = Instant::now() + terms.linger;
-    let confirmed = match manner {
-        Manner::Cut | Manner::NeverStood => false,
-        Manner::InOrder => close_in_order(&stream, deadline, |_| ()).await,
-        Manner::Confirmed => timeout_at(deadline, tcp::fin_acknowledged(&stream)).await.is_ok(),
-    };
-    let mut rest = hold;
+    let is_lost = ending.stand_by(&stream);
+    let confirmed = !is_lost
+        && match ending.now().manner {
+            Manner::Cut | Manner::NeverStood => false,
+            Manner::InOrder => close_in_order(&stream, deadline, |_| ()).await,
+            Manner::Confirmed => timeout_at(deadline, tcp::fin_acknowledged(&stream)).await.is_ok(),
+        };
+    let mut ghost = None;
     if !confirmed {
-        if let Some(registry_drops) = terms.registry_drops
-            && timeout_at(deadline, all_acknowledged(&stream)).await.is_err()
-        {
-            rest = registry_drops;
+        if let Some(registry_drops) = terms.registry_drops {
+            let _ = tcp::finish(&stream);
+            let heard = timeout_at(deadline, tcp::until(|| is_acknowledged(&stream)));
+            if is_lost || heard.await.is_err() {
+                ghost = Some((Ghost::new(), registry_drops));
+            }
         }
         tcp::reset_on_close(&stream);
     }
     drop(unshared(stream).await);
     if !confirmed {
-        sleep(rest).await;
+        sleep(ghost.as_ref().map_or(hold, |(_, registry_drops)| *registry_drops)).await;
     }
     drop(node_permit);
     drop(slot);
 }
 
-/// Completes when the registry has acknowledged what was sent; at once where the kernel does not tell.
-async fn all_acknowledged(stream: &TcpStream) {
-    tcp::until(|| kernel::unacknowledged(stream).is_none_or(|bytes| bytes == 0)).await;
+/// Whether the registry has acknowledged what was sent, a FIN included. The kernel tells nothing of a connection that has ended.
+fn is_acknowledged(stream: &TcpStream) -> bool {
+    kernel::unacknowledged(stream).is_none_or(|bytes| bytes == 0)
 }
 
 /// The stream alone: a glance takes microseconds, and after this none can begin.
@@ -232,7 +304,11 @@ async fn close_in_order(stream: &TcpStream, deadline: Instant, show: impl FnMut(
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let read = ready!(tcp::poll_read(&this.inner().stream, cx, buffer))?;
+        let read = ready!(tcp::poll_read(&this.inner().stream, cx, buffer));
+        let read = read.inspect_err(|error| this.ending.met(error.kind()))?;
+        if read == 0 && this.ending.is_cut() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         this.metrics.relayed(Direction::Down, read);
         this.slot().carried(Direction::Down, read);
         Poll::Ready(Ok(()))
@@ -250,7 +326,8 @@ impl AsyncWrite for Socket {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = ready!(tcp::poll_write_vectored(&this.inner().stream, cx, slices))?;
+        let written = ready!(tcp::poll_write_vectored(&this.inner().stream, cx, slices));
+        let written = written.inspect_err(|error| this.ending.met(error.kind()))?;
         this.metrics.relayed(Direction::Up, written);
         this.slot().carried(Direction::Up, written);
         Poll::Ready(Ok(written))

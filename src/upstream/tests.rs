@@ -1,13 +1,14 @@
 //! A place that was kept, on the way to the registry: it is used up by asking, and by nothing before.
 
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::Cluster;
@@ -15,12 +16,14 @@ use super::connect::{ConnectionTerms, DialError, Endpoint, dial, socket_of};
 use super::lookup::NODE_LOOKUP;
 use super::reach::Connected;
 use super::resolve::Resolver;
+use super::socket::{Manner, Socket};
 use super::tls::{Tls, TlsTerms};
 use super::*;
 use crate::adapt::Adapt;
 use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Lane, Limits, Principal, SlotState, SlotUse};
 use crate::metrics::Metrics;
 use crate::target::{Origin, Target};
+use crate::tcp;
 
 /// One slot, one class.
 pub(crate) fn upstream() -> Upstream {
@@ -132,6 +135,88 @@ async fn the_slot_of_a_connection_whose_end_nobody_acknowledges_is_held_until_th
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert_eq!(ended.elapsed() >= registry_drops, is_leased && !takes_bytes, "{is_leased} {takes_bytes}");
+    }
+}
+
+/// Loses all that comes to this socket from now on, as a broken link does.
+fn deafen(socket: &TcpStream) {
+    const DROP_ALL: socket2::SockFilter = socket2::SockFilter::new(6, 0, 0, 0);
+    socket2::SockRef::from(socket).attach_filter(&[DROP_ALL]).unwrap();
+}
+
+/// A connection whose slots are leased, and the registry's end of it, which sends as fast as it can.
+async fn downloading(upstream: &mut Upstream, registry_drops: Duration) -> (Socket, Arc<TcpStream>) {
+    let registry = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    upstream.terms.linger = Duration::from_millis(700);
+    upstream.terms.registry_drops = Some(registry_drops);
+    let mut first = attempt(upstream, registry.local_addr().unwrap(), Duration::from_secs(5));
+    let Ok(Connected::New(Either::Left(socket))) = upstream.reach(&mut first).await else { panic!("a connection") };
+    let there = Arc::new(registry.accept().await.unwrap().0);
+    // One that is deaf would stand for long after the test.
+    tcp::reset_on_close(&there);
+    let sends = there.clone();
+    tokio::spawn(async move { while tcp::write_all(&sends, &[7; 4096]).await.is_ok() {} });
+    (socket, there)
+}
+
+/// How long the slot stays taken from now on.
+async fn until_free(upstream: &Upstream) -> Duration {
+    let ended = std::time::Instant::now();
+    while upstream.gate.snapshot().open.open() > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    ended.elapsed()
+}
+
+/// Nothing acknowledges a reset; the FIN before it is acknowledged, if it comes there. A lease that is over cuts under the owner.
+#[tokio::test]
+async fn the_slot_of_a_download_that_is_cut_is_held_unless_the_registry_hears_of_it() {
+    let registry_drops = Duration::from_millis(1_500);
+    for (is_deaf, by_lease) in [(true, false), (false, false), (true, true), (false, true)] {
+        let mut upstream = upstream();
+        let (mut socket, there) = downloading(&mut upstream, registry_drops).await;
+        socket.read_exact(&mut [0; 4096]).await.unwrap();
+        if is_deaf {
+            deafen(&there);
+        }
+        if by_lease {
+            let activity = socket.slot().activity();
+            let cutter = activity.cutter.0.get().unwrap();
+            cutter.cut();
+            cutter.cut();
+            let mut scratch = vec![0; 1 << 16];
+            while socket.read(&mut scratch).await.inspect_err(|_| scratch.clear()).is_ok_and(|read| read > 0) {}
+            assert!(scratch.is_empty(), "it looks like an end in order");
+        }
+        drop(socket);
+        let held = until_free(&upstream).await;
+        assert_eq!(held >= registry_drops, is_deaf, "{is_deaf} {by_lease} {held:?}");
+    }
+}
+
+/// The kernel gives up by itself, and tells it once: to whoever reads, or nobody. A reset by the registry is an end that it knows.
+#[tokio::test]
+async fn the_slot_of_a_connection_that_the_kernel_gave_up_is_held_until_the_registry_does() {
+    let registry_drops = Duration::from_millis(1_500);
+    for (is_reset, is_read) in [(false, true), (false, false), (true, true), (true, false)] {
+        let mut upstream = upstream();
+        let (mut socket, there) = downloading(&mut upstream, registry_drops).await;
+        if is_reset {
+            rustix::net::connect_unspec(&there).unwrap();
+        } else {
+            deafen(&there);
+            rustix::net::sockopt::set_tcp_user_timeout(socket.stream(), 300).unwrap();
+            socket.write_all(b"more").await.unwrap();
+        }
+        tcp::until(|| tcp::is_broken(socket.stream())).await;
+        if is_read {
+            while socket.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {}
+        }
+        // A tunnel may take it for an end in order.
+        socket.ending().set(Manner::Confirmed);
+        drop(socket);
+        let held = until_free(&upstream).await;
+        assert_eq!(held >= registry_drops, !is_reset, "{is_reset} {is_read} {held:?}");
     }
 }
 

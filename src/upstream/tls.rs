@@ -20,7 +20,6 @@ use tokio_rustls::client::TlsStream;
 
 use self::verify::Verifier;
 use super::socket::Socket;
-use crate::lease::borrowed::Cut;
 use crate::target::Host;
 
 mod verify;
@@ -86,13 +85,13 @@ impl Tls {
             Ok(ready) => ready,
             Err(error) => return Err((io::Error::new(io::ErrorKind::InvalidInput, error), socket)),
         };
-        let glance = socket.glance();
+        let shears = socket.shears();
         let mut handshake = TlsConnector::from(config).connect(name, socket).into_fallible();
         if let Ok(done) = timeout_at(deadline, &mut handshake).await {
             return done.map_err(|(error, socket)| (in_words(error), socket));
         }
         // Only the handshake can give the socket back, and it does when the connection ends.
-        glance.cut();
+        shears.apply().await;
         match handshake.await {
             // It came to its end with bytes that were there already, but the connection is broken off.
             Ok(stream) => Err((io::ErrorKind::TimedOut.into(), stream.into_inner().0)),
