@@ -36,6 +36,8 @@ enum Event {
     Fault,
     /// The registry drops what a machine left behind: connections, at this machine's n-th disappearance.
     Dropped(usize, u64),
+    /// The kernel gives up connections of a machine whose words are not acknowledged.
+    GivesUp(usize),
     Heal(usize),
     StoreBack,
 }
@@ -69,10 +71,16 @@ struct Machine {
     inbox: Vec<Event>,
     /// Transfers that ended meanwhile.
     ended: u64,
-    /// Connections that the registry counts, of those that this machine no longer has or cannot end; until when they count.
-    ghosts: u64,
+    /// Connections that are gone here, and that the registry counts: until when.
+    ghosts: Vec<Micros>,
+    /// Slots that the process holds for such ones, since it does not know until when they count: until when it does.
+    held: Vec<Micros>,
+    /// The processes that the next one may take over from.
+    followed: Vec<u64>,
+    /// After a reset the registry may count the floor of before until then.
+    floor_is_free: Micros,
     absences: u64,
-    is_dropped: bool,
+    silent_since: Micros,
     wakes: Micros,
     /// Since when nothing is served here, though it is wanted.
     waits_since: Micros,
@@ -82,6 +90,22 @@ struct Machine {
 impl Machine {
     fn is_unplugged(&self) -> bool {
         self.presence == Presence::Unplugged
+    }
+
+    /// Slots of the floor that are reserved.
+    fn reserved(&self, now: Micros, floor: u64) -> u64 {
+        if now < self.floor_is_free { floor } else { 0 }
+    }
+
+    /// Connections as the process counts them.
+    fn used(&self, now: Micros, floor: u64) -> u64 {
+        self.open + self.held.len() as u64 + self.reserved(now, floor)
+    }
+
+    /// Connections as the registry counts them.
+    fn counted(&mut self, now: Micros) -> u64 {
+        self.ghosts.retain(|until| now < *until);
+        self.open + self.ghosts.len() as u64
     }
 }
 
@@ -137,9 +161,12 @@ impl World {
                 loses_in: false,
                 inbox: Vec::new(),
                 ended: 0,
-                ghosts: 0,
+                ghosts: Vec::new(),
+                held: Vec::new(),
+                followed: Vec::new(),
+                floor_is_free: 0,
                 absences: 0,
-                is_dropped: false,
+                silent_since: 0,
                 wakes: 0,
                 waits_since: 0,
                 longest_wait: 0,
@@ -210,7 +237,7 @@ impl World {
             self.now = at;
             let event = self.bodies.remove(&id).expect("each event happens once");
             self.happen(event);
-            let counted: u64 = self.machines.iter().map(|machine| machine.open + machine.ghosts).sum();
+            let counted: u64 = self.machines.iter_mut().map(|machine| machine.counted(at)).sum();
             self.peak = self.peak.max(counted);
             if counted > self.cap {
                 return;
@@ -247,15 +274,17 @@ impl World {
             }
             Event::Dropped(node, absence) => {
                 let machine = &mut self.machines[node];
-                if machine.absences == absence {
-                    machine.ghosts = 0;
-                    machine.is_dropped = true;
-                    if machine.presence == Presence::Frozen {
-                        // The registry has closed them; the process will find out.
-                        machine.open = 0;
-                    }
+                if machine.absences == absence && machine.presence == Presence::Frozen {
+                    // The registry has closed them; the process will find out.
+                    machine.open = 0;
                 }
             }
+            Event::GivesUp(node) if self.machines[node].is_unplugged() => {
+                let lost = self.random.below(self.machines[node].open + 1);
+                self.lose(node, lost);
+                self.drive(node);
+            }
+            Event::GivesUp(_) => {}
             Event::Heal(node) => self.heal(node),
             Event::Wake(node)
             | Event::Answered(node, ..)
@@ -298,16 +327,34 @@ impl World {
         }
     }
 
+    /// Connections end here, and the registry does not hear of it. It heard of the machine last when that went silent, or a moment ago:
+    /// then only its own words are lost.
+    fn lose(&mut self, node: usize, lost: u64) {
+        let heard = if self.chance(2) { self.now } else { self.machines[node].silent_since };
+        let machine = &mut self.machines[node];
+        let counts = heard + micros(self.times.registry_drops);
+        let holds = self.now + micros(self.times.ghost()) * 1_000_000 / rate_of(machine);
+        machine.open -= lost;
+        for _ in 0..lost {
+            machine.ghosts.push(counts);
+            machine.held.push(holds);
+        }
+        if lost > 0 {
+            self.at(holds, Event::Wake(node));
+        }
+    }
+
     /// The work of the process whenever it runs.
     fn drive(&mut self, node: usize) {
+        let (time, floor) = (self.now, self.terms.floor);
         let machine = &mut self.machines[node];
         let now = local(machine, self.now);
-        let surplus = machine.lease.surplus(now).min(machine.open);
-        machine.open -= surplus;
-        if machine.is_unplugged() && !machine.is_dropped {
-            // The registry does not hear that they are gone, and drops them later.
-            machine.ghosts += surplus;
-        } else if !machine.is_unplugged() {
+        machine.held.retain(|until| time < *until);
+        let surplus = machine.lease.surplus(now).saturating_sub(machine.held.len() as u64).min(machine.open);
+        if machine.is_unplugged() {
+            self.lose(node, surplus);
+        } else {
+            machine.open -= surplus;
             let ended = machine.ended.min(machine.open);
             machine.open -= ended;
             machine.ended = 0;
@@ -315,15 +362,15 @@ impl World {
         }
         let machine = &mut self.machines[node];
         machine.waiting = machine.wants.saturating_sub(machine.open);
-        let slots = machine.lease.slots(now);
-        let admitted = if machine.is_unplugged() { 0 } else { machine.waiting.min(slots.saturating_sub(machine.open)) };
+        let free = machine.lease.slots(now).saturating_sub(machine.used(time, floor));
+        let admitted = if machine.is_unplugged() { 0 } else { machine.waiting.min(free) };
         machine.open += admitted;
         if machine.open > 0 || machine.waiting == 0 {
             machine.longest_wait = machine.longest_wait.max(self.now.saturating_sub(machine.waits_since));
             machine.waits_since = self.now;
         }
         machine.waiting -= admitted;
-        machine.lease.uses(SlotUsage { open: machine.open, idle: 0, waiting: machine.waiting });
+        machine.lease.uses(SlotUsage { open: machine.used(time, floor), idle: 0, waiting: machine.waiting });
         let life = machine.life;
         for _ in 0..admitted {
             let at = self.now + 100_000 + self.random.below(self.longest_transfer - 100_000);
@@ -396,7 +443,9 @@ impl World {
         }
         for node in 0..self.machines.len() {
             let most = 4 * self.cap / nodes + 4;
-            self.machines[node].wants = if self.chance(2) { self.random.below(most) } else { 0 };
+            // A floor is tried where all have it in use.
+            let least = self.terms.floor;
+            self.machines[node].wants = if self.chance(2) { least + self.random.below(most) } else { least };
         }
         let wanted: u64 = self.machines.iter().map(|machine| machine.wants).sum();
         let lacking = (2 * self.cap).saturating_sub(wanted);
@@ -411,10 +460,13 @@ impl World {
 
     fn fault(&mut self) {
         let nodes = self.machines.len() as u64;
-        let node = usize::try_from(self.random.below(nodes)).expect("small");
+        let any = usize::try_from(self.random.below(nodes)).expect("small");
+        // A misfortune seldom comes alone.
+        let haunted = self.machines.iter().position(|machine| !machine.held.is_empty()).filter(|_| self.chance(2));
+        let node = haunted.unwrap_or(any);
         let hold = micros(self.times.hold());
         let lasts = if self.chance(2) { self.random.below(3 * SECOND) } else { self.random.below(2 * hold) };
-        match self.random.below(14) {
+        match self.random.below(16) {
             // A partition of any subset, or the loss of one direction.
             0..3 => {
                 let one_in = 1 + self.random.below(nodes);
@@ -436,6 +488,8 @@ impl World {
             7 if self.machines[node].presence == Presence::Up => {
                 self.machines[node].presence = Presence::Unplugged;
                 self.goes_silent(node, lasts);
+                let at = self.now + self.random.below(lasts + 1);
+                self.at(at, Event::GivesUp(node));
             }
             8 => {
                 self.run += 1;
@@ -458,6 +512,7 @@ impl World {
                 self.store = StoreModel::default();
             }
             11 | 12 => self.step_clock(node),
+            13 | 14 => self.reset(node, lasts.min(10 * SECOND)),
             _ => {
                 self.is_store_frozen = true;
                 let at = self.now + lasts;
@@ -483,7 +538,7 @@ impl World {
     /// The registry goes on counting its connections, and drops them after a time.
     fn goes_silent(&mut self, node: usize, lasts: Micros) {
         self.machines[node].absences += 1;
-        self.machines[node].is_dropped = false;
+        self.machines[node].silent_since = self.now;
         let drops = micros(self.times.registry_drops);
         let absence = self.machines[node].absences;
         let (dropped, back) = (self.now + drops, self.now + lasts);
@@ -491,35 +546,59 @@ impl World {
         self.at(back, Event::Heal(node));
     }
 
-    /// kill -9: the kernel ends what was open. The next process may know so, or not.
+    /// kill -9: the kernel ends what was open. The next process may know so, or not. On an unplugged machine nobody would hear the kernel:
+    /// that is a known limit.
     fn kill(&mut self, node: usize, lasts: Micros) {
         let machine = &mut self.machines[node];
         if machine.is_unplugged() {
             return;
         }
-        (machine.open, machine.waiting, machine.ended, machine.ghosts) = (0, 0, 0, 0);
+        if machine.held.is_empty() {
+            machine.followed.push(machine.life);
+        }
+        self.goes_down(node, lasts);
+        if self.random.below(2) == 0 {
+            let machine = &mut self.machines[node];
+            machine.lease.others_are_gone(machine.followed.iter().map(ToString::to_string).collect());
+        }
+    }
+
+    /// The machine loses its power, and nothing ends what was open: the registry counts it until it gives up. Of the processes before, the
+    /// next one knows nothing.
+    fn reset(&mut self, node: usize, lasts: Micros) {
+        let drops = micros(self.times.registry_drops);
+        // It takes a while to start.
+        let lasts = lasts.max(SECOND);
+        let machine = &mut self.machines[node];
+        machine.ghosts.extend((0..machine.open).map(|_| self.now + drops));
+        machine.followed.clear();
+        machine.absences += 1;
+        machine.floor_is_free = self.now + SECOND / 2 + drops * 1_000_000 / rate_of(machine);
+        self.goes_down(node, lasts);
+    }
+
+    fn goes_down(&mut self, node: usize, lasts: Micros) {
+        let machine = &mut self.machines[node];
+        (machine.open, machine.waiting, machine.ended) = (0, 0, 0);
+        machine.held.clear();
         machine.life += 1;
         machine.presence = Presence::Down;
         machine.inbox.clear();
         machine.lease = Borrower::new(process(node, machine.life), self.terms.clone());
         let at = self.now + lasts;
         self.at(at, Event::Heal(node));
-        if self.random.below(2) == 0 {
-            let machine = &mut self.machines[node];
-            machine.lease.others_are_gone((0..machine.life).map(|life| life.to_string()).collect());
-        }
     }
 
     fn heal(&mut self, node: usize) {
         let machine = &mut self.machines[node];
         (machine.loses_out, machine.loses_in) = (false, false);
-        machine.presence = Presence::Up;
         machine.wakes = 0;
-        if machine.ghosts > 0 {
-            // The resets that the registry did not hear are sent again.
-            machine.ghosts = 0;
-        }
         machine.absences += 1;
+        if machine.presence != Presence::Down && self.random.below(3) == 0 {
+            // The registry spoke to one that is gone, and was told so. Here nobody knows.
+            machine.ghosts.clear();
+        }
+        machine.presence = Presence::Up;
         for event in std::mem::take(&mut machine.inbox) {
             self.tell(node, event);
         }
