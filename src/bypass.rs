@@ -19,7 +19,7 @@ use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use self::audit::Audit;
+use self::audit::{Allowed, Audit};
 use self::owners::BypassOwner;
 use self::sockets::{RegistryAddress, Sightings, look};
 use self::words::going_around;
@@ -119,13 +119,13 @@ impl Radar {
             let wanted: BTreeSet<RegistryAddress> = places.values().flatten().copied().collect();
             let slots = || {
                 settings.routes.claims().iter().map(|claim| {
-                    let fixed = || claim.upstream.gate.snapshot().slots;
-                    let leased = claim.upstream.lease.as_ref().map(|lease| lease.most_since_asked());
+                    let fixed = || Allowed::Fixed(claim.upstream.gate.snapshot().slots);
+                    let leased = claim.upstream.lease.as_ref().map(|lease| Allowed::Leased(lease.most_since_asked()));
                     (claim.upstream.name.clone(), leased.unwrap_or_else(fixed))
                 })
             };
             // A reload to fewer slots may come while the kernel is asked.
-            let mut most: BTreeMap<String, usize> = slots().collect();
+            let mut most: BTreeMap<String, Allowed> = slots().collect();
             let looked = tokio::task::spawn_blocking(move || look(&wanted)).await.unwrap_or(Err("it failed"));
             slots().for_each(|(name, slots)| _ = most.entry(name).and_modify(|most| *most = slots.max(*most)));
             self.take(looked, &places, &most);
@@ -137,7 +137,7 @@ impl Radar {
         &self,
         looked: Result<Sightings, &'static str>,
         places: &BTreeMap<String, BTreeSet<RegistryAddress>>,
-        slots: &BTreeMap<String, usize>,
+        slots: &BTreeMap<String, Allowed>,
     ) {
         let mut seen = self.0.lock();
         let sightings = match looked {
@@ -165,7 +165,8 @@ impl Radar {
                 |place: &RegistryAddress| places.iter().any(|(other, at)| other != name && at.contains(place));
             let ours = sightings.ours.iter().filter(|place| at.contains(place) && !is_shared(place)).count();
             let audit = audits.entry(name.clone()).or_default();
-            let excess_sockets = Some(audit.excess(slots.get(name).copied().unwrap_or(usize::MAX), ours));
+            let excess_sockets =
+                Some(audit.excess(slots.get(name).copied().unwrap_or(Allowed::Fixed(usize::MAX)), ours));
             let now =
                 BypassSight { connections: owners.iter().map(|owner| owner.connections).sum(), owners, excess_sockets };
             let before = registries.insert(name.clone(), now.clone()).unwrap_or_default();
