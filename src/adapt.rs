@@ -1,11 +1,15 @@
 //! The limit that yields: a registry that shows distress gets fewer connections, and all of them again when it is well.
 //!
 //! [`limit`] decides, with the time passed in; this file says which observations count, and tells the gate. Signs that a
-//! denied user causes as well never count: a project that is gone lowers nothing.
+//! denied user causes as well never count: a project that is gone lowers nothing. With leased slots nothing is decided here: observations are
+//! counted ([`tally`]) for the store, where the slots of all nodes together yield.
 
 mod limit;
 #[cfg(test)]
+mod pool_tests;
+#[cfg(test)]
 mod sim_tests;
+pub mod tally;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +18,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use self::limit::{Limit, Signal, SlotLoad};
+use self::tally::FleetTally;
 use crate::admission::{Gate, Moment, shown_seconds};
 use crate::config::{Mode, RegistryConfig};
 use crate::distress::{Cause, DistressPicture};
@@ -34,13 +39,15 @@ struct State {
     last: Option<Cause>,
     /// The sign that lowered the slots last.
     lowered_by: Option<Cause>,
+    /// For the store, where the slots are leased: nothing is lowered here then.
+    tally: Option<Arc<FleetTally>>,
 }
 
 /// The reason for the slots in force: nothing where all are.
 #[derive(Debug, Serialize)]
 pub struct AdaptShown {
     enabled: bool,
-    lowered_by: Option<&'static str>,
+    lowered_by: Option<String>,
     lowered_seconds_ago: Option<f64>,
 }
 
@@ -75,7 +82,11 @@ impl DistressShown {
 
 impl Adapt {
     /// By this config: the same that holds, or a new one that takes its place. Requests of before may still see that one.
-    pub fn of(registry: &RegistryConfig, before: Option<(&RegistryConfig, &Arc<Adapt>)>) -> Arc<Adapt> {
+    pub fn of(
+        registry: &RegistryConfig,
+        before: Option<(&RegistryConfig, &Arc<Adapt>)>,
+        tally: Option<&Arc<FleetTally>>,
+    ) -> Arc<Adapt> {
         if let Some((config, adapt)) = before {
             if (config.adapt, config.mode) == (registry.adapt, registry.mode) {
                 return adapt.clone();
@@ -83,12 +94,17 @@ impl Adapt {
             adapt.0.lock().enabled = false;
         }
         let enabled = registry.adapt.enabled.unwrap_or_default() && registry.mode == Mode::Enforce;
-        Arc::new(Adapt::new(enabled, registry.adapt.floor))
+        let mut adapt = Adapt::new(enabled, registry.adapt.floor);
+        if let Some(tally) = tally {
+            tally.set_floor(registry.adapt.floor);
+            adapt.0.get_mut().tally = Some(tally.clone());
+        }
+        Arc::new(adapt)
     }
 
     /// Nothing was seen yet: all slots are in force.
     pub fn new(enabled: bool, floor: usize) -> Adapt {
-        Adapt(Mutex::new(State { enabled, limit: Limit::new(floor), last: None, lowered_by: None }))
+        Adapt(Mutex::new(State { enabled, limit: Limit::new(floor), last: None, lowered_by: None, tally: None }))
     }
 
     /// A sign of overload was seen when `subject` was asked for.
@@ -107,6 +123,9 @@ impl Adapt {
         let mut state = self.0.lock();
         if !state.enabled {
             return;
+        }
+        if let Some(tally) = &state.tally {
+            return tally.observe(observed, cause, gate.now().0);
         }
         let ((slots, is_full), now) = gate.look(|core, now| (core.load(), now));
         let load = SlotLoad { slots, is_full };
@@ -127,18 +146,29 @@ impl Adapt {
     /// Whether the slots in force were lowered not long ago: the next try for more of them may be one too many, and its first sign
     /// may be one that is believed of a registry that is well.
     pub fn is_near_limit(&self, now: Moment) -> bool {
-        let limit = &self.0.lock().limit;
+        let state = self.0.lock();
+        let limit = &state.limit;
+        if let Some(tally) = &state.tally {
+            return tally.lowered().is_some();
+        }
         limit.in_force().is_some() && limit.lowered().is_some_and(|at| now.since(at) < NEAR_LIMIT)
     }
 
     /// Its state at this moment.
     pub fn shown(&self, now: Moment) -> AdaptShown {
         let state = self.0.lock();
-        let yields = state.limit.in_force().is_some();
+        let own = || {
+            let sign = state.lowered_by.map(Cause::as_str).unwrap_or_default().to_owned();
+            state.limit.in_force().and(state.limit.lowered()).map(|at| (sign, at))
+        };
+        let lowered = match &state.tally {
+            Some(tally) => tally.lowered().map(|(sign, at)| (sign, Moment(at))),
+            None => own(),
+        };
         AdaptShown {
             enabled: state.enabled,
-            lowered_by: state.lowered_by.filter(|_| yields).map(Cause::as_str),
-            lowered_seconds_ago: state.limit.lowered().filter(|_| yields).map(|at| shown_seconds(now.since(at))),
+            lowered_seconds_ago: lowered.as_ref().map(|(_, at)| shown_seconds(now.since(*at))),
+            lowered_by: lowered.map(|(sign, _)| sign),
         }
     }
 

@@ -25,3 +25,4 @@ pub mod node;
 pub mod sentinels;
 pub mod settings;
 pub mod store;
+pub mod yielding;

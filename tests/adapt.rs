@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use roadstead_test_support::real::RedisServer;
 use roadstead_test_support::{Illness, PASSWORD, Sidecar, Signal, StubHarbor, USER, Wire, config, eventually, scale};
 
 const PULLERS: usize = 60;
@@ -30,9 +31,13 @@ struct Pullers {
 
 impl Pullers {
     fn start(mirror: SocketAddr) -> Pullers {
+        Pullers::start_at(&[mirror])
+    }
+
+    fn start_at(mirrors: &[SocketAddr]) -> Pullers {
         let stop = Arc::new(AtomicBool::new(false));
         let puller = |puller| {
-            let stop = stop.clone();
+            let (stop, mirror) = (stop.clone(), mirrors[puller % mirrors.len()]);
             tokio::spawn(async move {
                 let mut failed = Vec::new();
                 let mut number = 0;
@@ -234,4 +239,116 @@ async fn it_can_be_turned_off_and_has_a_floor() {
         assert_eq!(in_force(&sidecar).await, expected, "{more}");
         drop(pullers);
     }
+}
+
+const NODES: usize = 20;
+
+/// Twenty nodes that lend one cap of 60. The first has no mirror: it sees tunnels only.
+struct Fleet {
+    nodes: Vec<Sidecar>,
+    _redis: RedisServer,
+}
+
+impl Fleet {
+    async fn start(harbor: &StubHarbor) -> Fleet {
+        let redis = RedisServer::start();
+        let settings = |node: usize| {
+            let (address, url) = (harbor.address(), redis.url());
+            let mirror =
+                format!("[registries.harbor.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{address}\"\n");
+            config(&format!(
+                "[registries.harbor]\nhosts = [\"{address}\"]\ncap = {PULLERS}\nshare = \"lease\"\n{}\
+                 [lease]\nredis = \"{url}\"\nnode_id = \"n{node}\"\nnodes = {NODES}\n",
+                if node == 0 { String::new() } else { mirror }
+            ))
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("sidecar.toml");
+        std::fs::write(&file, settings(0)).unwrap();
+        let mut init = std::process::Command::new(env!("CARGO_BIN_EXE_roadstead"));
+        assert!(init.args(["lease", "init", "--config"]).arg(&file).status().unwrap().success());
+        let mut nodes = Vec::new();
+        for node in 0..NODES {
+            nodes.push(Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &settings(node)).await);
+        }
+        Fleet { nodes, _redis: redis }
+    }
+
+    /// The slots in force of all nodes, added up, and those of the pool as one node hears of them.
+    async fn in_force(&self) -> (u64, u64) {
+        let mut all = 0;
+        for node in &self.nodes {
+            all += in_force(node).await;
+        }
+        let lease = self.nodes[0].status().await["registries"]["harbor"]["lease"].clone();
+        (all, lease["pool_in_force"].as_u64().unwrap())
+    }
+
+    /// Why requests wait, at the nodes where some do.
+    async fn limited_by(&self) -> Vec<String> {
+        let mut causes = Vec::new();
+        for node in &self.nodes {
+            let harbor = node.status().await["registries"]["harbor"].clone();
+            causes.extend(harbor["limited_by"].as_str().map(str::to_owned));
+        }
+        causes
+    }
+
+    async fn table(&self) -> String {
+        let file = self.nodes[0].config_path();
+        let mut status = tokio::process::Command::new(env!("CARGO_BIN_EXE_roadstead"));
+        let status = status.args(["status", "--fleet", "--config"]).arg(file).output().await.unwrap();
+        String::from_utf8(status.stdout).unwrap()
+    }
+}
+
+/// Twenty nodes with a slot each would be more than the database stands. It takes so long for each request that a busy machine does not matter.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fleet_with_a_cap_that_is_far_too_high_yields_as_one_and_rises_again_when_the_database_grows() {
+    let harbor = StubHarbor::limited(18, Duration::from_millis(200)).await;
+    let fleet = Fleet::start(&harbor).await;
+    let mirrors: Vec<SocketAddr> = fleet.nodes.iter().filter_map(|node| node.listener("mirror")).collect();
+    assert_eq!(mirrors.len(), NODES - 1);
+    let began = Instant::now();
+    let pullers = Pullers::start_at(&mirrors);
+    let in_bounds = async || {
+        let (all, pool) = fleet.in_force().await;
+        if (12..=18).contains(&all) && (12..=18).contains(&pool) { Ok(()) } else { Err((all, pool)) }
+    };
+    eventually("12 to 18 slots in force", Duration::from_secs(10), in_bounds).await;
+    println!("found after {:?}", began.elapsed());
+    tokio::time::sleep_until((began + Duration::from_secs(10)).into()).await;
+    let _ = harbor.most_busy();
+    let mut seen = Vec::new();
+    while began.elapsed() < Duration::from_secs(20) {
+        seen.push(fleet.in_force().await);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let most = harbor.most_busy();
+    println!("{seen:?}, at most {most} at the database");
+    // A try for more is one above the limit. Slots on their way from one node to another are in force at neither.
+    assert!(seen.iter().all(|(all, pool)| *all <= 20 && (12..=20).contains(pool)), "{seen:?}");
+    assert!(most <= 20, "{most} at the database");
+    let status = fleet.nodes[0].status().await["registries"]["harbor"].clone();
+    let shown = (&status["adapt"]["enabled"], &status["adapt"]["lowered_by"], &status["lease"]["pool"]);
+    assert_eq!(shown, (&false.into(), &"database_error".into(), &60.into()), "{status}");
+    let limited_by = fleet.limited_by().await;
+    assert!(!limited_by.is_empty() && limited_by.iter().all(|limit| limit == "distress"), "{limited_by:?}");
+    let table = fleet.table().await;
+    assert!(table.contains(" in force (lowered ") && table.contains("last sign: database error)"), "{table}");
+
+    harbor.limit(PULLERS);
+    let grown = Instant::now();
+    eventually("all slots in force", Duration::from_secs(60), || async {
+        let (all, pool) = fleet.in_force().await;
+        if pool == 60 && all > 50 { Ok(()) } else { Err((all, pool)) }
+    })
+    .await;
+    println!("all in force {:?} after the database has grown", grown.elapsed());
+    let failed: Vec<_> = pullers.stop().await;
+    let late: Vec<_> = failed.iter().filter(|(at, _)| *at > began + Duration::from_secs(5)).collect();
+    println!("{} pulls failed", failed.len());
+    assert!(late.is_empty(), "{} of {} failed: {late:?}", late.len(), failed.len());
+    let table = fleet.table().await;
+    assert!(table.contains(" of 60 slots lent to 20 nodes\n"), "{table}");
 }

@@ -12,7 +12,7 @@ use crate::admission::Moment;
 
 /// The bounds of a window.
 const SHORTEST_WINDOW: Duration = Duration::from_millis(200);
-const LONGEST_WINDOW: Duration = Duration::from_secs(10);
+pub const LONGEST_WINDOW: Duration = Duration::from_secs(10);
 /// The part of answers that may be signs of overload without an effect: they are asked for again.
 const TOLERATED: f64 = 0.02;
 /// The part of the slots that the registry served which are in force afterwards.
@@ -59,8 +59,24 @@ pub struct Limit {
     knee: Option<f64>,
     lowered: Option<Moment>,
     last_sign: Option<Moment>,
-    answer_time: Duration,
+    answer_time: AnswerTime,
     window: Option<Window>,
+}
+
+/// How long good answers take.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AnswerTime(Duration);
+
+impl AnswerTime {
+    pub fn add(&mut self, took: Duration) {
+        let before = self.0;
+        self.0 = if before.is_zero() { took } else { before.mul_f64(1.0 - SMOOTHING) + took.mul_f64(SMOOTHING) };
+    }
+
+    /// The length of a window.
+    pub fn window(self) -> Duration {
+        self.0.clamp(SHORTEST_WINDOW, LONGEST_WINDOW)
+    }
 }
 
 #[derive(Debug)]
@@ -78,7 +94,7 @@ struct Window {
 impl Limit {
     pub fn new(floor: usize) -> Limit {
         let (in_force, knee, lowered, last_sign) = (None, None, None, None);
-        Limit { floor, in_force, knee, lowered, last_sign, answer_time: Duration::ZERO, window: None }
+        Limit { floor, in_force, knee, lowered, last_sign, answer_time: AnswerTime::default(), window: None }
     }
 
     /// The slots in force, if fewer than all.
@@ -94,13 +110,9 @@ impl Limit {
     /// Something was observed. Tells whether the slots in force may be others now.
     pub fn observe(&mut self, observed: Signal, load: SlotLoad, now: Moment) -> bool {
         if let Signal::Good(Some(took)) = observed {
-            self.answer_time = if self.answer_time.is_zero() {
-                took
-            } else {
-                self.answer_time.mul_f64(1.0 - SMOOTHING) + took.mul_f64(SMOOTHING)
-            };
+            self.answer_time.add(took);
         }
-        let length = self.answer_time.clamp(SHORTEST_WINDOW, LONGEST_WINDOW);
+        let length = self.answer_time.window();
         if self.lowered.is_some_and(|lowered| now.since(lowered) < length) {
             return false;
         }

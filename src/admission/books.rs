@@ -168,8 +168,9 @@ impl Books {
 
     pub fn take_slot_and_token(&mut self, now: Moment) -> Result<SlotId, LimitedBy> {
         if self.ledger.open() >= self.slots() {
-            let lowered = self.own.is_none() && self.ledger.open() < self.slots_given().saturating_sub(self.reserved);
-            return Err(if lowered { LimitedBy::Distress } else { LimitedBy::Slots });
+            let pool_yields = || self.lent.as_ref().is_some_and(|lent| lent.slots().is_some() && lent.yields());
+            let lowered = self.ledger.open() < self.slots_given().saturating_sub(self.reserved) || pool_yields();
+            return Err(if self.own.is_none() && lowered { LimitedBy::Distress } else { LimitedBy::Slots });
         }
         if self.ledger.connecting() >= self.limits.max_connecting {
             return Err(LimitedBy::Connecting);

@@ -10,6 +10,7 @@ use super::moment::Moment;
 use super::rate::RateLimit;
 use super::request::{AdmissionRequest, ClassId, ClientId, Lane, Place, Principal};
 use super::slot::{Evidence, Quiet, SlotEvent, SlotId, SlotState};
+use crate::lease::borrowed::Lent;
 
 fn at(millis: u64) -> Moment {
     Moment(Duration::from_millis(millis))
@@ -287,6 +288,41 @@ fn distress_is_the_cause_only_where_it_binds() {
     assert_eq!(limited_by(&core), Some(LimitedBy::Distress));
     core.yield_to(None, at(1));
     assert_eq!(limited_by(&core), None);
+}
+
+/// One leased slot, or none at all, beside other nodes.
+#[derive(Debug)]
+struct LentOne {
+    answers: bool,
+    yields: bool,
+}
+
+impl Lent for LentOne {
+    fn slots(&self) -> Option<usize> {
+        self.answers.then_some(1)
+    }
+
+    fn is_paused(&self) -> bool {
+        false
+    }
+
+    fn yields(&self) -> bool {
+        self.yields
+    }
+}
+
+#[test]
+fn distress_is_the_cause_where_the_slots_of_all_nodes_yield() {
+    let limited_by = |answers, yields| {
+        let mut core = Core::new(limits(0, None, &[1]), at(0));
+        core.lend(Arc::new(LentOne { answers, yields }));
+        let taken: usize = (0..2).map(|_| arrive(&mut core, 0, at(0)).len()).sum();
+        assert_eq!(taken, usize::from(answers));
+        core.snapshot(at(1)).limited_by
+    };
+    assert_eq!(limited_by(true, true), Some(LimitedBy::Distress));
+    assert_eq!(limited_by(true, false), Some(LimitedBy::Slots));
+    assert_eq!(limited_by(false, true), Some(LimitedBy::Slots), "a store that does not answer");
 }
 
 /// Parked tunnels whose clients speak go before all who wait, whatever the weights, and among themselves in the order in which

@@ -195,8 +195,8 @@ fn upstream_of(
     let slots_of_each = slots_of_each(registry).filter(|_| !is_observed);
     let repair = before.filter(|(config, _)| (config.repair, config.mode) == (registry.repair, registry.mode));
     let repair = repair.map(|(_, before)| before.repair.clone());
-    let adapt = Adapt::of(registry, before.map(|(config, before)| (config, &before.adapt)));
     let lease = Lease::of(registry, common.lease, before.and_then(|(_, before)| before.lease.as_ref()));
+    let adapt = Adapt::of(registry, before.map(|(config, of)| (config, &of.adapt)), lease.as_ref().map(|of| &of.tally));
     let sized = before.map(|(_, before)| before.sized.clone()).unwrap_or_default();
     // Locked until the gate knows: the last word counts.
     let mut base = sized.lock();

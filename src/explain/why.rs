@@ -147,12 +147,19 @@ fn add_cause(text: &mut String, name: &str, queue: &Value, status: &Value) {
         Some("unreachable") => {
             "They go on by themselves when it answers. `roadstead doctor` tries the way to it.".to_owned()
         }
-        Some("distress") => format!(
-            "{} of {} slots are in force; the last sign was {}. They come back by themselves: docs/cap.md.",
-            number(&status["slots_in_force"]),
-            number(&status["slots"]),
-            status["adapt"]["lowered_by"].as_str().map_or("not seen here".to_owned(), |sign| sign.replace('_', " ")),
-        ),
+        Some("distress") => {
+            let lease = &status["lease"];
+            let (in_force, all, of) = match number(&lease["pool"]) {
+                0 => (&status["slots_in_force"], number(&status["slots"]), ""),
+                pool => (&lease["pool_in_force"], pool, " of all nodes"),
+            };
+            let sign = status["adapt"]["lowered_by"].as_str();
+            format!(
+                "{} of {all} slots{of} are in force; the last sign was {}. They come back by themselves: docs/cap.md.",
+                number(in_force),
+                sign.map_or("not seen here".to_owned(), |sign| sign.replace('_', " ")),
+            )
+        }
         Some("slots") if number(&status["idle"]) > 0 => {
             "Idle connections are reclaimed when they have been quiet for long enough.".to_owned()
         }
@@ -209,6 +216,9 @@ mod tests {
         let cause = "4 of 8 slots open (6 active, 2 idle): the registry showed signs of overload.\n  \
                      4 of 8 slots are in force; the last sign was failed dial. They come back by themselves";
         assert!(told.contains(cause), "{told}");
+        status["registries"]["harbor"]["lease"] = json!({"pool": 60, "pool_in_force": 17});
+        let told = render(&queue, &status, "nginx");
+        assert!(told.contains("17 of 60 slots of all nodes are in force; the last sign was failed dial."), "{told}");
     }
 
     #[test]

@@ -8,12 +8,13 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use super::overview::NodeReport;
+use crate::adapt::tally::FleetTally;
 use crate::admission::core::Core;
 use crate::admission::{Gate, LimitedBy, Snapshot, shown_seconds};
 use crate::config::{RegistryConfig, Share};
-use crate::lease::borrowed::Lent;
+use crate::lease::borrowed::{LeasePicture, Lent};
 use crate::lease::message::FleetOrder;
-use crate::lease::node::{Borrower, FleetTerms, LeasePicture, SlotUsage};
+use crate::lease::node::{Borrower, FleetTerms, SlotUsage};
 use crate::lease::settings::LeaseConfig;
 use crate::metrics::{Families, number};
 
@@ -21,6 +22,8 @@ use crate::metrics::{Families, number};
 #[derive(Debug)]
 pub struct Lease {
     pub registry: String,
+    /// The observations of this node, for the store.
+    pub tally: Arc<FleetTally>,
     state: Mutex<LeaseState>,
     /// Notified when there is word for the task.
     pub(super) told: Notify,
@@ -54,6 +57,9 @@ pub struct LeaseShown {
     pub wished: u64,
     pub held: u64,
     pub floor: u64,
+    /// The slots that are lent to all nodes together, and those of them that are in force.
+    pub pool: u64,
+    pub pool_in_force: u64,
     /// Until no slot is given any more, unless the store answers before; not there where nothing is lent.
     pub until_seconds: Option<f64>,
     /// The rest of the time in which the store lends nothing new.
@@ -77,6 +83,10 @@ impl LeaseShown {
         gauge("roadstead_lease_granted", "Slots that the store has lent to this node.", number(count(self.granted)));
         gauge("roadstead_lease_wished", "Slots that this node could use beside its floor.", number(count(self.wished)));
         gauge("roadstead_lease_held", "Open connections on leased slots.", number(count(self.held)));
+        let about = "Slots that are lent to all nodes together.";
+        gauge("roadstead_lease_pool", about, number(count(self.pool)));
+        let about = "Those of them that are in force: signs of overload at any node lower them.";
+        gauge("roadstead_lease_pool_in_force", about, number(count(self.pool_in_force)));
         let until =
             "Time until no leased slot is given to a request any more, unless the store answers before; 0: it is over.";
         gauge("roadstead_lease_until_seconds", until, self.until_seconds.unwrap_or(0.0));
@@ -110,7 +120,8 @@ impl Lease {
         let picture = LeasePicture { is_paused: true, ..LeasePicture::default() };
         let orders = Orders::default();
         let state = LeaseState { terms, picture, latency: None, error: None, has_left: false, most: 0, orders };
-        Arc::new(Lease { registry: registry.to_owned(), state: Mutex::new(state), told: Notify::new() })
+        let (registry, tally) = (registry.to_owned(), Arc::default());
+        Arc::new(Lease { registry, tally, state: Mutex::new(state), told: Notify::new() })
     }
 
     /// The lease of this registry, if it is leased: the one before, which goes on by this config, or a new one.
@@ -200,6 +211,8 @@ impl Lease {
             wished: picture.wished,
             held: picture.held,
             floor: state.terms.floor,
+            pool: picture.pool,
+            pool_in_force: picture.pool_in_force,
             until_seconds: lasts(picture.until).map(shown_seconds),
             learning_seconds: picture.learning.map(shown_seconds),
             unanswered: picture.unanswered,
@@ -231,7 +244,8 @@ impl Lease {
         state.has_left = borrower.has_left();
         state.most = state.most.max(picture.granted);
         let before = std::mem::replace(&mut state.picture, picture);
-        let for_the_gate = |picture: LeasePicture| (picture.limit, picture.until.is_some(), picture.is_paused);
+        let for_the_gate =
+            |picture: LeasePicture| (picture.limit, picture.until.is_some(), picture.is_paused, picture.yields());
         for_the_gate(before) != for_the_gate(picture)
     }
 }
@@ -244,6 +258,10 @@ impl Lent for Lease {
 
     fn is_paused(&self) -> bool {
         self.state.lock().picture.is_paused
+    }
+
+    fn yields(&self) -> bool {
+        self.state.lock().picture.yields()
     }
 }
 
@@ -261,6 +279,8 @@ pub trait SlotPool: Send + Sync + 'static {
     fn lending_changed(&self);
     /// So many connections must end at once.
     fn cut(&self, most: u64);
+    /// The time of the gate.
+    fn now(&self) -> Duration;
     /// The use, for operators, by a node that knows this order, and drains or does not.
     fn report(&self, order: FleetOrder, draining: bool) -> NodeReport;
 }
@@ -292,6 +312,10 @@ impl<P: Send + 'static> SlotPool for LeasedGate<P> {
         // A dial that has no socket yet is looked at again when it has one.
         let youngest = self.gate.look(|core, _| core.youngest(count(most)));
         youngest.iter().filter_map(|activity| activity.cutter.0.get()).for_each(|socket| socket.cut());
+    }
+
+    fn now(&self) -> Duration {
+        self.gate.now().0
     }
 
     fn report(&self, order: FleetOrder, draining: bool) -> NodeReport {

@@ -51,6 +51,10 @@ pub struct FleetOverview {
     pub order: FleetOrder,
     /// Slots that are lent to all nodes.
     pub granted: u64,
+    /// Those that may be lent at most, while signs of overload lower them; the last sign, and how long ago they were lowered last.
+    pub in_force: Option<u64>,
+    pub lowered_by: Option<String>,
+    pub lowered_seconds_ago: Option<f64>,
     pub nodes: Vec<FleetNode>,
 }
 
@@ -97,7 +101,22 @@ impl FleetOverview {
         });
         let nodes: Vec<FleetNode> = nodes.collect();
         let granted = nodes.iter().map(|node| node.granted).sum();
-        FleetOverview { paused: order.is_pause(), order, granted, nodes }
+        let force = records.lent.get("force").map_or_else(Vec::new, |force| numbers(force));
+        let yields = match force[..] {
+            [slots, _, lowered, ..] if slots > 0.0 => Some((slots, lowered)),
+            _ => None,
+        };
+        let sign = || records.lent.get("sign").map(|sign| String::from_utf8_lossy(sign).into_owned());
+        let quiet = (records.time - newest).max(0.0);
+        FleetOverview {
+            paused: order.is_pause(),
+            order,
+            granted,
+            in_force: yields.map(|(slots, _)| whole((slots / 1000.0).round()).max(1)),
+            lowered_by: yields.and_then(|_| sign()),
+            lowered_seconds_ago: yields.map(|(_, lowered)| rounded((clock - lowered) / 1000.0 + quiet)),
+            nodes,
+        }
     }
 
     /// Nodes by whose name several processes go on: all but those that drain have said something so short a time ago.
@@ -109,7 +128,13 @@ impl FleetOverview {
 
     /// As a table for people.
     pub fn table(&self, registry: &str, pool: u32) -> String {
-        let state = if self.paused { ", paused on all nodes" } else { "" };
+        let mut state = String::new();
+        if let (Some(slots), Some(sign), Some(ago)) = (self.in_force, &self.lowered_by, self.lowered_seconds_ago) {
+            let _ = write!(state, ", {slots} in force (lowered {ago:.0} s ago, last sign: {})", sign.replace('_', " "));
+        }
+        if self.paused {
+            state.push_str(", paused on all nodes");
+        }
         let mut told = format!(
             "registry {registry}: {} of {pool} slots lent to {} nodes{state}\n",
             self.granted,
@@ -157,7 +182,7 @@ impl FleetNode {
     }
 }
 
-/// The seven numbers of a record: granted, wished, until, and those that only the script needs.
+/// The numbers of a record: granted, wished, until, and those that only the script needs.
 fn numbers(loan: &[u8]) -> Vec<f64> {
     loan.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
 }
@@ -224,6 +249,14 @@ mod tests {
                         \x20 n1       5      4     4        7   1.2 s      0.50         4 s  0.5 s ago      yes\n\
                         \x20 n2       0      2     4        7   1.2 s      0.50         0 s  3.0 s ago  not yet\n";
         assert_eq!(overview.table("harbor", 20), expected);
+        let mut yields = records();
+        let force = [7_600.0, 8_000.0, 4_000.0, 4_000.0, 5_000.0_f64];
+        yields.lent.insert("force".to_owned(), force.iter().flat_map(|number| number.to_le_bytes()).collect());
+        yields.lent.insert("sign".to_owned(), b"database_error".to_vec());
+        let first = FleetOverview::of(&yields).table("harbor", 20).lines().next().unwrap().to_owned();
+        let expected = "registry harbor: 6 of 20 slots lent to 2 nodes, 8 in force (lowered 6 s ago, last sign: database error), \
+                        paused on all nodes";
+        assert_eq!(first, expected);
         let shown = serde_json::to_value(&overview).unwrap();
         assert_eq!(
             (&shown["nodes"][0]["oldest_wait_seconds"], &shown["nodes"][1]["paused"]),

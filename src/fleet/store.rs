@@ -14,7 +14,7 @@ use redis::{
 use tokio::sync::mpsc;
 
 use super::overview::{FleetRecords, NodeReport};
-use crate::lease::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, Process};
+use crate::lease::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, PoolForce, Process};
 use crate::lease::sentinels::Sentinels;
 use crate::lease::settings::LeaseConfig;
 
@@ -259,7 +259,9 @@ impl Store {
         call.arg("").arg("").arg(&self.channel).arg(&request.process.node).arg(&request.process.instance);
         call.arg(request.number).arg(&request.epoch).arg(request.clock).arg(request.held).arg(request.wished);
         call.arg(request.pool).arg(request.hold).arg(intent).arg(request.order.0).arg(report.packed());
-        call.arg(request.gone.join(" "));
+        let seen = &request.evidence;
+        call.arg(request.gone.join(" ")).arg(seen.lowered).arg(seen.good).arg(seen.signs).arg(seen.worked);
+        call.arg(seen.span).arg(seen.floor).arg(&seen.sign);
         let fields: Vec<Value> = call.invoke_async(&mut connection).await?;
         let answer = answer(&fields);
         let replicas = fields.get(8).and_then(number).unwrap_or(0);
@@ -319,7 +321,8 @@ pub(super) fn message(registry: &str, info: &PushInfo) -> Option<StoreMessage> {
     let epoch = words.next()?.to_owned();
     let mut number = || words.next()?.parse().ok();
     let process = Process { node: node.to_owned(), instance: instance.to_owned() };
-    let push = LeasePush { process, epoch, number: number()?, granted: number()?, limit: number()? };
+    let (number, granted, limit, lowered) = (number()?, number()?, number()?, number().unwrap_or(0));
+    let push = LeasePush { process, epoch, number, granted, limit, lowered };
     Some(StoreMessage::Lease(push))
 }
 
@@ -339,5 +342,10 @@ fn answer(fields: &[Value]) -> Option<LeaseAnswer> {
         learning: at(7)?,
         order: FleetOrder(at(9)?),
         twin: at(10)?,
+        force: PoolForce {
+            slots: at(11)?,
+            lowered: at(12)?,
+            sign: redis::from_redis_value(fields.get(13)?.clone()).ok()?,
+        },
     })
 }

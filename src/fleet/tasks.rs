@@ -157,10 +157,10 @@ async fn run(
         let now = boot_time();
         settle(&mut borrower, &*pool, &lease, now);
         if let Some(mut store) = idle.take() {
-            if let Some(request) = borrower.request(now) {
+            if let Some(mut request) = borrower.request(now) {
                 // A promise holds before it is said.
                 lease.hold(&borrower, now);
-                events.asked = Instant::now();
+                (events.asked, request.evidence) = (Instant::now(), lease.tally.take(pool.now()));
                 let report = pool.report(request.order, borrower.is_draining());
                 events.asking = Some(Box::pin(async move {
                     let answered = store.ask(&request, &report).await;
@@ -219,6 +219,10 @@ fn settle(borrower: &mut Borrower, pool: &dyn SlotPool, lease: &Lease, now: Dura
         borrower.others_are_gone(orders.gone);
     }
     borrower.uses(pool.usage(floor));
+    let (gate_time, lowered) = (pool.now(), borrower.picture(now).pool_lowered);
+    let lowered = lowered.map(|at| gate_time.saturating_sub(now.saturating_sub(at)));
+    lease.tally.hear(borrower.force(), lowered, gate_time);
+    borrower.sees(lease.tally.signs());
     let surplus = borrower.surplus(now);
     if surplus > 0 {
         pool.cut(surplus);

@@ -97,6 +97,36 @@ pub struct LeaseRequest {
     pub gone: Vec<String>,
     /// The last order that the node knows.
     pub order: FleetOrder,
+    pub evidence: FleetEvidence,
+}
+
+/// The observations of a node since its last request, by which the slots of all nodes together yield to the distress of the registry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FleetEvidence {
+    /// Counted since the node heard of this lowering, and got down to it.
+    pub lowered: u64,
+    pub good: u64,
+    /// Signs of overload.
+    pub signs: u64,
+    /// The time that good answers took, all together.
+    pub worked: u64,
+    /// How long was counted; 0 if not at all.
+    pub span: u64,
+    /// So many slots stay in force in any case.
+    pub floor: u64,
+    /// The sign that was seen last.
+    pub sign: String,
+}
+
+/// The slots in force of all nodes together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolForce {
+    /// 0: all of the pool.
+    pub slots: u64,
+    /// When they were lowered last, by the store's clock.
+    pub lowered: u64,
+    /// The sign that was seen last before.
+    pub sign: String,
 }
 
 /// The answer of the store.
@@ -117,6 +147,7 @@ pub struct LeaseAnswer {
     pub order: FleetOrder,
     /// Until when the store keeps the lease of another process of this node, of several the longest; 0 without one.
     pub twin: u64,
+    pub force: PoolForce,
 }
 
 /// A message of the store to a node that has not asked: its slots changed since its last request.
@@ -128,4 +159,6 @@ pub struct LeasePush {
     pub number: u64,
     pub granted: u64,
     pub limit: u64,
+    /// When the slots in force of all nodes were lowered last, by the store's clock.
+    pub lowered: u64,
 }

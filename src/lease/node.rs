@@ -6,13 +6,18 @@
 
 use std::time::Duration;
 
-use super::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, Process, Times};
+use super::borrowed::LeasePicture;
+use super::message::{
+    FleetEvidence, FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, PoolForce, Process, Times,
+};
 
 /// The shortest time between two requests that ask for more, or that give back.
 const SHORTEST_GAP: Duration = Duration::from_millis(20);
 /// A node that needs less than before says so, but no sooner than this for each node of the fleet: a fleet in which all wishes
 /// move does not load the store with them.
 const GAP_PER_NODE: Duration = Duration::from_millis(10);
+/// A node that sees signs of overload says so no sooner than this after its last request, and than the time above.
+const GAP_OF_SIGNS: Duration = Duration::from_millis(200);
 /// The pauses after requests that were not answered: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -108,6 +113,11 @@ pub struct Borrower {
     /// The order that was in the last request.
     told: FleetOrder,
     certainty: Certainty,
+    /// Signs of overload that the store does not know.
+    signs: u64,
+    /// The slots in force of all nodes together, as the store said last, and when they were lowered by the time here.
+    force: PoolForce,
+    lowered: Option<Duration>,
 }
 
 /// Whether the last order is known: that of a store that is not learning.
@@ -150,6 +160,9 @@ impl Borrower {
             order: FleetOrder::default(),
             told: FleetOrder::default(),
             certainty: Certainty::NotAsked,
+            signs: 0,
+            force: PoolForce::default(),
+            lowered: None,
         }
     }
 
@@ -193,6 +206,16 @@ impl Borrower {
         if self.is_draining {
             self.limit = self.limit.min(self.leased() + used.waiting);
         }
+    }
+
+    /// So many signs of overload were seen that are not in the last request.
+    pub fn sees(&mut self, signs: u64) {
+        self.signs = signs;
+    }
+
+    /// The slots in force of all nodes together.
+    pub fn force(&self) -> &PoolForce {
+        &self.force
     }
 
     /// All slots that may be used at this moment.
@@ -252,6 +275,9 @@ impl Borrower {
             learning: self.learning_until.and_then(|until| until.checked_sub(now)),
             unanswered: self.failures,
             has_twin: self.has_twin(now),
+            pool: self.terms.pool,
+            pool_in_force: if self.force.slots > 0 { self.force.slots } else { self.terms.pool },
+            pool_lowered: self.lowered.filter(|_| self.force.slots > 0),
         }
     }
 
@@ -287,6 +313,7 @@ impl Borrower {
             intent: self.intent,
             gone: self.gone.clone(),
             order: self.order,
+            evidence: FleetEvidence::default(),
         })
     }
 
@@ -311,6 +338,8 @@ impl Borrower {
             self.clock = (answer.clock, now);
         }
         self.order = self.order.max(answer.order);
+        let lowered = Duration::from_millis(answer.clock.saturating_sub(answer.force.lowered));
+        (self.force, self.lowered) = (answer.force.clone(), now.checked_sub(lowered));
         if answer.learning == 0 {
             self.certainty = Certainty::Known;
         }
@@ -354,6 +383,7 @@ impl Borrower {
         if self.pending.is_some() && push.number == self.number {
             self.early = Some(push.clone());
         } else if push.epoch == self.epoch && push.number == self.answered {
+            self.force.lowered = self.force.lowered.max(push.lowered);
             if self.pending.is_some() || push.number != self.number {
                 self.limit = self.limit.min(push.limit);
             } else if push.granted >= self.granted {
@@ -435,32 +465,12 @@ impl Borrower {
         let causes = [
             (needs_more || gives_back || knows_more).then_some(sent + SHORTEST_GAP),
             (wish < self.wished && wish < self.granted).then_some(sent + self.while_of_fleet()),
+            (self.signs > 0).then_some(sent + self.while_of_fleet().max(GAP_OF_SIGNS)),
             (self.is_ending && self.used == SlotUsage::default()).then_some(sent + SHORTEST_GAP),
             Some(self.next),
         ];
         causes.into_iter().flatten().min()
     }
-}
-
-/// The picture of a lease, for pages and metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LeasePicture {
-    pub granted: u64,
-    /// Below `granted` while slots are given back.
-    pub limit: u64,
-    pub wished: u64,
-    pub held: u64,
-    /// No leased slot is given to a request after this, unless the store answers before.
-    pub until: Option<Duration>,
-    /// When the leased connections that are still open are cut.
-    pub close_by: Option<Duration>,
-    pub learning: Option<Duration>,
-    /// Whether no request may be admitted, since the fleet is paused, or may be.
-    pub is_paused: bool,
-    /// Requests in a row that were not answered.
-    pub unanswered: u32,
-    /// Whether another process goes by the name of this node.
-    pub has_twin: bool,
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -495,12 +505,13 @@ mod tests {
             learning: 0,
             order: FleetOrder::default(),
             twin: 0,
+            force: PoolForce::default(),
         }
     }
 
     fn pushing(request: &LeaseRequest, granted: u64, limit: u64) -> LeasePush {
         let (process, epoch) = (request.process.clone(), "e".to_owned());
-        LeasePush { process, epoch, number: request.number, granted, limit }
+        LeasePush { process, epoch, number: request.number, granted, limit, lowered: 0 }
     }
 
     #[test]

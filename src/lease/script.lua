@@ -1,11 +1,13 @@
 -- One request of one process to the store of one registry. `store.rs` is its model, and has the comments.
 --
 -- KEYS[1]: the hash. ARGV: run and stamp (empty: of this server, and its time), channel, node, instance, number, epoch, clock, held, wished,
--- pool, hold, intent (renew, leave; or of an operator, with no more than the channel: init, pause, resume), order, report, gone.
+-- pool, hold, intent (renew, leave; or of an operator, with no more than the channel: init, pause, resume), order, report, gone; and the evidence: lowered,
+-- good, signs, worked, span, floor, sign.
 -- KEYS[2]: the last report of each process, with its time, for the eyes of operators. It may be missing.
--- The hash: run, epoch, clock, seen, born, longest, order; and for each "node/instance" seven numbers, packed, since reading 500 texts takes
--- most of the time: granted wished until number limit since pool.
-local LOAN = '<ddddddd'
+-- The hash: run, epoch, clock, seen, born, longest, order, force, sign; and for each "node/instance" twelve numbers, packed, since reading
+-- 500 texts takes most of the time: granted wished until number limit since pool window good signs worked span. Records of an older script
+-- have the first seven.
+local LOAN, SEEN, FORCE, NOTHING_SEEN = '<ddddddd', '<ddddd', '<dddddd', string.rep('\0', 40)
 -- Local names are found sooner, and this is said hundreds of times.
 local min, max, floor, find, unpack_loan = math.min, math.max, math.floor, string.find, struct.unpack
 local function number(at) return tonumber(ARGV[at]) end
@@ -35,6 +37,7 @@ for at = 1, #flat, 2 do
         records[name] = {
             name = name, granted = granted, wished = wished, till = till, number = last, limit = limit,
             since = since, pool = pool, had = granted, told = limit, began = since,
+            value = value,
         }
         count = count + 1
     end
@@ -42,6 +45,18 @@ end
 
 local clock, born, longest = tonumber(meta.clock or 0), tonumber(meta.born or 0), tonumber(meta.longest or 0)
 local epoch, order, seen = meta.epoch, tonumber(meta.order or 0), min(tonumber(meta.seen or millis), millis)
+-- The slots in force of all nodes together, in thousandths, 0 for all; and the moments of the last lowering, sign, window and look.
+local slots, knee, lowered, signed, began, looked = 0, 0, 0, 0, 0, 0
+if meta.force then slots, knee, lowered, signed, began, looked = struct.unpack(FORCE, meta.force) end
+local sign = meta.sign or ''
+-- The evidence of a record is read only where it is needed, which is seldom: packed, and as numbers.
+local function seen_by(record)
+    local value = record.value
+    return value and #value >= 96 and string.sub(value, 57, 96) or NOTHING_SEEN
+end
+local function look(record)
+    record.window, record.good, record.signs, record.worked, record.span = struct.unpack(SEEN, record.seen or seen_by(record))
+end
 local function save()
     redis.call('HSET', key, 'run', run, 'epoch', epoch, 'clock', string.format('%d', clock), 'seen', string.format('%d', seen), 'born', string.format('%d', born),
         'longest', string.format('%d', longest))
@@ -118,18 +133,109 @@ else
         name = name, granted = had, wished = min(number(10), number(11)), till = clock + hold, number = serial, limit = had, since = since,
         pool = number(11),
     }
-    own = records[name]
+    local loan = records[name]
+    local seen = own or {}
+    look(seen)
+    -- Answers to requests of before the last lowering say nothing of the slots now.
+    local good, signs, span = number(18), number(19), number(21)
+    if span > 0 and number(17) == lowered and (good + signs > 0 or seen.window == began) then
+        if seen.window ~= began then seen.window, seen.good, seen.signs, seen.worked, seen.span = began, 0, 0, 0, 0 end
+        seen.good, seen.signs, seen.worked, seen.span = seen.good + good, seen.signs + signs, seen.worked + number(20), seen.span + span
+        if signs > 0 then sign = ARGV[23] end
+    end
+    loan.seen = struct.pack(SEEN, seen.window, seen.good, seen.signs, seen.worked, seen.span)
+    own = loan
 end
 
 -- Parts: max-min fair, or one each for the first in turn.
-local pool, sum, wishing, total = nil, 0, {}, 0
+local pool, sum, wishing, total, wishes = nil, 0, {}, 0, 0
 for _, record in pairs(records) do
     if not pool or record.pool < pool then pool = record.pool end
     sum = sum + record.granted
     record.limit, record.target = record.granted, 0
+    wishes = wishes + record.wished
     if record.wished > 0 then wishing[#wishing + 1] = record end
 end
 pool = pool or 0
+
+-- The slots in force.
+local least = max(number(22) or 0, 1)
+local function whole() return max(floor((slots + 500) / 1000), least) end
+local function raise(force, all, age)
+    local step = floor(max(floor(all / 32), 1000) * min(age, 5000) / 1000)
+    local quickly = force + min(step, max(floor(force / 6), 1000))
+    local next = quickly
+    if knee > 0 and quickly > knee then
+        local stay = floor(10000 * min(force * 4, all) / all)
+        local slowly = max(force + min(age, 1000), knee)
+        next = clock - lowered < stay and max(force, knee) or slowly
+        if slowly > floor(knee * 100 / 95) + 1000 then knee = 0 end
+    end
+    slots = next < all and next or 0
+end
+local function judge()
+    local age, all = clock - began, pool * 1000
+    if age < 500 or clock < looked + 100 then return end
+    looked = clock
+    local known, weights, good, signs, total, used, silent, voters = 0, 0, 0, 0, 0, 0, 0, {}
+    for _, record in pairs(records) do
+        look(record)
+        record.uses = min(record.granted, record.wished)
+        used = used + record.uses
+        if record.good + record.signs > 0 and (record.window == began or record.window + 30000 >= clock) then
+            record.weight = max(record.granted, 1)
+            known, weights = known + 1, weights + record.weight
+            if record.window == began then
+                good, signs, total = good + record.good, signs + record.signs, total + record.weight
+                record.spoiled = floor(record.signs * 1000000 / max(record.good + record.signs, record.granted))
+                voters[#voters + 1] = record
+            else
+                silent = silent + record.uses
+            end
+        end
+    end
+    local is_quorum = known == 0 or total * 2 > weights and (#voters > 1 or known == 1)
+    local is_enough = signs == 0 or good + signs >= 50 or age >= 2000
+    if not (is_quorum and is_enough) and age < 30000 then return end
+    began = clock
+    -- The worst are left out: a quarter of the use, one of them at least.
+    local spoiled, worked, theirs, bound, left_out = 0, 0, 0, 0, 0
+    signs = 0
+    if #voters > 1 then
+        table.sort(voters, function(a, b)
+            if a.spoiled ~= b.spoiled then return a.spoiled > b.spoiled end
+            return a.name < b.name
+        end)
+        bound = max(floor(total / 4), voters[1].weight)
+    end
+    for _, record in ipairs(voters) do
+        if left_out + record.weight <= bound then
+            left_out = left_out + record.weight
+        else
+            bound = 0
+            signs, spoiled = signs + record.signs, spoiled + record.weight * record.spoiled
+            worked, theirs = worked + floor(record.worked * 1000 / record.span), theirs + record.uses
+        end
+    end
+    if signs > 0 then signed = clock end
+    local force = slots > 0 and min(slots, all) or all
+    -- A node that sees signs says so at once: those that are silent saw none.
+    spoiled = floor(spoiled / max(weights - left_out, 1))
+    if spoiled > 20000 and signs > 1 then
+        local served = floor((worked + silent * 1000) * used / max(theirs + silent, 1))
+        served = max(floor(force * (1000000 - spoiled) / 1000000), floor(force * 3 / 4), served)
+        knee = min(served, force)
+        slots = min(max(floor(knee * 95 / 100), least * 1000), all)
+        lowered = clock
+    elseif slots > 0 and signs == 0 and (clock - signed >= 60000 or good > 0 and wishes >= whole()) then
+        raise(force, all, age)
+    end
+end
+if own and intent ~= 'leave' and pool > 0 then judge() end
+local force = slots > 0 and min(whole(), pool) or 0
+if force == pool then force = 0 end
+if force > 0 then pool = force end
+
 local turn
 local in_turn, waiting = {}, {}
 local function by_rank(a, b)
@@ -160,14 +266,14 @@ if #wishing > pool then
         end
     end
 else
-    local wishes, counts, left, others, level, rest = {}, {}, pool, #wishing, math.huge, 0
+    local levels, counts, left, others, level, rest = {}, {}, pool, #wishing, math.huge, 0
     for _, record in ipairs(wishing) do
         local wished = record.wished
-        if not counts[wished] then wishes[#wishes + 1] = wished end
+        if not counts[wished] then levels[#levels + 1] = wished end
         counts[wished] = (counts[wished] or 0) + 1
     end
-    table.sort(wishes)
-    for _, wished in ipairs(wishes) do
+    table.sort(levels)
+    for _, wished in ipairs(levels) do
         local fair = floor(left / others)
         if wished > fair then
             level, rest = fair, left - fair * others
@@ -247,6 +353,7 @@ end
 
 -- Changes are written, and told to those that they concern.
 save()
+redis.call('HSET', key, 'force', struct.pack(FORCE, slots, knee, lowered, signed, began, looked), 'sign', sign)
 for _, other in ipairs(gone) do
     redis.call('HDEL', key, other)
     if KEYS[2] then redis.call('HDEL', KEYS[2], other) end
@@ -256,12 +363,12 @@ for other, record in pairs(records) do
     local is_changed = record.granted ~= record.had or record.limit ~= record.told
     if is_changed or other == name or record.since ~= record.began then
         redis.call('HSET', key, other, struct.pack(LOAN, record.granted, record.wished, record.till, record.number, record.limit,
-            record.since, record.pool))
+            record.since, record.pool) .. (record.seen or seen_by(record)))
     end
     if is_changed and other ~= name then
         redis.call('PUBLISH', channel .. ':' .. other,
-            string.format('%s %d %d %d', epoch, record.number, record.granted, record.limit))
+            string.format('%s %d %d %d %d', epoch, record.number, record.granted, record.limit, lowered))
     end
 end
 if intent == 'leave' then own = {granted = 0, limit = 0} end
-return {1, serial, epoch, clock, own.granted, own.limit, again, learning, replicas, order, twin}
+return {1, serial, epoch, clock, own.granted, own.limit, again, learning, replicas, order, twin, force, lowered, sign}

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, Process};
+use super::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, PoolForce, Process};
+use super::yielding::{FleetMoment, Tallied, Voter, Yielding};
 
 /// The longest turn of a node when more nodes wish than slots exist, and the time in which each should have had one.
 const LONGEST_TURN: u64 = 10_000;
@@ -24,6 +25,8 @@ pub struct StoreModel {
     /// The longest time for which anything was lent.
     pub longest: u64,
     pub order: FleetOrder,
+    /// The slots in force of all nodes together.
+    pub yielding: Yielding,
     pub records: BTreeMap<String, Loan>,
 }
 
@@ -37,6 +40,7 @@ pub struct Loan {
     /// When its turn began, or since when it waits for one.
     pub since: u64,
     pub pool: u64,
+    pub tallied: Tallied,
 }
 
 /// The server, as it knows itself: its run, a stamp that no other moment has, and its time in milliseconds.
@@ -101,7 +105,8 @@ impl StoreModel {
             let record = self.renewed(&name, request, learning > 0 && !known);
             self.records.insert(name.clone(), record);
         }
-        let again = self.lend(&name, learning > 0);
+        let force = self.in_force(request);
+        let again = self.lend(&name, learning > 0, force.slots);
         let pushes = self.pushes(&name, &before);
         let own = self.records.get(&name).cloned().unwrap_or_default();
         let answer = LeaseAnswer {
@@ -114,6 +119,7 @@ impl StoreModel {
             learning,
             order: self.order,
             twin,
+            force,
         };
         (Some(answer), pushes)
     }
@@ -130,6 +136,27 @@ impl StoreModel {
         }
     }
 
+    /// The slots in force of all nodes together, with what this process has seen.
+    fn in_force(&mut self, request: &LeaseRequest) -> PoolForce {
+        let now = FleetMoment {
+            clock: self.clock,
+            pool: self.records.values().map(|record| record.pool).min().unwrap_or(0),
+            wishes: self.records.values().map(|record| record.wished).sum(),
+            floor: request.evidence.floor,
+        };
+        if request.intent == Intent::Renew && now.pool > 0 {
+            let voters = self.records.iter();
+            let voters = voters.map(|(name, Loan { granted, wished, tallied, .. })| Voter {
+                name,
+                granted: *granted,
+                wished: *wished,
+                tallied: *tallied,
+            });
+            self.yielding.judge(&voters.collect::<Vec<_>>(), now);
+        }
+        self.yielding.force(now)
+    }
+
     /// An empty store, or another run of the server, begins an epoch.
     fn begin(&mut self, server: ServerRun<'_>, hold: u64) {
         self.seen = self.seen.min(server.time);
@@ -143,7 +170,9 @@ impl StoreModel {
 
     /// The slots of the process from now on, before anything is lent: no more than it promised, and than it had. A grant that the
     /// request has crossed is said again, if it is wished for and was not taken back.
-    fn renewed(&self, name: &str, request: &LeaseRequest, registers: bool) -> Loan {
+    fn renewed(&mut self, name: &str, request: &LeaseRequest, registers: bool) -> Loan {
+        let before = self.records.get(name).map(|old| old.tallied).unwrap_or_default();
+        let tallied = self.yielding.count(before, &request.evidence);
         let old = self.records.get(name);
         let mut had = if registers { request.held } else { old.map_or(0, |old| old.granted.min(request.held)) };
         if let Some(old) = old.filter(|_| request.epoch == self.epoch) {
@@ -158,13 +187,15 @@ impl StoreModel {
             limit: had,
             since: old.filter(|_| goes_on).map_or(self.clock, |old| old.since),
             pool: request.pool,
+            tallied,
         }
     }
 
-    /// Lends what is free to those that have less than their part, and tells those that have more. Returns when the process that
-    /// asks should ask again, because a turn ends.
-    fn lend(&mut self, name: &str, learning: bool) -> u64 {
+    /// Lends what is free of the slots in force (0: of all) to those that have less than their part, and tells those that have more.
+    /// Returns when the process that asks should ask again, because a turn ends.
+    fn lend(&mut self, name: &str, learning: bool, in_force: u64) -> u64 {
         let Some(pool) = self.records.values().map(|record| record.pool).min() else { return 0 };
+        let pool = if in_force > 0 { in_force } else { pool };
         let targets = self.targets(pool);
         let sum: u64 = self.records.values().map(|record| record.granted).sum();
         let mut free = pool.saturating_sub(sum);
@@ -307,6 +338,7 @@ impl StoreModel {
                     number: record.number,
                     granted: record.granted,
                     limit: record.limit,
+                    lowered: self.yielding.lowered,
                 }
             })
             .collect()

@@ -6,10 +6,18 @@ use serde_json::Value;
 
 /// The slots that may not be used now, and why.
 pub fn of_slots(registry: &Value) -> String {
-    match registry["reserved"].as_u64() {
-        Some(reserved @ 1..) => format!("           {reserved} reserved: another process holds them\n"),
-        _ => String::new(),
+    let number = |value: &Value| value.as_u64().unwrap_or_default();
+    let mut text = String::new();
+    if let reserved @ 1.. = number(&registry["reserved"]) {
+        let _ = writeln!(text, "           {reserved} reserved: another process holds them");
     }
+    let (pool, in_force) = (number(&registry["lease"]["pool"]), number(&registry["lease"]["pool_in_force"]));
+    if in_force < pool {
+        let sign = registry["adapt"]["lowered_by"].as_str().unwrap_or("not known").replace('_', " ");
+        let _ =
+            writeln!(text, "           {in_force} of {pool} slots of all nodes are in force; the last sign: {sign}");
+    }
+    text
 }
 
 /// Nothing for a registry whose cap holds.
@@ -43,6 +51,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn slots_that_yield_on_all_nodes_are_told() {
+        let mut registry = json!({"reserved": 0, "lease": {"pool": 60, "pool_in_force": 60}});
+        assert_eq!(of_slots(&registry), "");
+        registry["lease"]["pool_in_force"] = json!(17);
+        (registry["adapt"], registry["reserved"]) = (json!({"lowered_by": "database_error"}), json!(2));
+        let expected = "           2 reserved: another process holds them\n           \
+                        17 of 60 slots of all nodes are in force; the last sign: database error\n";
+        assert_eq!(of_slots(&registry), expected);
+    }
 
     #[test]
     fn what_would_have_waited_is_told() {

@@ -12,3 +12,5 @@ mod script_tests;
 mod simulation;
 #[path = "../../../src/lease/store.rs"]
 mod store;
+#[path = "../../../src/lease/yielding.rs"]
+mod yielding;

@@ -6,8 +6,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, Process};
+use super::message::{FleetEvidence, FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, PoolForce, Process};
 use super::store::{Loan, ServerRun, StoreModel};
+use super::yielding::Tallied;
 use crate::random::Random;
 
 const SCRIPT: &str = include_str!("../../../../src/lease/script.lua");
@@ -63,6 +64,14 @@ impl Redis {
         call.arg(&request.process.node).arg(&request.process.instance).arg(request.number).arg(&request.epoch);
         call.arg(request.clock).arg(request.held).arg(request.wished).arg(request.pool).arg(request.hold).arg(intent);
         call.arg(request.order.0).arg("report").arg(request.gone.join(" "));
+        let seen = &request.evidence;
+        call.arg(seen.lowered)
+            .arg(seen.good)
+            .arg(seen.signs)
+            .arg(seen.worked)
+            .arg(seen.span)
+            .arg(seen.floor)
+            .arg(&seen.sign);
         let answer: Vec<redis::Value> = call.invoke(&mut self.connection).unwrap();
         if answer.len() == 1 {
             return None;
@@ -78,6 +87,11 @@ impl Redis {
             learning: number(7),
             order: FleetOrder(number(9)),
             twin: number(10),
+            force: PoolForce {
+                slots: number(11),
+                lowered: number(12),
+                sign: redis::from_redis_value(answer[13].clone()).unwrap(),
+            },
         })
     }
 
@@ -102,16 +116,32 @@ impl Redis {
                 "born" => store.born = text.parse().unwrap(),
                 "longest" => store.longest = text.parse().unwrap(),
                 "order" => store.order = FleetOrder(text.parse().unwrap()),
+                "sign" => store.yielding.sign = text.into_owned(),
+                "force" => {
+                    let [slots, knee, lowered, signed, began, looked] = numbers(&value)[..] else { panic!("{name}") };
+                    let yielding = &mut store.yielding;
+                    (yielding.slots, yielding.knee, yielding.lowered) = (slots, knee, lowered);
+                    (yielding.signed, yielding.began, yielding.looked) = (signed, began, looked);
+                }
                 _ => {
-                    let numbers = value.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap()));
-                    let fields: Vec<u64> = numbers.map(|number| format!("{number}").parse().unwrap()).collect();
-                    let [granted, wished, until, number, limit, since, pool] = fields[..] else { panic!("{name}") };
-                    store.records.insert(name, Loan { granted, wished, until, number, limit, since, pool });
+                    let numbers = numbers(&value);
+                    let [granted, wished, until, number, limit, since, pool, ref rest @ ..] = numbers[..] else {
+                        panic!("{name}")
+                    };
+                    let [window, good, signs, worked, span] = *rest else { panic!("{name}: {rest:?}") };
+                    let tallied = Tallied { window, good, signs, worked, span };
+                    store.records.insert(name, Loan { granted, wished, until, number, limit, since, pool, tallied });
                 }
             }
         }
         store
     }
+}
+
+/// They are whole.
+fn numbers(packed: &[u8]) -> Vec<u64> {
+    let numbers = packed.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap()));
+    numbers.map(|number| format!("{number}").parse().unwrap()).collect()
 }
 
 impl Drop for Redis {
@@ -130,7 +160,7 @@ fn the_model_does_what_the_script_does() {
     let mut pubsub = subscriber.as_pubsub();
     pubsub.psubscribe("c:*").unwrap();
     pubsub.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-    let (mut told, mut granted) = (0, 0);
+    let (mut told, mut granted, mut lowered, mut raised) = (0, 0, 0, 0);
     for seed in 0..1000 {
         let mut random = Random::new(seed);
         let _: () = redis::cmd("DEL").arg("h").query(&mut redis.connection).unwrap();
@@ -191,7 +221,9 @@ fn the_model_does_what_the_script_does() {
                     .collect(),
                 // Some have missed an order, and some know one that the store has lost.
                 order: FleetOrder((store.order.0 + random.below(10) / 9).saturating_sub(random.below(3))),
+                evidence: evidence(&mut random, seed % 3, store.yielding.lowered),
             };
+            let before = store.yielding.slots;
             let (expected, mut pushes) = store.ask(server, &request);
             let answer = redis.ask(server, &request);
             assert_eq!(answer, expected, "seed {seed} step {step}: {request:?}");
@@ -203,9 +235,61 @@ fn the_model_does_what_the_script_does() {
             granted += answer.as_ref().map_or(0, |answer| answer.granted);
             epochs.insert((node, instance), answer.map(|answer| answer.epoch).unwrap_or_default());
             told += pushes.len();
+            let after = store.yielding.slots;
+            lowered += u64::from(after > 0 && (before == 0 || after < before));
+            raised += u64::from(before > 0 && (after == 0 || after > before));
         }
     }
     assert!(told > 1000 && granted > 10_000, "{told} {granted}");
+    assert!(
+        lowered > 1000 && raised > 200,
+        "the slots in force were lowered {lowered} times, and raised {raised} times"
+    );
+}
+
+/// In some histories the registry is well, in some it is not, and in some it changes.
+fn evidence(random: &mut Random, kind: u64, lowered: u64) -> FleetEvidence {
+    let is_ill = kind == 2 || kind == 1 && random.below(4) == 0;
+    FleetEvidence {
+        lowered: lowered - u64::from(lowered > 0 && random.below(10) == 0),
+        good: random.below(40),
+        signs: if is_ill { random.below(20) } else { random.below(20) / 19 },
+        worked: random.below(20_000),
+        span: random.below(8).min(1) * (1 + random.below(5_000)),
+        floor: random.below(4),
+        sign: ["failed_dial", "database_error"][usize::from(random.below(2) == 0)].to_owned(),
+    }
+}
+
+/// A node of an older version writes a record without evidence, and a newer one reads it.
+#[test]
+fn records_of_an_older_script_are_read() {
+    let mut redis = Redis::start();
+    let server = ServerRun { run: "", stamp: "", time: 0 };
+    assert!(redis.init(server));
+    let ask = |redis: &mut Redis, node: &str| {
+        let request = LeaseRequest {
+            process: Process { node: node.to_owned(), instance: "i".to_owned() },
+            number: 1,
+            epoch: String::new(),
+            clock: 0,
+            held: 0,
+            wished: 6,
+            pool: 10,
+            hold: 20_000,
+            intent: Intent::Renew,
+            gone: Vec::new(),
+            order: FleetOrder::default(),
+            evidence: FleetEvidence::default(),
+        };
+        redis.ask(server, &request).unwrap().granted
+    };
+    assert_eq!(ask(&mut redis, "old"), 10);
+    let record: Vec<u8> = redis::cmd("HGET").arg("h").arg("old/i").query(&mut redis.connection).unwrap();
+    let _: () = redis::cmd("HSET").arg("h").arg("old/i").arg(&record[..56]).query(&mut redis.connection).unwrap();
+    assert_eq!(ask(&mut redis, "new"), 0);
+    let record: Vec<u8> = redis::cmd("HGET").arg("h").arg("old/i").query(&mut redis.connection).unwrap();
+    assert_eq!(record.len(), 96, "its limit was lowered");
 }
 
 fn push(message: &redis::Msg) -> LeasePush {
@@ -219,6 +303,7 @@ fn push(message: &redis::Msg) -> LeasePush {
         number: words[1].parse().unwrap(),
         granted: words[2].parse().unwrap(),
         limit: words[3].parse().unwrap(),
+        lowered: words[4].parse().unwrap(),
     }
 }
 
@@ -238,6 +323,7 @@ fn a_record_that_cannot_be_read_is_a_reason_to_learn() {
         intent: Intent::Renew,
         gone: Vec::new(),
         order: FleetOrder::default(),
+        evidence: FleetEvidence::default(),
     };
     let at = |stamp| ServerRun { run: "run", stamp, time: 0 };
     assert!(redis.init(at("1000")));
@@ -268,6 +354,7 @@ fn a_request_costs_no_more_where_there_are_a_million_slots() {
                 intent: Intent::Renew,
                 gone: Vec::new(),
                 order: FleetOrder::default(),
+                evidence: FleetEvidence::default(),
             };
             redis.ask(ServerRun { run: "", stamp: "", time: 0 }, &request).unwrap();
         }
@@ -312,6 +399,14 @@ fn a_request_costs_little_more_than_reading_the_records_of_the_fleet() {
             intent: Intent::Renew,
             gone: Vec::new(),
             order: FleetOrder::default(),
+            // In distress, each window is judged.
+            evidence: FleetEvidence {
+                good: 5,
+                signs: node % 2,
+                worked: 2_000,
+                span: 5_000,
+                ..FleetEvidence::default()
+            },
         };
         redis.ask(server, &request).unwrap().epoch
     };

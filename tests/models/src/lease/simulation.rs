@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use super::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, Process, Times};
+use super::message::{FleetEvidence, FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, Process, Times};
 use super::node::{Borrower, FleetTerms, SlotUsage};
 use super::store::{ServerRun, StoreModel};
 use crate::random::Random;
@@ -377,7 +377,8 @@ impl World {
             self.at(at, Event::Complete(node, life));
         }
         let machine = &mut self.machines[node];
-        if let Some(request) = machine.lease.request(now) {
+        if let Some(mut request) = machine.lease.request(now) {
+            request.evidence = self.evidence(node);
             self.send(node, &request);
         }
         let machine = &self.machines[node];
@@ -390,6 +391,17 @@ impl World {
                 self.at(at, Event::Wake(node));
             }
         }
+    }
+
+    /// With faults, the registry is overloaded for some seconds and then it is not, and some messages tell of it.
+    fn evidence(&mut self, node: usize) -> FleetEvidence {
+        if !self.has_faults {
+            return FleetEvidence::default();
+        }
+        let is_ill = self.now / (7 * SECOND) % 2 == 1;
+        let lowered = self.machines[node].lease.force().lowered;
+        let (good, signs) = (self.random.below(30), if is_ill { self.random.below(10) } else { 0 });
+        FleetEvidence { lowered, good, signs, worked: 300 * good, span: 500, floor: 1, sign: "failed_dial".to_owned() }
     }
 
     fn send(&mut self, node: usize, request: &LeaseRequest) {
@@ -609,8 +621,20 @@ impl World {
 /// One in the first epoch of a store, which the first one does not know, by a process that holds and wishes for so many.
 fn request(process: Process, number: u64, clock: u64, slots: (u64, u64), pool: u64, hold: u64) -> LeaseRequest {
     let epoch = if number > 1 { "run:first" } else { "" }.to_owned();
-    let (intent, gone, order) = (Intent::Renew, Vec::new(), FleetOrder::default());
-    LeaseRequest { process, number, epoch, clock, held: slots.0, wished: slots.1, pool, hold, intent, gone, order }
+    LeaseRequest {
+        process,
+        number,
+        epoch,
+        clock,
+        held: slots.0,
+        wished: slots.1,
+        pool,
+        hold,
+        intent: Intent::Renew,
+        gone: Vec::new(),
+        order: FleetOrder::default(),
+        evidence: FleetEvidence::default(),
+    }
 }
 
 fn process(node: usize, life: u64) -> Process {
@@ -637,7 +661,7 @@ fn quick() -> Times {
 #[test]
 fn no_fault_lets_a_fleet_overshoot() {
     let runs = scale(1_000, 10_000);
-    let (mut requests, mut served, mut full) = (0, 0, 0);
+    let (mut requests, mut served, mut full, mut yielded) = (0, 0, 0, 0);
     for seed in 0..runs {
         let mut random = Random::new(seed ^ 0x5eed);
         let nodes = usize::try_from(5 + random.below(26)).expect("small");
@@ -649,9 +673,13 @@ fn no_fault_lets_a_fleet_overshoot() {
         requests += world.requests;
         served += world.served;
         full += u64::from(world.peak == cap);
+        yielded += u64::from(world.store.yielding.lowered > 0);
     }
-    println!("{runs} runs: {requests} requests to the store, {served} served, the cap reached in {full}");
+    println!(
+        "{runs} runs: {requests} requests to the store, {served} served, the cap reached in {full}, yielded in {yielded}"
+    );
     assert!(full > runs / 2, "the cap was reached in {full} of {runs}: is it still tried?");
+    assert!(yielded > runs / 2, "the pool yielded in {yielded} of {runs}: is it still tried?");
 }
 
 #[test]
