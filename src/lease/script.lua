@@ -22,16 +22,15 @@ if run == '' then
 end
 
 local meta, records, count = {}, {}, 0
--- A record that cannot be read: nobody knows what was lent by it.
-local is_torn = false
+-- Records that cannot be read: nobody knows what was lent by them.
+local torn = {}
 local flat = redis.call('HGETALL', key)
 for at = 1, #flat, 2 do
     local name, value = flat[at], flat[at + 1]
     if not find(name, '/', 1, true) then
         meta[name] = value
     elseif #value < struct.size(LOAN) then
-        is_torn = true
-        redis.call('HDEL', key, name)
+        torn[#torn + 1] = name
     else
         local granted, wished, till, last, limit, since, pool = unpack_loan(LOAN, value)
         records[name] = {
@@ -77,15 +76,16 @@ if intent == 'pause' or intent == 'resume' then
 end
 
 if intent == 'init' then
-    if count > 0 then return {0} end
+    if count + #torn > 0 then return {0} end
     epoch, born, seen = run .. ':' .. stamp, -1000000000, millis
     save()
     return {1}
 end
 
 local name, serial, hold = node .. '/' .. ARGV[5], number(6), number(12)
-if meta.run ~= run or is_torn then
+if meta.run ~= run or #torn > 0 then
     epoch, born, seen = run .. ':' .. stamp, clock, millis
+    for _, other in ipairs(torn) do redis.call('HDEL', key, other) end
 end
 longest = max(longest, hold)
 obey(number(14))

@@ -28,6 +28,8 @@ pub struct StoreModel {
     /// The slots in force of all nodes together.
     pub yielding: Yielding,
     pub records: BTreeMap<String, Loan>,
+    /// Whether records cannot be read: nobody knows what was lent by them.
+    pub is_torn: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,7 +63,7 @@ struct Targets {
 impl StoreModel {
     /// The operator says that nothing is open: an empty store begins without a learning time.
     pub fn init(&mut self, server: ServerRun<'_>) -> bool {
-        if !self.records.is_empty() {
+        if !self.records.is_empty() || self.is_torn {
             return false;
         }
         let epoch = format!("{}:{}", server.run, server.stamp);
@@ -157,10 +159,11 @@ impl StoreModel {
         self.yielding.force(now)
     }
 
-    /// An empty store, or another run of the server, begins an epoch.
+    /// An empty store, another run of the server, or a record that cannot be read begins an epoch.
     fn begin(&mut self, server: ServerRun<'_>, hold: u64) {
         self.seen = self.seen.min(server.time);
-        if self.run != server.run {
+        if self.run != server.run || self.is_torn {
+            self.is_torn = false;
             server.run.clone_into(&mut self.run);
             self.epoch = format!("{}:{}", server.run, server.stamp);
             (self.born, self.seen) = (self.clock.cast_signed(), server.time);

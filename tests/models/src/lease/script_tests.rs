@@ -123,6 +123,7 @@ impl Redis {
                     (yielding.slots, yielding.knee, yielding.lowered) = (slots, knee, lowered);
                     (yielding.signed, yielding.began, yielding.looked) = (signed, began, looked);
                 }
+                _ if value.len() < 56 => store.is_torn = true,
                 _ => {
                     let numbers = numbers(&value);
                     let [granted, wished, until, number, limit, since, pool, ref rest @ ..] = numbers[..] else {
@@ -182,6 +183,10 @@ fn the_model_does_what_the_script_does() {
             if random.below(60) == 0 {
                 let _: () = redis::cmd("DEL").arg("h").query(&mut redis.connection).unwrap();
                 store = StoreModel::default();
+            }
+            if random.below(60) == 0 {
+                let _: () = redis::cmd("HSET").arg("h").arg("x/y").arg("torn").query(&mut redis.connection).unwrap();
+                store.is_torn = true;
             }
             let (run, stamp) = (format!("run{run}"), format!("{time}"));
             let server = ServerRun { run: &run, stamp: &stamp, time };
@@ -329,6 +334,9 @@ fn a_record_that_cannot_be_read_is_a_reason_to_learn() {
     assert!(redis.init(at("1000")));
     let first = redis.ask(at("1000"), &request(1, "", 0)).unwrap();
     let _: () = redis::cmd("HSET").arg("h").arg("x/y").arg("short").query(&mut redis.connection).unwrap();
+    // An operator's word does not make it readable.
+    assert!(redis.operate(at("1500"), "pause").len() == 2 && redis.operate(at("1600"), "resume").len() == 2);
+    assert!(!redis.init(at("1700")));
     let second = redis.ask(at("2000"), &request(2, &first.epoch, 1_000)).unwrap();
     assert!(second.epoch != first.epoch && second.learning == 20_000, "{second:?}");
     let last = redis.ask(at("22000"), &request(3, &second.epoch, second.clock + 20_000)).unwrap();
