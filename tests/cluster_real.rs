@@ -65,11 +65,11 @@ async fn a_node_that_is_killed_takes_only_what_it_was_answering() {
     assert_even(&all[1..]);
 }
 
-/// Within a third of an equal share: on a busy machine a node that comes back is found a moment later.
+/// Within 20 % of an equal share.
 fn assert_even(requests: &[usize]) {
     let equal = requests.iter().sum::<usize>() / requests.len();
     assert!(equal > 100, "too few to tell: {requests:?}");
-    assert!(requests.iter().all(|requests| requests.abs_diff(equal) * 3 <= equal), "not even: {requests:?}");
+    assert!(requests.iter().all(|requests| requests.abs_diff(equal) * 5 <= equal), "not even: {requests:?}");
 }
 
 /// Three nodes and their mirror.
