@@ -79,7 +79,7 @@ impl PooledConnection {
         terms: ConnectionTerms,
     ) -> Result<PooledConnection, hyper::Error> {
         let socket = socket_of(&established);
-        let (ending, glance, metrics) = (socket.ending(), socket.glance(), socket.metrics.clone());
+        let (ending, glance, metrics) = (socket.ending().clone(), socket.glance(), socket.metrics.clone());
         let (slot, pending) = (socket.slot().id(), Pending::default());
         let node = socket.node_permit().map(NodePermit::index);
         let activity = socket.slot().activity();

@@ -190,7 +190,7 @@ impl Socket {
     pub async fn lingering_close(self, show: impl FnMut(&[u8])) {
         self.ending.set(Manner::InOrder);
         self.slot().tell(SlotEvent::Entered(SlotState::Closing));
-        self.ending.stand_by(self.stream());
+        let _ = self.terms.registry_drops.map(|_| self.ending.stand_by(self.stream()));
         let confirmed = close_in_order(self.stream(), Instant::now() + self.terms.linger, show).await;
         self.ending.set(if confirmed { Manner::Confirmed } else { Manner::Cut });
     }
@@ -212,15 +212,15 @@ impl Socket {
 
     /// A handle to cut it without owning it.
     pub fn shears(&self) -> Shears {
-        Shears { glance: self.glance(), ending: self.ending(), is_leased: self.terms.registry_drops.is_some() }
+        Shears { glance: self.glance(), ending: self.ending.clone(), is_leased: self.terms.registry_drops.is_some() }
     }
 
     pub fn stream(&self) -> &TcpStream {
         &self.inner().stream
     }
 
-    pub fn ending(&self) -> Ending {
-        self.ending.clone()
+    pub fn ending(&self) -> &Ending {
+        &self.ending
     }
 
     fn inner(&self) -> &Inner {
@@ -248,7 +248,7 @@ impl Drop for Socket {
 async fn close(inner: Inner, ending: Ending, terms: ClosingTerms, hold: Duration) {
     let Inner { stream, slot, node_permit } = inner;
     let deadline = Instant::now() + terms.linger;
-    let is_lost = ending.stand_by(&stream);
+    let is_lost = terms.registry_drops.is_some() && ending.stand_by(&stream);
     let confirmed = !is_lost
         && match ending.now().manner {
             Manner::Cut | Manner::NeverStood => false,
