@@ -28,7 +28,7 @@ struct Counted {
     /// When each subject caused a sign last.
     subjects: HashMap<u64, Duration>,
     last: Option<Cause>,
-    /// The word of the store, and how long ago it lowered the slots, by the time here.
+    /// The word of the store, and when it lowered the slots, by the time here.
     force: PoolForce,
     lowered: Option<Duration>,
 }

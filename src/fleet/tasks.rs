@@ -219,7 +219,7 @@ fn settle(borrower: &mut Borrower, pool: &dyn SlotPool, lease: &Lease, now: Dura
         borrower.others_are_gone(orders.gone);
     }
     borrower.uses(pool.usage(floor));
-    let (gate_time, lowered) = (pool.now(), borrower.picture(now).pool_lowered);
+    let (gate_time, lowered) = (pool.now(), borrower.pool_lowered());
     let lowered = lowered.map(|at| gate_time.saturating_sub(now.saturating_sub(at)));
     lease.tally.hear(borrower.force(), lowered, gate_time);
     borrower.sees(lease.tally.signs());

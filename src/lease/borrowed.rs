@@ -44,10 +44,9 @@ pub struct LeasePicture {
     pub unanswered: u32,
     /// Whether another process goes by the name of this node.
     pub has_twin: bool,
-    /// The slots that are lent to all nodes together, those of them that are in force, and when they were lowered last.
+    /// The slots that are lent to all nodes together, and those of them that are in force.
     pub pool: u64,
     pub pool_in_force: u64,
-    pub pool_lowered: Option<Duration>,
 }
 
 impl LeasePicture {

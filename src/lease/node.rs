@@ -218,6 +218,11 @@ impl Borrower {
         &self.force
     }
 
+    /// When those were lowered last, also if all are in force again.
+    pub fn pool_lowered(&self) -> Option<Duration> {
+        self.lowered
+    }
+
     /// All slots that may be used at this moment.
     pub fn slots(&self, now: Duration) -> u64 {
         self.terms.floor + self.leased_slots(now).0
@@ -277,7 +282,6 @@ impl Borrower {
             has_twin: self.has_twin(now),
             pool: self.terms.pool,
             pool_in_force: if self.force.slots > 0 { self.force.slots } else { self.terms.pool },
-            pool_lowered: self.lowered.filter(|_| self.force.slots > 0),
         }
     }
 
