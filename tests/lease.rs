@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use roadstead_test_support::real::{Certificates, RedisSentinel, RedisServer, free_address};
 use roadstead_test_support::{
-    Destination, Sidecar, Signal, Storm, StubBuilder, StubRegistry, Tally, Wire, assert_as_planned, config, eventually,
-    eventually_is, service_ms,
+    Destination, Sidecar, Signal, Storm, StubBuilder, StubRegistry, Tally, Wire, assert_as_planned, config, deafen,
+    eventually, eventually_is, service_ms,
 };
 use rustix::process::{Pid, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -860,7 +860,6 @@ async fn a_machine_that_was_started_a_moment_ago_does_not_use_its_floor_yet() {
 /// nothing over: its lease runs out. Neither is waited for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_ends_while_a_connection_may_count_keeps_its_lease() {
-    const DROP_ALL: socket2::SockFilter = socket2::SockFilter::new(6, 0, 0, 0);
     let fleet = Fleet::start(0, StubRegistry::builder()).await;
     let registry = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = registry.local_addr().unwrap();
@@ -875,7 +874,7 @@ async fn a_process_that_ends_while_a_connection_may_count_keeps_its_lease() {
     client.write_all(format!("GET http://{address}/v2/ HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes()).await.unwrap();
     let mut silent = registry.accept().await.unwrap().0;
     silent.read_exact(&mut [0; 16]).await.unwrap();
-    socket2::SockRef::from(&silent).attach_filter(&[DROP_ALL]).unwrap();
+    deafen(&silent);
     drop(client);
     eventually_is("nobody who may follow", SOON, 0, async || processes()).await;
     let began = Instant::now();

@@ -1,5 +1,6 @@
 //! A place that was kept, on the way to the registry: it is used up by asking, and by nothing before.
 
+use roadstead_test_support::deafen;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -136,12 +137,6 @@ async fn the_slot_of_a_connection_whose_end_nobody_acknowledges_is_held_until_th
         }
         assert_eq!(ended.elapsed() >= registry_drops, is_leased && !takes_bytes, "{is_leased} {takes_bytes}");
     }
-}
-
-/// Loses all that comes to this socket from now on, as a broken link does.
-fn deafen(socket: &TcpStream) {
-    const DROP_ALL: socket2::SockFilter = socket2::SockFilter::new(6, 0, 0, 0);
-    socket2::SockRef::from(socket).attach_filter(&[DROP_ALL]).unwrap();
 }
 
 /// A connection whose slots are leased, and the registry's end of it, which sends as fast as it can.

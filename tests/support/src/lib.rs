@@ -11,8 +11,10 @@
 //! * [`real`]: does it hold with the software that nodes meet? The distribution registry, nginx, an image for skopeo.
 //! * [`load`]: what does a proxy cost? An origin, a client that keeps its connection, the kernel's count of a process.
 //! * [`scale()`]: how often is it tried? A tenth of the whole count, all of it in `tests/run --soak`.
+//! * [`deafen()`]: what does a broken link cost? Nothing comes to one socket any more.
 //! * [`eventually()`]: has it happened yet? The only way for a test to wait.
 
+mod broken_link;
 mod eventually;
 mod harbor;
 pub mod http;
@@ -31,6 +33,7 @@ mod storm;
 mod stub;
 mod terminal;
 
+pub use broken_link::deafen;
 pub use eventually::{eventually, eventually_is};
 pub use harbor::{Illness, PASSWORD, StubHarbor, USER};
 pub use http::{Head, Response, Wire, connect_through, get_through};
