@@ -148,10 +148,11 @@ impl Adapt {
     pub fn is_near_limit(&self, now: Moment) -> bool {
         let state = self.0.lock();
         let limit = &state.limit;
-        if let Some(tally) = &state.tally {
-            return tally.lowered().is_some();
-        }
-        limit.in_force().is_some() && limit.lowered().is_some_and(|at| now.since(at) < NEAR_LIMIT)
+        let lowered = match &state.tally {
+            Some(tally) => tally.lowered().map(|(_, at)| Moment(at)),
+            None => limit.in_force().and(limit.lowered()),
+        };
+        lowered.is_some_and(|at| now.since(at) < NEAR_LIMIT)
     }
 
     /// Its state at this moment.

@@ -15,6 +15,8 @@ const SHORTEST_WINDOW: Duration = Duration::from_millis(200);
 pub const LONGEST_WINDOW: Duration = Duration::from_secs(10);
 /// The part of answers that may be signs of overload without an effect: they are asked for again.
 const TOLERATED: f64 = 0.02;
+/// With no more than this part the slots rise: a large registry always has some errors that no load causes.
+const HARMLESS: f64 = 0.01;
 /// The part of the slots that the registry served which are in force afterwards.
 const MARGIN: f64 = 0.95;
 /// A window with a sign is judged by at least so many answers, unless they do not come within this time.
@@ -133,7 +135,8 @@ impl Limit {
         let signs = f64::from(window.signs);
         // A window with fewer answers than slots says little of them.
         let spoiled = signs / f64::from(window.good + window.signs).max(in_force);
-        if window.signs > 0 {
+        let is_calm = spoiled <= HARMLESS;
+        if !is_calm {
             self.last_sign = Some(now);
         }
         if spoiled > TOLERATED && window.signs > 1 {
@@ -148,7 +151,7 @@ impl Limit {
             return true;
         }
         let is_quiet = self.last_sign.is_none_or(|last| now.since(last) >= QUIET);
-        if self.in_force.is_none() || window.signs > 0 || !window.was_full && !is_quiet {
+        if self.in_force.is_none() || !is_calm || !window.was_full && !is_quiet {
             return false;
         }
         self.raise(in_force, all, now.since(window.began), now);
@@ -331,7 +334,15 @@ mod tests {
         let before = world.see(500, |_| GOOD);
         assert!((3..=6).contains(&before), "{before}");
         let after = world.see(450, |number| if number % 20 == 0 { SIGN } else { GOOD });
-        assert_eq!(after, before);
+        assert!((before..=before + 1).contains(&after), "{before} {after}");
+    }
+
+    /// Each large registry has some.
+    #[test]
+    fn errors_without_a_load_do_not_keep_them_low() {
+        let mut world = World::new(1);
+        assert!(world.see(1_000, |_| SIGN) <= 30);
+        assert_eq!(world.see(60_000, |number| if number % 200 == 0 { SIGN } else { GOOD }), 100);
     }
 
     /// Answers to requests of before say nothing of the slots now.

@@ -61,6 +61,8 @@ enum Event {
 enum Sight {
     All,
     Tunnels,
+    /// Each of its requests is answered without the database.
+    Cached,
     /// Each of its requests fails, and none reaches the database.
     Broken,
     /// Nobody may pull any more, as Harbor says to everybody.
@@ -83,7 +85,10 @@ struct Plan {
     limits: [u64; 2],
     /// The part of the limit that others take at most, in percent.
     others: u64,
-    clients: u64,
+    /// The part of the answers that are errors of the database without any load, in percent.
+    errors: u64,
+    /// At each node.
+    clients: Vec<u64>,
     answer_times: (u64, u64),
 }
 
@@ -135,7 +140,7 @@ impl World {
 
     fn run(mut self, end: u64) -> World {
         for node in 0..self.nodes.len() {
-            for _ in 0..self.plan.clients {
+            for _ in 0..self.plan.clients[node] {
                 let start = self.random.below(500);
                 self.push(start, Event::Asks { node });
             }
@@ -221,7 +226,7 @@ impl World {
         let now = self.time();
         let node = &mut self.nodes[number];
         node.busy -= 1;
-        let reaches = !matches!(node.sight, Sight::Broken | Sight::Denied);
+        let reaches = matches!(node.sight, Sight::All | Sight::Tunnels);
         self.at_database -= u64::from(good && reaches);
         let observed = match node.sight {
             Sight::Tunnels => None,
@@ -273,9 +278,10 @@ impl World {
     fn arrive(&mut self, node: usize) {
         let (least, most) = self.plan.answer_times;
         let has_room = self.at_database + self.others < self.limit();
-        let reaches = !matches!(self.nodes[node].sight, Sight::Broken | Sight::Denied);
-        let good = reaches && has_room;
+        let reaches = matches!(self.nodes[node].sight, Sight::All | Sight::Tunnels);
+        let good = reaches && has_room && self.random.below(100) >= self.plan.errors;
         self.at_database += u64::from(good);
+        let good = good || self.nodes[node].sight == Sight::Cached;
         let took = least + self.random.below(most - least + 1);
         // A refusal takes less time.
         let took = if good { took } else { 1 + self.random.below(took) };
@@ -313,7 +319,8 @@ fn random_plan(random: &mut Random) -> Plan {
         *nodes.last_mut().unwrap() = Sight::Broken;
     }
     let slowest = 20 + random.below(100);
-    Plan { nodes, cap, limits, others: 10, clients: 2 * cap / count + 1, answer_times: (slowest / 4, slowest) }
+    let clients = vec![2 * cap / count + 1; nodes.len()];
+    Plan { nodes, cap, limits, others: 10, errors: 0, clients, answer_times: (slowest / 4, slowest) }
 }
 
 /// Nodes speak every 5 s, and what others use changes as often: not every run is followed so closely.
@@ -343,7 +350,27 @@ fn the_pool_follows_the_limit_of_the_database() {
 
 fn twenty(sights: impl Fn(usize) -> Sight, limit: u64) -> Plan {
     let nodes = (0..20).map(sights).collect();
-    Plan { nodes, cap: 60, limits: [limit; 2], others: 0, clients: 6, answer_times: (20, 40) }
+    Plan { nodes, cap: 60, limits: [limit; 2], others: 0, errors: 0, clients: vec![6; 20], answer_times: (20, 40) }
+}
+
+/// Each large registry has some.
+#[test]
+fn errors_without_a_load_do_not_keep_the_slots_low() {
+    let world = World::new(1, Plan { limits: [18, 100], errors: 1, ..twenty(|_| Sight::All, 0) }).run(END);
+    let risen = world.samples.iter().filter(|(at, ..)| *at > CHANGE + RISEN);
+    assert!(risen.clone().count() > 0 && risen.clone().all(|(_, _, force, _)| *force > 50), "{}", world.picture());
+}
+
+/// One that has most slots is not the one that is ill.
+#[test]
+fn a_node_that_has_most_slots_is_heard_beside_one_that_has_few() {
+    let nodes = || vec![Sight::All, Sight::Cached];
+    let plan = || Plan { nodes: nodes(), clients: vec![120, 1], ..twenty(|_| Sight::All, 18) };
+    for seed in 0..5 {
+        let world = World::new(seed, plan()).run(CHANGE);
+        let (many, few) = world.off(FOUND..CHANGE);
+        assert!(many < 10 && few < 10, "{many} % too many, {few} % too few: {}", world.picture());
+    }
 }
 
 /// They see no sign by themselves.

@@ -129,7 +129,9 @@ impl FleetOverview {
     /// As a table for people.
     pub fn table(&self, registry: &str, pool: u32) -> String {
         let mut state = String::new();
-        if let (Some(slots), Some(sign), Some(ago)) = (self.in_force, &self.lowered_by, self.lowered_seconds_ago) {
+        if let (Some(slots), Some(sign), Some(ago)) = (self.in_force, &self.lowered_by, self.lowered_seconds_ago)
+            && slots < u64::from(pool)
+        {
             let _ = write!(state, ", {slots} in force (lowered {ago:.0} s ago, last sign: {})", sign.replace('_', " "));
         }
         if self.paused {

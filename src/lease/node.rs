@@ -218,9 +218,9 @@ impl Borrower {
         &self.force
     }
 
-    /// When those were lowered last, also if all are in force again.
-    pub fn pool_lowered(&self) -> Option<Duration> {
-        self.lowered
+    /// When those were lowered last, also if all are in force again; none where the store has been away for long.
+    pub fn pool_lowered(&self, now: Duration) -> Option<Duration> {
+        self.lowered.filter(|_| self.leased_slots(now).1.is_some())
     }
 
     /// All slots that may be used at this moment.
@@ -281,7 +281,7 @@ impl Borrower {
             unanswered: self.failures,
             has_twin: self.has_twin(now),
             pool: self.terms.pool,
-            pool_in_force: if self.force.slots > 0 { self.force.slots } else { self.terms.pool },
+            pool_in_force: if until.is_some() && self.force.slots > 0 { self.force.slots } else { self.terms.pool },
         }
     }
 
@@ -343,7 +343,7 @@ impl Borrower {
         }
         self.order = self.order.max(answer.order);
         let lowered = Duration::from_millis(answer.clock.saturating_sub(answer.force.lowered));
-        (self.force, self.lowered) = (answer.force.clone(), now.checked_sub(lowered));
+        (self.force, self.lowered) = (answer.force.clone(), Some(now.saturating_sub(lowered)));
         if answer.learning == 0 {
             self.certainty = Certainty::Known;
         }
@@ -445,6 +445,11 @@ impl Borrower {
     /// The shortest time between two words that are of no use to this node itself.
     fn while_of_fleet(&self) -> Duration {
         (GAP_PER_NODE * u32::try_from(self.terms.nodes).unwrap_or(u32::MAX).min(500)).max(SHORTEST_GAP)
+    }
+
+    /// This evidence with the work of leased slots only. Those of the floor do not yield.
+    pub fn on_leases(&self, evidence: FleetEvidence) -> FleetEvidence {
+        FleetEvidence { worked: evidence.worked * self.leased() / self.used.open.max(1), ..evidence }
     }
 
     fn leased(&self) -> u64 {

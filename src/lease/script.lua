@@ -46,7 +46,7 @@ local clock, born, longest = tonumber(meta.clock or 0), tonumber(meta.born or 0)
 local epoch, order, seen = meta.epoch, tonumber(meta.order or 0), min(tonumber(meta.seen or millis), millis)
 -- The slots in force of all nodes together, in thousandths, 0 for all; and the moments of the last lowering, sign, window and look.
 local slots, knee, lowered, signed, began, looked = 0, 0, 0, 0, 0, 0
-if meta.force then slots, knee, lowered, signed, began, looked = struct.unpack(FORCE, meta.force) end
+if meta.force and #meta.force >= struct.size(FORCE) then slots, knee, lowered, signed, began, looked = struct.unpack(FORCE, meta.force) end
 local sign = meta.sign or ''
 -- The evidence of a record is read only where it is needed, which is seldom: packed, and as numbers.
 local function seen_by(record)
@@ -194,19 +194,19 @@ local function judge()
             end
         end
     end
-    local is_quorum = known == 0 or total * 2 > weights and (#voters > 1 or known == 1)
+    local is_quorum = known == 0 or #voters > 1 and total * 2 > weights or total * 4 > weights * 3
     local is_enough = signs == 0 or good + signs >= 50 or age >= 2000
     if not (is_quorum and is_enough) and age < 30000 then return end
     began = clock
-    -- The worst are left out: a quarter of the use, one of them at least.
-    local spoiled, worked, theirs, bound, left_out = 0, 0, 0, 0, 0
+    -- The worst are left out: a quarter of the use, one of them at least unless it has most of it.
+    local spoiled, worked, theirs, bound, left_out = 0, 0, 0, floor(total / 4), 0
     signs = 0
     if #voters > 1 then
         table.sort(voters, function(a, b)
             if a.spoiled ~= b.spoiled then return a.spoiled > b.spoiled end
             return a.name < b.name
         end)
-        bound = max(floor(total / 4), voters[1].weight)
+        if voters[1].weight * 2 <= total then bound = max(bound, voters[1].weight) end
     end
     for _, record in ipairs(voters) do
         if left_out + record.weight <= bound then
@@ -217,17 +217,18 @@ local function judge()
             worked, theirs = worked + floor(record.worked * 1000 / record.span), theirs + record.uses
         end
     end
-    if signs > 0 then signed = clock end
     local force = slots > 0 and min(slots, all) or all
     -- A node that sees signs says so at once: those that are silent saw none.
     spoiled = floor(spoiled / max(weights - left_out, 1))
+    local is_calm = spoiled <= 10000
+    if not is_calm then signed = clock end
     if spoiled > 20000 and signs > 1 then
         local served = floor((worked + silent * 1000) * used / max(theirs + silent, 1))
         served = max(floor(force * (1000000 - spoiled) / 1000000), floor(force * 3 / 4), served)
         knee = min(served, force)
         slots = min(max(floor(knee * 95 / 100), least * 1000), all)
         lowered = clock
-    elseif slots > 0 and signs == 0 and (clock - signed >= 60000 or good > 0 and wishes >= whole()) then
+    elseif slots > 0 and is_calm and (clock - signed >= 60000 or good > 0 and wishes >= whole()) then
         raise(force, all, age)
     end
 end

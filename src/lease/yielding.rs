@@ -15,6 +15,8 @@ const PATIENCE: u64 = 2_000;
 const LONGEST_WINDOW: u64 = 30_000;
 /// The part of answers that may be signs of overload without an effect, in millionths.
 const TOLERATED: u64 = 20_000;
+/// With no more than this part the slots rise.
+const HARMLESS: u64 = 10_000;
 /// After so long without a sign, the slots rise whatever their use.
 const QUIET: u64 = 60_000;
 /// How long they stay where signs came last.
@@ -121,7 +123,8 @@ impl Yielding {
         let (good, signs) = (sum(|tallied| tallied.good), sum(|tallied| tallied.signs));
         let weight = |voters: &[&Voter<'_>]| voters.iter().map(|voter| voter.granted.max(1)).sum::<u64>();
         let total = weight(&voters);
-        let is_quorum = known.is_empty() || total * 2 > weight(&known) && (voters.len() > 1 || known.len() == 1);
+        let by_all = weight(&known);
+        let is_quorum = known.is_empty() || voters.len() > 1 && total * 2 > by_all || total * 4 > by_all * 3;
         let is_enough = signs == 0 || good + signs >= ENOUGH || age >= PATIENCE;
         if !(is_quorum && is_enough) && age < LONGEST_WINDOW {
             return;
@@ -130,7 +133,8 @@ impl Yielding {
         let Sound { signs, spoiled, weight: sound, worked, used } = without_the_worst(&voters);
         // A node that sees signs says so at once: those that are silent saw none.
         let spoiled = spoiled / (sound + weight(&silent)).max(1);
-        if signs > 0 {
+        let is_calm = spoiled <= HARMLESS;
+        if !is_calm {
             self.signed = now.clock;
         }
         let pool = now.pool * 1000;
@@ -143,7 +147,7 @@ impl Yielding {
             self.knee = served.max(force * (1_000_000 - spoiled) / 1_000_000).max(force * 3 / 4).min(force);
             self.slots = (self.knee * 95 / 100).max(now.floor.max(1) * 1000).min(pool);
             self.lowered = now.clock;
-        } else if self.slots > 0 && signs == 0 {
+        } else if self.slots > 0 && is_calm {
             let is_quiet = now.clock - self.signed >= QUIET;
             if is_quiet || good > 0 && now.wishes >= self.whole(now.floor) {
                 self.raise(force, pool, age, now.clock);
@@ -179,8 +183,8 @@ struct Sound {
     used: u64,
 }
 
-/// The worst are left out, one node at least where there are more, and up to a quarter of the slots: nodes that see signs alone are ill
-/// themselves.
+/// The worst are left out, up to a quarter of the slots, and one node at least unless it has most of them: nodes that see signs alone are
+/// ill themselves.
 fn without_the_worst(voters: &[&Voter<'_>]) -> Sound {
     let spoiled = |voter: &Voter<'_>| {
         let Tallied { good, signs, .. } = voter.tallied;
@@ -191,8 +195,8 @@ fn without_the_worst(voters: &[&Voter<'_>]) -> Sound {
     voters.sort_by(|(a, _, one), (b, _, other)| b.cmp(a).then(one.name.cmp(other.name)));
     let total: u64 = voters.iter().map(|(_, weight, _)| weight).sum();
     let mut bound = match &voters[..] {
-        [(_, worst, _), _, ..] => (total / 4).max(*worst),
-        _ => 0,
+        [(_, worst, _), _, ..] if worst * 2 <= total => (total / 4).max(*worst),
+        _ => total / 4,
     };
     let mut left_out = 0;
     let mut sound = Sound { signs: 0, spoiled: 0, weight: 0, worked: 0, used: 0 };
@@ -227,5 +231,21 @@ mod tests {
         let mut yielding = Yielding { began: 1_000, ..Yielding::default() };
         yielding.judge(&all, FleetMoment { clock: 2_000, pool: 50, wishes: 50, floor: 1 });
         assert_eq!((yielding.knee, yielding.slots), (43_750, 41_562));
+    }
+
+    /// It may have had an answer a while ago, and none since.
+    #[test]
+    fn a_node_with_few_slots_that_says_nothing_is_not_waited_for() {
+        let heavy = Tallied { window: 1_000, good: 30, signs: 70, worked: 9_000, span: 500 };
+        let light = Tallied { window: 500, good: 1, signs: 0, worked: 20, span: 500 };
+        let all = [("a", 59, heavy), ("b", 1, light)].map(|(name, granted, tallied)| Voter {
+            name,
+            granted,
+            wished: granted,
+            tallied,
+        });
+        let mut yielding = Yielding { began: 1_000, ..Yielding::default() };
+        yielding.judge(&all, FleetMoment { clock: 1_600, pool: 60, wishes: 60, floor: 1 });
+        assert_eq!((yielding.lowered, yielding.slots), (1_600, 42_750));
     }
 }

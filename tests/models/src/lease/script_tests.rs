@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::message::{FleetEvidence, FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, PoolForce, Process};
 use super::store::{Loan, ServerRun, StoreModel};
-use super::yielding::Tallied;
+use super::yielding::{Tallied, Yielding};
 use crate::random::Random;
 
 const SCRIPT: &str = include_str!("../../../../src/lease/script.lua");
@@ -117,6 +117,7 @@ impl Redis {
                 "longest" => store.longest = text.parse().unwrap(),
                 "order" => store.order = FleetOrder(text.parse().unwrap()),
                 "sign" => store.yielding.sign = text.into_owned(),
+                "force" if value.len() < 48 => {}
                 "force" => {
                     let [slots, knee, lowered, signed, began, looked] = numbers(&value)[..] else { panic!("{name}") };
                     let yielding = &mut store.yielding;
@@ -187,6 +188,10 @@ fn the_model_does_what_the_script_does() {
             if random.below(60) == 0 {
                 let _: () = redis::cmd("HSET").arg("h").arg("x/y").arg("torn").query(&mut redis.connection).unwrap();
                 store.is_torn = true;
+            }
+            if random.below(60) == 0 {
+                let _: () = redis::cmd("HSET").arg("h").arg("force").arg("torn").query(&mut redis.connection).unwrap();
+                store.yielding = Yielding { sign: store.yielding.sign, ..Yielding::default() };
             }
             let (run, stamp) = (format!("run{run}"), format!("{time}"));
             let server = ServerRun { run: &run, stamp: &stamp, time };
