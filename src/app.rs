@@ -102,12 +102,12 @@ pub async fn start(start: Start<'_>, set_level: SetLevel) -> Result<Running, Sta
     let proxy = Proxy::new(settings, pseudonym(), draining.clone(), cut_short.clone());
     let state = Arc::new(ConfigState::new(file, &config));
     let admin = Admin::new(proxy.clone(), state.clone(), control, metrics, draining.clone());
-    let reservations = Reservations::new(proxy.clone());
+    let reservations = Reservations::new(proxy.clone(), control_socket.as_ref().map(|socket| socket.path().to_owned()));
     reservations.take_part(&participant);
     let reloader = Reloader::new(file, config, assembly, reservations.clone(), state, set_level);
     // Not a slot is taken before it is known which are free.
     take_over(predecessor, &reservations).await?;
-    reservations.clone().claim(participant, control_socket.as_ref().map(|socket| socket.path().to_owned()));
+    reservations.clone().claim(participant);
     let mut accepting = Vec::new();
     for listener in &listeners {
         let socket = listener.accepting()?;

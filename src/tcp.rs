@@ -167,10 +167,11 @@ pub fn is_reset(error: io::ErrorKind) -> bool {
     !matches!(error, io::ErrorKind::BrokenPipe | io::ErrorKind::NotConnected)
 }
 
-/// Whether this is the kernel's own end of a connection whose other side it has not heard of: that may not know.
+/// Whether this is the kernel's own end of a connection whose other side it has not heard of: that may not know. The error is the last
+/// word of any host between, and can be almost all that there are.
 pub fn has_given_up(error: io::ErrorKind) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
-    matches!(error, TimedOut | HostUnreachable | NetworkUnreachable | ConnectionRefused | ConnectionAborted)
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, Interrupted, NotConnected, WouldBlock};
+    !matches!(error, ConnectionReset | BrokenPipe | NotConnected | WouldBlock | Interrupted)
 }
 
 /// Reads what is there. A read that leaves room has emptied the socket: the next one waits for the kernel's word.
@@ -248,6 +249,16 @@ pub(crate) mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         (ours, listener.accept().await.unwrap().0)
+    }
+
+    #[test]
+    fn the_end_of_a_connection_that_the_kernel_gave_up_has_many_names() {
+        for error in [Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::ACCESS, Errno::INVAL, Errno::HOSTDOWN, Errno::PROTO] {
+            assert!(has_given_up(io::Error::from(error).kind()), "{error}");
+        }
+        for error in [Errno::CONNRESET, Errno::PIPE, Errno::NOTCONN] {
+            assert!(!has_given_up(io::Error::from(error).kind()), "{error}");
+        }
     }
 
     #[tokio::test]

@@ -857,7 +857,7 @@ async fn a_machine_that_was_started_a_moment_ago_does_not_use_its_floor_yet() {
 }
 
 /// The registry may count a connection whose end it has not heard of. A process that ends meanwhile does not leave, and the next one takes
-/// nothing over: its lease runs out. Neither is waited for.
+/// nothing over and does not use its floor yet. Neither is waited for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_ends_while_a_connection_may_count_keeps_its_lease() {
     let fleet = Fleet::start(0, StubRegistry::builder()).await;
@@ -865,26 +865,41 @@ async fn a_process_that_ends_while_a_connection_may_count_keeps_its_lease() {
     let address = registry.local_addr().unwrap();
     let text = settings(&fleet.registry, &fleet.redis.url(), 0)
         .replace("gives_up = \"500ms\"", "gives_up = \"60s\"")
+        .replace("nodes = 20", "nodes = 2\nfloor = 2")
         .replace(&fleet.registry.address().to_string(), &address.to_string());
-    let mut first = Sidecar::start(BINARY, &text).await;
-    let folder = first.config_path().parent().unwrap().to_owned();
+    let mut zeroth = Sidecar::start(BINARY, &text).await;
+    let folder = zeroth.config_path().parent().unwrap().to_owned();
+    let environment = [("RUNTIME_DIRECTORY", folder.to_str().unwrap())];
     let processes = || std::fs::read_to_string(folder.join("control.lock")).unwrap_or_default().lines().count();
+    let deaf_connection = async |sidecar: &Sidecar| {
+        let mut client = tokio::net::TcpStream::connect(sidecar.proxy()).await.unwrap();
+        let request = format!("GET http://{address}/v2/ HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut silent = registry.accept().await.unwrap().0;
+        silent.read_exact(&mut [0; 16]).await.unwrap();
+        deafen(&silent);
+        (client, silent)
+    };
     eventually_is("the lock", SOON, 1, async || processes()).await;
-    let mut client = tokio::net::TcpStream::connect(first.proxy()).await.unwrap();
-    client.write_all(format!("GET http://{address}/v2/ HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes()).await.unwrap();
-    let mut silent = registry.accept().await.unwrap().0;
-    silent.read_exact(&mut [0; 16]).await.unwrap();
-    deafen(&silent);
+    // The kernel has a socket of one that was killed, so that the next one waits with what was lent to it.
+    let _connection = deaf_connection(&zeroth).await;
+    zeroth.signal(Signal::KILL);
+    zeroth.wait().await;
+    let mut first = Sidecar::start_with(BINARY, &text, &environment).await;
+    eventually_is("the lock", SOON, 2, async || processes()).await;
+    let (client, _silent) = deaf_connection(&first).await;
     drop(client);
-    eventually_is("nobody who may follow", SOON, 0, async || processes()).await;
+    eventually_is("nobody who may follow", SOON, 1, async || processes()).await;
     let began = Instant::now();
     first.terminate();
     first.wait().await;
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    let second = Sidecar::start_with(BINARY, &text, &[("RUNTIME_DIRECTORY", folder.to_str().unwrap())]).await;
-    eventually_is("the lock", SOON, 1, async || processes()).await;
+    let second = Sidecar::start_with(BINARY, &text, &environment).await;
+    eventually_is("the lock", SOON, 2, async || processes()).await;
     // It would take over half a second later.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(fleet.redis.order("HKEYS roadstead:{stub}:leases").matches("n0/").count(), 2);
+    assert_eq!(fleet.redis.order("HKEYS roadstead:{stub}:leases").matches("n0/").count(), 3);
+    // Sockets of both that the kernel is still closing, and the floor.
+    assert_eq!(second.status().await["registries"]["stub"]["reserved"], 4);
     drop(second);
 }

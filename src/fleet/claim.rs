@@ -1,6 +1,6 @@
 //! The lock of a node, which one process at a time has. Its file says which ones had it before: those are gone, and what was lent to them is
 //! free once the kernel has no socket of theirs any more. A process that holds a slot because the registry may count what is gone here is
-//! not among them for that time.
+//! not among them for that time, and a file beside the lock says when the last such slot is free.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -15,12 +15,15 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::sync::watch;
 
+use super::lent::boot_time;
 use crate::kernel;
 
 /// Set by systemd, where a service cannot read it.
 const BOOT_ID: &str = "ROADSTEAD_BOOT_ID";
 /// As many processes are remembered: each takes over from all of them.
 const MOST_REMEMBERED: usize = 16;
+/// The file beside the control socket of slots that are held for connections which are gone.
+const GHOSTS_FILE: &str = "ghosts";
 /// How often a lock that another process has is tried.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// The kernel frees the lock of a process that was killed before the last of its sockets, but not by so much.
@@ -28,24 +31,39 @@ const CLOSES_ALL: Duration = Duration::from_millis(500);
 /// The pauses between looks at its sockets.
 const LOOK: Duration = Duration::from_millis(100);
 
-static GHOSTS: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
+static GHOSTS: LazyLock<watch::Sender<Ghosts>> = LazyLock::new(|| watch::Sender::new(Ghosts::default()));
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Ghosts {
+    number: usize,
+    /// When no registry counts any of them any more, since the start of the machine.
+    until: Duration,
+}
 
 /// A connection of this process that is gone here, while its registry may count it.
 #[derive(Debug)]
 pub struct Ghost(());
 
 impl Ghost {
-    #[expect(clippy::new_without_default, reason = "one is never there by default")]
-    pub fn new() -> Ghost {
-        GHOSTS.send_modify(|ghosts| *ghosts += 1);
+    /// One that may count for so long from now on.
+    pub fn new(counts: Duration) -> Ghost {
+        let until = boot_time() + counts;
+        GHOSTS.send_modify(|ghosts| *ghosts = Ghosts { number: ghosts.number + 1, until: ghosts.until.max(until) });
         Ghost(())
     }
 }
 
 impl Drop for Ghost {
     fn drop(&mut self) {
-        GHOSTS.send_modify(|ghosts| *ghosts -= 1);
+        GHOSTS.send_modify(|ghosts| ghosts.number -= 1);
     }
+}
+
+/// When no registry counts connections any more that were gone before the processes of this node ended, since the start of the machine.
+pub fn ghosts_until(control: &Path) -> Duration {
+    let text = fs::read_to_string(control.with_extension(GHOSTS_FILE)).unwrap_or_default();
+    let of_this_boot = text.split_once(' ').filter(|(_, life)| Some(*life) == boot().as_deref());
+    of_this_boot.and_then(|(until, _)| until.parse().ok()).map_or(Duration::ZERO, Duration::from_millis)
 }
 
 /// The place of the lock, and who asks for it.
@@ -59,6 +77,7 @@ pub struct NodeLock {
 #[derive(Debug)]
 pub struct HeldLock {
     file: File,
+    path: PathBuf,
     own: String,
     /// The processes of this network that had it before.
     pub earlier: Vec<String>,
@@ -106,7 +125,7 @@ impl NodeLock {
         });
         let mut earlier: Vec<String> = earlier.collect();
         earlier.drain(..earlier.len().saturating_sub(MOST_REMEMBERED));
-        let mut held = HeldLock { file, own: self.instance.clone(), earlier };
+        let mut held = HeldLock { file, path: self.path.clone(), own: self.instance.clone(), earlier };
         held.enter(true)?;
         Ok(Some(held))
     }
@@ -116,18 +135,32 @@ impl HeldLock {
     /// Keeps the lock for as long as this is polled. While a registry may count what is gone here, nobody takes this process over, should
     /// it end meanwhile: the store keeps its lease for long enough.
     pub async fn keep(mut self) {
-        let (mut ghosts, mut is_entered) = (GHOSTS.subscribe(), true);
+        let (mut ghosts, mut is_entered, mut is_told) = (GHOSTS.subscribe(), true, Duration::ZERO);
         loop {
-            let may_follow = *ghosts.borrow_and_update() == 0;
+            let Ghosts { number, until } = *ghosts.borrow_and_update();
+            let may_follow = number == 0;
+            let mut written = Ok(());
+            if until > is_told {
+                (is_told, written) = (until, self.tell(until));
+            }
             if may_follow != is_entered {
                 is_entered = may_follow;
-                if let Err(error) = self.enter(may_follow) {
-                    tracing::warn!(%error, "the lock of this node cannot be written");
-                }
+                written = written.and(self.enter(may_follow));
+            }
+            if let Err(error) = written {
+                tracing::warn!(%error, "the lock of this node cannot be written");
             }
             // The sender lives as long as the process.
             let _ = ghosts.changed().await;
         }
+    }
+
+    /// Writes until when connections may count that are gone. Others read it without the lock, and never a half of it.
+    fn tell(&self, until: Duration) -> io::Result<()> {
+        let place = self.path.with_extension(GHOSTS_FILE);
+        let draft = place.with_extension("new");
+        fs::write(&draft, format!("{} {}", until.as_millis(), boot().unwrap_or_default()))?;
+        fs::rename(draft, place)
     }
 
     /// Writes the processes before this one, and this one if another may take over from it.
@@ -142,11 +175,16 @@ impl HeldLock {
     }
 }
 
+/// This life of the machine.
+fn boot() -> Option<String> {
+    let boot = std::env::var(BOOT_ID).ok().or_else(|| fs::read_to_string("/proc/sys/kernel/random/boot_id").ok())?;
+    Some(boot.trim().to_owned())
+}
+
 /// This network, in this life of the machine: what a process of another one left behind is not seen here.
 fn network() -> Option<String> {
-    let boot = std::env::var(BOOT_ID).ok().or_else(|| fs::read_to_string("/proc/sys/kernel/random/boot_id").ok())?;
     let network = fs::read_link("/proc/self/ns/net").ok()?;
-    Some(format!("{} {}", boot.trim(), network.display()))
+    Some(format!("{} {}", boot()?, network.display()))
 }
 
 /// Completes when the kernel has closed all sockets of processes that are gone; never where it does not tell.
@@ -193,8 +231,14 @@ mod tests {
             last.enter(may_follow).unwrap();
             assert_eq!(fs::read_to_string(folder.path().join("control.lock")).unwrap().lines().count(), listed);
         }
+        last.tell(Duration::from_secs(7)).unwrap();
         drop(last);
         assert!(!lock("after").try_get().unwrap().unwrap().earlier.contains(&"last".to_owned()));
+        let control = folder.path().join("control.sock");
+        assert_eq!(ghosts_until(&control), Duration::from_secs(7));
+        assert_eq!(ghosts_until(&folder.path().join("other.sock")), Duration::ZERO);
+        fs::write(folder.path().join("control.ghosts"), "7000 other").unwrap();
+        assert_eq!(ghosts_until(&control), Duration::ZERO);
         // Another start of the machine, and half a line.
         fs::write(folder.path().join("control.lock"), "c other net:[1]\nd").unwrap();
         assert_eq!(lock("e").try_get().unwrap().unwrap().earlier, Vec::<String>::new());

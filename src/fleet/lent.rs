@@ -172,11 +172,11 @@ impl Lease {
         count(self.state.lock().terms.floor)
     }
 
-    /// Slots of the floor that are taken still. The machine may have been reset: its registry has no word of that, and counts what the
-    /// machine had before until it gives up. The store counts the leases of before.
-    pub fn floor_before_boot(&self) -> usize {
+    /// Slots of the floor that are taken still: until `ghosts`, by a process before this one. And the machine may have been reset: its registry
+    /// has no word of that, and counts what the machine had before until it gives up. The store counts the leases of before.
+    pub fn floor_of_before(&self, ghosts: Duration) -> usize {
         let FleetTerms { times, floor, .. } = &self.state.lock().terms;
-        if boot_time() < times.registry_drops { count(*floor) } else { 0 }
+        if boot_time() < times.registry_drops.max(ghosts) { count(*floor) } else { 0 }
     }
 
     /// Whether more connections are counted at this gate than may stay, so that none may be dialled, nor stand after its

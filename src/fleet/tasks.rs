@@ -36,16 +36,11 @@ impl Participant {
     }
 
     /// Once there is no other process of this node, what was lent to those before is taken over, and a twin is looked for. The lock
-    /// of the node lies beside the control socket. `others_are_gone` completes when a process that hands over has ended.
-    pub async fn claim(
-        self,
-        control: Option<PathBuf>,
-        leases: Vec<Arc<Lease>>,
-        others_are_gone: impl Future<Output = ()>,
-    ) {
+    /// of the node lies beside the control socket. `is_alone` completes when a process that hands over has ended.
+    pub async fn claim(self, control: Option<PathBuf>, leases: Vec<Arc<Lease>>, is_alone: impl Future<Output = ()>) {
         let Some((_, process)) = self.0.filter(|_| !leases.is_empty()) else { return };
         let lock = control.map(|control| NodeLock::beside(&control, &process.instance));
-        others_are_gone.await;
+        is_alone.await;
         let Some(lock) = lock else {
             for lease in &leases {
                 lease.is_alone();
@@ -62,14 +57,17 @@ impl Participant {
         for lease in &leases {
             lease.is_alone();
         }
-        if !held.earlier.is_empty() {
-            sockets_closed().await;
-            for lease in &leases {
-                lease.take_over(held.earlier.clone());
+        let earlier = held.earlier.clone();
+        let taking_over = async {
+            if !earlier.is_empty() {
+                sockets_closed().await;
+                for lease in &leases {
+                    lease.take_over(earlier.clone());
+                }
             }
-        }
+        };
         // As long as the process lives.
-        held.keep().await;
+        tokio::join!(held.keep(), taking_over);
     }
 
     /// Starts the task of this lease, if there is one, and tells the gate of it. The level of distress is for the eyes of operators.
@@ -160,7 +158,7 @@ async fn run(
             if let Some(mut request) = borrower.request(now) {
                 // A promise holds before it is said.
                 lease.hold(&borrower, now);
-                (events.asked, request.evidence) = (Instant::now(), lease.tally.take(pool.now()));
+                (events.asked, request.evidence) = (Instant::now(), borrower.on_leases(lease.tally.take(pool.now())));
                 let report = pool.report(request.order, borrower.is_draining());
                 events.asking = Some(Box::pin(async move {
                     let answered = store.ask(&request, &report).await;
@@ -219,7 +217,7 @@ fn settle(borrower: &mut Borrower, pool: &dyn SlotPool, lease: &Lease, now: Dura
         borrower.others_are_gone(orders.gone);
     }
     borrower.uses(pool.usage(floor));
-    let (gate_time, lowered) = (pool.now(), borrower.pool_lowered());
+    let (gate_time, lowered) = (pool.now(), borrower.pool_lowered(now));
     let lowered = lowered.map(|at| gate_time.saturating_sub(now.saturating_sub(at)));
     lease.tally.hear(borrower.force(), lowered, gate_time);
     borrower.sees(lease.tally.signs());

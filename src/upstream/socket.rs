@@ -88,7 +88,10 @@ impl Shears {
         let socket = &self.glance.0;
         if self.is_leased {
             self.ending.change(|now| now.is_cut = true);
-            let _ = socket.upgrade().map(|stream| (self.ending.stand_by(&stream), tcp::finish(&stream)));
+            if let Some(stream) = socket.upgrade() {
+                self.ending.stand_by(&stream);
+                let _ = tcp::finish(&stream);
+            }
             let is_heard = || socket.upgrade().is_none_or(|stream| is_acknowledged(&stream));
             if timeout(LONGEST_HOLD, tcp::until(is_heard)).await.is_err() {
                 self.ending.change(|now| now.is_lost = true);
@@ -157,13 +160,15 @@ impl Ending {
         change(&mut self.0.lock());
     }
 
-    /// From now on the kernel does not give the connection up by itself; whether it had before.
-    fn stand_by(&self, stream: &TcpStream) -> bool {
+    /// From now on the kernel does not give the connection up by itself. It may have done so before.
+    fn stand_by(&self, stream: &TcpStream) {
         tcp::wait_for_ever(stream);
-        if let Ok(Some(error)) = stream.take_error() {
+        // That of one that stands is the word of some host between: it goes on.
+        if let Ok(Some(error)) = stream.take_error()
+            && stream.peer_addr().is_err()
+        {
             self.met(error.kind());
         }
-        self.now().is_lost
     }
 }
 
@@ -190,7 +195,9 @@ impl Socket {
     pub async fn lingering_close(self, show: impl FnMut(&[u8])) {
         self.ending.set(Manner::InOrder);
         self.slot().tell(SlotEvent::Entered(SlotState::Closing));
-        let _ = self.terms.registry_drops.map(|_| self.ending.stand_by(self.stream()));
+        if self.terms.registry_drops.is_some() {
+            self.ending.stand_by(self.stream());
+        }
         let confirmed = close_in_order(self.stream(), Instant::now() + self.terms.linger, show).await;
         self.ending.set(if confirmed { Manner::Confirmed } else { Manner::Cut });
     }
@@ -248,35 +255,45 @@ impl Drop for Socket {
 async fn close(inner: Inner, ending: Ending, terms: ClosingTerms, hold: Duration) {
     let Inner { stream, slot, node_permit } = inner;
     let deadline = Instant::now() + terms.linger;
-    let is_lost = terms.registry_drops.is_some() && ending.stand_by(&stream);
-    let confirmed = !is_lost
-        && match ending.now().manner {
-            Manner::Cut | Manner::NeverStood => false,
-            Manner::InOrder => close_in_order(&stream, deadline, |_| ()).await,
-            Manner::Confirmed => timeout_at(deadline, tcp::fin_acknowledged(&stream)).await.is_ok(),
-        };
-    let mut ghost = None;
+    if terms.registry_drops.is_some() {
+        ending.stand_by(&stream);
+    }
+    let ended = match ending.now().manner {
+        Manner::Cut | Manner::NeverStood => false,
+        Manner::InOrder => close_in_order(&stream, deadline, |_| ()).await,
+        Manner::Confirmed => timeout_at(deadline, tcp::fin_acknowledged(&stream)).await.is_ok(),
+    };
+    let confirmed = ended && !ending.now().is_lost;
     if !confirmed {
         if let Some(registry_drops) = terms.registry_drops {
-            let _ = tcp::finish(&stream);
-            let heard = timeout_at(deadline, tcp::until(|| is_acknowledged(&stream)));
-            if is_lost || heard.await.is_err() {
-                ghost = Some((Ghost::new(), registry_drops));
-            }
+            heard(&stream, &ending, deadline, registry_drops).await;
         }
         tcp::reset_on_close(&stream);
     }
     drop(unshared(stream).await);
     if !confirmed {
-        sleep(ghost.as_ref().map_or(hold, |(_, registry_drops)| *registry_drops)).await;
+        sleep(hold).await;
     }
     drop(node_permit);
     drop(slot);
 }
 
+/// Sends our FIN. Completes when the registry has heard of it, or does not count the connection any more. After the deadline, or once the
+/// connection is lost, nobody takes this process over meanwhile.
+async fn heard(stream: &TcpStream, ending: &Ending, deadline: Instant, registry_drops: Duration) {
+    let _ = tcp::finish(stream);
+    // In this order: one that is lost may be reset at any moment, and then looks like one that has ended.
+    let is_heard = || is_acknowledged(stream) && !ending.now().is_lost;
+    let _ = timeout_at(deadline, tcp::until(|| is_heard() || ending.now().is_lost)).await;
+    if !is_heard() {
+        let _ghost = Ghost::new(registry_drops);
+        let _ = timeout(registry_drops, tcp::until(is_heard)).await;
+    }
+}
+
 /// Whether the registry has acknowledged what was sent, a FIN included. The kernel tells nothing of a connection that has ended.
 fn is_acknowledged(stream: &TcpStream) -> bool {
-    kernel::unacknowledged(stream).is_none_or(|bytes| bytes == 0)
+    stream.peer_addr().is_err() || kernel::unacknowledged(stream) == Some(0)
 }
 
 /// The stream alone: a glance takes microseconds, and after this none can begin.

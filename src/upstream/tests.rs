@@ -1,6 +1,6 @@
 //! A place that was kept, on the way to the registry: it is used up by asking, and by nothing before.
 
-use roadstead_test_support::deafen;
+use roadstead_test_support::{deafen, undeafen};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -167,26 +167,51 @@ async fn until_free(upstream: &Upstream) -> Duration {
 #[tokio::test]
 async fn the_slot_of_a_download_that_is_cut_is_held_unless_the_registry_hears_of_it() {
     let registry_drops = Duration::from_millis(1_500);
-    for (is_deaf, by_lease) in [(true, false), (false, false), (true, true), (false, true)] {
+    // The owner leaves before it meets the cut, or reads until then.
+    let cuts = [None, Some(true), Some(false)].into_iter().flat_map(|cut| [(true, cut), (false, cut)]);
+    for (is_deaf, by_lease) in cuts {
         let mut upstream = upstream();
         let (mut socket, there) = downloading(&mut upstream, registry_drops).await;
         socket.read_exact(&mut [0; 4096]).await.unwrap();
         if is_deaf {
             deafen(&there);
         }
-        if by_lease {
+        if let Some(leaves) = by_lease {
             let activity = socket.slot().activity();
             let cutter = activity.cutter.0.get().unwrap();
             cutter.cut();
             cutter.cut();
+            tokio::task::yield_now().await;
+            socket.ending().set(if leaves { Manner::InOrder } else { Manner::Cut });
             let mut scratch = vec![0; 1 << 16];
-            while socket.read(&mut scratch).await.inspect_err(|_| scratch.clear()).is_ok_and(|read| read > 0) {}
-            assert!(scratch.is_empty(), "it looks like an end in order");
+            let mut is_over = async || {
+                socket.read(&mut scratch).await.inspect_err(|_| scratch.clear()).map_or(true, |read| read == 0)
+            };
+            while !leaves && !is_over().await {}
+            assert_eq!(scratch.is_empty(), !leaves, "it looks like an end in order");
         }
         drop(socket);
         let held = until_free(&upstream).await;
-        assert_eq!(held >= registry_drops, is_deaf, "{is_deaf} {by_lease} {held:?}");
+        assert_eq!(held >= registry_drops, is_deaf, "{is_deaf} {by_lease:?} {held:?}");
     }
+}
+
+/// The kernel says it again and again, and the registry hears of it once it can.
+#[tokio::test]
+async fn the_slot_of_a_connection_is_free_once_a_broken_link_is_mended() {
+    let mut upstream = upstream();
+    let (mut socket, there) = downloading(&mut upstream, Duration::from_secs(60)).await;
+    socket.read_exact(&mut [0; 4096]).await.unwrap();
+    deafen(&there);
+    let linger = upstream.terms.linger;
+    drop(socket);
+    let free = until_free(&upstream);
+    let mended = async {
+        tokio::time::sleep(linger + Duration::from_millis(300)).await;
+        undeafen(&there);
+    };
+    let (held, ()) = tokio::join!(free, mended);
+    assert!((linger..Duration::from_secs(10)).contains(&held), "{held:?}");
 }
 
 /// The kernel gives up by itself, and tells it once: to whoever reads, or nobody. A reset by the registry is an end that it knows.

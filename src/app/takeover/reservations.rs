@@ -24,6 +24,8 @@ use crate::upstream::Upstream;
 #[derive(Debug)]
 pub struct Reservations {
     proxy: Arc<Proxy>,
+    /// The place of the control socket. Processes of this node write for each other beside it.
+    pub control: Option<PathBuf>,
     /// Notified of whatever happens to a gate, and when nothing is held any more.
     pub changes: Arc<Notify>,
     state: Mutex<State>,
@@ -46,11 +48,11 @@ struct State {
 pub type GrantedSlot = Vec<Slot>;
 
 impl Reservations {
-    pub fn new(proxy: Arc<Proxy>) -> Arc<Reservations> {
+    pub fn new(proxy: Arc<Proxy>, control: Option<PathBuf>) -> Arc<Reservations> {
         let state = State { held: Some(Vec::new()), ..State::default() };
         let changes = Arc::new(Notify::new());
         proxy.settings().routes.upstreams().for_each(|upstream| upstream.gate.tell_changes(&changes));
-        Arc::new(Reservations { proxy, changes, state: Mutex::new(state) })
+        Arc::new(Reservations { proxy, control, changes, state: Mutex::new(state) })
     }
 
     pub fn proxy(&self) -> &Arc<Proxy> {
@@ -72,9 +74,13 @@ impl Reservations {
     }
 
     /// Takes over what was lent to processes of this node that are gone.
-    pub fn claim(self: Arc<Self>, participant: Participant, control: Option<PathBuf>) {
+    pub fn claim(self: Arc<Self>, participant: Participant) {
         let leases = self.upstreams().iter().filter_map(|up| up.lease.clone()).collect();
-        tokio::spawn(async move { participant.claim(control, leases, self.until_others_are_gone()).await });
+        let control = self.control.clone();
+        tokio::spawn(async move {
+            let is_alone = self.until(|| !self.state.lock().has_predecessor);
+            participant.claim(control, leases, is_alone).await;
+        });
     }
 
     /// Lets other settings hold.

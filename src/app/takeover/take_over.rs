@@ -17,6 +17,7 @@ use super::process::Predecessor;
 use super::reservations::{GrantedSlot, Reservations, concerns, sum};
 use crate::admission::core::Core;
 use crate::admission::{Admission, AdmissionRequest, ClassId, Gate, Principal, SlotEvent, SlotState};
+use crate::fleet::claim::ghosts_until;
 use crate::kernel::{self, Remote};
 use crate::proxy::Proxy;
 use crate::upstream::http::PooledConnection;
@@ -182,10 +183,12 @@ fn pause(proxy: &Proxy, paused: &BTreeSet<String>) {
     }
 }
 
-/// Counts what the kernel is still ending of processes that are gone, and what this machine may have had before it was started, and
-/// goes on with that until there is nothing.
+/// Counts what the kernel is still ending of processes that are gone, what the registries may count of theirs, and what this machine may
+/// have had before it was started, and goes on with that until there is nothing.
 async fn look_for_orphans(reservations: &Arc<Reservations>) {
-    let found = orphans(reservations.proxy(), true).await;
+    // Once: this process may write of its own later.
+    let ghosts = reservations.control.as_deref().map_or(Duration::ZERO, ghosts_until);
+    let found = orphans(reservations.proxy(), ghosts, true).await;
     if sum(&found) == 0 {
         return;
     }
@@ -198,15 +201,15 @@ async fn look_for_orphans(reservations: &Arc<Reservations>) {
         while are_left {
             sleep(pause).await;
             pause = (pause * 2).min(MAX_ORPHAN_PAUSE);
-            let found = orphans(reservations.proxy(), Instant::now() < deadline).await;
+            let found = orphans(reservations.proxy(), ghosts, Instant::now() < deadline).await;
             are_left = sum(&found) > 0;
             reservations.set_orphans(found);
         }
     });
 }
 
-/// Sockets toward each registry that no process has, but the kernel, if that is to be asked; and the floor of before.
-async fn orphans(proxy: &Proxy, asks_kernel: bool) -> Vec<Holding> {
+/// Sockets toward each registry that no process has, but the kernel, if that is to be asked; and the floor, while others may have it.
+async fn orphans(proxy: &Proxy, ghosts: Duration, asks_kernel: bool) -> Vec<Holding> {
     let settings = proxy.settings();
     let mut held = Vec::new();
     for claim in settings.routes.claims() {
@@ -216,7 +219,7 @@ async fn orphans(proxy: &Proxy, asks_kernel: bool) -> Vec<Holding> {
             remotes.extend(ips.into_iter().map(|ip| (ip, port)));
         }
         let (name, hosts) = (claim.upstream.name.clone(), claim.hosts.iter().map(ToString::to_string).collect());
-        let floor = claim.upstream.lease.as_ref().map_or(0, |lease| lease.floor_before_boot());
+        let floor = claim.upstream.lease.as_ref().map_or(0, |lease| lease.floor_of_before(ghosts));
         held.push(Holding { name, hosts, slots: kernel::orphans(&remotes) + floor, ..Holding::default() });
     }
     held

@@ -40,7 +40,7 @@ fn process() -> (Arc<Reservations>, Gate<PooledConnection>) {
     let settings = settings("[registries.stub]\nhosts = ['127.0.0.1:1']\ncap = 10\nshare = 1\n");
     let gate = settings.routes.registries().next().unwrap().gate.clone();
     let proxy = Proxy::new(settings, "test".to_owned(), CancellationToken::new(), CancellationToken::new());
-    (Reservations::new(proxy), gate)
+    (Reservations::new(proxy, None), gate)
 }
 
 async fn slot(gate: Gate<PooledConnection>) -> Slot {

@@ -11,3 +11,11 @@ pub fn deafen(socket: &TcpStream) {
     const DROP_ALL: SockFilter = SockFilter::new(6, 0, 0, 0);
     SockRef::from(socket).attach_filter(&[DROP_ALL]).expect("a filter of one step");
 }
+
+/// Mends the link.
+///
+/// # Panics
+/// If nothing is lost.
+pub fn undeafen(socket: &TcpStream) {
+    SockRef::from(socket).detach_filter().expect("a filter");
+}

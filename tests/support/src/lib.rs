@@ -33,7 +33,7 @@ mod storm;
 mod stub;
 mod terminal;
 
-pub use broken_link::deafen;
+pub use broken_link::{deafen, undeafen};
 pub use eventually::{eventually, eventually_is};
 pub use harbor::{Illness, PASSWORD, StubHarbor, USER};
 pub use http::{Head, Response, Wire, connect_through, get_through};

@@ -77,7 +77,7 @@ struct Machine {
     held: Vec<Micros>,
     /// The processes that the next one may take over from.
     followed: Vec<u64>,
-    /// After a reset the registry may count the floor of before until then.
+    /// The registry may count the floor of before until then: after a reset, or by slots that a process held when it ended.
     floor_is_free: Micros,
     absences: u64,
     silent_since: Micros,
@@ -565,8 +565,9 @@ impl World {
         if machine.is_unplugged() {
             return;
         }
-        if machine.held.is_empty() {
-            machine.followed.push(machine.life);
+        match machine.held.iter().max() {
+            None => machine.followed.push(machine.life),
+            Some(until) => machine.floor_is_free = machine.floor_is_free.max(*until),
         }
         self.goes_down(node, lasts);
         if self.random.below(2) == 0 {
