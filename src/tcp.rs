@@ -152,12 +152,12 @@ pub async fn fin_acknowledged(stream: &TcpStream) {
     until(|| stream.peer_addr().is_err()).await;
 }
 
-/// Completes when that is so, which no event tells: looks at growing pauses.
+/// Completes when that is so, which no event tells: looks at growing pauses, of half a second at most.
 pub async fn until(is_so: impl Fn() -> bool) {
     let mut pause = Duration::from_millis(1);
     while !is_so() {
         sleep(pause).await;
-        pause *= 2;
+        pause = (pause * 2).min(Duration::from_millis(500));
     }
 }
 

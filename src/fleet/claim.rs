@@ -55,7 +55,12 @@ impl Ghost {
 
 impl Drop for Ghost {
     fn drop(&mut self) {
-        GHOSTS.send_modify(|ghosts| ghosts.number -= 1);
+        GHOSTS.send_modify(|ghosts| {
+            ghosts.number -= 1;
+            if ghosts.number == 0 {
+                ghosts.until = Duration::ZERO;
+            }
+        });
     }
 }
 
@@ -135,13 +140,16 @@ impl HeldLock {
     /// Keeps the lock for as long as this is polled. While a registry may count what is gone here, nobody takes this process over, should
     /// it end meanwhile: the store keeps its lease for long enough.
     pub async fn keep(mut self) {
-        let (mut ghosts, mut is_entered, mut is_told) = (GHOSTS.subscribe(), true, Duration::ZERO);
+        let of_before = ghosts_until(&self.path);
+        let (mut ghosts, mut is_entered, mut told) = (GHOSTS.subscribe(), true, of_before);
         loop {
             let Ghosts { number, until } = *ghosts.borrow_and_update();
             let may_follow = number == 0;
             let mut written = Ok(());
-            if until > is_told {
-                (is_told, written) = (until, self.tell(until));
+            let until = until.max(of_before);
+            if until != told {
+                written = self.tell(until);
+                told = if written.is_ok() { until } else { told };
             }
             if may_follow != is_entered {
                 is_entered = may_follow;
@@ -158,7 +166,7 @@ impl HeldLock {
     /// Writes until when connections may count that are gone. Others read it without the lock, and never a half of it.
     fn tell(&self, until: Duration) -> io::Result<()> {
         let place = self.path.with_extension(GHOSTS_FILE);
-        let draft = place.with_extension("new");
+        let draft = place.with_extension("ghosts.new");
         fs::write(&draft, format!("{} {}", until.as_millis(), boot().unwrap_or_default()))?;
         fs::rename(draft, place)
     }

@@ -206,7 +206,7 @@ local function judge()
             if a.spoiled ~= b.spoiled then return a.spoiled > b.spoiled end
             return a.name < b.name
         end)
-        if voters[1].weight * 2 <= total then bound = max(bound, voters[1].weight) end
+        if voters[1].weight * 2 <= weights then bound = max(bound, voters[1].weight) end
     end
     for _, record in ipairs(voters) do
         if left_out + record.weight <= bound then

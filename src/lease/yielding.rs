@@ -130,7 +130,7 @@ impl Yielding {
             return;
         }
         self.began = now.clock;
-        let Sound { signs, spoiled, weight: sound, worked, used } = without_the_worst(&voters);
+        let Sound { signs, spoiled, weight: sound, worked, used } = without_the_worst(&voters, by_all);
         // A node that sees signs says so at once: those that are silent saw none.
         let spoiled = spoiled / (sound + weight(&silent)).max(1);
         let is_calm = spoiled <= HARMLESS;
@@ -185,7 +185,7 @@ struct Sound {
 
 /// The worst are left out, up to a quarter of the slots, and one node at least unless it has most of them: nodes that see signs alone are
 /// ill themselves.
-fn without_the_worst(voters: &[&Voter<'_>]) -> Sound {
+fn without_the_worst(voters: &[&Voter<'_>], by_all: u64) -> Sound {
     let spoiled = |voter: &Voter<'_>| {
         let Tallied { good, signs, .. } = voter.tallied;
         signs * 1_000_000 / (good + signs).max(voter.granted)
@@ -195,7 +195,7 @@ fn without_the_worst(voters: &[&Voter<'_>]) -> Sound {
     voters.sort_by(|(a, _, one), (b, _, other)| b.cmp(a).then(one.name.cmp(other.name)));
     let total: u64 = voters.iter().map(|(_, weight, _)| weight).sum();
     let mut bound = match &voters[..] {
-        [(_, worst, _), _, ..] if worst * 2 <= total => (total / 4).max(*worst),
+        [(_, worst, _), _, ..] if worst * 2 <= by_all => (total / 4).max(*worst),
         _ => total / 4,
     };
     let mut left_out = 0;

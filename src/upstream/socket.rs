@@ -287,6 +287,8 @@ async fn heard(stream: &TcpStream, ending: &Ending, deadline: Instant, registry_
     let _ = timeout_at(deadline, tcp::until(|| is_heard() || ending.now().is_lost)).await;
     if !is_heard() {
         let _ghost = Ghost::new(registry_drops);
+        // The kernel would go on for days when this process ends, and the next one would wait for that.
+        tcp::reset_on_close(stream);
         let _ = timeout(registry_drops, tcp::until(is_heard)).await;
     }
 }

@@ -40,17 +40,18 @@ const ELSEWHERE: &str = "(the process before this one)";
 /// of theirs can be taken here.
 pub async fn take_over(link: Option<UnixStream>, reservations: &Arc<Reservations>) -> io::Result<()> {
     let Some(link) = link else {
-        look_for_orphans(reservations).await;
+        look_for_orphans(reservations, ghosts(reservations)).await;
         return Ok(());
     };
     let mut predecessor = Predecessor::new(link)?;
     reservations.set_held(None);
     // Each hand-over would begin with a burst.
     reservations.proxy().settings().routes.registries().for_each(|upstream| upstream.gate.happen(Core::spend_tokens));
-    // Another one may have taken over before this one, and died.
-    look_for_orphans(reservations).await;
+    // Another one may have taken over before this one, and died. The floor is that of the process before as long as it lives.
+    let orphans = look_for_orphans(reservations, Duration::ZERO).await;
     predecessor.link.ready().await?;
-    let mut following = Following { predecessor, reservations: reservations.clone(), grants: Grants::default() };
+    let (reservations, grants) = (reservations.clone(), Grants::default());
+    let mut following = Following { predecessor, reservations, grants, orphans };
     let _ = timeout(MAX_FIRST_MESSAGE, following.first_message()).await;
     tokio::spawn(following.run());
     Ok(())
@@ -61,6 +62,8 @@ struct Following {
     predecessor: Predecessor,
     reservations: Arc<Reservations>,
     grants: Grants,
+    /// Looks for sockets that others left before.
+    orphans: AbortHandle,
 }
 
 impl Following {
@@ -91,7 +94,8 @@ impl Following {
         drop(self.grants);
         tracing::info!("the old process has closed its link");
         self.predecessor.gone().await;
-        look_for_orphans(&self.reservations).await;
+        self.orphans.abort();
+        look_for_orphans(&self.reservations, ghosts(&self.reservations)).await;
         self.reservations.predecessor_ended();
     }
 
@@ -183,21 +187,26 @@ fn pause(proxy: &Proxy, paused: &BTreeSet<String>) {
     }
 }
 
-/// Counts what the kernel is still ending of processes that are gone, what the registries may count of theirs, and what this machine may
-/// have had before it was started, and goes on with that until there is nothing.
-async fn look_for_orphans(reservations: &Arc<Reservations>) {
-    // Once: this process may write of its own later.
-    let ghosts = reservations.control.as_deref().map_or(Duration::ZERO, ghosts_until);
+/// When no registry counts connections any more that processes before this one held slots for when they ended.
+fn ghosts(reservations: &Reservations) -> Duration {
+    reservations.control.as_deref().map_or(Duration::ZERO, ghosts_until)
+}
+
+/// Counts what the kernel is still ending of processes that are gone, the floor until their ghosts are over, and what this machine may have
+/// had before it was started, and goes on with that until there is nothing.
+async fn look_for_orphans(reservations: &Arc<Reservations>, ghosts: Duration) -> AbortHandle {
     let found = orphans(reservations.proxy(), ghosts, true).await;
-    if sum(&found) == 0 {
-        return;
+    let mut are_left = sum(&found) > 0;
+    if are_left {
+        tracing::warn!(
+            ?found,
+            "connections of an earlier process, or of this machine before its start, may be open still"
+        );
     }
-    tracing::warn!(?found, "connections of an earlier process, or of this machine before its start, may be open still");
     reservations.set_orphans(found);
     let reservations = reservations.clone();
-    tokio::spawn(async move {
+    let looking = tokio::spawn(async move {
         let (deadline, mut pause) = (Instant::now() + MAX_ORPHANS, FIRST_ORPHAN_PAUSE);
-        let mut are_left = true;
         while are_left {
             sleep(pause).await;
             pause = (pause * 2).min(MAX_ORPHAN_PAUSE);
@@ -206,6 +215,7 @@ async fn look_for_orphans(reservations: &Arc<Reservations>) {
             reservations.set_orphans(found);
         }
     });
+    looking.abort_handle()
 }
 
 /// Sockets toward each registry that no process has, but the kernel, if that is to be asked; and the floor, while others may have it.
