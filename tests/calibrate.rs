@@ -28,11 +28,15 @@ impl Stage {
 
     /// Exit status, standard output and standard error.
     async fn calibrate(&self, more: &[&str]) -> (Option<i32>, String, String) {
+        self.calibrate_with(more, Stdio::null()).await
+    }
+
+    async fn calibrate_with(&self, more: &[&str], input: Stdio) -> (Option<i32>, String, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_roadstead"));
         command.arg("--config").arg(self.sidecar.config_path()).args(["calibrate", "harbor", "--step", "1"]);
         // The control socket of the sidecar lies there.
         command.env("RUNTIME_DIRECTORY", self.sidecar.config_path().parent().unwrap());
-        let output = command.args(more).stdin(Stdio::null()).output().await.unwrap();
+        let output = command.args(more).stdin(input).output().await.unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(!text(&output.stdout).contains(PASSWORD) && !text(&output.stderr).contains(PASSWORD));
         (output.status.code(), text(&output.stdout), text(&output.stderr))
@@ -74,6 +78,21 @@ async fn it_never_opens_more_than_max_and_then_knows_no_limit() {
     assert_eq!((&found["recommended_cap"], &found["limited_by"]), (&6.into(), &"max".into()), "{found}");
     assert!(harbor.stub().peak() <= 6, "{}", harbor.stub().peak());
     assert!(harbor.struck().is_empty());
+}
+
+/// The steps come while it runs, the table, the plot and the cap at the end. The password comes on standard input.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn people_read_a_table_a_plot_and_the_cap() {
+    let harbor = StubHarbor::limited(18, Duration::from_millis(5)).await;
+    let stage = Stage::new(&harbor).await;
+    let password = Stdio::from(std::fs::File::open(stage.password.path()).unwrap());
+    let arguments = ["--repository", "team/app", "--user", USER, "--password-file", "stdin", "--yes", "--max", "4"];
+    let (status, out, errors) = stage.calibrate_with(&arguments, password).await;
+    assert_eq!(status, Some(0), "{errors}");
+    for part in ["connections  requests/s\n", "          4  #", "cap = 4 is safe"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    assert!(errors.contains("p95") && errors.lines().any(|line| line.trim_start().starts_with("4 ")), "{errors}");
 }
 
 #[tokio::test]

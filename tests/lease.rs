@@ -169,15 +169,20 @@ impl Load {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_nodes_share_one_cap_and_slots_follow_the_demand() {
     let fleet = Fleet::start(NODES, StubRegistry::builder().answer_delay(Duration::from_millis(20))).await;
-    for half in [0..NODES / 2, NODES / 2..NODES, 0..1] {
-        let storms = fleet.storm(half.clone(), 40 / half.len().min(4));
-        for tally in storms.join_all().await {
-            assert_eq!(tally.failed, Vec::<String>::new());
+    for nodes in [0..NODES / 2, NODES / 2..NODES, 0..1] {
+        let mut storms = fleet.storm(nodes.clone(), 40 / nodes.len().min(4));
+        // Of these nodes alone: the registry's own peak is that of all before.
+        let mut most = 0;
+        while !storms.is_empty() {
+            most = most.max(fleet.registry.open());
+            let ended = tokio::time::timeout(Duration::from_millis(5), storms.join_next()).await;
+            if let Ok(Some(tally)) = ended {
+                assert_eq!(tally.unwrap().failed, Vec::<String>::new());
+            }
         }
-        eprintln!("{half:?} peak {}", fleet.registry.peak());
+        assert!(most >= CAP * 3 / 4, "{nodes:?}: {most} at once");
     }
-    let peak = fleet.registry.peak();
-    assert!((CAP * 3 / 4..=CAP).contains(&peak), "{peak} at once");
+    assert!(fleet.registry.peak() <= CAP, "{} at once", fleet.registry.peak());
 }
 
 /// Slots that are held stay in use; then requests wait, and all of them are served when the store is back.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use roadstead_test_support::http::request;
-use roadstead_test_support::real::Browser;
+use roadstead_test_support::real::{Browser, RedisServer};
 use roadstead_test_support::{
     KEEP_TUNNELS, Sidecar, StubRegistry, Wire, config, connect_through, eventually, eventually_is,
 };
@@ -210,6 +210,29 @@ async fn connections_around_the_cap_are_told_in_red() {
     }
     drop(around);
     eventually_is("no banner", SOON, json!([]), told).await;
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+/// A store that is new lends nothing for a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_tells_of_leased_slots() {
+    let (redis, stub) = (RedisServer::start(), StubRegistry::builder().start().await);
+    let (host, store) = (stub.address(), redis.url());
+    let settings = format!(
+        "[registries.stub]\nhosts = [\"{host}\"]\ncap = 8\nshare = \"lease\"\n\
+         [lease]\nredis = \"{store}\"\nnode_id = \"n0\"\nnodes = 1\n"
+    );
+    let sidecar = Sidecar::start(BINARY, &config(&settings)).await;
+    let browser = Browser::start();
+    browser.look(1280, 1000, false);
+    browser.open(&format!("http://{}/", sidecar.admin()));
+    let words = ["lease: 0 of 0 wished slots, 0 held", "the store lends nothing new for", "the store answers in"];
+    eventually("the lease", SOON, async || {
+        let told = texts(&browser, ".lease:not([hidden])");
+        let line = told[0].as_str().unwrap_or_default().to_owned();
+        if words.iter().all(|words| line.contains(words)) { Ok(()) } else { Err(line) }
+    })
+    .await;
     assert_eq!(browser.console(), [""; 0]);
 }
 

@@ -97,7 +97,7 @@ impl Ladder {
     pub fn recommended(&self) -> Option<(usize, LimitFound)> {
         let (good, _) = self.good?;
         Some(match (self.knee, self.bad) {
-            (Some(knee), _) => (knee, LimitFound::Knee),
+            (Some(knee), _) => (with_margin(knee), LimitFound::Knee),
             (None, Some(_)) => (with_margin(good), LimitFound::Distress),
             (None, None) => (good, LimitFound::Max),
         })
@@ -180,7 +180,7 @@ mod tests {
             let connections = f64::from(u32::try_from(connections).unwrap());
             (connections.min(10.0) * 30.0, 30.0 * (connections / 10.0).max(1.0), false)
         };
-        assert_eq!(climb(64, &pool), (vec![1, 2, 4, 8, 16, 32], Some((16, LimitFound::Knee))));
+        assert_eq!(climb(64, &pool), (vec![1, 2, 4, 8, 16, 32], Some((14, LimitFound::Knee))));
     }
 
     /// It was served once, and not the second time.

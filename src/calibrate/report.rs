@@ -56,7 +56,7 @@ impl Display for Calibration {
             Some(LimitFound::Knee) => {
                 write!(
                     text,
-                    "recommended: cap = {cap} for registry {registry}: more connections got slower answers and no more work done"
+                    "recommended: cap = {cap} for registry {registry}, 10 % below the number from which more connections got slower answers and no more work done"
                 )?;
             }
             Some(LimitFound::Max) => {

@@ -17,6 +17,13 @@ pub fn of_slots(registry: &Value) -> String {
         let _ =
             writeln!(text, "           {in_force} of {pool} slots of all nodes are in force; the last sign: {sign}");
     }
+    let lease = &registry["lease"];
+    if let Some(granted) = lease["granted"].as_u64() {
+        let (wished, held) = (number(&lease["wished"]), number(&lease["held"]));
+        let until = lease["until_seconds"].as_f64();
+        let until = until.map_or("none now".to_owned(), |left| format!("for {left:.0} s more"));
+        let _ = writeln!(text, "  lease    {granted} of {wished} wished slots, {held} held, {until}");
+    }
     text
 }
 
