@@ -22,7 +22,7 @@ pub fn of_slots(registry: &Value) -> String {
         let (wished, held) = (number(&lease["wished"]), number(&lease["held"]));
         let until = lease["until_seconds"].as_f64();
         let until = until.map_or("none now".to_owned(), |left| format!("for {left:.0} s more"));
-        let _ = writeln!(text, "  lease    {granted} of {wished} wished slots, {held} held, {until}");
+        let _ = writeln!(text, "           lease: {granted} of {wished} wished slots, {held} held, {until}");
     }
     text
 }
