@@ -67,9 +67,9 @@ fn release_build(target: Option<&str>) -> PathBuf {
     build.args(["build", "--quiet", "--release", "--locked", "--bin", "roadstead", "--target-dir"]).arg(folder);
     build.current_dir(repository(""));
     // Cargo's variables for this test would make crates build again.
-    for (name, _) in
-        std::env::vars().filter(|(name, _)| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
-    {
+    let is_of_this_test =
+        |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || name == "OUT_DIR";
+    for (name, _) in std::env::vars().filter(|(name, _)| is_of_this_test(name)) {
         build.env_remove(name);
     }
     if let Some(target) = target {
