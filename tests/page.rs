@@ -30,11 +30,17 @@ fn registries(stub: &StubRegistry, slots: usize) -> String {
 
 async fn stage(slots: usize) -> (StubRegistry, Sidecar, Browser) {
     let stub = StubRegistry::builder().start().await;
-    let sidecar = Sidecar::start(BINARY, &config(&registries(&stub, slots))).await;
+    let (sidecar, browser) = shown(&registries(&stub, slots)).await;
+    (stub, sidecar, browser)
+}
+
+/// A sidecar with these registries, and its page.
+async fn shown(registries: &str) -> (Sidecar, Browser) {
+    let sidecar = Sidecar::start(BINARY, &config(registries)).await;
     let browser = Browser::start();
     browser.look(1280, 1000, false);
     browser.open(&format!("http://{}/", sidecar.admin()));
-    (stub, sidecar, browser)
+    (sidecar, browser)
 }
 
 fn named(user: &str) -> String {
@@ -222,10 +228,7 @@ async fn the_page_tells_of_leased_slots() {
         "[registries.stub]\nhosts = [\"{host}\"]\ncap = 8\nshare = \"lease\"\n\
          [lease]\nredis = \"{store}\"\nnode_id = \"n0\"\nnodes = 1\n"
     );
-    let sidecar = Sidecar::start(BINARY, &config(&settings)).await;
-    let browser = Browser::start();
-    browser.look(1280, 1000, false);
-    browser.open(&format!("http://{}/", sidecar.admin()));
+    let (_sidecar, browser) = shown(&settings).await;
     let words = ["lease: 0 of 0 wished slots, 0 held", "the store lends nothing new for", "the store answers in"];
     eventually("the lease", SOON, async || {
         let told = texts(&browser, ".lease:not([hidden])");
