@@ -447,9 +447,10 @@ impl Borrower {
         (GAP_PER_NODE * u32::try_from(self.terms.nodes).unwrap_or(u32::MAX).min(500)).max(SHORTEST_GAP)
     }
 
-    /// This evidence with the work of leased slots only. Those of the floor do not yield.
+    /// This evidence with the work of leased slots only: those of the floor do not yield. Where nothing is open, nobody knows which did it.
     pub fn on_leases(&self, evidence: FleetEvidence) -> FleetEvidence {
-        FleetEvidence { worked: evidence.worked * self.leased() / self.used.open.max(1), ..evidence }
+        let on_leases = (evidence.worked * self.leased()).checked_div(self.used.open);
+        FleetEvidence { worked: on_leases.unwrap_or(evidence.worked), ..evidence }
     }
 
     fn leased(&self) -> u64 {
@@ -521,6 +522,17 @@ mod tests {
     fn pushing(request: &LeaseRequest, granted: u64, limit: u64) -> LeasePush {
         let (process, epoch) = (request.process.clone(), "e".to_owned());
         LeasePush { process, epoch, number: request.number, granted, limit, lowered: 0 }
+    }
+
+    /// A node may ask when nothing is open any more.
+    #[test]
+    fn the_work_of_the_floor_is_not_that_of_leases() {
+        let told = |floor, open| {
+            let mut borrower = borrower(floor);
+            borrower.uses(SlotUsage { open, idle: 0, waiting: 0 });
+            borrower.on_leases(FleetEvidence { worked: 600, ..FleetEvidence::default() }).worked
+        };
+        assert_eq!([told(0, 3), told(0, 0), told(1, 3), told(3, 3)], [600, 600, 400, 0]);
     }
 
     #[test]
