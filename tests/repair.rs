@@ -340,6 +340,33 @@ async fn an_ambiguous_denial_is_doubted_in_distress_alone() {
     }
 }
 
+/// Such a token may have been passed on before distress began. Its client is told at once, and no slot is spent on it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_allows_nothing_is_denied_at_once_also_in_distress() {
+    let harbor = StubHarbor::scripted(|head, before| match head.header("X-Pull") {
+        Some("poor") if head.target().starts_with("/service/token") => Some(Illness::PoisonedToken),
+        Some("poor") if head.target().ends_with("v2") => Some(Illness::DatabaseError),
+        Some("broken") if before == 0 => Some(Illness::DatabaseError),
+        _ => None,
+    })
+    .await;
+    let (sidecar, mirror) = start(&harbor, "").await;
+    let mut poor = Puller::new(mirror, "poor".to_owned()).await;
+    let token = poor.bearer("team/app").await;
+    let mut broken = Puller::new(mirror, String::new()).await;
+    let bearer = broken.bearer("team/app").await;
+    broken.name = "X-Pull: broken".to_owned();
+    assert_eq!(broken.get("/v2/team/app/manifests/v1", Some(&bearer)).await.unwrap().status(), 200);
+    assert_eq!(sidecar.status().await["registries"]["harbor"]["distress"]["on"], true);
+    let (asked, began) = (harbor.requests().len(), Instant::now());
+    for path in ["/v2/team/app/manifests/v1", "/v2/team/app/manifests/v2", "/v2/team/app/blobs/sha256:1"] {
+        assert_eq!(poor.get(path, Some(&token)).await.unwrap().status(), 401, "{path}");
+    }
+    assert_eq!(poor.head("/v2/team/app/manifests/v1", &token).await.status(), 401);
+    assert_eq!(harbor.requests().len(), asked + 4, "each was asked once");
+    assert!(began.elapsed() < SOON);
+}
+
 /// No such project, not allowed: once, unchanged, at once.
 #[tokio::test]
 async fn a_real_denial_is_handed_on_unchanged_and_at_once() {

@@ -21,7 +21,7 @@ use crate::metrics::{Label, Sign};
 use crate::repair::credentials::{Doubt, TOKEN_HOLD};
 use crate::repair::memory::{Key, MEMORY};
 use crate::repair::signs::{self, ObservedAnswer};
-use crate::repair::tokens::{RequestedAccess, TokenFound};
+use crate::repair::tokens::{self, RequestedAccess, TokenFound};
 use crate::repair::{Repair, Tries};
 use crate::upstream::http::AnswerBody;
 use crate::upstream::request_body::RequestBody;
@@ -180,9 +180,14 @@ impl Repairing<'_> {
         }
     }
 
-    /// A form is not sent again before all of it came, nor where the registry may have used it up without an answer.
+    /// A form is not sent again before all of it came, nor where the registry may have used it up without an answer. A token that
+    /// allows nothing is denied whenever it comes.
     fn may_send_again(&self, sign: Sign) -> bool {
         let Exchange { outbound, upload, copy, .. } = &self.exchange;
+        let is_denial = matches!(sign, Sign::DatabaseError | Sign::Ambiguous401 | Sign::Unseen401);
+        if is_denial && outbound.credentials().is_some_and(|it| tokens::allows_nothing(it.as_bytes())) {
+            return false;
+        }
         outbound.method() != Method::POST || sign != Sign::Broken && upload.is_whole() && may_ask_again(&copy.so_far())
     }
 

@@ -103,9 +103,19 @@ struct Grant {
     actions: Option<Vec<String>>,
 }
 
+/// Whether these credentials are a token that says that it allows nothing: every answer to it is a denial.
+pub fn allows_nothing(credentials: &[u8]) -> bool {
+    let token = credentials.split_first_chunk::<7>().filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
+    let payload = token.and_then(|(_, token)| payload_of(std::str::from_utf8(token).ok()?));
+    payload.and_then(|payload| payload.access.0).is_some_and(|grants| accesses_in(grants).is_empty())
+}
+
 fn payload_in(body: &[u8]) -> Option<Payload> {
-    let payload = BASE64.decode(token_in(body)?.split('.').nth(1)?).ok()?;
-    serde_json::from_slice(&payload).ok()
+    payload_of(&token_in(body)?)
+}
+
+fn payload_of(token: &str) -> Option<Payload> {
+    serde_json::from_slice(&BASE64.decode(token.split('.').nth(1)?).ok()?).ok()
 }
 
 fn accesses_in(grants: Vec<Grant>) -> Vec<Access> {
@@ -164,6 +174,24 @@ mod tests {
                 assert_eq!(found(PULL, &payload), Some(TokenFound::Poor { has_subject }), "{payload}");
             }
         }
+    }
+
+    #[test]
+    fn a_token_allows_nothing_only_where_it_says_so() {
+        for (payload, expected) in [
+            (r#"{"access":[]}"#, true),
+            (r#"{"sub":"robot$a","access":null}"#, true),
+            (r#"{"access":[{"type":"repository","name":"lib/app","actions":[]}]}"#, true),
+            (r#"{"access":[{"type":"repository","name":"lib/app","actions":["pull"]}]}"#, false),
+            (r#"{"sub":"robot$a"}"#, false),
+        ] {
+            let token = token_in(&answer(payload)).unwrap();
+            for scheme in ["Bearer", "bearer"] {
+                assert_eq!(allows_nothing(format!("{scheme} {token}").as_bytes()), expected, "{payload}");
+            }
+            assert!(!allows_nothing(format!("Basic {token}").as_bytes()), "{payload}");
+        }
+        assert!(!allows_nothing(b"") && !allows_nothing(b"Bearer opaque") && !allows_nothing(b"Bearer \xff.\xff.\xff"));
     }
 
     #[test]
