@@ -3,7 +3,11 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use roadstead_test_support::{PASSWORD, Sidecar, StubHarbor, USER, config};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use roadstead_test_support::{
+    Illness, PASSWORD, Sidecar, StubHarbor, USER, Wire, config, eventually_is, on_terminal_that_answers,
+};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -57,17 +61,82 @@ async fn a_database_of_18_connections_is_found_out() {
     let stage = Stage::new(&harbor).await;
     let paused = || async { stage.sidecar.status().await["registries"]["harbor"]["paused"] == true };
     let (found, was_paused) = tokio::join!(stage.found(&[]), async {
-        roadstead_test_support::eventually_is("paused", Duration::from_secs(10), true, &paused).await;
+        eventually_is("paused", Duration::from_secs(10), true, &paused).await;
         true
     });
     assert!((12..=18).contains(&found["recommended_cap"].as_u64().unwrap()), "{found}");
+    assert!((15..=18).contains(&found["knee"].as_u64().unwrap()), "{found}");
     assert_eq!(found["limited_by"], "distress");
     assert!(was_paused && !paused().await, "the sidecar is resumed");
     let is_small = |asked: &String| asked.contains("/manifests/") || asked.contains("/service/token");
     assert!(harbor.requests().iter().all(is_small), "{:?}", harbor.requests());
-    // It stops at the first sign: those under way are all that follows.
-    let refused = harbor.struck().len();
-    assert!(refused < 120, "{refused} refused");
+}
+
+/// With four connections, where the database has three.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_stops_at_the_first_sign_and_leaves_the_registry_alone_for_a_while() {
+    let harbor = StubHarbor::limited(3, Duration::from_millis(30)).await;
+    let stage = Stage::new(&harbor).await;
+    let found = stage.found(&["--max", "4"]).await;
+    let struck = harbor.first_struck().unwrap();
+    let later: Vec<Duration> = harbor.asked().iter().filter_map(|(at, _)| at.checked_duration_since(struck)).collect();
+    let soon = later.iter().filter(|after| **after < Duration::from_millis(1800)).count();
+    // The sign takes 30 ms to come, and a pull that has its token goes on to its manifest.
+    assert!(soon <= 12, "{later:?}");
+    assert!(later.len() > soon + 20, "it goes on after that: {later:?}");
+    assert_eq!((&found["knee"], &found["recommended_cap"]), (&3.into(), &2.into()), "{found}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_waits_until_the_sidecar_has_no_request_under_way() {
+    const BLOB: &str = "/v2/team/app/blobs/sha256:1";
+    let harbor = StubHarbor::scripted(|head, _| head.target().contains("/blobs/").then_some(Illness::Silence)).await;
+    let stage = Stage::new(&harbor).await;
+    let (mirror, token) = (stage.sidecar.listener("mirror").unwrap(), harbor_token(&stage).await);
+    let blob = tokio::spawn(async move { Wire::open(mirror).await.unwrap().get(BLOB, &[&token]).await.unwrap() });
+    let last = || async { harbor.requests().last().cloned() };
+    let blob_asked = Some(format!("GET {BLOB}"));
+    eventually_is("a blob under way", Duration::from_secs(10), blob_asked.clone(), &last).await;
+    let (found, before) = tokio::join!(stage.found(&["--max", "1"]), async {
+        let paused = || async { stage.sidecar.status().await["registries"]["harbor"]["paused"] == true };
+        eventually_is("paused", Duration::from_secs(10), true, &paused).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = last().await;
+        harbor.speak();
+        before
+    });
+    assert_eq!(before, blob_asked, "nothing is asked while the sidecar has a connection at work");
+    assert_eq!((blob.await.unwrap().status(), &found["recommended_cap"]), (200, &1.into()), "{found}");
+}
+
+/// A token that the mirror brought, as a header.
+async fn harbor_token(stage: &Stage) -> String {
+    let mut wire = Wire::open(stage.sidecar.listener("mirror").unwrap()).await.unwrap();
+    let basic = format!("Authorization: Basic {}", BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}")));
+    let path = "/service/token?service=harbor-registry&scope=repository:team/app:pull";
+    let answer = wire.get(path, &[&basic]).await.unwrap();
+    format!("Authorization: Bearer {}", answer.json()["token"].as_str().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_terminal_it_asks_before_it_starts() {
+    let harbor = StubHarbor::limited(18, Duration::from_millis(5)).await;
+    let stage = Stage::new(&harbor).await;
+    let file = stage.password.path().to_str().unwrap();
+    for (answer, status, told) in [("n\n", 1, "not started"), ("\n", 1, "not started"), ("y\n", 0, "cap = 1 is safe")] {
+        let asked = harbor.requests().len();
+        let mut command = on_terminal_that_answers(("[y/N]", answer), env!("CARGO_BIN_EXE_roadstead"));
+        command.arg("--config").arg(stage.sidecar.config_path());
+        command.env("RUNTIME_DIRECTORY", stage.sidecar.config_path().parent().unwrap());
+        let fixed = ["calibrate", "harbor", "--repository", "team/app", "--max", "1", "--step", "1"];
+        let output = command.args(fixed).args(["--user", USER, "--password-file", file]).output().await.unwrap();
+        let out = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(status), "{out}");
+        for part in ["team/app over up to 1 connections at once", "Pulls of others may fail", told] {
+            assert!(out.contains(part), "{part}: {out}");
+        }
+        assert_eq!(harbor.requests().len() > asked, status == 0, "{answer:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -83,6 +83,10 @@ async fn only_root_and_the_own_user_may_order_on_the_socket() {
         assert_eq!(code, Some(1), "{told}");
         assert!(told.contains(&format!("403: uid {OTHER} may not")), "{told}");
     }
+    // It would hold its slots meanwhile.
+    let (code, calibrated) = as_other(&["calibrate", "stub", "--repository", "a/b", "--yes", "--config", file]);
+    assert_eq!(code, Some(1), "{calibrated}");
+    assert!(calibrated.contains("the sidecar that runs here cannot be paused: ") && calibrated.contains("403: uid"));
     // Nor may it read there, whatever it asks.
     let read =
         as_user(OTHER, "curl").args(["-s", "--unix-socket", socket.to_str().unwrap(), "http://x/queue"]).output();

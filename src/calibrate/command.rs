@@ -59,16 +59,10 @@ pub struct CalibrateArguments {
 
 /// The sidecar that may run here.
 struct LocalSidecar<'a> {
-    /// Its `/status`; `None` where none runs.
-    pub status: &'a dyn Fn() -> Option<String>,
+    /// Its `/status`; `None` where none runs. Fails when one runs and does not tell.
+    pub status: &'a dyn Fn() -> Result<Option<Value>, String>,
     /// Sends an order about the registry: `pause`, `resume`; tells the sidecar's objection.
     pub order: &'a dyn Fn(&str) -> Result<(), String>,
-}
-
-impl LocalSidecar<'_> {
-    fn status(&self) -> Option<Value> {
-        serde_json::from_str(&(self.status)()?).ok()
-    }
 }
 
 /// The sidecar of this node while it is paused for the test.
@@ -88,7 +82,7 @@ pub fn on_this_node(asked: &CalibrateArguments, file: Option<&Path>) -> Result<S
     let config = Config::load(config_file(file)).map_err(|error| usage(error.to_string()))?;
     let path = |action: &str| format!("/registries/{}/{action}", asked.registry);
     let send = |action: &str| order::send(listen_of(file), None, &path(action)).map(drop).map_err(|unsent| unsent.told);
-    let status = || ask::status(&config.listen.control.clone().unwrap_or_else(usual_path), config.listen.admin).ok();
+    let status = || ask::status(&config.listen.control.clone().unwrap_or_else(usual_path), config.listen.admin);
     execute(asked, &config, &LocalSidecar { status: &status, order: &send })
         .map_err(|told| Unsent { is_usage: false, told })
 }
@@ -135,9 +129,11 @@ async fn paused_run(
 }
 
 /// Pauses the sidecar, unless none runs here or it is paused, and waits until it has no request under way.
-/// Fails when it has one for too long.
+/// Fails when it has one for too long, or does not tell.
 async fn pause<'a>(sidecar: &'a LocalSidecar<'a>, registry: &str) -> Result<Option<Paused<'a>>, String> {
-    let Some(status) = sidecar.status() else { return Ok(None) };
+    let ask =
+        || (sidecar.status)().map_err(|error| format!("the sidecar that runs here does not tell its state: {error}"));
+    let Some(status) = ask()? else { return Ok(None) };
     if status["registries"][registry].is_null() {
         return Err(format!("the sidecar that runs here has no registry {registry}: reload it first"));
     }
@@ -147,7 +143,8 @@ async fn pause<'a>(sidecar: &'a LocalSidecar<'a>, registry: &str) -> Result<Opti
     }
     let paused = (!was_paused).then(|| Paused(sidecar));
     for _ in 0..GIVES_UP.as_millis() / LOOK.as_millis() {
-        let status = sidecar.status().unwrap_or_default();
+        // One that has ended meanwhile holds nothing.
+        let status = ask()?.unwrap_or_default();
         let busy = |state: &str| status["registries"][registry][state].as_u64().unwrap_or_default();
         if busy("connecting") + busy("active") == 0 {
             return Ok(paused);
@@ -212,4 +209,51 @@ fn password(file: &Path) -> Result<String, String> {
 
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        asked: CalibrateArguments,
+    }
+
+    #[test]
+    fn at_most_64_connections_are_opened_unless_the_operator_says_more() {
+        let max = |more: &[&str]| {
+            let line = ["calibrate", "harbor", "--repository", "team/app"];
+            CommandLine::parse_from(line.iter().chain(more)).asked.pressure().unwrap().max
+        };
+        assert_eq!([max(&[]), max(&["--max", "100"])], [64, 100]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sidecar_that_keeps_its_slots_stops_the_test() {
+        let state = |active: u32| serde_json::json!({"registries": {"h": {"paused": false, "connecting": 0, "active": active}}});
+        let orders = RefCell::new(Vec::new());
+        let obeys = |order: &str| {
+            orders.borrow_mut().push(order.to_owned());
+            Ok(())
+        };
+        let refuses = |_: &str| Err("403".to_owned());
+        let (quiet, busy, silent) =
+            (|| Ok(Some(state(0))), || Ok(Some(state(1))), || Err("no answer within 5 s".to_owned()));
+        let paused = async |status: &dyn Fn() -> Result<Option<Value>, String>,
+                            order: &dyn Fn(&str) -> Result<(), String>| {
+            pause(&LocalSidecar { status, order }, "h").await.map(|paused| paused.is_some())
+        };
+        assert_eq!(paused(&|| Ok(None), &refuses).await, Ok(false), "none runs here");
+        assert_eq!(paused(&quiet, &obeys).await, Ok(true));
+        assert!(paused(&quiet, &refuses).await.unwrap_err().contains("cannot be paused: 403"));
+        assert!(paused(&silent, &obeys).await.unwrap_err().contains("does not tell its state: no answer within 5 s"));
+        assert!(paused(&busy, &obeys).await.unwrap_err().contains("still has requests under way"));
+        assert_eq!(*orders.borrow(), ["pause", "resume", "pause", "resume"]);
+    }
 }

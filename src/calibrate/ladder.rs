@@ -45,18 +45,30 @@ pub struct Ladder {
     good: Option<(usize, u32)>,
     /// The lowest that was not.
     bad: Option<usize>,
+    /// A number that brought no more work once: it is tried again, as one step may be bad luck.
+    doubtful: Option<usize>,
     knee: Option<usize>,
+}
+
+/// The result of the search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recommendation {
+    /// So many connections are of use, and more are not; `None` where more were not tried.
+    pub knee: Option<usize>,
+    /// The cap to set: less than the knee, since others use the registry, too.
+    pub cap: usize,
+    pub limited_by: LimitFound,
 }
 
 impl Ladder {
     pub fn new(max: usize) -> Ladder {
-        Ladder { max, steps: Vec::new(), good: None, bad: None, knee: None }
+        Ladder { max, steps: Vec::new(), good: None, bad: None, doubtful: None, knee: None }
     }
 
     /// The next number of connections; `None` when enough is known.
     pub fn next(&self) -> Option<usize> {
-        if self.knee.is_some() {
-            return None;
+        if self.knee.is_some() || self.doubtful.is_some() {
+            return self.doubtful;
         }
         match (self.good, self.bad) {
             (None, None) => Some(1),
@@ -73,6 +85,7 @@ impl Ladder {
     pub fn took(&mut self, step: Step) {
         let connections = step.connections;
         if step.signs > 0 {
+            self.doubtful = None;
             self.bad = Some(self.bad.map_or(connections, |bad| bad.min(connections)));
             if self.good.is_some_and(|(good, _)| good >= connections) {
                 let lower = self.steps.iter().filter(|step| step.signs == 0 && step.connections < connections);
@@ -83,7 +96,9 @@ impl Ladder {
             let is_no_use = before.is_some_and(|before| {
                 step.per_second < before.per_second * WORTH && step.p50_ms > before.p50_ms * SLOWER
             });
-            self.knee = before.filter(|_| is_no_use).map(|before| before.connections);
+            let is_doubtful = is_no_use && self.doubtful.is_none();
+            self.knee = (is_no_use && !is_doubtful).then(|| self.at_work(before, &step));
+            self.doubtful = is_doubtful.then_some(connections);
             self.good = match self.good {
                 Some((good, times)) if good == connections => Some((good, times + 1)),
                 Some((good, times)) if good > connections => Some((good, times)),
@@ -93,13 +108,26 @@ impl Ladder {
         self.steps.push(step);
     }
 
-    /// The cap to set, and what ended the search; `None` where not even one connection was served.
-    pub fn recommended(&self) -> Option<(usize, LimitFound)> {
+    /// The connections that are at work where more bring no more: each does as much as the only one of the first step, and the
+    /// others wait.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small number")]
+    fn at_work(&self, before: Option<&Step>, step: &Step) -> usize {
+        let most = before.map_or(0.0, |before| before.per_second).max(step.per_second);
+        let alone = self.steps.iter().find(|step| step.connections == 1).map_or(most, |one| one.per_second);
+        ((most / alone.max(0.1)).round() as usize).clamp(1, step.connections)
+    }
+
+    /// `None` where not even one connection was served.
+    pub fn recommended(&self) -> Option<Recommendation> {
         let (good, _) = self.good?;
         Some(match (self.knee, self.bad) {
-            (Some(knee), _) => (with_margin(knee), LimitFound::Knee),
-            (None, Some(_)) => (with_margin(good), LimitFound::Distress),
-            (None, None) => (good, LimitFound::Max),
+            (None, None) => Recommendation { knee: None, cap: good, limited_by: LimitFound::Max },
+            (None, Some(_)) => {
+                Recommendation { knee: Some(good), cap: with_margin(good), limited_by: LimitFound::Distress }
+            }
+            (Some(knee), _) => {
+                Recommendation { knee: Some(knee), cap: with_margin(knee), limited_by: LimitFound::Knee }
+            }
         })
     }
 }
@@ -139,7 +167,8 @@ mod tests {
     /// A registry, by the number of connections: answers a second, their time, and whether it shows distress.
     type Registry = dyn Fn(usize) -> (f64, f64, bool);
 
-    fn climb(max: usize, registry: &Registry) -> (Vec<usize>, Option<(usize, LimitFound)>) {
+    /// The numbers that were tried, and the result.
+    fn climb(max: usize, registry: &Registry) -> (Vec<usize>, Option<Recommendation>) {
         let mut ladder = Ladder::new(max);
         while let Some(connections) = ladder.next() {
             let (per_second, p50_ms, is_bad) = registry(connections);
@@ -151,6 +180,11 @@ mod tests {
         (tried, ladder.recommended())
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "as it is compared")]
+    fn found_of(knee: Option<usize>, cap: usize, limited_by: LimitFound) -> Option<Recommendation> {
+        Some(Recommendation { knee, cap, limited_by })
+    }
+
     fn database(limit: usize) -> impl Fn(usize) -> (f64, f64, bool) {
         move |connections| (30.0 * f64::from(u32::try_from(connections).unwrap()), 30.0, connections > limit)
     }
@@ -159,10 +193,10 @@ mod tests {
     fn the_number_just_below_distress_is_found_and_tried_twice() {
         let (tried, found) = climb(64, &database(18));
         assert_eq!(tried, [1, 2, 4, 8, 16, 32, 24, 20, 18, 18]);
-        assert_eq!(found, Some((16, LimitFound::Distress)));
+        assert_eq!(found, found_of(Some(18), 16, LimitFound::Distress));
         for limit in 1..60 {
             let (tried, found) = climb(64, &database(limit));
-            let (cap, _) = found.unwrap();
+            let cap = found.unwrap().cap;
             assert!(cap <= limit && cap * 4 + 4 >= limit * 3, "{limit}: {cap}");
             assert!(tried.iter().all(|tried| *tried <= 64));
         }
@@ -170,17 +204,46 @@ mod tests {
 
     #[test]
     fn more_than_max_is_never_tried() {
-        assert_eq!(climb(5, &database(18)), (vec![1, 2, 4, 5], Some((5, LimitFound::Max))));
+        assert_eq!(climb(5, &database(18)), (vec![1, 2, 4, 5], found_of(None, 5, LimitFound::Max)));
         assert_eq!(climb(64, &database(0)), (vec![1], None));
     }
 
+    /// A registry with so many workers, and a queue before them.
+    fn queue(workers: usize) -> impl Fn(usize) -> (f64, f64, bool) {
+        let number = |count: usize| f64::from(u32::try_from(count).unwrap());
+        move |connections| {
+            (30.0 * number(connections.min(workers)), 30.0 * (number(connections) / number(workers)).max(1.0), false)
+        }
+    }
+
     #[test]
-    fn slower_answers_without_more_work_are_the_knee() {
-        let pool = |connections: usize| {
-            let connections = f64::from(u32::try_from(connections).unwrap());
-            (connections.min(10.0) * 30.0, 30.0 * (connections / 10.0).max(1.0), false)
-        };
-        assert_eq!(climb(64, &pool), (vec![1, 2, 4, 8, 16, 32], Some((14, LimitFound::Knee))));
+    fn slower_answers_without_more_work_are_the_knee_and_are_tried_twice() {
+        assert_eq!(climb(64, &queue(10)), (vec![1, 2, 4, 8, 16, 32, 32], found_of(Some(10), 9, LimitFound::Knee)));
+        for workers in 1..30 {
+            let (_, found) = climb(64, &queue(workers));
+            let Recommendation { knee, cap, limited_by } = found.unwrap();
+            assert_eq!((knee, limited_by), (Some(workers), LimitFound::Knee));
+            assert!(cap <= workers && cap * 4 + 4 >= workers * 3, "{workers}: {cap}");
+        }
+    }
+
+    /// The machine was busy elsewhere for one step.
+    #[test]
+    fn one_slow_step_is_no_knee() {
+        let mut is_disturbed = true;
+        let mut ladder = Ladder::new(64);
+        let mut tried = Vec::new();
+        while let Some(connections) = ladder.next() {
+            let (mut per_second, mut p50_ms, is_bad) = database(18)(connections);
+            if connections == 4 && std::mem::take(&mut is_disturbed) {
+                (per_second, p50_ms) = (per_second / 2.0, p50_ms * 2.0);
+            }
+            tried.push(connections);
+            let signs = usize::from(is_bad);
+            ladder.took(Step { connections, per_second, p50_ms, p95_ms: p50_ms, signs, sign: None });
+        }
+        assert_eq!(tried, [1, 2, 4, 4, 8, 16, 32, 24, 20, 18, 18]);
+        assert_eq!(ladder.recommended().map(|found| found.cap), Some(16));
     }
 
     /// It was served once, and not the second time.
@@ -199,6 +262,15 @@ mod tests {
             assert_eq!(ladder.next(), Some(connections));
             ladder.took(step(connections, signs));
         }
-        assert_eq!((ladder.next(), ladder.recommended()), (None, Some((5, LimitFound::Distress))));
+        assert_eq!((ladder.next(), ladder.recommended()), (None, found_of(Some(6), 5, LimitFound::Distress)));
+    }
+
+    #[test]
+    fn a_step_tells_its_throughput_and_the_times_of_its_answers() {
+        let times = (1..=100).rev().map(Duration::from_millis).collect();
+        let Step { per_second, p50_ms, p95_ms, signs, sign, .. } =
+            Step::new(2, times, Duration::from_secs(2), &["broken"]);
+        assert_eq!([per_second, p50_ms, p95_ms].map(|number| number.to_string()), ["50", "51", "96"]);
+        assert_eq!((signs, sign), (1, Some("broken")));
     }
 }

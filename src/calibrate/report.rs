@@ -13,6 +13,8 @@ const WIDEST: f64 = 30.0;
 pub struct Calibration {
     registry: String,
     steps: Vec<Step>,
+    /// More connections than these are of no use; `None` where more were not tried, or not even one was served.
+    knee: Option<usize>,
     /// The cap to set; `None` where not even one connection was served.
     recommended_cap: Option<usize>,
     limited_by: Option<LimitFound>,
@@ -20,8 +22,14 @@ pub struct Calibration {
 
 impl Calibration {
     pub(super) fn of(registry: &str, ladder: &Ladder) -> Calibration {
-        let (recommended_cap, limited_by) = ladder.recommended().unzip();
-        Calibration { registry: registry.to_owned(), steps: ladder.steps.clone(), recommended_cap, limited_by }
+        let found = ladder.recommended();
+        Calibration {
+            registry: registry.to_owned(),
+            steps: ladder.steps.clone(),
+            knee: found.and_then(|found| found.knee),
+            recommended_cap: found.map(|found| found.cap),
+            limited_by: found.map(|found| found.limited_by),
+        }
     }
 }
 
@@ -44,28 +52,23 @@ impl Display for Calibration {
             let sign = step.sign.map_or("", |_| " overload");
             writeln!(text, "{:>11}  {bar}{sign}", step.connections)?;
         }
-        let cap = self.recommended_cap.unwrap_or_default();
         let registry = &self.registry;
-        match self.limited_by {
-            Some(LimitFound::Distress) => {
+        match (self.knee, self.recommended_cap) {
+            (Some(knee), Some(cap)) => {
+                let (margin, more) = (knee - cap, self.limited_by == Some(LimitFound::Distress));
+                let more =
+                    if more { "the registry shows overload" } else { "answers get slower and no more work is done" };
                 write!(
                     text,
-                    "recommended: cap = {cap} for registry {registry}, 10 % below the most that it served without a sign of overload"
+                    "knee: {knee}; over more connections, {more}\n\
+                     recommended: cap = {cap} for registry {registry}, {margin} below the knee, as others use it, too"
                 )?;
             }
-            Some(LimitFound::Knee) => {
-                write!(
-                    text,
-                    "recommended: cap = {cap} for registry {registry}, 10 % below the number from which more connections got slower answers and no more work done"
-                )?;
-            }
-            Some(LimitFound::Max) => {
-                write!(
-                    text,
-                    "registry {registry} served {cap} connections without a sign of overload, and more were not tried: cap = {cap} is safe; raise --max to find the limit"
-                )?;
-            }
-            None => write!(
+            (None, Some(cap)) => write!(
+                text,
+                "registry {registry} served {cap} connections without a sign of overload, and more were not tried: cap = {cap} is safe; raise --max to find the limit"
+            )?,
+            (_, None) => write!(
                 text,
                 "registry {registry} shows overload with a single connection: look at it before anything else"
             )?,

@@ -42,9 +42,19 @@ pub fn on(socket: &Path, method: &str, path: &str) -> Result<(u16, String), Stri
     exchange(stream, "localhost", method, path, "").map_err(told)
 }
 
-/// The `/status` of the sidecar with this control socket, or with this admin listener.
-pub fn status(socket: &Path, admin: SocketAddr) -> Result<String, String> {
-    on(socket, "GET", "/status").or_else(|_| get(&admin.to_string(), "/status")).map(|(_, body)| body)
+/// The `/status` of the sidecar with this control socket, or with this admin listener; `None` where nothing listens at either.
+/// Fails when what listens there does not tell.
+pub fn status(socket: &Path, admin: SocketAddr) -> Result<Option<Value>, String> {
+    let told = match on(socket, "GET", "/status") {
+        // The admin listener tells everybody what the socket tells its owner.
+        Ok((200, body)) => serde_json::from_str(&body).map_err(|error| error.to_string()),
+        _ => picture(&admin.to_string(), "/status").map(|(status, _)| status),
+    };
+    let listens = || UnixStream::connect(socket).is_ok() || TcpStream::connect_timeout(&admin, TIMEOUT).is_ok();
+    match told {
+        Err(_) if !listens() => Ok(None),
+        told => told.map(Some),
+    }
 }
 
 /// The `host:port` in an address that the operator gave: a URL, or `host:port` alone.

@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
+use serde_json::Value;
 
 /// Base64 as JWT uses it, also with padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -42,10 +43,10 @@ impl RequestedAccess {
 
     /// The verdict about the token in this answer; `None` for an opaque token, or one that says nothing about access.
     pub fn look_at(&self, body: &[u8]) -> Option<TokenFound> {
-        let payload = payload_in(body)?;
-        let granted = accesses_in(payload.access.0?);
+        let payload = payload_of(&token_in(body)?)?;
+        let granted = accesses_in(&payload)?;
         let is_granted = |asked: &Access| granted.iter().any(|granted| granted.covers(asked));
-        let has_subject = payload.sub.is_some_and(|subject| !subject.is_empty());
+        let has_subject = payload["sub"].as_str().is_some_and(|subject| !subject.is_empty());
         let is_whole = self.0.iter().all(is_granted);
         Some(if is_whole { TokenFound::Whole { has_subject } } else { TokenFound::Poor { has_subject } })
     }
@@ -78,24 +79,6 @@ fn accesses_of(scope: &str) -> Vec<Access> {
 }
 
 #[derive(Deserialize)]
-struct Payload {
-    sub: Option<String>,
-    #[serde(default)]
-    access: Claim,
-}
-
-/// The claim that says what a token allows: it may be missing, and Go writes `null` for an empty list.
-#[derive(Default)]
-struct Claim(Option<Vec<Grant>>);
-
-impl<'de> Deserialize<'de> for Claim {
-    fn deserialize<D: serde::Deserializer<'de>>(value: D) -> Result<Claim, D::Error> {
-        let grants = Option::deserialize(value)?;
-        Ok(Claim(Some(grants.unwrap_or_default())))
-    }
-}
-
-#[derive(Deserialize)]
 struct Grant {
     #[serde(rename = "type")]
     kind: String,
@@ -106,30 +89,28 @@ struct Grant {
 /// Whether these credentials are a token that says that it allows nothing: every answer to it is a denial.
 pub fn allows_nothing(credentials: &[u8]) -> bool {
     let token = credentials.split_first_chunk::<7>().filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
-    let payload = token.and_then(|(_, token)| payload_of(std::str::from_utf8(token).ok()?));
-    payload.and_then(|payload| payload.access.0).is_some_and(|grants| accesses_in(grants).is_empty())
+    let accesses = token.and_then(|(_, token)| accesses_in(&payload_of(std::str::from_utf8(token).ok()?)?));
+    accesses.is_some_and(|accesses| accesses.is_empty())
 }
 
-fn payload_in(body: &[u8]) -> Option<Payload> {
-    payload_of(&token_in(body)?)
-}
-
-fn payload_of(token: &str) -> Option<Payload> {
+fn payload_of(token: &str) -> Option<Value> {
     serde_json::from_slice(&BASE64.decode(token.split('.').nth(1)?).ok()?).ok()
 }
 
-fn accesses_in(grants: Vec<Grant>) -> Vec<Access> {
-    let accesses = grants.into_iter().flat_map(|Grant { kind, name, actions }| {
+/// The rights in a token; `None` where it says nothing of them. Go writes `null` for an empty list.
+fn accesses_in(payload: &Value) -> Option<Vec<Access>> {
+    let grants = Option::<Vec<Grant>>::deserialize(payload.get("access")?).ok()?;
+    let accesses = grants.unwrap_or_default().into_iter().flat_map(|Grant { kind, name, actions }| {
         let actions = actions.unwrap_or_default().into_iter();
         actions.map(move |action| Access { kind: kind.clone(), name: name.clone(), action })
     });
-    accesses.collect()
+    Some(accesses.collect())
 }
 
 /// The token, under either of its names; some registries give both, which serde would take for one given twice.
 pub fn token_in(body: &[u8]) -> Option<String> {
-    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let text = |key: &str| answer.get(key).and_then(serde_json::Value::as_str).filter(|token| !token.is_empty());
+    let answer: Value = serde_json::from_slice(body).ok()?;
+    let text = |key: &str| answer.get(key).and_then(Value::as_str).filter(|token| !token.is_empty());
     text("token").or_else(|| text("access_token")).map(str::to_owned)
 }
 

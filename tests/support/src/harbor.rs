@@ -72,7 +72,7 @@ pub struct StubHarbor {
 #[derive(Debug)]
 struct State {
     course: Course,
-    struck: Vec<Illness>,
+    struck: Vec<(Instant, Illness)>,
     asked: Vec<(Instant, Head)>,
     /// Requests that are at the database, and for how long each is; `None` where that does not matter.
     busy: usize,
@@ -191,7 +191,16 @@ impl StubHarbor {
     /// When the stub did.
     #[must_use]
     pub fn struck(&self) -> Vec<Illness> {
-        locked(&self.state).struck.clone()
+        locked(&self.state).struck.iter().map(|(_, illness)| *illness).collect()
+    }
+
+    /// When illness struck first.
+    ///
+    /// # Panics
+    /// When the stub did.
+    #[must_use]
+    pub fn first_struck(&self) -> Option<Instant> {
+        locked(&self.state).struck.first().map(|(at, _)| *at)
     }
 
     /// Method and path of every request, in order.
@@ -262,7 +271,11 @@ async fn serve(connection: StubConnection, state: Arc<Mutex<State>>, mut voice: 
 impl State {
     /// Whether this request falls ill, and how.
     fn strike(&mut self, head: &Head) -> Option<Illness> {
-        let what = |head: &Head| [head.method(), head.target(), head.header("X-Pull").unwrap_or("")].map(str::to_owned);
+        let is_same = |other: &Head| {
+            let puller = head.header("X-Pull").unwrap_or("");
+            (other.method(), other.target()) == (head.method(), head.target())
+                && other.header("X-Pull").unwrap_or("") == puller
+        };
         let illness = match &mut self.course {
             Course::Random(random) => random.strike(head),
             Course::Limited(limit) => {
@@ -271,12 +284,13 @@ impl State {
                 overload(head, self.busy > *limit, self.asked.len())
             }
             Course::Scripted(script) => {
-                let before = self.asked.iter().filter(|(_, asked)| what(asked) == what(head)).count();
+                let before = self.asked.iter().filter(|(_, asked)| is_same(asked)).count();
                 script(head, before)
             }
         };
-        self.asked.push((Instant::now(), head.clone()));
-        self.struck.extend(illness);
+        let now = Instant::now();
+        self.asked.push((now, head.clone()));
+        self.struck.extend(illness.map(|illness| (now, illness)));
         illness
     }
 }

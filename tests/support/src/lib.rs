@@ -48,4 +48,4 @@ pub use sidecar::{KEEP_TUNNELS, Sidecar, Signal, config, order};
 pub use sources::rust_files;
 pub use storm::{Cuts, Destination, Progress, Storm, Tally};
 pub use stub::{StubBuilder, StubConnection, StubRegistry, blob_of, digest_of, manifest_of};
-pub use terminal::on_terminal;
+pub use terminal::{on_terminal, on_terminal_that_answers};
