@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn slower_answers_without_more_work_are_the_knee_and_are_tried_twice() {
+    fn slower_answers_without_more_work_are_the_knee() {
         assert_eq!(climb(64, &queue(10)), (vec![1, 2, 4, 8, 16, 32, 32], found_of(Some(10), 9, LimitFound::Knee)));
         for workers in 1..30 {
             let (_, found) = climb(64, &queue(workers));
