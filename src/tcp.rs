@@ -232,10 +232,11 @@ pub fn prepare_dial(socket: impl AsFd) -> rustix::io::Result<()> {
     sockopt::set_tcp_user_timeout(&socket, REGISTRY_USER_TIMEOUT_MILLIS)
 }
 
-/// The kernel gives this connection up no more, however long nothing is acknowledged.
-pub fn wait_for_ever(socket: impl AsFd) {
+/// The kernel gives this connection up only after nothing was acknowledged for so long.
+pub fn wait_for(socket: impl AsFd, span: Duration) {
+    let millis = i32::try_from(span.as_millis()).unwrap_or(i32::MAX);
     // It fails only for a socket that is not TCP.
-    let _ = sockopt::set_tcp_user_timeout(&socket, i32::MAX.cast_unsigned());
+    let _ = sockopt::set_tcp_user_timeout(&socket, millis.cast_unsigned());
 }
 
 #[cfg(test)]
@@ -276,6 +277,15 @@ pub(crate) mod tests {
         }
         let timeouts = [&client, &registry].map(|socket| sockopt::tcp_user_timeout(socket).unwrap());
         assert_eq!(timeouts, [0, 60_000]);
+    }
+
+    #[tokio::test]
+    async fn the_wait_for_an_acknowledgement_is_bounded() {
+        let (ours, _theirs) = pair().await;
+        for (span, millis) in [(Duration::from_millis(1500), 1500), (Duration::MAX, i32::MAX.cast_unsigned())] {
+            wait_for(&ours, span);
+            assert_eq!(sockopt::tcp_user_timeout(&ours).unwrap(), millis);
+        }
     }
 
     /// Our last bytes arrive although the other side was still sending, and its own bytes are seen.

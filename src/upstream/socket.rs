@@ -33,6 +33,8 @@ use crate::tcp::{self, Linger};
 const LEAST_HOLD: Duration = Duration::from_millis(10);
 /// The longest hold: a `connect()` that had to be repeated says little about the round trip.
 const LONGEST_HOLD: Duration = Duration::from_millis(500);
+/// The kernel gives up so much later than `linger` (which is less than `registry_drops`) and `registry_drops` together: sooner would look like the registry's end.
+const LATER: Duration = Duration::from_secs(120);
 
 /// A socket toward a registry. Dropping it closes the connection and then gives the slot back.
 #[derive(Debug)]
@@ -79,17 +81,18 @@ impl Glance {
 pub struct Shears {
     glance: Glance,
     ending: Ending,
-    is_leased: bool,
+    /// Where its slot is leased.
+    registry_drops: Option<Duration>,
 }
 
 impl Shears {
     /// Resets it; where slots are leased, the registry is asked first. Its owner meets an error.
     pub async fn apply(self) {
         let socket = &self.glance.0;
-        if self.is_leased {
+        if let Some(registry_drops) = self.registry_drops {
             self.ending.change(|now| now.is_cut = true);
             if let Some(stream) = socket.upgrade() {
-                self.ending.stand_by(&stream);
+                self.ending.stand_by(&stream, registry_drops);
                 let _ = tcp::finish(&stream);
             }
             let is_heard = || socket.upgrade().is_none_or(|stream| is_acknowledged(&stream));
@@ -160,9 +163,9 @@ impl Ending {
         change(&mut self.0.lock());
     }
 
-    /// From now on the kernel does not give the connection up by itself. It may have done so before.
-    fn stand_by(&self, stream: &TcpStream) {
-        tcp::wait_for_ever(stream);
+    /// From now on the kernel gives the connection up later than anybody here does. It may have done so before.
+    fn stand_by(&self, stream: &TcpStream, registry_drops: Duration) {
+        tcp::wait_for(stream, registry_drops * 2 + LATER);
         // That of one that stands is the word of some host between: it goes on.
         if let Ok(Some(error)) = stream.take_error()
             && stream.peer_addr().is_err()
@@ -195,8 +198,8 @@ impl Socket {
     pub async fn lingering_close(self, show: impl FnMut(&[u8])) {
         self.ending.set(Manner::InOrder);
         self.slot().tell(SlotEvent::Entered(SlotState::Closing));
-        if self.terms.registry_drops.is_some() {
-            self.ending.stand_by(self.stream());
+        if let Some(registry_drops) = self.terms.registry_drops {
+            self.ending.stand_by(self.stream(), registry_drops);
         }
         let confirmed = close_in_order(self.stream(), Instant::now() + self.terms.linger, show).await;
         self.ending.set(if confirmed { Manner::Confirmed } else { Manner::Cut });
@@ -219,7 +222,7 @@ impl Socket {
 
     /// A handle to cut it without owning it.
     pub fn shears(&self) -> Shears {
-        Shears { glance: self.glance(), ending: self.ending.clone(), is_leased: self.terms.registry_drops.is_some() }
+        Shears { glance: self.glance(), ending: self.ending.clone(), registry_drops: self.terms.registry_drops }
     }
 
     pub fn stream(&self) -> &TcpStream {
@@ -255,8 +258,8 @@ impl Drop for Socket {
 async fn close(inner: Inner, ending: Ending, terms: ClosingTerms, hold: Duration) {
     let Inner { stream, slot, node_permit } = inner;
     let deadline = Instant::now() + terms.linger;
-    if terms.registry_drops.is_some() {
-        ending.stand_by(&stream);
+    if let Some(registry_drops) = terms.registry_drops {
+        ending.stand_by(&stream, registry_drops);
     }
     let ended = match ending.now().manner {
         Manner::Cut | Manner::NeverStood => false,
@@ -287,7 +290,7 @@ async fn heard(stream: &TcpStream, ending: &Ending, deadline: Instant, registry_
     let _ = timeout_at(deadline, tcp::until(|| is_heard() || ending.now().is_lost)).await;
     if !is_heard() {
         let _ghost = Ghost::new(registry_drops);
-        // The kernel would go on for days when this process ends, and the next one would wait for that.
+        // The kernel would go on when this process ends, and the next one would wait for that.
         tcp::reset_on_close(stream);
         let _ = timeout(registry_drops, tcp::until(is_heard)).await;
     }
