@@ -1,8 +1,8 @@
 //! Shadow mode (`mode = "observe"`): nothing is held and nothing is refused, and the core decides on the side what would have
 //! waited, and for how long, if slots and rate held.
 //!
-//! The gate of such a registry has no bounds, and an [`Observer`] is its witness. It only notes what it sees, in less than a
-//! microsecond; a task decides afterwards, in slices of time that delay nobody. [`shadow`] does that without clock and I/O.
+//! The gate of such a registry has no bounds, and an [`Observer`] is its witness. It only notes what it
+//! sees; a task decides afterwards, in slices of time that delay nobody. [`shadow`] does that without clock and I/O.
 
 mod shadow;
 mod waits;

@@ -1,7 +1,7 @@
 //! How many slots are in force at one registry: observations and the time go in, a number comes out.
 //!
 //! Observations are counted in windows of about one answer time. A window in which more than a few answers were signs of
-//! overload lowers the slots to what the registry served in it, at most by half. Then one answer time is left out: those
+//! overload lowers the slots to just below what the registry served in it. Then one answer time is left out: those
 //! answers belong to the slots before. A window without a sign raises them in small steps, if all were in use. Just above
 //! the number at which signs came last it waits, and then tries on slowly.
 
@@ -22,7 +22,7 @@ const MARGIN: f64 = 0.95;
 /// A window with a sign is judged by at least so many answers, unless they do not come within this time.
 const ENOUGH: u32 = 50;
 const PATIENCE: Duration = Duration::from_secs(2);
-/// No step lowers them by more than this.
+/// The number that the registry served in a window counts as this part of the slots at least.
 const LEAST_FACTOR: f64 = 0.5;
 /// Full use raises them from one to all in so many seconds, at most by one a second where there are few.
 const SECONDS_TO_ALL: f64 = 32.0;
