@@ -187,6 +187,15 @@ mod tests {
     }
 
     #[test]
+    fn a_best_answer_of_ten_minutes_ago_judges_nothing_any_more() {
+        for (later, is_slow) in [(599_999, true), (600_000, false)] {
+            let mut distress = Distress::default();
+            distress.answered(Duration::from_millis(20), at(0));
+            assert_eq!(distress.answered(Duration::from_secs(3), at(later)), is_slow, "after {later} ms");
+        }
+    }
+
+    #[test]
     fn the_memory_is_bounded_and_shows_the_newest_first() {
         let many: Vec<(Cause, u64)> = (0..1000).map(|subject| (Cause::Answer(Sign::BadGateway), subject)).collect();
         let mut distress = after(&many);

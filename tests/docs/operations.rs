@@ -27,6 +27,8 @@ fn every_alert_is_explained_and_no_other() {
     let documented = table.rows.iter().map(|row| (quoted(&row[0])[0], row[1].as_str())).collect();
     assert_eq!(alerts, documented);
     assert!(table.rows.iter().all(|row| row[2].len() > 20 && row[3].len() > 10));
+    let near_cap = table.rows.iter().find(|row| row[0].contains("RoadsteadNearCap")).unwrap();
+    assert!(near_cap[3].contains("does not fire in mode observe"), "{near_cap:?}");
 }
 
 /// The caps and shares of the page, computed again: the least of Harbor's pools and its database, less a reserve; and slots that fit.
