@@ -11,7 +11,8 @@ use base64::prelude::BASE64_STANDARD;
 use roadstead_test_support::http::request;
 use roadstead_test_support::real::{Browser, RedisServer};
 use roadstead_test_support::{
-    KEEP_TUNNELS, Sidecar, StubRegistry, Wire, config, connect_through, eventually, eventually_is,
+    KEEP_TUNNELS, PASSWORD, Sidecar, StubHarbor, StubRegistry, USER, Wire, config, connect_through, eventually,
+    eventually_is, get_through,
 };
 use serde_json::{Value, json};
 
@@ -219,24 +220,134 @@ async fn connections_around_the_cap_are_told_in_red() {
     assert_eq!(browser.console(), [""; 0]);
 }
 
-/// A store that is new lends nothing for a while.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_page_tells_of_leased_slots() {
-    let (redis, stub) = (RedisServer::start(), StubRegistry::builder().start().await);
+fn leased(stub: &StubRegistry, redis: &RedisServer) -> String {
     let (host, store) = (stub.address(), redis.url());
-    let settings = format!(
+    format!(
         "[registries.stub]\nhosts = [\"{host}\"]\ncap = 8\nshare = \"lease\"\n\
          [lease]\nredis = \"{store}\"\nnode_id = \"n0\"\nnodes = 1\n"
-    );
-    let (_sidecar, browser) = shown(&settings).await;
-    let words = ["lease: 0 of 0 wished slots, 0 held", "the store lends nothing new for", "the store answers in"];
+    )
+}
+
+/// The line of the lease, once it is as wanted.
+async fn until_lease(browser: &Browser, is_wanted: impl Fn(&str) -> bool) -> String {
     eventually("the lease", SOON, async || {
-        let told = texts(&browser, ".lease:not([hidden])");
+        let told = texts(browser, ".lease:not([hidden])");
         let line = told[0].as_str().unwrap_or_default().to_owned();
-        if words.iter().all(|words| line.contains(words)) { Ok(()) } else { Err(line) }
+        if is_wanted(&line) { Ok(line) } else { Err(line) }
+    })
+    .await
+}
+
+/// A store that is new lends nothing for a while. Then it is away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_tells_of_a_store_that_is_new_and_of_one_that_is_away() {
+    let (redis, stub) = (RedisServer::start(), StubRegistry::builder().start().await);
+    let (sidecar, browser) = shown(&leased(&stub, &redis)).await;
+    let words = ["lease: 0 lent, 0 wished, 0 held", "; the store lends nothing new for", "; the store answers in"];
+    until_lease(&browser, |line| words.iter().all(|words| line.contains(words))).await;
+    drop(redis);
+    until_lease(&browser, |line| line.contains("; the store has not answered the last ")).await;
+    let line = until_lease(&browser, |line| line.ends_with(" requests")).await;
+    assert!(!line.contains("answers in"), "{line}");
+    assert_eq!(browser.console(), [""; 0]);
+    drop(sidecar);
+}
+
+/// A store that never answered: what it takes to answer is not known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_never_answered_is_told_on_the_page() {
+    let stub = StubRegistry::builder().start().await;
+    let redis = RedisServer::start();
+    let settings = leased(&stub, &redis);
+    drop(redis);
+    let (_sidecar, browser) = shown(&settings).await;
+    let line = until_lease(&browser, |line| line.contains("has not answered")).await;
+    assert!(!line.contains('–') && line.contains("no lease now; the store has not answered"), "{line}");
+}
+
+/// The store lends the spare slots, too: more than is wished for. Idle connections are held, and not wished for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_tells_what_is_lent_wished_and_held() {
+    let (redis, stub) = (RedisServer::start(), StubRegistry::builder().start().await);
+    let settings = leased(&stub, &redis);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sidecar.toml");
+    std::fs::write(&file, config(&settings)).unwrap();
+    let init = std::process::Command::new(BINARY).args(["lease", "init", "--config"]).arg(&file).output().unwrap();
+    assert!(init.status.success(), "{init:?}");
+    let (sidecar, browser) = shown(&settings).await;
+    let busy = async |requests: usize| {
+        stub.hold();
+        let mut clients = Vec::new();
+        for _ in 0..requests {
+            clients.push(asking(&sidecar, &stub, "kubelet").await);
+        }
+        sidecar.until("stub", "active", requests as u64).await;
+        clients
+    };
+    for mut client in busy(5).await {
+        stub.release();
+        assert_eq!(client.read_answer().await.unwrap().status(), 200);
+    }
+    let _clients = busy(3).await;
+    let lease = eventually("three numbers", SOON, async || {
+        let lease = sidecar.status().await["registries"]["stub"]["lease"].clone();
+        if (&lease["wished"], &lease["held"]) == (&json!(3), &json!(5)) { Ok(lease) } else { Err(lease) }
     })
     .await;
+    assert!(lease["granted"].as_u64() > Some(5), "{lease}");
+    let words = format!("lease: {} lent, 3 wished, 5 held, for ", lease["granted"]);
+    until_lease(&browser, |line| line.starts_with(&words) && line.contains(" more; the store answers in ")).await;
     assert_eq!(browser.console(), [""; 0]);
+    stub.release();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_is_only_observed_says_so() {
+    let stub = StubRegistry::builder().start().await;
+    let observed = registries(&stub, 2).replace("share = 1\n", "share = 1\nmode = \"observe\"\n");
+    let (sidecar, browser) = shown(&observed).await;
+    let url = format!("http://{}/v2/", stub.address());
+    assert_eq!(get_through(sidecar.proxy(), &url, &[]).await.status(), 200);
+    let words = "observed, nothing is held: 0 of 1 requests would have waited with 2 slots; at most 1 busy at once";
+    eventually_is("the pill", SOON, json!([words]), async || texts(&browser, ".top .pill")).await;
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+/// Pullers at a mirror whose registry has a database of 4 connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_tells_how_many_slots_are_in_force_and_the_last_sign() {
+    let harbor = StubHarbor::limited(4, Duration::from_millis(30)).await;
+    let settings = format!(
+        "[registries.stub]\nhosts = [\"registry.test\"]\ncap = 20\nshare = 1\n\
+         [registries.stub.mirror]\nlisten = \"127.0.0.1:0\"\nupstream = \"http://{}\"\n",
+        harbor.address()
+    );
+    let (sidecar, browser) = shown(&settings).await;
+    let mirror = sidecar.listener("mirror").unwrap();
+    let basic = format!("Authorization: Basic {}", BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}")));
+    let pullers: Vec<_> = (0..20)
+        .map(|puller| (puller, basic.clone()))
+        .map(|(puller, basic)| {
+            tokio::spawn(async move {
+                let path = "/service/token?service=harbor-registry&scope=repository:team/app:pull";
+                for number in 0.. {
+                    let (mut wire, name) = (Wire::open(mirror).await.unwrap(), format!("X-Pull: {puller}-{number}"));
+                    let token = wire.get(path, &[&name, &basic]).await.unwrap().json()["token"].clone();
+                    let bearer = format!("Authorization: Bearer {}", token.as_str().unwrap_or_default());
+                    let _ = wire.get("/v2/team/app/manifests/v1", &[&name, &bearer]).await;
+                }
+            })
+        })
+        .collect();
+    let pill = eventually("slots that yield", SOON, async || {
+        let pill = texts(&browser, ".top .pill")[0].as_str().unwrap_or_default().to_owned();
+        if pill.contains(" in force") { Ok(pill) } else { Err(pill) }
+    })
+    .await;
+    assert!(pill.contains(" in force (last sign: database error)"), "{pill}");
+    assert_eq!(browser.console(), [""; 0]);
+    pullers.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 /// Names of clients are text, whatever they hold.

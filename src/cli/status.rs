@@ -320,7 +320,7 @@ other hosts: 2 open, 1 active
         assert!(bare(&render(&status)).contains("9 of 10\n           1 reserved: another process holds them\n"));
         status["registries"]["harbor"]["lease"] =
             json!({"granted": 8, "wished": 12, "held": 6, "until_seconds": 41.2, "pool": 60, "pool_in_force": 60});
-        assert!(bare(&render(&status)).contains("           lease: 8 of 12 wished slots, 6 held, for 41 s more\n"));
+        assert!(bare(&render(&status)).contains("           lease: 8 lent, 12 wished, 6 held, for 41 s more\n"));
     }
 
     #[test]

@@ -11,20 +11,36 @@ pub fn of_slots(registry: &Value) -> String {
     if let reserved @ 1.. = number(&registry["reserved"]) {
         let _ = writeln!(text, "           {reserved} reserved: another process holds them");
     }
-    let (pool, in_force) = (number(&registry["lease"]["pool"]), number(&registry["lease"]["pool_in_force"]));
-    if in_force < pool {
-        let sign = registry["adapt"]["lowered_by"].as_str().unwrap_or("not known").replace('_', " ");
-        let _ =
-            writeln!(text, "           {in_force} of {pool} slots of all nodes are in force; the last sign: {sign}");
-    }
     let lease = &registry["lease"];
+    let (pool, in_force) = (number(&lease["pool"]), number(&lease["pool_in_force"]));
+    if in_force < pool {
+        let sign = registry["adapt"]["lowered_by"].as_str().filter(|sign| !sign.is_empty()).unwrap_or("not known");
+        let sign = sign.replace('_', " ");
+        let _ = writeln!(text, "           {in_force} of {pool} slots of all nodes in force (last sign: {sign})");
+    }
     if let Some(granted) = lease["granted"].as_u64() {
         let (wished, held) = (number(&lease["wished"]), number(&lease["held"]));
         let until = lease["until_seconds"].as_f64();
-        let until = until.map_or("none now".to_owned(), |left| format!("for {left:.0} s more"));
-        let _ = writeln!(text, "           lease: {granted} of {wished} wished slots, {held} held, {until}");
+        let until = until.map_or("no lease now".to_owned(), |left| format!("for {left:.0} s more"));
+        let _ = writeln!(text, "           lease: {granted} lent, {wished} wished, {held} held, {until}");
+        of_store(&mut text, lease);
     }
     text
+}
+
+/// The state of the store, where it does not lend as usual.
+fn of_store(text: &mut String, lease: &Value) {
+    if let Some(left) = lease["learning_seconds"].as_f64() {
+        let _ = writeln!(text, "           the store lends nothing new for {left:.0} s");
+    }
+    match lease["unanswered"].as_u64() {
+        Some(1) => *text += "           the store has not answered the last request\n",
+        Some(unanswered @ 2..) => {
+            let _ = writeln!(text, "           the store has not answered the last {unanswered} requests");
+        }
+        _ if lease["store_latency_seconds"].is_null() => *text += "           the store has not answered yet\n",
+        _ => {}
+    }
 }
 
 /// Nothing for a registry whose cap holds.
@@ -66,8 +82,32 @@ mod tests {
         registry["lease"]["pool_in_force"] = json!(17);
         (registry["adapt"], registry["reserved"]) = (json!({"lowered_by": "database_error"}), json!(2));
         let expected = "           2 reserved: another process holds them\n           \
-                        17 of 60 slots of all nodes are in force; the last sign: database error\n";
+                        17 of 60 slots of all nodes in force (last sign: database error)\n";
         assert_eq!(of_slots(&registry), expected);
+    }
+
+    #[test]
+    fn a_lease_is_told_with_the_state_of_its_store() {
+        let told = |more: Value| {
+            let mut lease = json!({"granted": 20, "wished": 3, "held": 5, "until_seconds": 41.2, "unanswered": 0});
+            lease.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            of_slots(&json!({ "lease": lease }))
+        };
+        let lease = "           lease: 20 lent, 3 wished, 5 held, for 41 s more\n";
+        let table = [
+            (json!({"store_latency_seconds": 0.001}), ""),
+            (json!({"store_latency_seconds": null}), "           the store has not answered yet\n"),
+            (json!({"unanswered": 1}), "           the store has not answered the last request\n"),
+            (
+                json!({"unanswered": 7, "learning_seconds": 12.3, "store_latency_seconds": 0.001}),
+                "           the store lends nothing new for 12 s\n           \
+                            the store has not answered the last 7 requests\n",
+            ),
+        ];
+        for (more, store) in table {
+            assert_eq!(told(more), format!("{lease}{store}"));
+        }
+        assert!(told(json!({"until_seconds": null})).contains("5 held, no lease now\n"));
     }
 
     #[test]
