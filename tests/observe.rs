@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use roadstead_test_support::http::request;
 use roadstead_test_support::{
     Illness, PASSWORD, Sidecar, Signal, StubHarbor, StubRegistry, USER, Wire, config, connect_through, eventually,
     get_through,
@@ -152,6 +153,51 @@ async fn what_would_have_waited_is_what_waits_in_an_enforced_run() {
         }
         assert!(tries.last().is_some_and(is_like), "{kind:?}, enforced and observed: {tries:?}");
     }
+}
+
+/// How long each request of a storm takes from its client to the registry, sorted. The clients stand at the proxy before; one
+/// request is sent in each millisecond, so that the machine has time for each; and none is answered before all have come.
+async fn on_the_way(text: &str, stub: &StubRegistry) -> Vec<Duration> {
+    let sidecar = start(text).await;
+    stub.hold();
+    let (mut wires, mut sent) = (Vec::new(), Vec::new());
+    for _ in 0..STORM {
+        wires.push(Wire::open(sidecar.proxy()).await.unwrap());
+    }
+    let url = |number| format!("http://{}/v2/app-{number}/manifests/v1", stub.address());
+    for (number, wire) in wires.iter_mut().enumerate() {
+        let request = request("GET", &url(number), &[]);
+        sent.push(Instant::now());
+        wire.send(request.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    eventually("all to have come", SOON, async || if stub.requests() == STORM { Ok(()) } else { Err(stub.requests()) })
+        .await;
+    let arrived = (0..STORM).map(|number| stub.arrivals(&format!("/v2/app-{number}/manifests/v1"))[0]);
+    let mut took: Vec<Duration> = arrived.zip(sent).map(|(arrived, sent)| arrived - sent).collect();
+    took.sort();
+    stub.release();
+    for wire in &mut wires {
+        assert_eq!(wire.read_answer().await.unwrap().status(), 200);
+    }
+    took
+}
+
+/// The judge is the registry's clock, beside a cap that is above the storm: 50 slots would hold most of it. A machine that is busy
+/// with something else in one of the runs delays it, so the best of a few rounds counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_of_a_storm_reaches_the_registry_later_than_where_nothing_waits() {
+    const MOST: Duration = Duration::from_millis(1);
+    let mut rounds: Vec<[(Duration, Duration); 2]> = Vec::new();
+    let is_close = |parts: &[(Duration, Duration); 2]| parts.iter().all(|(observed, free)| *observed <= *free + MOST);
+    while rounds.len() < 5 && !rounds.last().is_some_and(is_close) {
+        let stubs = [StubRegistry::builder().start().await, StubRegistry::builder().start().await];
+        let free = on_the_way(&text(stubs[0].address(), "enforce", STORM, ""), &stubs[0]).await;
+        let observed = on_the_way(&text(stubs[1].address(), "observe", 50, ""), &stubs[1]).await;
+        rounds.push([STORM / 2, STORM * 9 / 10].map(|rank| (observed[rank], free[rank])));
+    }
+    println!("observed and free, half and nine tenths of the requests: {rounds:?}");
+    assert!(rounds.last().is_some_and(is_close), "observed and free: {rounds:?}");
 }
 
 /// Whether all figures of the one are within a tenth of those of the other.
@@ -329,8 +375,10 @@ async fn signs_of_overload_are_counted_and_hold_nothing() {
     }
     assert!(harbor.most_busy() > 18, "it was not overloaded");
     let status = sidecar.status().await["registries"]["stub"].clone();
-    let signs = status["observe"]["signs"].as_object().unwrap();
-    assert!(signs.values().map(|count| count.as_u64().unwrap()).sum::<u64>() > 20, "{status}");
+    let sign = |name: &str| status["observe"]["signs"][name].as_u64().unwrap_or_default();
+    // A database that is full says so to some requests, and gives tokens without rights to others.
+    let (errors, tokens) = (sign("database_error"), sign("poisoned_token"));
+    assert!(errors > 0 && tokens > 0 && errors + tokens > 20, "{status}");
     assert!(status["adapt"]["enabled"] == false && status.get("slots_in_force").is_none(), "{status}");
     let metrics = sidecar.metrics().await;
     let waits = |le: &str| metrics.count("roadstead_wait_seconds_bucket", &[("registry", "stub"), ("le", le)]);

@@ -71,7 +71,8 @@ struct Seen {
     count: Arc<Count>,
     gate: Gate,
     accepts: Mutex<Vec<Instant>>,
-    heads: Mutex<Vec<String>>,
+    /// Each with the time at which it had come whole.
+    heads: Mutex<Vec<(Instant, String)>>,
     /// Ends all connections, as the death of a process does.
     killed: Notify,
     /// Targets that were asked for.
@@ -263,7 +264,14 @@ impl StubRegistry {
     /// The heads of all requests as they came, in their order.
     #[must_use]
     pub fn seen_requests(&self) -> Vec<String> {
-        locked(&self.seen.heads).clone()
+        locked(&self.seen.heads).iter().map(|(_, head)| head.clone()).collect()
+    }
+
+    /// When the head of each request with this target had come whole, in their order.
+    #[must_use]
+    pub fn arrivals(&self, target: &str) -> Vec<Instant> {
+        let is_wanted = |head: &str| head.split(' ').nth(1) == Some(target);
+        locked(&self.seen.heads).iter().filter(|(_, head)| is_wanted(head)).map(|(at, _)| *at).collect()
     }
 
     /// The time of each accept, in order.

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -28,7 +28,7 @@ async fn one_request(wire: &mut Wire<StubConnection>, settings: &StubBuilder, se
     let Some(head) = wire.read_head().await? else {
         return Ok(false);
     };
-    locked(&seen.heads).push(head.raw().to_owned());
+    locked(&seen.heads).push((Instant::now(), head.raw().to_owned()));
     let upload = read_upload(wire, &head).await?;
     if !still_there_after(wire, delay(&head, settings, seen)).await? {
         return Ok(false);
