@@ -299,8 +299,9 @@ async fn the_slots_of_a_killed_node_are_used_again_when_its_lease_is_over() {
     let idle = killed.elapsed();
     // The last request of the dead node may be as old as a renewal.
     let renewal = Duration::from_millis(700);
-    // On a busy machine the store's clock loses the time that requests are on their way.
-    assert!(idle + renewal > HOLD && idle < HOLD + Duration::from_secs(4), "{idle:?}");
+    // The clocks of the store and of the nodes may differ by 1 % and a moment; the other second is for a busy machine, on which the
+    // store's clock loses the time that requests are on their way.
+    assert!(idle + renewal > HOLD && idle < HOLD + Duration::from_secs(2), "{idle:?}");
     fleet.registry.release();
     served(waiting).await;
     assert_eq!(fleet.registry.peak(), CAP);

@@ -139,7 +139,7 @@ pub struct LeaseAnswer {
     pub granted: u64,
     /// Below `granted`: the node is to get down to it, and to say so.
     pub limit: u64,
-    /// A turn ends then, which may be for this node; 0 for none.
+    /// A turn or a lease ends after this time, and its slots may be for this node; 0 for none.
     pub again: u64,
     /// The rest of the learning time, in which nothing new is lent; 0 outside of it.
     pub learning: u64,

@@ -238,7 +238,6 @@ if force == pool then force = 0 end
 if force > 0 then pool = force end
 
 local turn
-local in_turn, waiting = {}, {}
 local function by_rank(a, b)
     if a.rank ~= b.rank then return a.rank < b.rank end
     return a.name < b.name
@@ -246,7 +245,7 @@ end
 if #wishing > pool then
     turn = min(max(floor(20000 * pool / #wishing), 1000), 10000)
     -- First those in their turn, then those that wait, then those whose turn is over. Only the group that does not fit is sorted.
-    local over = {}
+    local in_turn, waiting, over = {}, {}, {}
     for _, record in ipairs(wishing) do
         record.rank = record.since
         if record.granted == 0 then
@@ -296,6 +295,13 @@ else
     end
 end
 
+local function by_need(a, b)
+    if a.granted ~= b.granted then return a.granted < b.granted end
+    if a.since ~= b.since then return a.since < b.since end
+    return a.name < b.name
+end
+local function lacks(record) return record.granted < (turn and min(record.wished, 1) or record.wished) end
+
 local again = 0
 if learning == 0 and pool and count > 0 then
     local free, need = max(pool - sum, 0), max(sum - pool, 0)
@@ -304,11 +310,7 @@ if learning == 0 and pool and count > 0 then
         if record.granted < record.target then lacking[#lacking + 1] = record end
         total = total + record.target
     end
-    table.sort(lacking, function(a, b)
-        if a.granted ~= b.granted then return a.granted < b.granted end
-        if a.since ~= b.since then return a.since < b.since end
-        return a.name < b.name
-    end)
+    table.sort(lacking, by_need)
     for _, record in ipairs(lacking) do
         local more = min(free, record.target - record.granted)
         if more > 0 and record.granted == 0 then record.since = clock end
@@ -340,15 +342,18 @@ if learning == 0 and pool and count > 0 then
         own.granted = own.granted + min(free, max(own.wished + spare - own.granted, 0))
         own.limit = own.granted
     end
-    if turn and own and intent ~= 'leave' and own.granted == 0 and own.wished > 0 then
-        -- At the n-th end of a turn, the one that waits in the n-th place asks.
-        local ahead, ends = 0, {}
-        for _, record in ipairs(waiting) do
-            if record.granted == 0 and record ~= own and by_rank(record, own) then ahead = ahead + 1 end
+    if own and intent ~= 'leave' and lacks(own) then
+        -- At the n-th end of a turn or of a lease, the one in the n-th place asks, of those that were heard of lately.
+        local place, ends = 1, {}
+        for _, record in pairs(records) do
+            if record ~= own then
+                if lacks(record) and 2 * (record.till - clock) > hold and by_need(record, own) then place = place + 1 end
+                local turn_ends = turn and record.since + turn or 0
+                if record.granted > 0 then ends[#ends + 1] = turn_ends > clock and min(turn_ends, record.till) or record.till end
+            end
         end
-        for at, record in ipairs(in_turn) do ends[at] = record.since + turn end
         table.sort(ends)
-        again = ends[ahead + 1] and ends[ahead + 1] - clock or 0
+        again = (ends[place] or clock) - clock
     end
 end
 

@@ -56,8 +56,8 @@ pub struct ServerRun<'a> {
 /// The part of each process that wishes.
 struct Targets {
     of: BTreeMap<String, u64>,
-    /// With turn: who waits for one, and when those end that run now; both in order.
-    turn: Option<(Vec<String>, Vec<u64>)>,
+    /// How long each has one slot, if they take turns.
+    turn: Option<u64>,
 }
 
 impl StoreModel {
@@ -195,7 +195,7 @@ impl StoreModel {
     }
 
     /// Lends what is free of the slots in force (0: of all) to those that have less than their part, and tells those that have more.
-    /// Returns when the process that asks should ask again, because a turn ends.
+    /// Returns when the process that asks should ask again, because a turn or a lease ends.
     fn lend(&mut self, name: &str, learning: bool, in_force: u64) -> u64 {
         let Some(pool) = self.records.values().map(|record| record.pool).min() else { return 0 };
         let pool = if in_force > 0 { in_force } else { pool };
@@ -230,7 +230,7 @@ impl StoreModel {
                 own.limit = own.granted;
             }
         }
-        self.again(name, &targets)
+        self.again(name, targets.turn)
     }
 
     /// Max-min fair parts of the pool; when more processes wish than slots exist, the first in turn have one.
@@ -252,15 +252,9 @@ impl StoreModel {
                 })
                 .collect();
             order.sort();
-            let names: Vec<String> = order.into_iter().map(|(_, _, name)| name.clone()).collect();
-            let first = usize::try_from(pool).unwrap_or(usize::MAX).min(names.len());
-            of.extend(names[..first].iter().map(|name| (name.clone(), 1)));
-            let holders =
-                wishing.iter().filter(|(_, record)| record.granted > 0).map(|(_, record)| record.since + turn);
-            let mut ends: Vec<u64> = holders.filter(|end| *end > self.clock).collect();
-            ends.sort_unstable();
-            let waiting = names.into_iter().filter(|name| self.records[name].granted == 0);
-            return Targets { of, turn: Some((waiting.collect(), ends)) };
+            let first = usize::try_from(pool).unwrap_or(usize::MAX);
+            of.extend(order.into_iter().take(first).map(|(_, _, name)| (name.clone(), 1)));
+            return Targets { of, turn: Some(turn) };
         }
         let mut sorted: Vec<u64> = wishing.iter().map(|(_, record)| record.wished).collect();
         sorted.sort_unstable();
@@ -315,13 +309,22 @@ impl StoreModel {
         }
     }
 
-    /// At the n-th end of a turn, the one that waits in the n-th place asks. One whose turn is over has been told so already, and
-    /// says when it is done: nobody has to ask for that.
-    fn again(&self, name: &str, targets: &Targets) -> u64 {
-        let Some((waiting, ends)) = &targets.turn else { return 0 };
-        let mut waiting = waiting.iter().filter(|waiting| self.records[*waiting].granted == 0);
-        let Some(place) = waiting.position(|waiting| waiting == name) else { return 0 };
-        ends.get(place).map_or(0, |end| end - self.clock)
+    /// At the n-th end of a turn or of a lease, the one that lacks slots in the n-th place asks; a node that was not heard of lately
+    /// may be dead, and has no place. One whose turn is over has been told so already, and says when it is done: nobody has to ask
+    /// for that, but its lease may end before it does.
+    fn again(&self, name: &str, turn: Option<u64>) -> u64 {
+        let lacks = |loan: &Loan| loan.granted < turn.map_or(loan.wished, |_| loan.wished.min(1));
+        let Some(own) = self.records.get(name).filter(|own| lacks(own)) else { return 0 };
+        let lately = self.clock + (own.until - self.clock) / 2;
+        let ahead = self.others(name).filter(|(other, loan)| {
+            let is_first = (loan.granted, loan.since, other.as_str()) < (own.granted, own.since, name);
+            is_first && loan.until > lately && lacks(loan)
+        });
+        let turn_end = |loan: &Loan| turn.map(|turn| loan.since + turn).filter(|end| *end > self.clock);
+        let holders = self.others(name).filter(|(_, loan)| loan.granted > 0);
+        let mut ends: Vec<u64> = holders.map(|(_, loan)| loan.until.min(turn_end(loan).unwrap_or(u64::MAX))).collect();
+        ends.sort_unstable();
+        ends.get(ahead.count()).map_or(0, |end| end - self.clock)
     }
 
     /// All records but that of this process, in order.

@@ -130,8 +130,8 @@ struct World {
     terms: FleetTerms,
     cap: u64,
     has_faults: bool,
-    /// Every node wants two.
-    is_demand_steady: bool,
+    /// Every node wants so many all the time.
+    steady_demand: Option<u64>,
     longest_transfer: Micros,
     least_delay: Micros,
     peak: u64,
@@ -191,7 +191,7 @@ impl World {
             terms,
             cap,
             has_faults,
-            is_demand_steady: false,
+            steady_demand: None,
             longest_transfer: LONGEST_TRANSFER,
             least_delay: 200,
             peak: 0,
@@ -232,7 +232,8 @@ impl World {
     }
 
     fn run(&mut self, until: Micros) {
-        while let Some(Reverse((at, id))) = self.events.pop().filter(|Reverse((at, _))| *at <= until) {
+        while let Some(Reverse((at, id))) = self.events.peek().copied().filter(|Reverse((at, _))| *at <= until) {
+            self.events.pop();
             self.measure(at);
             self.now = at;
             let event = self.bodies.remove(&id).expect("each event happens once");
@@ -449,8 +450,8 @@ impl World {
     /// More is wanted than there are slots, by other nodes each time.
     fn move_demand(&mut self) {
         let nodes = self.machines.len() as u64;
-        if self.is_demand_steady {
-            self.machines.iter_mut().for_each(|machine| machine.wants = 2);
+        if let Some(wants) = self.steady_demand {
+            self.machines.iter_mut().for_each(|machine| machine.wants = wants);
             return;
         }
         for node in 0..self.machines.len() {
@@ -716,13 +717,62 @@ fn without_faults_the_cap_is_used() {
 fn more_nodes_than_slots_come_all() {
     for least_delay in [200, 50_000] {
         let mut world = World::new(7, 40, 10, 0, Times::default(), false);
-        (world.is_demand_steady, world.least_delay) = (true, least_delay);
+        (world.steady_demand, world.least_delay) = (Some(2), least_delay);
         world.run(100 * SECOND);
         assert!(world.peak <= 10);
         let longest = world.machines.iter().map(|machine| machine.longest_wait).max().expect("machines");
         println!("the longest wait was {longest} us");
         let rounds = 40 / 10;
         assert!(longest < 20 * SECOND + (rounds + 1) * LONGEST_TRANSFER, "{longest} us");
+    }
+}
+
+/// No event tells that a lease ends at the store. Those that wait know when to ask: where slots are in parts, where the dead nodes had all of
+/// them, where they waited themselves, and where nodes take turns.
+#[test]
+fn the_slots_of_dead_nodes_are_used_as_soon_as_their_leases_are_over() {
+    let times = Times::default();
+    let latest = micros(times.hold()) * 101 / 100 + SECOND / 2;
+    for (nodes, cap, wants, before, dies) in [
+        (2, 10, 10, 10, 1),
+        (2, 10, 10, 0, 1),
+        (5, 20, 20, 20, 1),
+        (8, 20, 40, 40, 3),
+        (12, 4, 2, 2, 1),
+        (12, 4, 2, 2, 5),
+    ] {
+        let mut longest = 0;
+        for seed in 0..scale(10, 100) {
+            let mut world = World::new(seed, nodes, cap, 0, times, false);
+            world.steady_demand = Some(before);
+            world.run(0);
+            world.machines[..dies].iter_mut().for_each(|machine| machine.wants = wants);
+            world.run(30 * SECOND + seed * SECOND / 2);
+            let killed = world.now;
+            // Those that hold most.
+            let mut dead: Vec<usize> = (0..nodes).collect();
+            dead.sort_by_key(|node| Reverse(world.machines[*node].open));
+            dead.truncate(dies);
+            assert!(world.machines[dead[0]].open > 0, "seed {seed}");
+            for node in 0..nodes {
+                if dead.contains(&node) {
+                    world.kill(node, 10_000 * SECOND);
+                } else {
+                    world.machines[node].wants = wants;
+                    world.at(killed, Event::Wake(node));
+                }
+            }
+            let mut now = killed + SECOND;
+            while world.machines.iter().map(|machine| machine.open).sum::<u64>() < cap {
+                assert!(now <= killed + latest, "{nodes} nodes, cap {cap}, seed {seed}: {:?}", world.store.records);
+                now += SECOND / 100;
+                world.run(now);
+            }
+            longest = longest.max(now - killed);
+            let earliest = micros(times.hold() - 2 * times.renew);
+            assert!(world.peak <= cap && now - killed > earliest, "{nodes} nodes, cap {cap}, seed {seed}: {now}");
+        }
+        println!("{nodes} nodes, {dies} of them dead: all {cap} slots in use after {longest} us, {latest} at most");
     }
 }
 
@@ -788,7 +838,7 @@ fn a_clock_that_jumps_ends_no_lease_of_others() {
 fn nodes_that_wait_for_long_transfers_do_not_ask_without_a_cause() {
     let times = Times::default();
     let mut world = World::new(7, 40, 10, 0, times, false);
-    (world.is_demand_steady, world.longest_transfer) = (true, 60 * SECOND);
+    (world.steady_demand, world.longest_transfer) = (Some(2), 60 * SECOND);
     world.run(100 * SECOND);
     let (each_second, renewals) = (world.requests / 100, 40 / times.renew.as_secs());
     println!("{each_second} requests each second, {renewals} renewals");
