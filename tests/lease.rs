@@ -581,6 +581,15 @@ fn orders_to_a_fleet_with_fixed_shares_are_refused() {
         let run = Command::new(BINARY).args(words).arg("--config").arg(&file).output().unwrap();
         (run.status.code(), String::from_utf8(run.stderr).unwrap())
     };
+    // Losing one record is worse than losing all.
+    let records = fleet.redis.order("TTL roadstead:{stub}:leases");
+    assert_eq!(
+        (records, fleet.redis.order("TTL roadstead:{stub}:reports")),
+        (":-1\r\n".to_owned(), ":-1\r\n".to_owned())
+    );
+    let refused = "registry stub: slots are lent now, so the store is in use: nothing was changed there";
+    let (ended, said) = fleet.command(1, &["lease", "init"]).await;
+    assert!(ended == Some(1) && said.contains(refused), "{ended:?} {said}");
     std::fs::write(&file, fixed).unwrap();
     for words in [["pause", "fixed", "--fleet"].as_slice(), &["status", "--fleet"], &["lease", "init"]] {
         let (status, said) = run(words);
