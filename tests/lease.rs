@@ -168,8 +168,13 @@ impl Load {
 /// Demand moves from one half of the nodes to the other. A static share would be one slot for each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_nodes_share_one_cap_and_slots_follow_the_demand() {
-    let fleet = Fleet::start(NODES, StubRegistry::builder().answer_delay(Duration::from_millis(20))).await;
+    let change =
+        |settings: String| settings.replace("linger = \"300ms\"", "linger = \"300ms\"\nidle_timeout = \"500ms\"");
+    let registry = StubRegistry::builder().answer_delay(Duration::from_millis(20));
+    let fleet = Fleet::start_with(NODES, registry, change).await;
     for nodes in [0..NODES / 2, NODES / 2..NODES, 0..1] {
+        // Connections of the nodes before that lie idle would be counted as those of these.
+        fleet.until_open(0).await;
         let watch = SocketWatch::start(fleet.registry.address());
         for tally in fleet.storm(nodes.clone(), 40 / nodes.len().min(4)).join_all().await {
             assert_eq!(tally.failed, Vec::<String>::new());
