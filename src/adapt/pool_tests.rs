@@ -82,6 +82,8 @@ struct Node {
 struct Plan {
     nodes: Vec<Sight>,
     cap: u64,
+    /// Slots of each node that are not lent, and do not yield. The cap is with them.
+    floor: u64,
     limits: [u64; 2],
     /// The part of the limit that others take at most, in percent.
     others: u64,
@@ -111,7 +113,12 @@ struct World {
 impl World {
     fn new(seed: u64, plan: Plan) -> World {
         let count = plan.nodes.len() as u64;
-        let terms = FleetTerms { times: Times::default(), floor: 0, pool: plan.cap, nodes: count };
+        let terms = FleetTerms {
+            times: Times::default(),
+            floor: plan.floor,
+            pool: plan.cap - plan.floor * count,
+            nodes: count,
+        };
         let nodes = plan.nodes.iter().enumerate().map(|(number, sight)| Node {
             borrower: Borrower::new(Process { node: number.to_string(), instance: "i".to_owned() }, terms.clone()),
             tally: FleetTally::default(),
@@ -174,8 +181,8 @@ impl World {
     }
 
     fn in_force(&self) -> u64 {
-        let slots = self.store.yielding.slots;
-        if slots == 0 { self.plan.cap } else { (slots + 500) / 1000 }
+        let (slots, floors) = (self.store.yielding.slots, self.plan.floor * self.nodes.len() as u64);
+        if slots == 0 { self.plan.cap } else { (slots + 500) / 1000 + floors }
     }
 
     fn happen(&mut self, event: Event) {
@@ -255,7 +262,7 @@ impl World {
         let node = &mut self.nodes[number];
         node.borrower.uses(usage(node));
         if let Some(mut request) = node.borrower.request(now) {
-            request.evidence = node.tally.take(now);
+            request.evidence = node.borrower.on_leases(node.tally.take(now));
             request.evidence.floor = 1;
             self.push(1, Event::ToStore { node: number, request });
         }
@@ -320,7 +327,8 @@ fn random_plan(random: &mut Random) -> Plan {
     }
     let slowest = 20 + random.below(100);
     let clients = vec![2 * cap / count + 1; nodes.len()];
-    Plan { nodes, cap, limits, others: 10, errors: 0, clients, answer_times: (slowest / 4, slowest) }
+    let floor = u64::from(random.below(3) == 0);
+    Plan { nodes, cap, floor, limits, others: 10, errors: 0, clients, answer_times: (slowest / 4, slowest) }
 }
 
 /// Nodes speak every 5 s, and what others use changes as often: not every run is followed so closely. CI runs 12 of the 10,000 seeds,
@@ -351,7 +359,16 @@ fn the_pool_follows_the_limit_of_the_database() {
 
 fn twenty(sights: impl Fn(usize) -> Sight, limit: u64) -> Plan {
     let nodes = (0..20).map(sights).collect();
-    Plan { nodes, cap: 60, limits: [limit; 2], others: 0, errors: 0, clients: vec![6; 20], answer_times: (20, 40) }
+    Plan {
+        nodes,
+        cap: 60,
+        floor: 0,
+        limits: [limit; 2],
+        others: 0,
+        errors: 0,
+        clients: vec![6; 20],
+        answer_times: (20, 40),
+    }
 }
 
 /// Each large registry has some.

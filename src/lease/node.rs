@@ -447,10 +447,14 @@ impl Borrower {
         (GAP_PER_NODE * u32::try_from(self.terms.nodes).unwrap_or(u32::MAX).min(500)).max(SHORTEST_GAP)
     }
 
-    /// This evidence with the work of leased slots only: those of the floor do not yield. Where nothing is open, nobody knows which did it.
+    /// This evidence with the work of leased slots only: those of the floor do not yield. Without a floor all work is theirs, also where
+    /// nothing is open any more.
     pub fn on_leases(&self, evidence: FleetEvidence) -> FleetEvidence {
+        if self.terms.floor == 0 {
+            return evidence;
+        }
         let on_leases = (evidence.worked * self.leased()).checked_div(self.used.open);
-        FleetEvidence { worked: on_leases.unwrap_or(evidence.worked), ..evidence }
+        FleetEvidence { worked: on_leases.unwrap_or(0), ..evidence }
     }
 
     fn leased(&self) -> u64 {
@@ -532,7 +536,7 @@ mod tests {
             borrower.uses(SlotUsage { open, idle: 0, waiting: 0 });
             borrower.on_leases(FleetEvidence { worked: 600, ..FleetEvidence::default() }).worked
         };
-        assert_eq!([told(0, 3), told(0, 0), told(1, 3), told(3, 3)], [600, 600, 400, 0]);
+        assert_eq!([told(0, 3), told(0, 0), told(1, 3), told(3, 3), told(1, 1), told(3, 0)], [600, 600, 400, 0, 0, 0]);
     }
 
     #[test]
