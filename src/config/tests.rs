@@ -768,6 +768,15 @@ fn a_leased_share_has_a_store_and_a_cap_that_holds_the_floors() {
     let rate =
         "0 to 200 slots (cap 200 leased to 500 nodes; rate_per_second 5/2 x 500 nodes = 1250 new connections a second)";
     assert_eq!(crate::lease::checks::summary(&config, registry), rate);
+    for (nodes, rate) in
+        [("nodes = 500", "; rate_per_second 5/2 x 500 nodes = 1250 new connections a second"), ("", "")]
+    {
+        let fixed = leased("rate_per_second = 2.5", "").replace("'lease'", "'1/20'").replace("nodes = 500", nodes);
+        let fixed = if nodes.is_empty() { fixed.split("[lease]").next().unwrap().to_owned() } else { fixed };
+        let config = Config::parse(&fixed).unwrap();
+        let said = crate::lease::checks::summary(&config, &config.registries[0]);
+        assert_eq!(said, format!("10 slots (cap 200 x share 1/20{rate})"));
+    }
     let mirror = "[registries.harbor.mirror]\nlisten = '127.0.0.1:1'\nupstream = ['https://harbor.example.com', \
                   'https://b.example.com']\ncap_per_upstream = true";
     for (registry, lease, expected) in [

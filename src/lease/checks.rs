@@ -132,14 +132,16 @@ pub fn wasted_share(config: &Config, registry: &RegistryConfig) -> Option<(Strin
 /// The slots of the registry, in a line of `check`.
 pub fn summary(config: &Config, registry: &RegistryConfig) -> String {
     let RegistryConfig { slots, cap, share, .. } = registry;
-    let Some(lease) = config.lease.as_ref().filter(|_| *share == Share::LEASED) else {
-        return format!("{slots} slots (cap {cap} x share {share})");
-    };
-    let (cap, nodes, floor) = (*cap, lease.nodes, lease.floor);
-    let most = lease.pool(cap) + floor;
+    let Some(lease) = &config.lease else { return format!("{slots} slots (cap {cap} x share {share})") };
+    let (nodes, floor) = (lease.nodes, lease.floor);
     let rate = registry.rate_per_second.map(|rate| {
         let all = rate.floor_times(u64::from(nodes));
         format!("; rate_per_second {rate} x {nodes} nodes = {all} new connections a second")
     });
-    format!("{floor} to {most} slots (cap {cap} leased to {nodes} nodes{})", rate.unwrap_or_default())
+    let rate = rate.unwrap_or_default();
+    if *share != Share::LEASED {
+        return format!("{slots} slots (cap {cap} x share {share}{rate})");
+    }
+    let most = lease.pool(*cap) + floor;
+    format!("{floor} to {most} slots (cap {cap} leased to {nodes} nodes{rate})")
 }
