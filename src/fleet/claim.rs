@@ -247,8 +247,11 @@ mod tests {
         assert_eq!(ghosts_until(&folder.path().join("other.sock")), Duration::ZERO);
         fs::write(folder.path().join("control.ghosts"), "7000 other").unwrap();
         assert_eq!(ghosts_until(&control), Duration::ZERO);
-        // Another start of the machine, and half a line.
-        fs::write(folder.path().join("control.lock"), "c other net:[1]\nd").unwrap();
+        // Another start of the machine, another network, and half a line.
+        let own = network().unwrap();
+        let (boot, network) = own.split_once(' ').unwrap();
+        let others = format!("b {boot} net:[1]\nc other {network}\nd");
+        fs::write(folder.path().join("control.lock"), others).unwrap();
         assert_eq!(lock("e").try_get().unwrap().unwrap().earlier, Vec::<String>::new());
     }
 

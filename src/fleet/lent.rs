@@ -331,3 +331,71 @@ impl<P: Send + 'static> SlotPool for LeasedGate<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::{Admission, AdmissionRequest, ClassId, ClientId, Limits, Principal};
+    use crate::lease::message::Times;
+    use crate::metrics::Metrics;
+
+    fn lent(floor: u64, picture: LeasePicture) -> Arc<Lease> {
+        let lease = Lease::new("harbor", FleetTerms { times: Times::default(), floor, pool: 10, nodes: 2 });
+        lease.state.lock().picture = picture;
+        lease
+    }
+
+    fn wait_until(end: Duration) {
+        while boot_time() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// A process that was frozen gives no slot before any of its tasks has run.
+    #[test]
+    fn the_slots_of_a_lease_end_with_it_though_nothing_runs() {
+        let until = boot_time() + Duration::from_secs(1);
+        let lease = lent(2, LeasePicture { granted: 5, limit: 4, until: Some(until), ..LeasePicture::default() });
+        assert_eq!(lease.slots(), Some(4));
+        wait_until(until);
+        assert_eq!(lease.slots(), None);
+        assert_eq!(lent(2, LeasePicture { limit: 4, ..LeasePicture::default() }).slots(), None, "none was ever lent");
+    }
+
+    /// The time after which no slot is given ends nothing that is open. The time after that does, and leaves the floor.
+    #[tokio::test]
+    async fn connections_on_a_lease_are_over_when_it_is_to_be_closed() {
+        let limits = Limits {
+            slots: 10,
+            depth: 10,
+            rate: None,
+            idle_timeout: Duration::ZERO,
+            max_lifetime: Duration::ZERO,
+            max_connecting: 10,
+            keep_place: Duration::ZERO,
+            weights: vec![1],
+        };
+        let gate: Gate<()> = Gate::new(limits, Metrics::new().of_registry("test", &["default".to_owned()]));
+        let (client, target): (ClientId, Arc<str>) = ("client".into(), "target:443".into());
+        let mut slots = Vec::new();
+        for _ in 0..2 {
+            let principal = Principal { class: ClassId::default(), client: client.clone() };
+            let (place, _) = gate.place(&client, &target);
+            let request = AdmissionRequest::new(place, gate.now() + Duration::from_secs(5), principal, target.clone());
+            let Ok(Admission::New(slot)) = gate.admit(request).await else { panic!("not admitted") };
+            slots.push(slot);
+        }
+        let now = boot_time();
+        let close_by = now + Duration::from_secs(1);
+        let picture =
+            LeasePicture { granted: 1, limit: 1, until: Some(now), close_by: Some(close_by), ..Default::default() };
+        let (without, with) = (lent(0, LeasePicture { granted: 2, ..picture }), lent(1, picture));
+        let is_over = |lease: &Arc<Lease>| Lease::is_over(Some(lease), &gate);
+        assert!(!is_over(&without) && !is_over(&with) && !Lease::is_over(None, &gate));
+        assert!(is_over(&lent(0, picture)), "two, where one is lent");
+        wait_until(close_by);
+        assert!(is_over(&without) && is_over(&with));
+        slots.pop();
+        assert!(is_over(&without) && !is_over(&with), "one is on the floor");
+    }
+}
