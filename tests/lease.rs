@@ -474,6 +474,46 @@ async fn a_paused_fleet_opens_no_connection_and_loses_no_request() {
     assert!(fleet.registry.peak() <= CAP + 1, "{}", fleet.registry.peak());
 }
 
+/// A wish, what is given back, and an order wait for no renewal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_and_slots_travel_at_once_though_renewals_are_rare() {
+    let at_once = Duration::from_secs(2);
+    let seldom = |settings: String| {
+        settings
+            .replace("renew_every = \"300ms\"", "renew_every = \"20s\"")
+            .replace("admit_for = \"1500ms\"", "admit_for = \"60s\"")
+            .replace("nodes = 20", "nodes = 2")
+    };
+    let fleet = Fleet::start_with(2, StubRegistry::builder(), seldom).await;
+    fleet.registry.hold();
+    let first = fleet.requests(0, CAP);
+    fleet.until_open(CAP).await;
+    let second = fleet.requests(1, 3);
+    eventually("requests that wait", SOON, async || {
+        match fleet.nodes[1].status().await["registries"]["stub"].clone() {
+            now if now["waiting"] == 3 && now["lease"]["wished"] == 3 => Ok(()),
+            now => Err(now),
+        }
+    })
+    .await;
+    // One connection of the other node ends.
+    fleet.registry.let_through(1);
+    let began = Instant::now();
+    fleet.until_any_open(1).await;
+    assert!(began.elapsed() < at_once, "{:?} until a slot came over", began.elapsed());
+    fleet.registry.release();
+    served(second).await;
+    assert!(began.elapsed() < at_once, "{:?} until all were served", began.elapsed());
+    served(first).await;
+    for order in ["pause", "resume"] {
+        let began = Instant::now();
+        let done = fleet.command(0, &[order, "stub", "--fleet"]).await;
+        assert_eq!(done, (Some(0), format!("registry stub: {order}d on all 2 nodes\n")));
+        assert!(began.elapsed() < at_once, "{:?} until all nodes said: {order}", began.elapsed());
+    }
+    assert_eq!(fleet.registry.peak(), CAP);
+}
+
 /// One operator waits for a frozen node to say that it is paused, while another one resumes the fleet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_is_not_given_again_over_a_later_one_of_another_operator() {
@@ -541,6 +581,15 @@ async fn the_status_of_the_fleet_shows_every_node() {
         assert_eq!(status, Some(0), "{told}");
         serde_json::from_str::<serde_json::Value>(&told).unwrap()["registries"]["stub"].clone()
     };
+    // Losing one record is worse than losing all.
+    let records = fleet.redis.order("TTL roadstead:{stub}:leases");
+    assert_eq!(
+        (records, fleet.redis.order("TTL roadstead:{stub}:reports")),
+        (":-1\r\n".to_owned(), ":-1\r\n".to_owned())
+    );
+    let refused = "registry stub: slots are lent now, so the store is in use: nothing was changed there";
+    let (ended, said) = fleet.command(1, &["lease", "init"]).await;
+    assert!(ended == Some(1) && said.contains(refused), "{ended:?} {said}");
     let row = eventually("a report", SOON, async || match &status(&fleet).await["nodes"][0] {
         row if row["open"] == CAP && row["waiting"] == 5 && row["oldest_wait_seconds"].as_f64() > Some(0.3) => {
             Ok(row.clone())
@@ -586,15 +635,6 @@ fn orders_to_a_fleet_with_fixed_shares_are_refused() {
         let run = Command::new(BINARY).args(words).arg("--config").arg(&file).output().unwrap();
         (run.status.code(), String::from_utf8(run.stderr).unwrap())
     };
-    // Losing one record is worse than losing all.
-    let records = fleet.redis.order("TTL roadstead:{stub}:leases");
-    assert_eq!(
-        (records, fleet.redis.order("TTL roadstead:{stub}:reports")),
-        (":-1\r\n".to_owned(), ":-1\r\n".to_owned())
-    );
-    let refused = "registry stub: slots are lent now, so the store is in use: nothing was changed there";
-    let (ended, said) = fleet.command(1, &["lease", "init"]).await;
-    assert!(ended == Some(1) && said.contains(refused), "{ended:?} {said}");
     std::fs::write(&file, fixed).unwrap();
     for words in [["pause", "fixed", "--fleet"].as_slice(), &["status", "--fleet"], &["lease", "init"]] {
         let (status, said) = run(words);
@@ -822,11 +862,10 @@ async fn a_node_without_the_store_goes_on_until_its_lease_ends_and_then_on_its_f
     let frozen = Instant::now();
     // Inside the lease, more requests are admitted.
     let more = fleet.requests(0, 1);
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let waits = fleet.registry.open();
+    fleet.until_open(4).await;
     fleet.until_open(1).await;
     let lasted = frozen.elapsed();
-    assert!((Duration::from_millis(1700)..Duration::from_millis(4500)).contains(&lasted), "{lasted:?}, {waits} open");
+    assert!((Duration::from_millis(1700)..Duration::from_millis(4500)).contains(&lasted), "{lasted:?}");
     let refused = fleet.requests(0, 1).pop().unwrap().await.unwrap().expect("an answer");
     assert_eq!(refused.0, 503);
     assert!(refused.1.contains("lease_lost") && refused.1.contains("see lease.redis"), "{}", refused.1);
