@@ -877,3 +877,70 @@ fn demand_that_moves_is_followed_in_two_round_trips() {
     }
     assert_eq!(idle.slots(Duration::from_secs(2)), 5);
 }
+
+/// Where more nodes wish than slots exist, a turn lasts min(10 s, 20 s x slots / nodes), and a second at least. The first that waits asks
+/// at the first end, the second at the second, and nobody asks for an end that is not there.
+#[test]
+fn a_turn_is_as_long_as_a_round_of_20_s_allows() {
+    let hold = 220_000;
+    for (pool, nodes, turn) in [(1, 2, 10_000), (2, 3, 10_000), (2, 8, 5_000), (3, 40, 1_500), (1, 30, 1_000)] {
+        let mut store = StoreModel::default();
+        store.init(ServerRun { run: "run", stamp: "first", time: 0 });
+        let mut ask = |node: usize, number, time| {
+            let request = request(process(node, 0), number, time, (u64::from(node < pool), 3), pool as u64, hold);
+            store.ask(ServerRun { run: "run", stamp: "first", time }, &request).0.expect("in order")
+        };
+        // The slots are in parts of one, whatever the first node had while it was alone.
+        for number in 1..=3 {
+            (0..nodes).for_each(|node| _ = ask(node, number, 0));
+        }
+        let granted: Vec<u64> = (0..nodes).map(|node| ask(node, 4, 0).granted).collect();
+        assert_eq!(granted, [vec![1; pool], vec![0; nodes - pool]].concat());
+        let again: Vec<u64> = (pool..nodes).map(|node| ask(node, 5, 0).again).collect();
+        let waits = (0..nodes - pool).map(|place| if place < pool { turn } else { 0 });
+        assert_eq!(again, waits.collect::<Vec<u64>>(), "{nodes} nodes for {pool} slots");
+        // The last millisecond of a turn, and the end: the slot is asked back, and its lease is the next end.
+        assert_eq!(ask(pool, 6, turn - 1).again, 1);
+        assert_eq!((ask(pool, 7, turn).again > turn, ask(pool - 1, 6, turn).limit), (true, 0));
+    }
+}
+
+/// The shares of any wishes that the pool cannot meet are those that come of giving out one slot after another, each to the node that has
+/// least of those that wish for more.
+#[test]
+fn grants_are_as_fair_as_slots_that_are_given_out_one_by_one() {
+    for seed in 0..200 {
+        let mut random = Random::new(seed);
+        let nodes = usize::try_from(2 + random.below(12)).expect("small");
+        let mut wishes: Vec<u64> = (0..nodes).map(|_| 1 + random.below(30)).collect();
+        let sum: u64 = wishes.iter().sum();
+        let pool = nodes as u64 + random.below(sum - nodes as u64);
+        wishes.iter_mut().for_each(|wish| *wish = (*wish).min(pool));
+        let mut filled = vec![0; nodes];
+        for _ in 0..pool {
+            let least = (0..nodes).filter(|node| filled[*node] < wishes[*node]).min_by_key(|node| filled[*node]);
+            filled[least.expect("more is wished for")] += 1;
+        }
+        let mut store = StoreModel::default();
+        let server = ServerRun { run: "run", stamp: "first", time: 0 };
+        store.init(server);
+        // Slots that are asked back go back at once.
+        for number in 1..=6 {
+            for (node, wish) in wishes.iter().enumerate() {
+                let process = process(node, 0);
+                let held = store.records.get(&process.to_string()).map_or(0, |record| record.limit);
+                store.ask(server, &request(process, number, 0, (held, *wish), pool, 220_000)).0.expect("in order");
+            }
+        }
+        let mut granted: Vec<(u64, u64)> =
+            store.records.values().map(|record| (record.wished, record.granted)).collect();
+        assert!(granted.iter().all(|(wished, granted)| granted <= wished), "seed {seed}: {granted:?}");
+        // Of several that wish for more, any may have the slot that is left.
+        let mut filled: Vec<(u64, u64)> = wishes.into_iter().zip(filled).collect();
+        for shares in [&mut granted, &mut filled] {
+            shares.sort_by_key(|(wished, share)| (*share, *wished));
+        }
+        let shares = |of: &[(u64, u64)]| of.iter().map(|(_, share)| *share).collect::<Vec<_>>();
+        assert_eq!(shares(&granted), shares(&filled), "seed {seed}: {granted:?} instead of {filled:?} of {pool}");
+    }
+}
