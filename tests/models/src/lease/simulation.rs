@@ -769,7 +769,7 @@ fn the_slots_of_dead_nodes_are_used_as_soon_as_their_leases_are_over() {
                 world.run(now);
             }
             longest = longest.max(now - killed);
-            let earliest = micros(times.hold() - 2 * times.renew);
+            let earliest = micros(times.hold()) - micros(2 * times.renew);
             assert!(world.peak <= cap && now - killed > earliest, "{nodes} nodes, cap {cap}, seed {seed}: {now}");
         }
         println!("{nodes} nodes, {dies} of them dead: all {cap} slots in use after {longest} us, {latest} at most");
@@ -915,7 +915,9 @@ fn grants_are_as_fair_as_slots_that_are_given_out_one_by_one() {
         let mut wishes: Vec<u64> = (0..nodes).map(|_| 1 + random.below(30)).collect();
         let sum: u64 = wishes.iter().sum();
         let pool = nodes as u64 + random.below(sum - nodes as u64);
-        wishes.iter_mut().for_each(|wish| *wish = (*wish).min(pool));
+        for wish in &mut wishes {
+            *wish = (*wish).min(pool);
+        }
         let mut filled = vec![0; nodes];
         for _ in 0..pool {
             let least = (0..nodes).filter(|node| filled[*node] < wishes[*node]).min_by_key(|node| filled[*node]);
