@@ -186,17 +186,17 @@ async fn on_the_way(text: &str, stub: &StubRegistry) -> Vec<Duration> {
 /// The judge is the registry's clock, beside a cap that is above the storm: 50 slots would hold most of it. A machine that is busy
 /// with something else in one of the runs delays it, so the best of a few rounds counts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_request_of_a_storm_reaches_the_registry_later_than_where_nothing_waits() {
+async fn the_requests_of_a_storm_reach_the_registry_as_soon_as_where_nothing_waits() {
     const MOST: Duration = Duration::from_millis(1);
-    let mut rounds: Vec<[(Duration, Duration); 2]> = Vec::new();
-    let is_close = |parts: &[(Duration, Duration); 2]| parts.iter().all(|(observed, free)| *observed <= *free + MOST);
+    let mut rounds: Vec<[(Duration, Duration); 3]> = Vec::new();
+    let is_close = |parts: &[(Duration, Duration); 3]| parts.iter().all(|(observed, free)| *observed <= *free + MOST);
     while rounds.len() < 5 && !rounds.last().is_some_and(is_close) {
         let stubs = [StubRegistry::builder().start().await, StubRegistry::builder().start().await];
         let free = on_the_way(&text(stubs[0].address(), "enforce", STORM, ""), &stubs[0]).await;
         let observed = on_the_way(&text(stubs[1].address(), "observe", 50, ""), &stubs[1]).await;
-        rounds.push([STORM / 2, STORM * 9 / 10].map(|rank| (observed[rank], free[rank])));
+        rounds.push([STORM / 2, STORM * 9 / 10, STORM * 99 / 100].map(|rank| (observed[rank], free[rank])));
     }
-    println!("observed and free, half and nine tenths of the requests: {rounds:?}");
+    println!("observed and free, the 50th, 90th and 99th percentile: {rounds:?}");
     assert!(rounds.last().is_some_and(is_close), "observed and free: {rounds:?}");
 }
 

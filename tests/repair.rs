@@ -365,6 +365,10 @@ async fn a_token_that_allows_nothing_is_denied_at_once_also_in_distress() {
     assert_eq!(poor.head("/v2/team/app/manifests/v1", &token).await.status(), 401);
     assert_eq!(harbor.requests().len(), asked + 4, "each was asked once");
     assert!(began.elapsed() < SOON);
+    // A log-in asks with such a token whether its password is right.
+    poor.name = "X-Pull: broken".to_owned();
+    poor.get("/v2/", Some(&token)).await.unwrap();
+    assert!(harbor.requests().len() > asked + 5, "it is asked again");
 }
 
 /// No such project, not allowed: once, unchanged, at once.

@@ -109,12 +109,15 @@ impl Ladder {
     }
 
     /// The connections that are at work where more bring no more: each does as much as the only one of the first step, and the
-    /// others wait.
+    /// others wait. The first step may have been a bad one: those of `before` brought more work than fewer.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small number")]
     fn at_work(&self, before: Option<&Step>, step: &Step) -> usize {
         let most = before.map_or(0.0, |before| before.per_second).max(step.per_second);
         let alone = self.steps.iter().find(|step| step.connections == 1).map_or(most, |one| one.per_second);
-        ((most / alone.max(0.1)).round() as usize).clamp(1, step.connections)
+        let before = before.map_or(step.connections, |before| before.connections);
+        let fewer = self.steps.iter().filter(|step| step.signs == 0 && step.connections < before);
+        let least = fewer.map(|step| step.connections + 1).max().unwrap_or(1);
+        ((most / alone.max(0.1)).round() as usize).clamp(least, before * 11 / 10)
     }
 
     /// `None` where not even one connection was served.
@@ -224,6 +227,18 @@ mod tests {
             let Recommendation { knee, cap, limited_by } = found.unwrap();
             assert_eq!((knee, limited_by), (Some(workers), LimitFound::Knee));
             assert!(cap <= workers && cap * 4 + 4 >= workers * 3, "{workers}: {cap}");
+        }
+    }
+
+    /// Where the first step was slow or quick, the knee lies between the two numbers that it was found with.
+    #[test]
+    fn a_first_step_that_is_unlike_the_others_misleads_nobody() {
+        for (alone, knee) in [(15.0, 17), (90.0, 9)] {
+            let registry = move |connections| {
+                let (per_second, p50_ms, is_bad) = queue(10)(connections);
+                (if connections == 1 { alone } else { per_second }, p50_ms, is_bad)
+            };
+            assert_eq!(climb(64, &registry).1.unwrap().knee, Some(knee));
         }
     }
 

@@ -50,9 +50,13 @@ pub fn status(socket: &Path, admin: SocketAddr) -> Result<Option<Value>, String>
         Ok((200, body)) => serde_json::from_str(&body).map_err(|error| error.to_string()),
         _ => picture(&admin.to_string(), "/status").map(|(status, _)| status),
     };
-    let listens = || UnixStream::connect(socket).is_ok() || TcpStream::connect_timeout(&admin, TIMEOUT).is_ok();
+    let is_nobody =
+        |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+    let is_off = UnixStream::connect(socket).is_err_and(|error| is_nobody(&error));
     match told {
-        Err(_) if !listens() => Ok(None),
+        Err(_) if is_off && TcpStream::connect_timeout(&admin, TIMEOUT).is_err_and(|error| is_nobody(&error)) => {
+            Ok(None)
+        }
         told => told.map(Some),
     }
 }

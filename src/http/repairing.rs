@@ -181,10 +181,11 @@ impl Repairing<'_> {
     }
 
     /// A form is not sent again before all of it came, nor where the registry may have used it up without an answer. A token that
-    /// allows nothing is denied whenever it comes.
+    /// allows nothing is always denied, except by the ping of a log-in.
     fn may_send_again(&self, sign: Sign) -> bool {
         let Exchange { outbound, upload, copy, .. } = &self.exchange;
-        let is_denial = matches!(sign, Sign::DatabaseError | Sign::Ambiguous401 | Sign::Unseen401);
+        let is_ping = outbound.uri().path().trim_end_matches('/').ends_with("/v2");
+        let is_denial = !is_ping && matches!(sign, Sign::DatabaseError | Sign::Ambiguous401 | Sign::Unseen401);
         if is_denial && outbound.credentials().is_some_and(|it| tokens::allows_nothing(it.as_bytes())) {
             return false;
         }
