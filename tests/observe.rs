@@ -184,20 +184,25 @@ async fn on_the_way(text: &str, stub: &StubRegistry) -> Vec<Duration> {
 }
 
 /// The judge is the registry's clock, beside a cap that is above the storm: 50 slots would hold most of it. A machine that is busy
-/// with something else in one of the runs delays it, so the best of a few rounds counts.
+/// with something else for a moment delays some, so the least of a few rounds counts, for each side and each percentile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_requests_of_a_storm_reach_the_registry_as_soon_as_where_nothing_waits() {
     const MOST: Duration = Duration::from_millis(1);
-    let mut rounds: Vec<[(Duration, Duration); 3]> = Vec::new();
-    let is_close = |parts: &[(Duration, Duration); 3]| parts.iter().all(|(observed, free)| *observed <= *free + MOST);
-    while rounds.len() < 5 && !rounds.last().is_some_and(is_close) {
-        let stubs = [StubRegistry::builder().start().await, StubRegistry::builder().start().await];
-        let free = on_the_way(&text(stubs[0].address(), "enforce", STORM, ""), &stubs[0]).await;
-        let observed = on_the_way(&text(stubs[1].address(), "observe", 50, ""), &stubs[1]).await;
-        rounds.push([STORM / 2, STORM * 9 / 10, STORM * 99 / 100].map(|rank| (observed[rank], free[rank])));
+    let mut least = [[Duration::MAX; 3]; 2];
+    let is_close = |[free, observed]: [[Duration; 3]; 2]| (0..3).all(|part| observed[part] <= free[part] + MOST);
+    for round in 0..5 {
+        if round > 0 && is_close(least) {
+            break;
+        }
+        for (least, (mode, cap)) in least.iter_mut().zip([("enforce", STORM), ("observe", 50)]) {
+            let stub = StubRegistry::builder().start().await;
+            let took = on_the_way(&text(stub.address(), mode, cap, ""), &stub).await;
+            let parts = [STORM / 2, STORM * 9 / 10, STORM * 99 / 100].map(|rank| took[rank]);
+            *least = std::array::from_fn(|part| least[part].min(parts[part]));
+        }
     }
-    println!("observed and free, the 50th, 90th and 99th percentile: {rounds:?}");
-    assert!(rounds.last().is_some_and(is_close), "observed and free: {rounds:?}");
+    println!("free and observed, the 50th, 90th and 99th percentile: {least:?}");
+    assert!(is_close(least), "free and observed: {least:?}");
 }
 
 /// Whether all figures of the one are within a tenth of those of the other.

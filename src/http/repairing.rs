@@ -181,11 +181,11 @@ impl Repairing<'_> {
     }
 
     /// A form is not sent again before all of it came, nor where the registry may have used it up without an answer. A token that
-    /// allows nothing is always denied, except by the ping of a log-in.
+    /// allows nothing is always denied a manifest or a blob.
     fn may_send_again(&self, sign: Sign) -> bool {
         let Exchange { outbound, upload, copy, .. } = &self.exchange;
-        let is_ping = outbound.uri().path().trim_end_matches('/').ends_with("/v2");
-        let is_denial = !is_ping && matches!(sign, Sign::DatabaseError | Sign::Ambiguous401 | Sign::Unseen401);
+        let is_content = ["/manifests/", "/blobs/"].iter().any(|part| outbound.uri().path().contains(part));
+        let is_denial = is_content && matches!(sign, Sign::DatabaseError | Sign::Ambiguous401 | Sign::Unseen401);
         if is_denial && outbound.credentials().is_some_and(|it| tokens::allows_nothing(it.as_bytes())) {
             return false;
         }
