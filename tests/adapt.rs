@@ -61,6 +61,16 @@ impl Pullers {
         }
         failed
     }
+
+    /// None may have failed later than 5 s after they began.
+    async fn stop_without_late_failures(self, began: Instant) {
+        let failed: Vec<(Duration, String)> =
+            self.stop().await.into_iter().map(|(at, why)| (at - began, why)).collect();
+        let late: Vec<_> = failed.iter().filter(|(after, _)| *after > Duration::from_secs(5)).collect();
+        let moments: Vec<&Duration> = failed.iter().map(|(after, _)| after).collect();
+        println!("{} pulls failed, after {moments:?}", failed.len());
+        assert!(late.is_empty(), "{} of {} failed: {late:?}", late.len(), failed.len());
+    }
 }
 
 async fn pull(mirror: SocketAddr, name: &str) -> Result<(), String> {
@@ -162,11 +172,7 @@ async fn a_cap_that_is_far_too_high_is_found_out_and_raised_again_when_the_datab
     })
     .await;
     println!("the database grows after {:?}; slots in force by seconds: {:?}", grown, recording.lock().unwrap());
-    let failed: Vec<_> = pullers.stop().await;
-    let late: Vec<_> = failed.iter().filter(|(at, _)| *at > began + Duration::from_secs(5)).collect();
-    let moments: Vec<Duration> = failed.iter().map(|(at, _)| *at - began).collect();
-    println!("{} pulls failed, after {moments:?}", failed.len());
-    assert!(late.is_empty(), "{} of {} failed: {late:?}", late.len(), failed.len());
+    pullers.stop_without_late_failures(began).await;
 }
 
 /// Each of them: a project that is deleted, one that nobody may read any more, a robot that has expired.
@@ -352,11 +358,7 @@ async fn a_fleet_with_a_cap_that_is_far_too_high_yields_as_one_and_rises_again_w
     })
     .await;
     println!("all in force {:?} after the database has grown", grown.elapsed());
-    let failed: Vec<_> = pullers.stop().await;
-    let late: Vec<_> = failed.iter().filter(|(at, _)| *at > began + Duration::from_secs(5)).collect();
-    let moments: Vec<Duration> = failed.iter().map(|(at, _)| *at - began).collect();
-    println!("{} pulls failed, after {moments:?}", failed.len());
-    assert!(late.is_empty(), "{} of {} failed: {late:?}", late.len(), failed.len());
+    pullers.stop_without_late_failures(began).await;
     let table = fleet.table().await;
     assert!(table.contains(" of 60 slots lent to 20 nodes\n"), "{table}");
 }

@@ -70,6 +70,9 @@ async fn a_database_of_18_connections_is_found_out() {
     assert!(was_paused && !paused().await, "the sidecar is resumed");
     let is_small = |asked: &String| asked.contains("/manifests/") || asked.contains("/service/token");
     assert!(harbor.requests().iter().all(is_small), "{:?}", harbor.requests());
+    // It stops at the first sign: those under way are all that follows.
+    let refused = harbor.struck().len();
+    assert!(refused < 120, "{refused} refused");
 }
 
 /// With four connections, where the database has three.
