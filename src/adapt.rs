@@ -9,6 +9,7 @@ mod limit;
 mod pool_tests;
 #[cfg(test)]
 mod sim_tests;
+mod slow;
 pub mod tally;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use self::limit::{Limit, Signal, SlotLoad};
+use self::slow::AnswerTimes;
 use self::tally::FleetTally;
 use crate::admission::{Gate, Moment, shown_seconds};
 use crate::config::{Mode, RegistryConfig};
@@ -29,7 +31,10 @@ const NEAR_LIMIT: Duration = Duration::from_secs(30);
 
 /// The slots in force at one registry.
 #[derive(Debug)]
-pub struct Adapt(Mutex<State>);
+pub struct Adapt {
+    state: Mutex<State>,
+    answers: Mutex<AnswerTimes>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -91,20 +96,44 @@ impl Adapt {
             if (config.adapt, config.mode) == (registry.adapt, registry.mode) {
                 return adapt.clone();
             }
-            adapt.0.lock().enabled = false;
+            adapt.state.lock().enabled = false;
         }
         let enabled = registry.adapt.enabled.unwrap_or_default() && registry.mode == Mode::Enforce;
         let mut adapt = Adapt::new(enabled, registry.adapt.floor);
         if let Some(tally) = tally {
             tally.set_floor(registry.adapt.floor);
-            adapt.0.get_mut().tally = Some(tally.clone());
+            adapt.state.get_mut().tally = Some(tally.clone());
         }
         Arc::new(adapt)
     }
 
     /// Nothing was seen yet: all slots are in force.
     pub fn new(enabled: bool, floor: usize) -> Adapt {
-        Adapt(Mutex::new(State { enabled, limit: Limit::new(floor), last: None, lowered_by: None, tally: None }))
+        let state = State { enabled, limit: Limit::new(floor), last: None, lowered_by: None, tally: None };
+        Adapt { state: Mutex::new(state), answers: Mutex::default() }
+    }
+
+    /// The answer to a small request took so long. Tells whether that is slow, which is a sign.
+    pub fn answered(&self, took: Duration, now: Moment) -> bool {
+        let is_slow = self.answers.lock().answered(took, now);
+        self.slow(is_slow.then_some(took))
+    }
+
+    /// The same for an answer in a tunnel, by the others in tunnels.
+    pub fn answered_in_tunnel(&self, took: Duration, now: Moment) -> bool {
+        let is_slow = self.answers.lock().answered_in_tunnel(took, now);
+        self.slow(is_slow.then_some(took))
+    }
+
+    /// Lets the time of a slow answer count for the pause after which the slots in force may be lowered again.
+    fn slow(&self, took: Option<Duration>) -> bool {
+        let Some(took) = took else { return false };
+        let mut state = self.state.lock();
+        match &state.tally {
+            Some(tally) => tally.took(took),
+            None => state.limit.took(took),
+        }
+        true
     }
 
     /// A sign of overload was seen when `subject` was asked for.
@@ -120,7 +149,7 @@ impl Adapt {
 
     fn observe<P: Send + 'static>(&self, observed: Signal, cause: Option<Cause>, gate: &Gate<P>) {
         // Locked until the gate knows: the last word counts.
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if !state.enabled {
             return;
         }
@@ -146,7 +175,7 @@ impl Adapt {
     /// Whether the slots in force were lowered not long ago: the next try for more of them may be one too many, and its first sign
     /// may be one that is believed of a registry that is well.
     pub fn is_near_limit(&self, now: Moment) -> bool {
-        let state = self.0.lock();
+        let state = self.state.lock();
         let limit = &state.limit;
         let lowered = match &state.tally {
             Some(tally) => tally.lowered().map(|(_, at)| Moment(at)),
@@ -157,7 +186,7 @@ impl Adapt {
 
     /// Its state at this moment.
     pub fn shown(&self, now: Moment) -> AdaptShown {
-        let state = self.0.lock();
+        let state = self.state.lock();
         let own = || {
             let sign = state.lowered_by.map(Cause::as_str).unwrap_or_default().to_owned();
             state.limit.in_force().and(state.limit.lowered()).map(|at| (sign, at))
@@ -175,7 +204,7 @@ impl Adapt {
 
     /// Tells a gate that an earlier config may have left with fewer slots in force.
     pub fn apply<P: Send + 'static>(&self, gate: &Gate<P>) {
-        let state = self.0.lock();
+        let state = self.state.lock();
         gate.happen(|core, now| core.yield_to(state.limit.in_force(), now));
     }
 }
@@ -207,9 +236,7 @@ mod tests {
     use crate::admission::Limits;
     use crate::metrics::{Label, Metrics};
 
-    /// A request of before a reload goes on with the `Adapt` of then, which has nothing to say any more.
-    #[tokio::test(start_paused = true)]
-    async fn one_that_is_retired_lowers_nothing_and_its_successor_begins_with_all_slots() {
+    fn gate() -> Gate<()> {
         let limits = Limits {
             slots: 60,
             depth: 10,
@@ -220,8 +247,38 @@ mod tests {
             keep_place: Duration::ZERO,
             weights: vec![1],
         };
-        let metrics = Metrics::new().of_registry("test", &["default".to_owned()]);
-        let gate: Gate<()> = Gate::new(limits, metrics);
+        Gate::new(limits, Metrics::new().of_registry("test", &["default".to_owned()]))
+    }
+
+    /// Those of the slots before take their time to come.
+    #[tokio::test(start_paused = true)]
+    async fn slots_fall_once_in_the_time_of_a_slow_answer() {
+        for in_tunnel in [false, true] {
+            let (gate, adapt) = (gate(), Adapt::new(true, 1));
+            let answered = |took| {
+                let answered = if in_tunnel { Adapt::answered_in_tunnel } else { Adapt::answered };
+                answered(&adapt, Duration::from_millis(took), gate.now())
+            };
+            assert!(!answered(20));
+            let mut steps = Vec::new();
+            for subject in 0..1_000 {
+                if answered(4_000) {
+                    adapt.sign(Cause::SlowAnswer, subject, &gate);
+                }
+                tokio::time::advance(Duration::from_millis(10)).await;
+                let in_force = gate.snapshot().slots_in_force;
+                if steps.last() != Some(&in_force) {
+                    steps.push(in_force);
+                }
+            }
+            assert_eq!(steps, [60, 29], "{in_tunnel}");
+        }
+    }
+
+    /// A request of before a reload goes on with the `Adapt` of then, which has nothing to say any more.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_retired_lowers_nothing_and_its_successor_begins_with_all_slots() {
+        let gate = gate();
         let storm = async |adapt: &Adapt| {
             for _ in 0..400 {
                 adapt.sign(Cause::Answer(Sign::DatabaseError), 0, &gate);
@@ -231,7 +288,7 @@ mod tests {
         };
         let old = Adapt::new(true, 1);
         assert!(storm(&old).await < 60);
-        old.0.lock().enabled = false;
+        old.state.lock().enabled = false;
         Adapt::new(false, 1).apply(&gate);
         assert_eq!((gate.snapshot().slots_in_force, storm(&old).await), (60, 60));
     }

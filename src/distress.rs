@@ -18,13 +18,6 @@ const FULL: u32 = 12;
 /// Signs that are remembered at most; the weight of fewer is full already.
 const MAX_SIGNS: usize = 32;
 
-/// An answer that takes longer than this many times the best is slow.
-const SLOW_TIMES: u32 = 8;
-/// No answer that is quicker than this is slow.
-const SLOW_LEAST: Duration = Duration::from_secs(2);
-/// After so long the best answer is forgotten for the best of a later time.
-const BEST_MEMORY: Duration = Duration::from_secs(600);
-
 /// An observation of a registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -70,7 +63,6 @@ impl Cause {
 pub struct Distress {
     /// The oldest first.
     signs: VecDeque<NotedSign>,
-    best: Option<(Duration, Moment)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -102,16 +94,6 @@ impl Distress {
             self.signs.pop_front();
         }
         self.signs.push_back(NotedSign { at: now, cause, subject });
-    }
-
-    /// An answer took so long. Tells whether that is slow, which is a sign.
-    pub fn answered(&mut self, took: Duration, now: Moment) -> bool {
-        let best = self.best.filter(|(best, at)| *best < took && now.since(*at) < BEST_MEMORY);
-        let Some((best, _)) = best else {
-            self.best = Some((took, now));
-            return false;
-        };
-        took > SLOW_LEAST.max(best * SLOW_TIMES)
     }
 
     /// Whether the registry is in distress: the signs of the last ten seconds weigh enough.
@@ -162,37 +144,15 @@ mod tests {
 
     #[test]
     fn what_one_repository_or_one_user_can_cause_counts_once_for_each_thing_asked_for() {
-        for (sign, needed) in [(Sign::InternalError, 2), (Sign::BadGateway, 2), (Sign::PoisonedToken, 3)] {
-            let cause = Cause::Answer(sign);
-            assert!(!after(&[(cause, 1); 100]).is_on(at(0)), "{sign:?}");
+        let signs = [(Sign::InternalError, 2), (Sign::BadGateway, 2), (Sign::PoisonedToken, 3)];
+        let signs = signs.map(|(sign, needed)| (Cause::Answer(sign), needed));
+        for (cause, needed) in [signs.as_slice(), &[(Cause::SlowAnswer, 4)]].concat() {
+            assert!(!after(&[(cause, 1); 100]).is_on(at(0)), "{cause:?}");
             let many: Vec<(Cause, u64)> = (0..needed).map(|subject| (cause, subject)).collect();
-            assert!(after(&many).is_on(at(0)) && !after(&many[1..]).is_on(at(0)), "{sign:?}");
+            assert!(after(&many).is_on(at(0)) && !after(&many[1..]).is_on(at(0)), "{cause:?}");
         }
         let many: Vec<(Cause, u64)> = (0..100).map(|subject| (Cause::Answer(Sign::TooManyRequests), subject)).collect();
         assert!(!after(&many).is_on(at(0)), "a rate limit is no distress");
-    }
-
-    #[test]
-    fn answers_several_times_slower_than_the_best_are_signs() {
-        let mut distress = Distress::default();
-        distress.answered(Duration::from_millis(20), at(0));
-        assert!(!distress.answered(Duration::from_millis(1_900), at(0)), "not that slow");
-        assert!(distress.answered(Duration::from_millis(2_100), at(0)));
-        assert!(
-            !distress.is_on(at(0)) && after(&[1, 2, 3, 4].map(|subject| (Cause::SlowAnswer, subject))).is_on(at(0))
-        );
-        let mut slow_always = Distress::default();
-        let is_slow = (0..9).any(|_| slow_always.answered(Duration::from_secs(3), at(0)));
-        assert!(!is_slow, "it is as quick as it ever was");
-    }
-
-    #[test]
-    fn a_best_answer_of_ten_minutes_ago_judges_nothing_any_more() {
-        for (later, is_slow) in [(599_999, true), (600_000, false)] {
-            let mut distress = Distress::default();
-            distress.answered(Duration::from_millis(20), at(0));
-            assert_eq!(distress.answered(Duration::from_secs(3), at(later)), is_slow, "after {later} ms");
-        }
     }
 
     #[test]

@@ -72,7 +72,7 @@
 //!    operator did not allow, and dials the address that it checked.
 //!    *`refusals::dangerous_addresses_are_denied_in_every_spelling`, `refusals::other_hosts_are_denied_by_policy`,
 //!    `refusals::another_spelling_takes_the_slot`, `mirror::a_name_of_the_world_that_leads_here_is_not_answered`*
-//! 9. **Every byte arrives, or the client hears that it did not.** *`cut_answers::an_answer_that_is_cut_is_no_success`,
+//! 9. **Every byte arrives, or the client hears that it did not.** *`slow_tunnels::an_answer_that_is_cut_is_no_success`,
 //!    `exchanges::no_body_is_lost_doubled_or_shortened_unnoticed`,
 //!    `early_answers::an_early_refusal_reaches_a_client_that_still_sends`,
 //!    `resume::a_blob_that_is_cut_arrives_exactly_or_breaks_off`*

@@ -93,11 +93,6 @@ impl Repair {
         }
     }
 
-    /// An answer took so long. Tells whether that is slow.
-    pub fn answered(&self, took: Duration, now: Moment) -> bool {
-        self.distress.lock().answered(took, now)
-    }
-
     /// Credentials proved good, and the signs that waited for this are the registry's fault.
     pub fn prove(&self, proof: Key, now: Moment) {
         let proved = self.credentials.lock().prove(proof, now);

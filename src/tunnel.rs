@@ -158,7 +158,7 @@ async fn carry(proxy: &Proxy, tunnel: Box<Tunnel>, (client, counted): (&Client, 
         let counters = ByteCounters { metrics: &metrics, carried: &carried };
         let owner = (&*path.policy, path.attempt.principal.client.as_str());
         let epoch = path.upstream.gate.epoch();
-        let mut state = TunnelState::new(client.stream(), socket, &early, owner, &path.upstream.gate, counters);
+        let mut state = TunnelState::new(client.stream(), socket, &early, owner, &path.upstream, counters);
         early = Bytes::new();
         let end = tokio::select! {
             end = state.run() => end,

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use roadstead::tunnel::follow::{Doing, Follower};
+use roadstead::tunnel::follow::{Doing, Follower, Side};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion};
@@ -109,7 +109,7 @@ impl Tunnel {
         while self.client.wants_write() {
             self.client.write_tls(&mut bytes).unwrap();
         }
-        self.follower.client_sent(&bytes, Duration::ZERO);
+        self.follower.sent(Side::Client, &bytes, Duration::ZERO);
         self.tell('C', &bytes);
         let mut rest = &bytes[..];
         while !rest.is_empty() {
@@ -129,7 +129,7 @@ impl Tunnel {
         while self.server.wants_write() {
             self.server.write_tls(&mut bytes).unwrap();
         }
-        self.follower.server_sent(&bytes, Duration::ZERO);
+        self.follower.sent(Side::Server, &bytes, Duration::ZERO);
         self.tell('S', &bytes);
         let mut rest = &bytes[..];
         while !rest.is_empty() {

@@ -65,7 +65,7 @@ pub struct Limit {
     window: Option<Window>,
 }
 
-/// How long good answers take.
+/// How long answers take that are good, or slow.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AnswerTime(Duration);
 
@@ -109,10 +109,15 @@ impl Limit {
         self.lowered
     }
 
+    /// An answer took so long.
+    pub fn took(&mut self, took: Duration) {
+        self.answer_time.add(took);
+    }
+
     /// Something was observed. Tells whether the slots in force may be others now.
     pub fn observe(&mut self, observed: Signal, load: SlotLoad, now: Moment) -> bool {
         if let Signal::Good(Some(took)) = observed {
-            self.answer_time.add(took);
+            self.took(took);
         }
         let length = self.answer_time.window();
         if self.lowered.is_some_and(|lowered| now.since(lowered) < length) {

@@ -60,6 +60,11 @@ impl FleetTally {
         }
     }
 
+    /// An answer took so long.
+    pub(super) fn took(&self, took: Duration) {
+        self.0.lock().answer_time.add(took);
+    }
+
     /// The signs since the store was asked last.
     pub fn signs(&self) -> u64 {
         self.0.lock().signs

@@ -331,7 +331,7 @@ impl Repairing<'_> {
             self.prove([self.keys.named, self.keys.served], now);
         }
         let is_small = self.exchange.outbound.lane() == Lane::Small;
-        let is_slow = is_small && self.repair.answered(took, now);
+        let is_slow = is_small && upstream.adapt.answered(took, now);
         if is_slow {
             upstream.note(Cause::SlowAnswer, self.keys.subject);
         }

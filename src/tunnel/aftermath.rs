@@ -5,7 +5,7 @@
 
 use tokio::time::Instant;
 
-use super::follow::Follower;
+use super::follow::{Follower, Side};
 use crate::proxy::client::Client;
 use crate::reclaim::{Doing, Grade};
 use crate::upstream::socket::Socket;
@@ -37,14 +37,14 @@ pub(super) async fn close(
     let (mut heard, mut went_on, mut spoke) = (0, false, false);
     let from_registry = |bytes: &[u8]| {
         heard += bytes.len();
-        of_registry.server_sent(bytes, epoch.elapsed());
+        of_registry.sent(Side::Server, bytes, epoch.elapsed());
         // Where nothing can be told from records, much is more of an answer.
         let in_doubt = grade == Grade::Unsure && heard > MAX_GOODBYE;
         went_on |= was_inside || in_doubt || of_registry.answered() != before;
     };
     let from_client = |bytes: &[u8]| {
         spoke = true;
-        follower.client_sent(bytes, epoch.elapsed());
+        follower.sent(Side::Client, bytes, epoch.elapsed());
     };
     // The socket of the registry goes when its side has ended, whatever the client does.
     tokio::join!(registry.lingering_close(from_registry), client.brief_lingering_close(from_client));

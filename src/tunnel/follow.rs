@@ -36,6 +36,8 @@ pub struct Follower {
     last_byte: Duration,
     /// Whose byte the last one was; `None` before the first.
     last_side: Option<Side>,
+    /// The time from the last record of a request to the first of its answer.
+    answer_time: Option<Duration>,
     /// Whether the server is known to send no session tickets.
     ticketless: bool,
 }
@@ -62,17 +64,9 @@ impl Follower {
             server: Framing::default(),
             last_byte: now,
             last_side: None,
+            answer_time: None,
             ticketless,
         }
-    }
-
-    /// The client sent these bytes. To be told before they are handed on: a request must not be overlooked.
-    pub fn client_sent(&mut self, bytes: &[u8], now: Duration) {
-        self.sent(Side::Client, bytes, now);
-    }
-
-    pub fn server_sent(&mut self, bytes: &[u8], now: Duration) {
-        self.sent(Side::Server, bytes, now);
     }
 
     /// How many of this side's next bytes tell nothing: they are inside a record, or there are none to be told apart.
@@ -131,6 +125,11 @@ impl Follower {
         }
     }
 
+    /// Takes the time that the server took to begin its last answer, if the request was a short one.
+    pub fn take_answer_time(&mut self) -> Option<Duration> {
+        self.answer_time.take()
+    }
+
     /// Takes what other tunnels to this server can learn from what passed last.
     pub fn take_lesson(&mut self) -> Option<Lesson> {
         self.talk.take_lesson()
@@ -156,7 +155,7 @@ impl Follower {
         self.last_byte = now;
     }
 
-    /// This side sent these bytes.
+    /// This side sent these bytes. To be told before they are handed on: a request must not be overlooked.
     pub fn sent(&mut self, side: Side, mut bytes: &[u8], now: Duration) {
         if bytes.is_empty() {
             return;
@@ -228,7 +227,13 @@ impl Follower {
     fn talked(&mut self, side: Side, header: RecordHeader) {
         match (header.content, side) {
             (ContentType::Data, Side::Client) => self.talk.client_said(header.length, self.server.inside()),
-            (ContentType::Data, Side::Server) => self.talk.server_said(header.length, self.server.began()),
+            (ContentType::Data, Side::Server) => {
+                let (was_timed, began) = (self.talk.is_timed(), self.server.began());
+                self.talk.server_said(header.length, began);
+                if was_timed && !self.talk.is_asked() {
+                    self.answer_time = Some(began.saturating_sub(self.client.began()));
+                }
+            }
             (ContentType::Alert, _) => self.talk.alert(side),
             (ContentType::Handshake | ContentType::ChangeCipherSpec, _) => self.talk.oddity(side),
         }

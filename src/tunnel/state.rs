@@ -18,12 +18,12 @@ use super::follow::{Follower, Side};
 use super::passing::{ByteCounters, Passing};
 use super::relay::{Broken, Flow, interest, ready};
 use super::told::{Told, asked, evidence_of};
-use crate::admission::{Gate, Moment, Quiet, SlotEvent, SlotState};
+use crate::admission::{Moment, Quiet, SlotEvent, SlotState};
 use crate::kernel;
 use crate::metrics::Direction;
 use crate::reclaim::{AnswerShape, ClientDebt, Doing, Grade, Pulse, ReclaimPolicy};
 use crate::tcp;
-use crate::upstream::http::PooledConnection;
+use crate::upstream::Upstream;
 use crate::upstream::socket::{Manner, Socket};
 
 /// Shorter silences are not told to the gate.
@@ -67,7 +67,7 @@ pub(super) struct TunnelState<'a> {
     policy: &'a ReclaimPolicy,
     /// Whose pauses hold.
     client_name: &'a str,
-    gate: &'a Gate<PooledConnection>,
+    upstream: &'a Upstream,
     /// The zero of the gate's time.
     epoch: Instant,
     up: Flow,
@@ -105,10 +105,10 @@ impl<'a> TunnelState<'a> {
         registry: Socket,
         early: &[u8],
         (policy, client_name): (&'a ReclaimPolicy, &'a str),
-        gate: &'a Gate<PooledConnection>,
+        upstream: &'a Upstream,
         counters: ByteCounters<'a>,
     ) -> TunnelState<'a> {
-        let epoch = gate.epoch();
+        let epoch = upstream.gate.epoch();
         let mut state = TunnelState {
             client,
             registry,
@@ -116,7 +116,7 @@ impl<'a> TunnelState<'a> {
             counters,
             policy,
             client_name,
-            gate,
+            upstream,
             epoch,
             up: Flow::starting_with(early),
             down: Flow::default(),
@@ -130,7 +130,7 @@ impl<'a> TunnelState<'a> {
             retry_pause: WORTH_TELLING,
         };
         if !early.is_empty() {
-            state.follower.client_sent(early, epoch.elapsed());
+            state.follower.sent(Side::Client, early, epoch.elapsed());
             state.counters.count(state.registry.slot(), Direction::Up, early.len());
             state.moved(Side::Client);
         }
@@ -287,6 +287,9 @@ impl<'a> TunnelState<'a> {
         if let Some(lesson) = self.follower.take_lesson() {
             self.policy.learn(lesson);
         }
+        if let Some(took) = self.follower.take_answer_time() {
+            self.upstream.tunnel_answered(took, self.registry.slot().id());
+        }
         if self.told.is_slow() && self.is_too_slow() {
             return;
         }
@@ -416,7 +419,7 @@ impl<'a> TunnelState<'a> {
             // The client's socket last: what comes after this look is cut.
             (None, _) if tcp::has_unread(self.registry.stream()) || tcp::has_unread(self.client) => None,
             (None, Grade::Stuck) => Some(End::Reclaimed(Grade::Stuck)),
-            (None, Grade::Untouched) if self.gate.snapshot().longest_busy < MAX_BUSY => Some(End::Parked),
+            (None, Grade::Untouched) if self.upstream.gate.snapshot().longest_busy < MAX_BUSY => Some(End::Parked),
             // A client that meant to shake hands has given up by then.
             (None, Grade::Untouched) if self.silence() < self.policy.pauses().unsure => None,
             (None, grade) => {

@@ -16,7 +16,7 @@ use super::http::PooledConnection;
 use super::resolve::Resolver;
 use super::tls::Tls;
 use crate::adapt::Adapt;
-use crate::admission::{Gate, Lane, Moment, Principal, RequestLabel, ReuseKey, SlotUse};
+use crate::admission::{Gate, Lane, Moment, Principal, RequestLabel, ReuseKey, SlotId, SlotUse};
 use crate::distress::Cause;
 use crate::fleet::lent::Lease;
 use crate::metrics::{OTHER_HOSTS, RegistryMetrics};
@@ -97,6 +97,13 @@ impl Upstream {
         self.observed.iter().for_each(|observed| observed.sign(cause));
         self.repair.note(cause, subject, self.gate.now());
         self.adapt.sign(cause, subject.number(), &self.gate);
+    }
+
+    /// An answer in the tunnel with this slot began after so long. It says something only where it is slow.
+    pub fn tunnel_answered(&self, took: Duration, tunnel: SlotId) {
+        if self.adapt.answered_in_tunnel(took, self.gate.now()) {
+            self.note(Cause::SlowAnswer, self.repair.key(&[format!("{tunnel:?}").as_bytes()]));
+        }
     }
 
     /// Lets a tunnel that was parked be admitted anew, before all who wait, within so long.

@@ -22,10 +22,7 @@ impl Tunnel {
     }
 
     fn sent(&mut self, side: Side, bytes: &[u8]) {
-        match side {
-            Side::Client => self.follower.client_sent(bytes, self.now),
-            Side::Server => self.follower.server_sent(bytes, self.now),
-        }
+        self.follower.sent(side, bytes, self.now);
     }
 
     fn wait(&mut self, span: Duration) {

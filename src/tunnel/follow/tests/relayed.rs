@@ -28,7 +28,7 @@ struct Passing {
 
 impl Sight for Passing {
     fn passing(&mut self, bytes: &[u8]) {
-        self.follower.server_sent(bytes, self.now);
+        self.follower.sent(Side::Server, bytes, self.now);
         self.seen += bytes.len();
     }
 
@@ -104,16 +104,16 @@ async fn bulk_within_the_kernel_is_seen_as_if_it_was_copied() {
 async fn session(random: &mut Random) -> Passing {
     let ((mut origin, source), (sink, mut client)) = (pair().await, pair().await);
     let mut copied = Follower::new(Duration::ZERO, false);
-    copied.client_sent(&client_hello(&[]), Duration::ZERO);
-    copied.server_sent(&[server_hello(0x1301), change_cipher_spec(), data(2000)].concat(), Duration::ZERO);
-    copied.client_sent(&[change_cipher_spec(), data(FINISHED)].concat(), Duration::ZERO);
+    copied.sent(Side::Client, &client_hello(&[]), Duration::ZERO);
+    copied.sent(Side::Server, &[server_hello(0x1301), change_cipher_spec(), data(2000)].concat(), Duration::ZERO);
+    copied.sent(Side::Client, &[change_cipher_spec(), data(FINISHED)].concat(), Duration::ZERO);
     let mut passing = Passing { follower: copied.clone(), now: Duration::ZERO, seen: 0, unseen: 0, alike: 0 };
     let mut flow = Flow::default();
     for _ in 0..ANSWERS {
         let answer = answer(random);
         let request = data(400);
-        copied.client_sent(&request, passing.now);
-        passing.follower.client_sent(&request, passing.now);
+        copied.sent(Side::Client, &request, passing.now);
+        passing.follower.sent(Side::Client, &request, passing.now);
         flow.turn();
         passing.seen = 0;
         let arrived = Cell::new(0);
@@ -146,7 +146,7 @@ async fn session(random: &mut Random) -> Passing {
                 passing.now += Duration::from_millis(1);
                 let before = passing.seen;
                 flow.advance(&source, &sink, &mut passing).unwrap();
-                copied.server_sent(&answer[before..passing.seen], passing.now);
+                copied.sent(Side::Server, &answer[before..passing.seen], passing.now);
                 assert_eq!(said(&passing.follower), said(&copied), "after {} of {} bytes", passing.seen, answer.len());
             }
         };

@@ -1,13 +1,15 @@
-//! A tunnel that was taken in the middle of an answer is counted and told as what it is.
+//! Registries that are slow behind their TLS: what a tunnel tells of it, and of an answer in the middle of which it was taken.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use roadstead_test_support::{Sidecar, StubRegistry, config, connect_through, eventually_is};
+use roadstead_test_support::{Sidecar, StubRegistry, config, connect_through, eventually, eventually_is};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -15,6 +17,12 @@ const NAME: &str = "registry.test";
 const STALL: Duration = Duration::from_millis(400);
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n";
 const BODY: &[u8] = &[7; 5000];
+
+const TUNNELS: usize = 12;
+const SHORT: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// The time before the answer to a commit, and to anything else.
+type Pauses = (Duration, Duration);
 
 fn tls(version: &'static SupportedProtocolVersion) -> (TlsConnector, TlsAcceptor) {
     let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
@@ -171,4 +179,79 @@ async fn a_request_that_crosses_our_end_is_told_and_doubles_the_pauses() {
     assert_eq!(ended("reclaim_crossed", "upstream_failed"), 1, "{}", sidecar.log_text());
     assert_eq!(ended("reclaim", "served"), 1);
     assert!(sidecar.log_text().contains("a request crossed the end of its tunnel"));
+}
+
+/// A registry that answers a commit and anything else after so long.
+async fn registry_with_pauses(acceptor: TlsAcceptor, pauses: watch::Receiver<Pauses>) -> StubRegistry {
+    StubRegistry::raw(move |connection| {
+        let (acceptor, pauses) = (acceptor.clone(), pauses.clone());
+        async move {
+            let Ok(mut connection) = acceptor.accept(connection).await else { return };
+            let mut request = [0; 1024];
+            while matches!(connection.read(&mut request).await, Ok(1..)) {
+                let (commit, other) = *pauses.borrow();
+                tokio::time::sleep(if request.starts_with(b"PUT") { commit } else { other }).await;
+                let _ = connection.write_all(SHORT).await;
+                let _ = connection.flush().await;
+            }
+        }
+    })
+    .await
+}
+
+/// Pushes a layer: two short requests and the commit.
+async fn push(tunnel: &mut TlsStream<TcpStream>) {
+    for request in ["HEAD /v2/a/blobs/sha256:1", "POST /v2/a/blobs/uploads/", "PUT /v2/a/blobs/uploads/1"] {
+        let request = format!("{request} HTTP/1.1\r\nHost: {NAME}\r\n\r\n");
+        tunnel.write_all(request.as_bytes()).await.expect("the tunnel stands");
+        let mut answer = [0; SHORT.len()];
+        tunnel.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(answer, SHORT);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_in_tunnels_that_all_became_slow_lower_the_slots_and_long_commits_do_not() {
+    let (connector, acceptor) = tls(&rustls::version::TLS13);
+    let quick = Duration::from_millis(10);
+    let (pauses, watched) = watch::channel((Duration::from_millis(2_500), quick));
+    let (stub, pushes) = (registry_with_pauses(acceptor, watched.clone()).await, Arc::new(AtomicUsize::new(0)));
+    let sidecar = Sidecar::start(
+        env!("CARGO_BIN_EXE_roadstead"),
+        &config(&format!(
+            "[registries.harbor]\nhosts = [\"{}\"]\ncap = {TUNNELS}\nshare = 1\nadapt.enabled = true\n",
+            stub.address()
+        )),
+    )
+    .await;
+    let mut clients = Vec::new();
+    for _ in 0..TUNNELS {
+        let tunnel = connect_through(sidecar.proxy(), &stub.address().to_string(), &[]).await.expect("a tunnel");
+        let name = ServerName::try_from(NAME).unwrap();
+        let mut tunnel = connector.connect(name, tunnel.into_parts().0).await.expect("TLS");
+        let (watched, pushes) = (watched.clone(), pushes.clone());
+        clients.push(tokio::spawn(async move {
+            while watched.has_changed().is_ok() {
+                push(&mut tunnel).await;
+                pushes.fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+    }
+    let state = async || sidecar.status().await["registries"]["harbor"].clone();
+    let done = async || pushes.load(Ordering::Relaxed) >= 3 * TUNNELS;
+    eventually_is("three pushes of each", Duration::from_secs(20), true, done).await;
+    let seen = state().await;
+    assert_eq!((&seen["slots_in_force"], &seen["distress"]["level"]), (&12.into(), &0.0.into()), "{seen}");
+
+    pauses.send((Duration::from_millis(2_500), Duration::from_millis(2_500))).unwrap();
+    eventually("fewer slots in force", Duration::from_secs(45), async || {
+        let seen = state().await;
+        let is_lower = seen["slots_in_force"].as_u64() < Some(12) && seen["adapt"]["lowered_by"] == "slow_answer";
+        if is_lower { Ok(()) } else { Err(seen) }
+    })
+    .await;
+    drop(pauses);
+    for client in clients {
+        client.await.expect("no tunnel is cut");
+    }
 }
