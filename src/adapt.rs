@@ -11,7 +11,9 @@ mod pool_tests;
 mod sim_tests;
 mod slow;
 pub mod tally;
+pub mod timer;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +35,7 @@ const NEAR_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Adapt {
     state: Mutex<State>,
-    answers: Mutex<AnswerTimes>,
+    answers: Arc<Mutex<AnswerTimes>>,
 }
 
 #[derive(Debug)]
@@ -100,6 +102,9 @@ impl Adapt {
         }
         let enabled = registry.adapt.enabled.unwrap_or_default() && registry.mode == Mode::Enforce;
         let mut adapt = Adapt::new(enabled, registry.adapt.floor);
+        if let Some((_, before)) = before {
+            adapt.answers = before.answers.clone();
+        }
         if let Some(tally) = tally {
             tally.set_floor(registry.adapt.floor);
             adapt.state.get_mut().tally = Some(tally.clone());
@@ -110,30 +115,39 @@ impl Adapt {
     /// Nothing was seen yet: all slots are in force.
     pub fn new(enabled: bool, floor: usize) -> Adapt {
         let state = State { enabled, limit: Limit::new(floor), last: None, lowered_by: None, tally: None };
-        Adapt { state: Mutex::new(state), answers: Mutex::default() }
+        Adapt { state: Mutex::new(state), answers: Arc::default() }
     }
 
     /// The answer to a small request took so long. Tells whether that is slow, which is a sign.
     pub fn answered(&self, took: Duration, now: Moment) -> bool {
         let is_slow = self.answers.lock().answered(took, now);
-        self.slow(is_slow.then_some(took))
+        if is_slow {
+            self.took(took);
+        }
+        is_slow
     }
 
-    /// The same for an answer in a tunnel, by the others in tunnels.
-    pub fn answered_in_tunnel(&self, took: Duration, now: Moment) -> bool {
-        let is_slow = self.answers.lock().answered_in_tunnel(took, now);
-        self.slow(is_slow.then_some(took))
+    /// A short answer in a tunnel took so long. Tells whether that is slow, by the others in tunnels, and counts it then.
+    pub fn answered_in_tunnel<P: Send + 'static>(&self, took: Duration, tunnel: impl Hash, gate: &Gate<P>) -> bool {
+        let is_slow = self.answers.lock().answered_in_tunnel(took, gate.now());
+        if let Some(is_slow) = is_slow {
+            self.took(took);
+            let mut hasher = DefaultHasher::new();
+            tunnel.hash(&mut hasher);
+            let observed = if is_slow { Signal::Sign { subject: Some(hasher.finish()) } } else { Signal::Unread };
+            self.observe(observed, is_slow.then_some(Cause::SlowAnswer), gate);
+        }
+        is_slow == Some(true)
     }
 
-    /// Lets the time of a slow answer count for the pause after which the slots in force may be lowered again.
-    fn slow(&self, took: Option<Duration>) -> bool {
-        let Some(took) = took else { return false };
+    /// Lets the time of an answer that is not good, as far as can be told, count for the pause after which the slots in force may be
+    /// lowered again.
+    fn took(&self, took: Duration) {
         let mut state = self.state.lock();
         match &state.tally {
             Some(tally) => tally.took(took),
             None => state.limit.took(took),
         }
-        true
     }
 
     /// A sign of overload was seen when `subject` was asked for.
@@ -234,6 +248,7 @@ fn counts_once(cause: Cause) -> Option<bool> {
 mod tests {
     use super::*;
     use crate::admission::Limits;
+    use crate::config::AdaptConfig;
     use crate::metrics::{Label, Metrics};
 
     fn gate() -> Gate<()> {
@@ -255,16 +270,18 @@ mod tests {
     async fn slots_fall_once_in_the_time_of_a_slow_answer() {
         for in_tunnel in [false, true] {
             let (gate, adapt) = (gate(), Adapt::new(true, 1));
-            let answered = |took| {
-                let answered = if in_tunnel { Adapt::answered_in_tunnel } else { Adapt::answered };
-                answered(&adapt, Duration::from_millis(took), gate.now())
-            };
-            assert!(!answered(20));
-            let mut steps = Vec::new();
-            for subject in 0..1_000 {
-                if answered(4_000) {
+            let answered = |subject, took| {
+                let took = Duration::from_millis(took);
+                if in_tunnel {
+                    adapt.answered_in_tunnel(took, subject, &gate);
+                } else if adapt.answered(took, gate.now()) {
                     adapt.sign(Cause::SlowAnswer, subject, &gate);
                 }
+            };
+            answered(0, 20);
+            let mut steps = Vec::new();
+            for subject in 0..1_000 {
+                answered(subject, 4_000);
                 tokio::time::advance(Duration::from_millis(10)).await;
                 let in_force = gate.snapshot().slots_in_force;
                 if steps.last() != Some(&in_force) {
@@ -273,6 +290,43 @@ mod tests {
             }
             assert_eq!(steps, [60, 29], "{in_tunnel}");
         }
+    }
+
+    /// Nobody reads them: they may be errors. But the windows without signs end, and the answer time is theirs again.
+    #[tokio::test(start_paused = true)]
+    async fn quick_answers_in_tunnels_let_the_slots_rise_and_hide_no_sign() {
+        let (gate, adapt) = (gate(), Adapt::new(true, 1));
+        let see = async |seconds: u64, took: u64, has_signs: bool| {
+            for subject in 0..seconds * 100 {
+                adapt.answered_in_tunnel(Duration::from_millis(took), subject, &gate);
+                if has_signs && subject % 100 == 0 {
+                    adapt.sign(Cause::FailedDial, subject, &gate);
+                }
+                tokio::time::advance(Duration::from_millis(10)).await;
+            }
+            gate.snapshot().slots_in_force
+        };
+        assert_eq!(see(1, 20, false).await, 60);
+        let lowered = see(45, 4_000, false).await;
+        assert!(lowered < 30, "{lowered}");
+        assert!(see(60, 20, false).await < 60, "it may rise after a minute without use");
+        assert_eq!(see(40, 20, false).await, 60);
+        for _ in 0..8 {
+            adapt.sign(Cause::FailedDial, 0, &gate);
+        }
+        assert!(see(10, 20, true).await < 60);
+    }
+
+    /// A change of its part of the config makes a new one.
+    #[test]
+    fn a_reload_does_not_forget_the_best_answer() {
+        let config =
+            |floor| RegistryConfig { adapt: AdaptConfig { enabled: Some(true), floor }, ..RegistryConfig::default() };
+        let before = Adapt::of(&config(1), None, None);
+        before.answered(Duration::from_millis(20), Moment(Duration::ZERO));
+        let after = Adapt::of(&config(2), Some((&config(1), &before)), None);
+        assert!(!Arc::ptr_eq(&before, &after));
+        assert!(after.answered(Duration::from_secs(3), Moment(Duration::from_secs(1))));
     }
 
     /// A request of before a reload goes on with the `Adapt` of then, which has nothing to say any more.

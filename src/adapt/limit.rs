@@ -41,6 +41,8 @@ pub enum Signal {
     Good(Option<Duration>),
     /// A sign of overload. One that a broken repository causes as well counts once in a window for each subject.
     Sign { subject: Option<u64> },
+    /// An answer that nobody can read, and that was not slow: neither good nor a sign.
+    Unread,
 }
 
 /// The use of the slots when something was observed.
@@ -199,6 +201,7 @@ impl Window {
                 let is_new = subject.is_none_or(|subject| self.subjects.insert(subject));
                 self.signs += u32::from(is_new);
             }
+            Signal::Unread => {}
         }
     }
 }

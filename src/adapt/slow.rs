@@ -1,9 +1,9 @@
 //! Slow answers: those that take several times as long as the best of the last minutes.
 //!
 //! Times go in, with the moment; what is slow comes out. An answer that can be read is judged alone. One in a tunnel is encrypted: it
-//! may be the commit of a large layer, or a blob that the registry fetches first, which take long while nothing is
-//! overloaded. So those are judged together: one is slow where most of the others of half a minute are slow as well. A push has quick
-//! answers beside each commit, and many pushes may do the same at the same moment.
+//! may be the commit of a large layer, which takes long while nothing is overloaded. So those are judged together: one is slow where
+//! most of the others of half a minute are slow as well. A push has quick answers beside each commit, and many pushes may do the same
+//! at the same moment. The [timer](super::timer) of a tunnel leaves some out.
 
 use std::time::Duration;
 
@@ -48,8 +48,9 @@ impl AnswerTimes {
         self.best.answered(took, now)
     }
 
-    /// An answer in a tunnel took so long. Tells whether that is slow, as three of four of half a minute are.
-    pub fn answered_in_tunnel(&mut self, took: Duration, now: Moment) -> bool {
+    /// An answer in a tunnel took so long. Tells whether that is slow, as three of four of half a minute are; nothing of one that is slow
+    /// alone.
+    pub fn answered_in_tunnel(&mut self, took: Duration, now: Moment) -> Option<bool> {
         let is_slow = self.best_in_tunnels.answered(took, now);
         let number = now.0.as_secs();
         let second = &mut self.in_tunnels[usize::try_from(number).unwrap_or_default() % SECONDS];
@@ -57,7 +58,7 @@ impl AnswerTimes {
             *second = Second { number, all: 0, slow: 0 };
         }
         (second.all, second.slow) = (second.all.saturating_add(1), second.slow.saturating_add(u32::from(is_slow)));
-        is_slow && self.are_slow(number)
+        (!is_slow || self.are_slow(number)).then_some(is_slow)
     }
 
     fn are_slow(&self, now: u64) -> bool {
@@ -114,7 +115,7 @@ mod tests {
     /// So many answers in tunnels in each second from this one on: how many are slow.
     fn slow(answers: &mut AnswerTimes, seconds: std::ops::Range<u64>, each: &[Duration]) -> usize {
         let moments = seconds.flat_map(|second| each.iter().map(move |took| (*took, at(second * 1000))));
-        moments.filter(|(took, now)| answers.answered_in_tunnel(*took, *now)).count()
+        moments.filter(|(took, now)| answers.answered_in_tunnel(*took, *now) == Some(true)).count()
     }
 
     #[test]

@@ -57,6 +57,7 @@ impl FleetTally {
                     counted.last = cause;
                 }
             }
+            Signal::Unread => {}
         }
     }
 

@@ -21,6 +21,7 @@ pub use self::framing::Side;
 use self::framing::{ContentType, Framing, Piece, RecordHeader};
 use self::handshake::{Handshake, HandshakePart};
 use self::talk::Talk;
+use crate::adapt::timer::AnswerTimer;
 pub use crate::reclaim::Doing;
 use crate::reclaim::{Lesson, Observation, Opening};
 use crate::splice::HEADER;
@@ -36,8 +37,8 @@ pub struct Follower {
     last_byte: Duration,
     /// Whose byte the last one was; `None` before the first.
     last_side: Option<Side>,
-    /// The time from the last record of a request to the first of its answer.
-    answer_time: Option<Duration>,
+    /// From the last record of a request to the first of its answer.
+    pub timer: AnswerTimer,
     /// Whether the server is known to send no session tickets.
     ticketless: bool,
 }
@@ -64,7 +65,7 @@ impl Follower {
             server: Framing::default(),
             last_byte: now,
             last_side: None,
-            answer_time: None,
+            timer: AnswerTimer::default(),
             ticketless,
         }
     }
@@ -125,11 +126,6 @@ impl Follower {
         }
     }
 
-    /// Takes the time that the server took to begin its last answer, if the request was a short one.
-    pub fn take_answer_time(&mut self) -> Option<Duration> {
-        self.answer_time.take()
-    }
-
     /// Takes what other tunnels to this server can learn from what passed last.
     pub fn take_lesson(&mut self) -> Option<Lesson> {
         self.talk.take_lesson()
@@ -160,8 +156,7 @@ impl Follower {
         if bytes.is_empty() {
             return;
         }
-        self.last_byte = now;
-        self.last_side = Some(side);
+        (self.last_byte, self.last_side) = (now, Some(side));
         while !matches!(self.phase, Phase::Lost) {
             let framing = self.framing(side);
             if !framing.inside() && !bytes.is_empty() {
@@ -226,12 +221,15 @@ impl Follower {
     /// A record that is not, or no longer, of the handshake.
     fn talked(&mut self, side: Side, header: RecordHeader) {
         match (header.content, side) {
-            (ContentType::Data, Side::Client) => self.talk.client_said(header.length, self.server.inside()),
+            (ContentType::Data, Side::Client) => {
+                self.timer.next(self.talk.sizes());
+                self.talk.client_said(header.length, self.server.inside());
+            }
             (ContentType::Data, Side::Server) => {
-                let (was_timed, began) = (self.talk.is_timed(), self.server.began());
+                let (is_in_turn, began) = (self.talk.is_in_turn(), self.server.began());
                 self.talk.server_said(header.length, began);
-                if was_timed && !self.talk.is_asked() {
-                    self.answer_time = Some(began.saturating_sub(self.client.began()));
+                if is_in_turn && !self.talk.is_asked() {
+                    self.timer.answer(self.talk.sizes().0, began.saturating_sub(self.client.began()));
                 }
             }
             (ContentType::Alert, _) => self.talk.alert(side),

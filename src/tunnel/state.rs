@@ -287,7 +287,7 @@ impl<'a> TunnelState<'a> {
         if let Some(lesson) = self.follower.take_lesson() {
             self.policy.learn(lesson);
         }
-        if let Some(took) = self.follower.take_answer_time() {
+        if let Some(took) = self.follower.timer.take() {
             self.upstream.tunnel_answered(took, self.registry.slot().id());
         }
         if self.told.is_slow() && self.is_too_slow() {

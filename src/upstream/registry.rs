@@ -99,10 +99,10 @@ impl Upstream {
         self.adapt.sign(cause, subject.number(), &self.gate);
     }
 
-    /// An answer in the tunnel with this slot began after so long. It says something only where it is slow.
+    /// An answer in the tunnel with this slot began after so long.
     pub fn tunnel_answered(&self, took: Duration, tunnel: SlotId) {
-        if self.adapt.answered_in_tunnel(took, self.gate.now()) {
-            self.note(Cause::SlowAnswer, self.repair.key(&[format!("{tunnel:?}").as_bytes()]));
+        if self.adapt.answered_in_tunnel(took, tunnel, &self.gate) {
+            self.observed.iter().for_each(|observed| observed.sign(Cause::SlowAnswer));
         }
     }
 

@@ -20,9 +20,6 @@ const TICKETS_ALIKE: u16 = 8;
 /// at least.
 const INTERIM: u32 = 25;
 
-/// The bytes of a request from which on the client's speed tells in the time of the answer, too.
-const MAX_TIMED: u32 = 16 * 1024;
-
 /// How much two requests of one client differ in length, at most, that are told apart from the parts of one request.
 const REQUESTS_ALIKE: u16 = 64;
 
@@ -147,9 +144,14 @@ impl Talk {
         matches!(self.turn, Speaker::Asked | Speaker::Ticketed)
     }
 
-    /// Whether the server has been asked something short, and not begun to answer: how long it takes tells how busy it is.
-    pub fn is_timed(&self) -> bool {
-        self.is_asked() && !self.odd && !self.agreement.unclear && self.request.content() <= MAX_TIMED
+    /// Whether the next answer is to the last request, as far as can be told.
+    pub fn is_in_turn(&self) -> bool {
+        self.is_asked() && !self.odd && !self.agreement.unclear
+    }
+
+    /// The content of the request, and of the answer so far.
+    pub fn sizes(&self) -> (u32, u32) {
+        (self.request.content(), self.answer.content())
     }
 
     /// Whether it may have answered, if what is presumed to be tickets was the answer.
