@@ -22,6 +22,7 @@ pub mod borrowed;
 pub mod checks;
 pub mod message;
 pub mod node;
+pub mod records;
 pub mod sentinels;
 pub mod settings;
 pub mod store;

@@ -1,9 +1,8 @@
 //! A model of `script.lua`, line for line: what the store does with one request. Tests prove it equal to the script, and plans run it.
 
-use std::collections::BTreeMap;
-
 use super::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, PoolForce, Process};
-use super::yielding::{FleetMoment, Tallied, Voter, Yielding};
+use super::records::{Loan, Records};
+use super::yielding::{FleetMoment, Voter, Yielding};
 
 /// The longest turn of a node when more nodes wish than slots exist, and the time in which each should have had one.
 const LONGEST_TURN: u64 = 10_000;
@@ -27,22 +26,9 @@ pub struct StoreModel {
     pub order: FleetOrder,
     /// The slots in force of all nodes together.
     pub yielding: Yielding,
-    pub records: BTreeMap<String, Loan>,
+    pub records: Records,
     /// Whether records cannot be read: nobody knows what was lent by them.
     pub is_torn: bool,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Loan {
-    pub granted: u64,
-    pub wished: u64,
-    pub until: u64,
-    pub number: u64,
-    pub limit: u64,
-    /// When its turn began, or since when it waits for one.
-    pub since: u64,
-    pub pool: u64,
-    pub tallied: Tallied,
 }
 
 /// The server, as it knows itself: its run, a stamp that no other moment has, and its time in milliseconds.
@@ -53,9 +39,9 @@ pub struct ServerRun<'a> {
     pub time: u64,
 }
 
-/// The part of each process that wishes.
+/// The part of each process, in the order of the records.
 struct Targets {
-    of: BTreeMap<String, u64>,
+    of: Vec<u64>,
     /// How long each has one slot, if they take turns.
     turn: Option<u64>,
 }
@@ -92,7 +78,7 @@ impl StoreModel {
             self.tell_clock(request.clock, server.time);
         }
         let clock = self.clock;
-        self.records.retain(|_, record| record.until > clock);
+        self.records.retain(|record| record.until > clock);
         for instance in &request.gone {
             self.records.remove(&format!("{}/{instance}", request.process.node));
         }
@@ -147,14 +133,13 @@ impl StoreModel {
             floor: request.evidence.floor,
         };
         if request.intent == Intent::Renew && now.pool > 0 {
-            let voters = self.records.iter();
-            let voters = voters.map(|(name, Loan { granted, wished, tallied, .. })| Voter {
+            let voters = self.records.iter().map(|(name, loan)| Voter {
                 name,
-                granted: *granted,
-                wished: *wished,
-                tallied: *tallied,
+                granted: loan.granted,
+                wished: loan.wished,
+                tallied: loan.tallied,
             });
-            self.yielding.judge(&voters.collect::<Vec<_>>(), now);
+            self.yielding.judge(|| voters.collect(), now);
         }
         self.yielding.force(now)
     }
@@ -202,15 +187,16 @@ impl StoreModel {
         let targets = self.targets(pool);
         let sum: u64 = self.records.values().map(|record| record.granted).sum();
         let mut free = pool.saturating_sub(sum);
-        for record in self.records.values_mut() {
+        let mut records: Vec<&mut Loan> = self.records.values_mut().collect();
+        for record in &mut records {
             record.limit = record.granted;
         }
         if learning {
             return 0;
         }
         let mut need = sum.saturating_sub(pool);
-        for (name, target) in self.lacking(&targets) {
-            let record = self.records.get_mut(&name).expect("a target has a record");
+        for at in lacking(&records, &targets.of) {
+            let (record, target) = (&mut records[at], targets.of[at]);
             let more = free.min(target - record.granted);
             if more > 0 && record.granted == 0 {
                 record.since = self.clock;
@@ -221,9 +207,9 @@ impl StoreModel {
             need += target - record.granted;
         }
         if need > 0 {
-            self.shrink(&targets, need);
+            shrink(&mut records, &targets.of, need);
         } else if free > 0 && targets.turn.is_none() {
-            let wanted: u64 = targets.of.values().sum();
+            let wanted: u64 = targets.of.iter().sum();
             let spare = (pool - wanted.min(pool)) / self.records.len() as u64;
             if let Some(own) = self.records.get_mut(name) {
                 own.granted += free.min((own.wished + spare).saturating_sub(own.granted));
@@ -235,78 +221,46 @@ impl StoreModel {
 
     /// Max-min fair parts of the pool; when more processes wish than slots exist, the first in turn have one.
     fn targets(&self, pool: u64) -> Targets {
-        let mut of: BTreeMap<String, u64> = self.records.keys().map(|name| (name.clone(), 0)).collect();
-        let wishing: Vec<(&String, &Loan)> = self.records.iter().filter(|(_, record)| record.wished > 0).collect();
+        let mut of = vec![0; self.records.len()];
+        let wishing: Vec<(usize, &Loan)> =
+            self.records.values().enumerate().filter(|(_, record)| record.wished > 0).collect();
         let count = wishing.len() as u64;
         if count > pool {
             let turn = (ROUND * pool / count).clamp(SHORTEST_TURN, LONGEST_TURN);
             let mut order: Vec<_> = wishing
                 .iter()
-                .map(|(name, record)| {
+                .map(|(at, record)| {
                     let is_over = self.clock - record.since >= turn;
                     match (record.granted > 0, is_over) {
-                        (true, false) => (0, record.since.cast_signed(), *name),
-                        (false, _) => (1, record.since.cast_signed(), *name),
-                        (true, true) => (2, -record.since.cast_signed(), *name),
+                        (true, false) => (0, record.since.cast_signed(), *at),
+                        (false, _) => (1, record.since.cast_signed(), *at),
+                        (true, true) => (2, -record.since.cast_signed(), *at),
                     }
                 })
                 .collect();
-            order.sort();
+            order.sort_unstable();
             let first = usize::try_from(pool).unwrap_or(usize::MAX);
-            of.extend(order.into_iter().take(first).map(|(_, _, name)| (name.clone(), 1)));
+            order.into_iter().take(first).for_each(|(_, _, at)| of[at] = 1);
             return Targets { of, turn: Some(turn) };
         }
         let mut sorted: Vec<u64> = wishing.iter().map(|(_, record)| record.wished).collect();
         sorted.sort_unstable();
         let (level, mut rest) = water_level(&sorted, pool);
         let mut above: Vec<_> = Vec::new();
-        for (name, record) in wishing {
-            of.insert(name.clone(), record.wished.min(level));
+        for (at, record) in wishing {
+            of[at] = record.wished.min(level);
             if record.wished > level {
-                above.push((u64::MAX - record.granted, name));
+                above.push((u64::MAX - record.granted, at));
             }
         }
-        above.sort();
-        for (_, name) in above {
+        above.sort_unstable();
+        for (_, at) in above {
             if rest > 0 {
-                *of.get_mut(name).expect("it is one of those") += 1;
+                of[at] += 1;
                 rest -= 1;
             }
         }
         Targets { of, turn: None }
-    }
-
-    /// Those that have less than their part: first those that have least, and have waited longest.
-    fn lacking(&self, targets: &Targets) -> Vec<(String, u64)> {
-        let mut lacking: Vec<_> = (self.records.iter())
-            .filter(|(name, record)| record.granted < targets.of[*name])
-            .map(|(name, record)| (record.granted, record.since, name.clone()))
-            .collect();
-        lacking.sort();
-        lacking.into_iter().map(|(_, _, name)| (name.clone(), targets.of[&name])).collect()
-    }
-
-    /// Tells those that have more than they can use, and then all that have more than their part, to get down.
-    fn shrink(&mut self, targets: &Targets, need: u64) {
-        let mut need = need;
-        let mut idle: Vec<(u64, String)> = Vec::new();
-        for (name, record) in &self.records {
-            let used = record.wished.max(targets.of[name]);
-            if record.granted > used {
-                idle.push((u64::MAX - (record.granted - used), name.clone()));
-            }
-        }
-        idle.sort();
-        for (rest, name) in idle {
-            let less = need.min(u64::MAX - rest);
-            self.records.get_mut(&name).expect("it is one of those").limit -= less;
-            need -= less;
-        }
-        if need > 0 {
-            for (name, record) in &mut self.records {
-                record.limit = record.limit.min(targets.of[name]);
-            }
-        }
     }
 
     /// At the n-th end of a turn or of a lease, the one that lacks slots in the n-th place asks; a node that was not heard of lately
@@ -318,7 +272,7 @@ impl StoreModel {
         let lately = self.clock + (own.until - self.clock) / 2;
         let ahead = self.others(name).filter(|(other, loan)| {
             let is_first = (loan.granted, loan.since, other.as_str()) < (own.granted, own.since, name);
-            is_first && loan.until > lately && lacks(loan)
+            loan.until > lately && lacks(loan) && is_first
         });
         let turn_end = |loan: &Loan| turn.map(|turn| loan.since + turn).filter(|end| *end > self.clock);
         let holders = self.others(name).filter(|(_, loan)| loan.granted > 0);
@@ -348,6 +302,36 @@ impl StoreModel {
                 }
             })
             .collect()
+    }
+}
+
+/// Those that have less than their part: first those that have least, and have waited longest.
+fn lacking(records: &[&mut Loan], targets: &[u64]) -> Vec<usize> {
+    let mut lacking: Vec<usize> = (0..records.len()).filter(|at| records[*at].granted < targets[*at]).collect();
+    lacking.sort_unstable_by_key(|at| (records[*at].granted, records[*at].since, *at));
+    lacking
+}
+
+/// Tells those that have more than they can use, and then all that have more than their part, to get down.
+fn shrink(records: &mut [&mut Loan], targets: &[u64], need: u64) {
+    let mut need = need;
+    let mut idle: Vec<(u64, usize)> = Vec::new();
+    for (at, record) in records.iter().enumerate() {
+        let used = record.wished.max(targets[at]);
+        if record.granted > used {
+            idle.push((u64::MAX - (record.granted - used), at));
+        }
+    }
+    idle.sort_unstable();
+    for (rest, at) in idle {
+        let less = need.min(u64::MAX - rest);
+        records[at].limit -= less;
+        need -= less;
+    }
+    if need > 0 {
+        for (record, target) in records.iter_mut().zip(targets) {
+            record.limit = record.limit.min(*target);
+        }
     }
 }
 

@@ -110,12 +110,13 @@ impl Yielding {
     }
 
     /// Ends the window if it says enough, and lowers the slots or raises them.
-    pub fn judge(&mut self, all: &[Voter<'_>], now: FleetMoment) {
+    pub fn judge<'a>(&mut self, all: impl FnOnce() -> Vec<Voter<'a>>, now: FleetMoment) {
         let age = now.clock - self.began;
         if age < SHORTEST_WINDOW || now.clock < self.looked + PAUSE {
             return;
         }
         self.looked = now.clock;
+        let all = all();
         let known: Vec<&Voter<'_>> = all.iter().filter(|voter| self.knows(&voter.tallied, now.clock)).collect();
         let (voters, silent): (Vec<&Voter<'_>>, Vec<&Voter<'_>>) =
             known.iter().copied().partition(|voter| voter.tallied.window == self.began);
@@ -229,7 +230,7 @@ mod tests {
             Voter { name, granted: 10, wished: 10, tallied }
         });
         let mut yielding = Yielding { began: 1_000, ..Yielding::default() };
-        yielding.judge(&all, FleetMoment { clock: 2_000, pool: 50, wishes: 50, floor: 1 });
+        yielding.judge(|| all.to_vec(), FleetMoment { clock: 2_000, pool: 50, wishes: 50, floor: 1 });
         assert_eq!((yielding.knee, yielding.slots), (43_750, 41_562));
     }
 
@@ -245,7 +246,7 @@ mod tests {
             tallied,
         });
         let mut yielding = Yielding { began: 1_000, ..Yielding::default() };
-        yielding.judge(&all, FleetMoment { clock: 1_600, pool: 60, wishes: 60, floor: 1 });
+        yielding.judge(|| all.to_vec(), FleetMoment { clock: 1_600, pool: 60, wishes: 60, floor: 1 });
         assert_eq!((yielding.lowered, yielding.slots), (1_600, 42_750));
     }
 }

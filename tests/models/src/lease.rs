@@ -8,6 +8,8 @@ pub mod borrowed;
 mod message;
 #[path = "../../../src/lease/node.rs"]
 mod node;
+#[path = "../../../src/lease/records.rs"]
+mod records;
 mod script_tests;
 mod simulation;
 #[path = "../../../src/lease/store.rs"]

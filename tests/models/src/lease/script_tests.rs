@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::message::{FleetEvidence, FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, PoolForce, Process};
-use super::store::{Loan, ServerRun, StoreModel};
+use super::records::Loan;
+use super::store::{ServerRun, StoreModel};
 use super::yielding::{Tallied, Yielding};
 use crate::random::Random;
 
