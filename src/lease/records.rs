@@ -2,7 +2,7 @@
 
 use super::yielding::Tallied;
 
-/// What is lent to one process.
+/// The slots that are lent to one process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loan {
     pub granted: u64,
