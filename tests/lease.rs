@@ -1,5 +1,7 @@
 //! One cap for many nodes: real sidecars that lend from a real redis-server, and one registry that counts its connections.
 
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +14,7 @@ use roadstead_test_support::{
 };
 use rustix::process::{Pid, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_roadstead");
@@ -21,6 +24,12 @@ const BLOB: usize = 16 * 1024;
 const SOON: Duration = Duration::from_secs(30);
 /// The store keeps a lease for so long, by the times below.
 const HOLD: Duration = Duration::from_millis(4120);
+/// The connections of a lease are cut so long after the last answer of the store.
+const LEASE: Duration = Duration::from_millis(2500);
+/// The registry drops a silent peer after so long, where nodes freeze: later than a store would lend again that forgot this time.
+const GIVES_UP: Duration = Duration::from_secs(5);
+/// As above, with that time.
+const HOLD_OF_SILENT: Duration = Duration::from_millis(8800);
 
 /// A config of one node. Its leases end within seconds.
 fn settings(registry: &StubRegistry, redis: &str, node: usize) -> String {
@@ -216,6 +225,229 @@ async fn no_fault_of_the_store_lets_the_fleet_exceed_the_cap_or_fail_a_request()
     assert!(peak <= CAP && pulls > 0, "{peak} at once, {pulls} pulls");
 }
 
+/// The orders to all clients at this moment, and the state of the nodes.
+struct Demand {
+    /// The nodes whose clients pull.
+    busy: Range<usize>,
+    /// None while the node is dead.
+    proxies: Vec<Option<SocketAddr>>,
+    /// Faults of each node so far.
+    faults: Vec<usize>,
+    is_over: bool,
+}
+
+/// How the pulls of one client ended.
+#[derive(Default)]
+struct Ends {
+    served: usize,
+    /// A fault of the node came in between. Each was sent again.
+    lost: usize,
+    failed: Vec<String>,
+}
+
+/// One client of this node. A pull that is lost with the node is sent again, until it is served.
+async fn pull_on_demand(mut demand: watch::Receiver<Demand>, node: usize, registry: SocketAddr) -> Ends {
+    let (mut ends, mut is_owed) = (Ends::default(), false);
+    loop {
+        let (proxy, faults) = {
+            let may_pull = |now: &Demand| now.proxies[node].is_some() && (is_owed || now.busy.contains(&node));
+            let now = demand.wait_for(|now| now.is_over && !is_owed || may_pull(now)).await.unwrap();
+            match now.proxies[node] {
+                Some(proxy) if is_owed || !now.is_over => (proxy, now.faults[node]),
+                _ => return ends,
+            }
+        };
+        let way = Destination::AbsoluteForm(proxy);
+        let tally = Storm { clients: 1, blob: BLOB, patience: 2 * SOON, ..Storm::new(way) }.run(registry).await;
+        let is_lost = tally.ok == 0 && demand.borrow().faults[node] > faults;
+        ends.served += tally.ok;
+        if is_lost {
+            ends.lost += 1;
+        } else {
+            ends.failed.extend(tally.failed.into_iter().map(|reason| format!("n{node}: {reason}")));
+        }
+        is_owed = is_lost;
+    }
+}
+
+/// A fleet whose nodes are killed, started again, frozen and thawed while clients pull.
+struct Trial {
+    fleet: Fleet,
+    demand: watch::Sender<Demand>,
+    clients: JoinSet<Ends>,
+    /// Their folders have the locks of the processes that follow.
+    killed: Vec<Sidecar>,
+    /// Requests that came to frozen nodes.
+    late: Vec<JoinHandle<Option<(u16, String)>>>,
+}
+
+impl Trial {
+    async fn start(clients: usize) -> Trial {
+        let registry = StubRegistry::builder().answer_delay(Duration::from_millis(50)).drop_silent(GIVES_UP);
+        let change = |settings: String| {
+            let settings = settings.replace("gives_up = \"500ms\"", &format!("gives_up = \"{}s\"", GIVES_UP.as_secs()));
+            // The registry drops no connection that a node could still give to a request.
+            settings.replace("linger = \"300ms\"", "linger = \"300ms\"\nidle_timeout = \"500ms\"")
+        };
+        let fleet = Fleet::start_with(NODES, registry, change).await;
+        let proxies = fleet.nodes.iter().map(|node| Some(node.proxy())).collect();
+        let demand = watch::Sender::new(Demand { busy: 0..0, proxies, faults: vec![0; NODES], is_over: false });
+        let mut pulling = JoinSet::new();
+        for client in 0..NODES * clients {
+            pulling.spawn(pull_on_demand(demand.subscribe(), client % NODES, fleet.registry.address()));
+        }
+        Trial { fleet, demand, clients: pulling, killed: Vec::new(), late: Vec::new() }
+    }
+
+    /// From now on, the clients of these nodes pull, and those of the others end.
+    fn move_to(&self, busy: Range<usize>) {
+        self.demand.send_modify(|demand| demand.busy = busy);
+    }
+
+    /// Waits until each of these nodes has slots, and all slots are in use.
+    async fn until_lent_to(&self, nodes: Range<usize>) {
+        for node in nodes {
+            self.fleet.until_any_open(node).await;
+        }
+        self.fleet.until_open(CAP).await;
+    }
+
+    async fn kill(&mut self, node: usize) {
+        self.demand.send_modify(|demand| {
+            demand.proxies[node] = None;
+            demand.faults[node] += 1;
+        });
+        self.fleet.nodes[node].signal(Signal::KILL);
+        self.fleet.nodes[node].wait().await;
+    }
+
+    /// The processes of this node that have a lease at the store.
+    fn processes(&self, node: usize) -> Vec<String> {
+        let (fields, of_node) = (self.fleet.redis.order("HKEYS roadstead:{stub}:leases"), format!("n{node}/"));
+        fields.lines().filter(|field| field.starts_with(&of_node)).map(str::to_owned).collect()
+    }
+
+    /// Another process of a node that was killed, at another port, with the lock of before. Waits until it has the only lease.
+    async fn start_again(&mut self, node: usize) {
+        let config = self.fleet.nodes[node].config_path();
+        let folder = config.parent().unwrap().to_str().unwrap();
+        let text = std::fs::read_to_string(&config).unwrap();
+        let before = self.processes(node);
+        let next = Sidecar::start_with(BINARY, &text, &[("RUNTIME_DIRECTORY", folder)]).await;
+        eventually("one process of this node", SOON, async || match self.processes(node) {
+            now if now.len() == 1 && now != before => Ok(()),
+            now => Err(now),
+        })
+        .await;
+        let proxy = next.proxy();
+        self.killed.push(std::mem::replace(&mut self.fleet.nodes[node], next));
+        self.demand.send_modify(|demand| demand.proxies[node] = Some(proxy));
+    }
+
+    /// A request that is under way may be lost with its lease. One that comes while the node is frozen may not.
+    async fn freeze(&self, node: usize) {
+        self.fleet.nodes[node].signal(Signal::STOP);
+        let stat = format!("/proc/{}/stat", self.fleet.nodes[node].pid());
+        eventually("a process that stands", SOON, async || match std::fs::read_to_string(&stat).unwrap() {
+            stat if stat.contains(") T ") => Ok(()),
+            stat => Err(stat),
+        })
+        .await;
+        self.demand.send_modify(|demand| demand.faults[node] += 1);
+    }
+
+    /// Requests to this node, which are to be served in the end.
+    fn ask(&mut self, node: usize) {
+        self.late.extend(self.fleet.requests(node, 3));
+    }
+
+    fn thaw(&self, node: usize) {
+        self.fleet.nodes[node].signal(Signal::CONT);
+    }
+
+    /// Waits until all slots are in use again, those of the nodes that are gone since this moment, too.
+    async fn until_reused(&self, gone: Instant) {
+        // Until then the registry counts what is frozen.
+        tokio::time::sleep_until((gone + GIVES_UP).into()).await;
+        self.fleet.until_open(CAP).await;
+        let idle = gone.elapsed();
+        println!("all slots were in use again after {idle:?}");
+        // The other seconds are for a busy machine: see `the_slots_of_a_killed_node_are_used_again_when_its_lease_is_over`.
+        assert!(idle < HOLD_OF_SILENT + Duration::from_secs(2), "{idle:?}");
+    }
+
+    /// Every node has its turn, and what is owed is served.
+    async fn end(mut self) {
+        self.move_to(0..NODES);
+        for node in 0..NODES {
+            self.ask(node);
+        }
+        served(self.late).await;
+        self.demand.send_modify(|demand| demand.is_over = true);
+        let ends = self.clients.join_all().await;
+        let failed: Vec<&String> = ends.iter().flat_map(|ends| &ends.failed).collect();
+        assert!(failed.is_empty(), "{} failed: {:?}", failed.len(), &failed[..failed.len().min(5)]);
+        let sum = |of: fn(&Ends) -> usize| ends.iter().map(of).sum::<usize>();
+        let (pulls, lost) = (sum(|ends| ends.served), sum(|ends| ends.lost));
+        let figures =
+            format!("{pulls} pulls served, {lost} lost before, {} connections at once", self.fleet.registry.peak());
+        println!("{figures}");
+        assert!(pulls > 0 && lost > 0 && self.fleet.registry.peak() == CAP, "{figures}");
+    }
+}
+
+/// Half of the demand is at nodes that are killed, or frozen until long after their leases. The slots come to those that live, and are
+/// theirs when the others come back. The second time, the store forgets everything meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_fault_of_a_node_lets_the_fleet_exceed_the_cap_or_fail_a_request_that_outlives_it() {
+    let past_its_lease = LEASE + Duration::from_millis(500);
+    let mut trial = Trial::start(5).await;
+    trial.move_to(0..8);
+    trial.until_lent_to(0..6).await;
+    for dead in 0..3 {
+        trial.kill(dead).await;
+    }
+    trial.start_again(1).await;
+    for frozen in 3..6 {
+        trial.freeze(frozen).await;
+    }
+    let gone = Instant::now();
+    trial.move_to(6..14);
+    for frozen in [3, 4] {
+        trial.ask(frozen);
+    }
+    tokio::time::sleep(past_its_lease).await;
+    trial.thaw(3);
+    trial.kill(5).await;
+    trial.until_reused(gone).await;
+    // The registry has dropped its connections, and its slots are taken.
+    trial.thaw(4);
+    for dead in [0, 2, 5] {
+        trial.start_again(dead).await;
+    }
+    trial.move_to(8..16);
+    trial.until_lent_to(8..12).await;
+    for frozen in 8..11 {
+        trial.freeze(frozen).await;
+    }
+    trial.kill(11).await;
+    trial.fleet.redis.restart();
+    let gone = Instant::now();
+    trial.move_to(12..20);
+    trial.start_again(11).await;
+    for frozen in [8, 10] {
+        trial.ask(frozen);
+    }
+    tokio::time::sleep(past_its_lease).await;
+    // The store is learning, and knows nothing of the lease that it had.
+    trial.thaw(8);
+    trial.kill(9).await;
+    trial.start_again(9).await;
+    trial.until_reused(gone).await;
+    trial.thaw(10);
+    trial.end().await;
+}
+
 /// The records are still there after a crash, and leases that live are registered again before anything is lent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_keeps_its_records_is_killed_and_nothing_is_lost() {
@@ -313,9 +545,12 @@ async fn the_slots_of_a_killed_node_are_used_again_when_its_lease_is_over() {
 }
 
 /// After a kill -9 the next process of the node has its slots at once: it gets the lock, and sees that the kernel has closed all sockets.
+/// A connection that another program has not accepted is none of those.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_follows_a_killed_one_takes_its_slots_over() {
     let long = |settings: String| settings.replace("gives_up = \"500ms\"", "gives_up = \"60s\"");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let unaccepted = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let mut fleet = Fleet::start_with(1, StubRegistry::builder(), long).await;
     fleet.registry.hold();
     let _lost = fleet.requests(0, CAP);
@@ -340,6 +575,7 @@ async fn a_process_that_follows_a_killed_one_takes_its_slots_over() {
     served(waiting).await;
     served(more).await;
     assert_eq!(fleet.registry.peak(), CAP);
+    drop((unaccepted, listener));
 }
 
 /// Each has leases of its own, and says that another one goes by its name; so do the commands.

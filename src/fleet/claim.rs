@@ -207,9 +207,13 @@ pub async fn sockets_closed() {
     }
 }
 
-/// Both ends of each socket that stands, though no process has it. On a busy node there is always one toward the registry.
+/// `ESTABLISHED` and `CLOSE_WAIT`: a connection that no process has waits in one of these for the accept of a listener. The kernel ends a
+/// connection before it takes it from its process.
+const UNACCEPTED: u32 = 1 << 1 | 1 << 8;
+
+/// Both ends of each socket that stands, though no process has it any more. On a busy node there is always one toward the registry.
 fn ownerless() -> Option<BTreeSet<[SocketAddr; 2]>> {
-    let families = [true, false].map(|ipv4| kernel::sockets_of_family(ipv4, kernel::STANDING));
+    let families = [true, false].map(|ipv4| kernel::sockets_of_family(ipv4, kernel::STANDING & !UNACCEPTED));
     let [Some(four), Some(six)] = families else { return None };
     let all = four.into_iter().chain(six);
     Some(all.filter(|socket| socket.inode == 0).map(|socket| [socket.local, socket.remote]).collect())

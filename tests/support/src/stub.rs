@@ -52,6 +52,7 @@ pub struct StubBuilder {
     first_delay: Duration,
     stall: Duration,
     steady_stall: Duration,
+    drop_silent: Duration,
 }
 
 /// How the stub treats new connections.
@@ -134,6 +135,14 @@ impl StubBuilder {
         self
     }
 
+    /// A connection is closed when its peer sends nothing, or takes nothing of an answer, for so long while the stub waits
+    /// for that, as nginx does by its keep-alive and write timeouts. Default: none is.
+    #[must_use]
+    pub fn drop_silent(mut self, after: Duration) -> Self {
+        self.drop_silent = after;
+        self
+    }
+
     /// Whether the connection is closed after each answer. Default: kept alive.
     #[must_use]
     pub fn close_each(mut self, close: bool) -> Self {
@@ -180,6 +189,7 @@ impl StubRegistry {
             first_delay: Duration::ZERO,
             stall: Duration::ZERO,
             steady_stall: Duration::ZERO,
+            drop_silent: Duration::MAX,
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use tokio::time::timeout;
 
 use super::answer::{Answer, Upload, answer, too_many_clients};
 use super::count::StubConnection;
@@ -25,18 +26,18 @@ pub(super) async fn connection(connection: StubConnection, settings: Arc<StubBui
 
 /// Serves one request; whether another may follow.
 async fn one_request(wire: &mut Wire<StubConnection>, settings: &StubBuilder, seen: &Seen) -> io::Result<bool> {
-    let Some(head) = wire.read_head().await? else {
+    let Some(head) = timeout(settings.drop_silent, wire.read_head()).await?? else {
         return Ok(false);
     };
     locked(&seen.heads).push((Instant::now(), head.raw().to_owned()));
-    let upload = read_upload(wire, &head).await?;
+    let upload = timeout(settings.drop_silent, read_upload(wire, &head)).await??;
     if !still_there_after(wire, delay(&head, settings, seen)).await? {
         return Ok(false);
     }
     let surplus = settings.cap.is_some_and(|cap| wire.stream().is_above(cap));
     let answer = if surplus { too_many_clients() } else { answer(&head, &upload, settings.blob_size) };
     let close = settings.close_each || head.lists("Connection", "close") || head.first_line().ends_with("HTTP/1.0");
-    write(wire, &answer, &head, close, settings, seen).await?;
+    timeout(settings.drop_silent, write(wire, &answer, &head, close, settings, seen)).await??;
     Ok(!close)
 }
 

@@ -125,6 +125,21 @@ async fn it_closes_after_each_answer_when_told() {
 }
 
 #[tokio::test]
+async fn a_silent_peer_is_dropped_when_told_and_one_that_waits_for_its_answer_is_not() {
+    let stub = StubRegistry::builder().drop_silent(Duration::from_millis(50)).start().await;
+    stub.hold();
+    let mut wires = open(&stub, 1).await;
+    wires[0].send(b"GET /v2/ HTTP/1.1\r\n\r\n").await.unwrap();
+    eventually_is("a request", SOON, 1, async || stub.requests()).await;
+    wires.extend(open(&stub, 1).await);
+    assert!(wires[1].read_head().await.unwrap().is_none());
+    assert_eq!(stub.open(), 1);
+    stub.release();
+    assert_eq!(wires[0].read_answer().await.unwrap().status(), 200);
+    eventually_is("the other one to be dropped, too", SOON, 0, async || stub.open()).await;
+}
+
+#[tokio::test]
 async fn a_raw_handler_speaks_its_own_bytes_and_is_counted() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let stub = StubRegistry::raw(|mut connection| async move {
