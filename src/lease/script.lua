@@ -4,10 +4,10 @@
 -- pool, hold, intent (renew, leave; or of an operator, with no more than the channel: init, pause, resume), order, report, gone; and the evidence: lowered,
 -- good, signs, worked, span, floor, sign.
 -- KEYS[2]: the last report of each process, with its time, for the eyes of operators. It may be missing.
--- The hash: run, epoch, clock, seen, born, longest, order, force, sign; and for each "node/instance" twelve numbers, packed, since reading
+-- The hash: run, epoch, clock, seen, born, longest, order, force, sign, calm; and for each "node/instance" twelve numbers, packed, since reading
 -- 500 texts takes most of the time: granted wished until number limit since pool window good signs worked span. Records of an older script
 -- have the first seven.
-local LOAN, SEEN, FORCE, NOTHING_SEEN = '<ddddddd', '<ddddd', '<dddddd', string.rep('\0', 40)
+local LOAN, SEEN, FORCE, CALM, NOTHING_SEEN = '<ddddddd', '<ddddd', '<dddddd', '<dddd', string.rep('\0', 40)
 -- Local names are found sooner, and this is said hundreds of times.
 local min, max, floor, find, unpack_loan = math.min, math.max, math.floor, string.find, struct.unpack
 local function number(at) return tonumber(ARGV[at]) end
@@ -20,6 +20,60 @@ if run == '' then
     millis = floor(stamp * 1000)
     replicas = tonumber(string.match(redis.call('INFO', 'replication'), 'connected_slaves:(%d+)') or 0)
 end
+
+-- The evidence of a record is read only where it is needed, which is seldom: packed, and as numbers.
+local function seen_by(record)
+    local value = record.value
+    return value and #value >= 96 and string.sub(value, 57, 96) or NOTHING_SEEN
+end
+local function look(record)
+    record.window, record.good, record.signs, record.worked, record.span = struct.unpack(SEEN, record.seen or seen_by(record))
+end
+-- What a process has seen, with the evidence of this request: in the window that began then, of the time since the last lowering. And whether it counts.
+local function counted(seen, began, lowered)
+    look(seen)
+    -- Answers to requests of before the last lowering say nothing of the slots now.
+    local good, signs, span = number(18), number(19), number(21)
+    local counts = span > 0 and number(17) == lowered and (good + signs > 0 or seen.window == began)
+    if counts then
+        if seen.window ~= began then seen.window, seen.good, seen.signs, seen.worked, seen.span = began, 0, 0, 0, 0 end
+        seen.good, seen.signs, seen.worked, seen.span = seen.good + good, seen.signs + signs, seen.worked + number(20), seen.span + span
+    end
+    return struct.pack(SEEN, seen.window, seen.good, seen.signs, seen.worked, seen.span), counts
+end
+-- The clock of an epoch, and the time of the server up to which it has been told of.
+local function advanced(clock, seen)
+    local passed = millis - seen
+    local more = min(number(8) - clock, passed + floor(passed / 50))
+    if more <= 0 then return clock, seen end
+    return clock + more, min(max(seen + more, millis - 1000), millis)
+end
+
+local name, serial, hold = node .. '/' .. (ARGV[5] or ''), number(6), number(12)
+-- The answer to a process that says nothing new, where the last look at all records says that nothing is to be done: they are not read.
+local function quickly()
+    if intent ~= 'renew' or ARGV[16] ~= '' or number(19) > 0 then return end
+    -- A user of before may not call it.
+    local found = redis.pcall('HMGET', key, name, 'calm', 'run', 'epoch', 'clock', 'seen', 'longest', 'order', 'force', 'sign')
+    if found.err then return end
+    local value, calm, of_run, epoch, clock, seen, longest, order, force, sign = unpack(found)
+    if not value or #value < struct.size(LOAN) or not calm or #calm < struct.size(CALM) or of_run ~= run or epoch ~= ARGV[7] then return end
+    local granted, wished, _, last, limit, since, pool = unpack_loan(LOAN, value)
+    local ends, spare = struct.unpack(CALM, calm)
+    clock, seen, order = tonumber(clock), min(tonumber(seen), millis), tonumber(order or 0)
+    clock, seen = advanced(clock, seen)
+    local is_same = granted == number(9) and granted == limit and wished == min(number(10), number(11)) and pool == number(11)
+    if clock >= ends or not is_same or granted < wished + spare or serial <= last or hold > tonumber(longest) or number(14) > order then return end
+    local slots, lowered, began, _ = 0, 0, 0, nil
+    if force and #force >= struct.size(FORCE) then slots, _, lowered, _, began = struct.unpack(FORCE, force) end
+    if slots > 0 then return end
+    redis.call('HSET', key, 'clock', string.format('%d', clock), 'seen', string.format('%d', seen), name,
+        struct.pack(LOAN, granted, wished, clock + hold, serial, limit, since, pool) .. counted({value = value}, began, lowered))
+    if KEYS[2] then redis.call('HSET', KEYS[2], name, stamp .. ' ' .. ARGV[15]) end
+    return {1, serial, epoch, clock, granted, limit, 0, 0, replicas, order, 0, 0, lowered, sign or ''}
+end
+local answer = quickly()
+if answer then return answer end
 
 local meta, records, count = {}, {}, 0
 -- Records that cannot be read: nobody knows what was lent by them.
@@ -48,14 +102,10 @@ local epoch, order, seen = meta.epoch, tonumber(meta.order or 0), min(tonumber(m
 local slots, knee, lowered, signed, began, looked = 0, 0, 0, 0, 0, 0
 if meta.force and #meta.force >= struct.size(FORCE) then slots, knee, lowered, signed, began, looked = struct.unpack(FORCE, meta.force) end
 local sign = meta.sign or ''
--- The evidence of a record is read only where it is needed, which is seldom: packed, and as numbers.
-local function seen_by(record)
-    local value = record.value
-    return value and #value >= 96 and string.sub(value, 57, 96) or NOTHING_SEEN
-end
-local function look(record)
-    record.window, record.good, record.signs, record.worked, record.span = struct.unpack(SEEN, record.seen or seen_by(record))
-end
+-- Until when nothing is to be done; the slots that each process may have beyond its wish; the window in which a process told of signs last; until
+-- when a node may have two processes.
+local calm, spare, marked, twins = 0, 0, 0, 0
+if meta.calm and #meta.calm >= struct.size(CALM) then calm, spare, marked, twins = struct.unpack(CALM, meta.calm) end
 local function save()
     redis.call('HSET', key, 'run', run, 'epoch', epoch, 'clock', string.format('%d', clock), 'seen', string.format('%d', seen), 'born', string.format('%d', born),
         'longest', string.format('%d', longest))
@@ -82,7 +132,6 @@ if intent == 'init' then
     return {1}
 end
 
-local name, serial, hold = node .. '/' .. ARGV[5], number(6), number(12)
 if meta.run ~= run or #torn > 0 then
     epoch, born, seen = run .. ':' .. stamp, clock, millis
     for _, other in ipairs(torn) do redis.call('HDEL', key, other) end
@@ -95,11 +144,7 @@ if own and serial <= own.number or known and not own then
     save()
     return {0}
 end
-local passed = millis - seen
-local more = known and min(number(8) - clock, passed + floor(passed / 50)) or 0
-if more > 0 then
-    clock, seen = clock + more, min(max(seen + more, millis - 1000), millis)
-end
+if known then clock, seen = advanced(clock, seen) end
 
 local gone = {}
 local function forget(other)
@@ -133,19 +178,15 @@ else
         name = name, granted = had, wished = min(number(10), number(11)), till = clock + hold, number = serial, limit = had, since = since,
         pool = number(11),
     }
-    local loan = records[name]
-    local seen = own or {}
-    look(seen)
-    -- Answers to requests of before the last lowering say nothing of the slots now.
-    local good, signs, span = number(18), number(19), number(21)
-    if span > 0 and number(17) == lowered and (good + signs > 0 or seen.window == began) then
-        if seen.window ~= began then seen.window, seen.good, seen.signs, seen.worked, seen.span = began, 0, 0, 0, 0 end
-        seen.good, seen.signs, seen.worked, seen.span = seen.good + good, seen.signs + signs, seen.worked + number(20), seen.span + span
-        if signs > 0 then sign = ARGV[23] end
+    local loan, counts = records[name], false
+    loan.seen, counts = counted(own or {}, began, lowered)
+    if number(19) > 0 then
+        marked = began
+        if counts then sign = ARGV[23] end
     end
-    loan.seen = struct.pack(SEEN, seen.window, seen.good, seen.signs, seen.worked, seen.span)
     own = loan
 end
+if twin > 0 and intent ~= 'leave' then twins = max(twins, twin, own.till) end
 
 -- Parts: max-min fair, or one each for the first in turn.
 local pool, sum, wishing, total, wishes = nil, 0, {}, 0, 0
@@ -303,6 +344,7 @@ end
 local function lacks(record) return record.granted < (turn and min(record.wished, 1) or record.wished) end
 
 local again = 0
+spare = 0
 if learning == 0 and pool and count > 0 then
     local free, need = max(pool - sum, 0), max(sum - pool, 0)
     local lacking = {}
@@ -337,10 +379,12 @@ if learning == 0 and pool and count > 0 then
         if need > 0 then
             for _, record in pairs(records) do record.limit = min(record.limit, record.target) end
         end
-    elseif free > 0 and not turn and own and intent ~= 'leave' then
-        local spare = floor((pool - min(total, pool)) / count)
-        own.granted = own.granted + min(free, max(own.wished + spare - own.granted, 0))
-        own.limit = own.granted
+    elseif free > 0 and not turn then
+        spare = floor((pool - min(total, pool)) / count)
+        if own and intent ~= 'leave' then
+            own.granted = own.granted + min(free, max(own.wished + spare - own.granted, 0))
+            own.limit = own.granted
+        end
     end
     if own and intent ~= 'leave' and lacks(own) then
         -- At the n-th end of a turn or of a lease, the one in the n-th place asks, of those that were heard of lately.
@@ -357,9 +401,20 @@ if learning == 0 and pool and count > 0 then
     end
 end
 
+-- A second at most, in which no lease and no turn ends; not while signs are judged.
+calm = 0
+if learning == 0 and slots == 0 and marked ~= began and clock >= twins then
+    calm = clock + 1000
+    for _, record in pairs(records) do
+        calm = min(calm, record.till)
+        if turn and record.granted > 0 and record.since + turn > clock then calm = min(calm, record.since + turn) end
+    end
+end
+
 -- Changes are written, and told to those that they concern.
 save()
-redis.call('HSET', key, 'force', struct.pack(FORCE, slots, knee, lowered, signed, began, looked), 'sign', sign)
+redis.call('HSET', key, 'force', struct.pack(FORCE, slots, knee, lowered, signed, began, looked), 'sign', sign, 'calm',
+    struct.pack(CALM, calm, spare, marked, twins))
 for _, other in ipairs(gone) do
     redis.call('HDEL', key, other)
     if KEYS[2] then redis.call('HDEL', KEYS[2], other) end

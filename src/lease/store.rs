@@ -10,6 +10,8 @@ const SHORTEST_TURN: u64 = 1_000;
 const ROUND: u64 = 20_000;
 /// Time of the server that nodes have not told of yet may be told of later, but no more than this.
 const UNTOLD: u64 = 1_000;
+/// After so long all records are looked at again.
+const LONGEST_CALM: u64 = 1_000;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreModel {
@@ -26,9 +28,23 @@ pub struct StoreModel {
     pub order: FleetOrder,
     /// The slots in force of all nodes together.
     pub yielding: Yielding,
+    pub calm: Calm,
     pub records: Records,
     /// Whether records cannot be read: nobody knows what was lent by them.
     pub is_torn: bool,
+}
+
+/// Whether anything is to be done about a process that says nothing new.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Calm {
+    /// Nothing until then.
+    pub until: u64,
+    /// The slots that each process may have beyond its wish.
+    pub spare: u64,
+    /// The window in which a process told of signs last.
+    pub marked: u64,
+    /// Until when a node may have two processes.
+    pub twins: u64,
 }
 
 /// The server, as it knows itself: its run, a stamp that no other moment has, and its time in milliseconds.
@@ -67,6 +83,9 @@ impl StoreModel {
 
     pub fn ask(&mut self, server: ServerRun<'_>, request: &LeaseRequest) -> (Option<LeaseAnswer>, Vec<LeasePush>) {
         let name = request.process.to_string();
+        if let Some(answer) = self.renew_quickly(&name, server, request) {
+            return (Some(answer), Vec::new());
+        }
         self.begin(server, request.hold);
         self.order = self.order.max(request.order);
         let known = request.epoch == self.epoch;
@@ -75,7 +94,7 @@ impl StoreModel {
             return (None, Vec::new());
         }
         if known {
-            self.tell_clock(request.clock, server.time);
+            (self.clock, self.seen) = self.advanced(request.clock, self.seen, server.time);
         }
         let clock = self.clock;
         self.records.retain(|record| record.until > clock);
@@ -86,6 +105,9 @@ impl StoreModel {
         let twins = self.others(&name).filter(|(other, _)| other.starts_with(&of_node));
         let twin = twins.map(|(_, loan)| loan.until).max().unwrap_or(0);
         let before: Vec<(u64, u64)> = self.others(&name).map(|(_, loan)| (loan.granted, loan.limit)).collect();
+        if twin > 0 && request.intent == Intent::Renew {
+            self.calm.twins = self.calm.twins.max(twin).max(clock + request.hold);
+        }
         let learning = u64::try_from(self.born + self.longest.cast_signed() - clock.cast_signed()).unwrap_or(0);
         if request.intent == Intent::Leave {
             self.records.remove(&name);
@@ -94,7 +116,8 @@ impl StoreModel {
             self.records.insert(name.clone(), record);
         }
         let force = self.in_force(request);
-        let again = self.lend(&name, learning > 0, force.slots);
+        let (again, turn) = self.lend(&name, learning > 0, force.slots);
+        self.calm.until = if learning > 0 { 0 } else { self.calm_until(turn) };
         let pushes = self.pushes(&name, &before);
         let own = self.records.get(&name).cloned().unwrap_or_default();
         let answer = LeaseAnswer {
@@ -112,16 +135,54 @@ impl StoreModel {
         (Some(answer), pushes)
     }
 
+    /// Renews a lease without a look at the others, where nothing is to be done about any, and this process says nothing new.
+    fn renew_quickly(&mut self, name: &str, server: ServerRun<'_>, request: &LeaseRequest) -> Option<LeaseAnswer> {
+        let before = self.records.get(name).filter(|_| self.run == server.run && self.epoch == request.epoch)?.clone();
+        let (clock, seen) = self.advanced(request.clock, self.seen.min(server.time), server.time);
+        let says_nothing_new = request.intent == Intent::Renew
+            && request.gone.is_empty()
+            && request.evidence.signs == 0
+            && request.order <= self.order
+            && request.hold <= self.longest
+            && (request.held, request.held) == (before.granted, before.limit)
+            && (request.wished.min(request.pool), request.pool) == (before.wished, before.pool);
+        let is_served = before.granted >= before.wished + self.calm.spare;
+        let is_calm = self.yielding.slots == 0 && clock < self.calm.until;
+        if !(says_nothing_new && is_served && is_calm) || request.number <= before.number {
+            return None;
+        }
+        (self.clock, self.seen) = (clock, seen);
+        let tallied = self.yielding.count(before.tallied, &request.evidence);
+        let (granted, limit) = (before.granted, before.limit);
+        let loan = Loan { until: clock + request.hold, number: request.number, tallied, ..before };
+        self.records.insert(name.to_owned(), loan);
+        let force = PoolForce { slots: 0, lowered: self.yielding.lowered, sign: self.yielding.sign.clone() };
+        let (number, epoch, order) = (request.number, self.epoch.clone(), self.order);
+        Some(LeaseAnswer { number, epoch, clock, granted, limit, again: 0, learning: 0, order, twin: 0, force })
+    }
+
+    /// Nothing is to be done for a second at most, in which no lease and no turn ends; not while signs are judged.
+    fn calm_until(&self, turn: Option<u64>) -> u64 {
+        let has_signs = self.yielding.slots > 0 || self.calm.marked == self.yielding.began;
+        if has_signs || self.clock < self.calm.twins {
+            return 0;
+        }
+        let leases = self.records.values().map(|record| record.until);
+        let holders = self.records.values().filter(|record| record.granted > 0);
+        let turns = holders.filter_map(|record| turn.map(|turn| record.since + turn)).filter(|end| *end > self.clock);
+        leases.chain(turns).fold(self.clock + LONGEST_CALM, u64::min)
+    }
+
     /// The clock of this epoch shows what the node says, but it gains no more than 2 % on the clock of the server, and a second: a
     /// machine whose clock jumps ends no lease of others. Steps of the server's clock alone do nothing: a step back is time that
     /// begins anew, and after a step forward the nodes say how much has passed.
-    fn tell_clock(&mut self, told: u64, time: u64) {
-        let passed = time - self.seen;
+    fn advanced(&self, told: u64, seen: u64, time: u64) -> (u64, u64) {
+        let passed = time - seen;
         let more = told.saturating_sub(self.clock).min(passed + passed / 50);
-        if more > 0 {
-            self.clock += more;
-            self.seen = (self.seen + more).max(time.saturating_sub(UNTOLD)).min(time);
+        if more == 0 {
+            return (self.clock, seen);
         }
+        (self.clock + more, (seen + more).max(time.saturating_sub(UNTOLD)).min(time))
     }
 
     /// The slots in force of all nodes together, with what this process has seen.
@@ -160,6 +221,9 @@ impl StoreModel {
     /// request has crossed is said again, if it is wished for and was not taken back.
     fn renewed(&mut self, name: &str, request: &LeaseRequest, registers: bool) -> Loan {
         let before = self.records.get(name).map(|old| old.tallied).unwrap_or_default();
+        if request.evidence.signs > 0 {
+            self.calm.marked = self.yielding.began;
+        }
         let tallied = self.yielding.count(before, &request.evidence);
         let old = self.records.get(name);
         let mut had = if registers { request.held } else { old.map_or(0, |old| old.granted.min(request.held)) };
@@ -180,9 +244,10 @@ impl StoreModel {
     }
 
     /// Lends what is free of the slots in force (0: of all) to those that have less than their part, and tells those that have more.
-    /// Returns when the process that asks should ask again, because a turn or a lease ends.
-    fn lend(&mut self, name: &str, learning: bool, in_force: u64) -> u64 {
-        let Some(pool) = self.records.values().map(|record| record.pool).min() else { return 0 };
+    /// Returns when the process that asks should ask again, because a turn or a lease ends, and the length of turns.
+    fn lend(&mut self, name: &str, learning: bool, in_force: u64) -> (u64, Option<u64>) {
+        self.calm.spare = 0;
+        let Some(pool) = self.records.values().map(|record| record.pool).min() else { return (0, None) };
         let pool = if in_force > 0 { in_force } else { pool };
         let targets = self.targets(pool);
         let sum: u64 = self.records.values().map(|record| record.granted).sum();
@@ -192,7 +257,7 @@ impl StoreModel {
             record.limit = record.granted;
         }
         if learning {
-            return 0;
+            return (0, targets.turn);
         }
         let mut need = sum.saturating_sub(pool);
         for at in lacking(&records, &targets.of) {
@@ -211,12 +276,13 @@ impl StoreModel {
         } else if free > 0 && targets.turn.is_none() {
             let wanted: u64 = targets.of.iter().sum();
             let spare = (pool - wanted.min(pool)) / self.records.len() as u64;
+            self.calm.spare = spare;
             if let Some(own) = self.records.get_mut(name) {
                 own.granted += free.min((own.wished + spare).saturating_sub(own.granted));
                 own.limit = own.granted;
             }
         }
-        self.again(name, targets.turn)
+        (self.again(name, targets.turn), targets.turn)
     }
 
     /// Max-min fair parts of the pool; when more processes wish than slots exist, the first in turn have one.
