@@ -13,7 +13,7 @@ mod slow;
 pub mod tally;
 pub mod timer;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,15 +129,16 @@ impl Adapt {
 
     /// A short answer in a tunnel took so long. Tells whether that is slow, by the others in tunnels, and counts it then.
     pub fn answered_in_tunnel<P: Send + 'static>(&self, took: Duration, tunnel: impl Hash, gate: &Gate<P>) -> bool {
-        let is_slow = self.answers.lock().answered_in_tunnel(took, gate.now());
-        if let Some(is_slow) = is_slow {
-            self.took(took);
-            let mut hasher = DefaultHasher::new();
-            tunnel.hash(&mut hasher);
-            let observed = if is_slow { Signal::Sign { subject: Some(hasher.finish()) } } else { Signal::Unread };
-            self.observe(observed, is_slow.then_some(Cause::SlowAnswer), gate);
+        let told = self.answers.lock().answered_in_tunnel(took, gate.now());
+        let Some(is_slow) = told else { return false };
+        self.took(took);
+        if is_slow {
+            let subject = BuildHasherDefault::<DefaultHasher>::default().hash_one(tunnel);
+            self.sign(Cause::SlowAnswer, subject, gate);
+        } else {
+            self.observe(Signal::Unread, None, gate);
         }
-        is_slow == Some(true)
+        is_slow
     }
 
     /// Lets the time of an answer that is not good, as far as can be told, count for the pause after which the slots in force may be

@@ -665,18 +665,11 @@ fn quick() -> Times {
 /// The sums of what so many seeds tell, tried on all cores.
 fn in_parallel<const N: usize>(seeds: u64, run: impl Fn(u64) -> [u64; N] + Sync) -> [u64; N] {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get) as u64;
-    let some = |first: u64| {
+    let some = &|first: u64| {
         (first..seeds).step_by(usize::try_from(cores).expect("few")).fold([0; N], |sums, seed| add(sums, run(seed)))
     };
     std::thread::scope(|scope| {
-        let all: Vec<_> = (0..cores)
-            .map(|first| {
-                scope.spawn({
-                    let some = &some;
-                    move || some(first)
-                })
-            })
-            .collect();
+        let all: Vec<_> = (0..cores).map(|first| scope.spawn(move || some(first))).collect();
         all.into_iter().map(|part| part.join().expect("each seed holds")).fold([0; N], add)
     })
 }
