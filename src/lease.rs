@@ -23,7 +23,7 @@ pub mod checks;
 pub mod message;
 pub mod node;
 pub mod records;
-pub mod sentinels;
 pub mod settings;
 pub mod store;
+pub mod store_url;
 pub mod yielding;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use roadstead_test_support::real::{Certificates, RedisSentinel, RedisServer, free_address};
+use roadstead_test_support::real::{Certificates, RedisCluster, RedisSentinel, RedisServer, free_address};
 use roadstead_test_support::{
     Destination, Sidecar, Signal, SocketWatch, Storm, StubBuilder, StubRegistry, Tally, Wire, assert_as_planned,
     config, deafen, eventually, eventually_is, service_ms,
@@ -41,6 +41,12 @@ fn settings(registry: &StubRegistry, redis: &str, node: usize) -> String {
          [lease]\nredis = \"{redis}\"\nnode_id = \"n{node}\"\nnodes = {NODES}\nrenew_every = \"300ms\"\n\
          admit_for = \"1500ms\"\nclose_after = \"1s\"\nregistry_gives_up = \"500ms\"\n"
     ))
+}
+
+/// The same config with another URL of the store.
+fn with_store(settings: &str, url: &str) -> String {
+    let plain = settings.lines().find(|line| line.starts_with("redis = ")).unwrap();
+    settings.replace(plain, &format!("redis = \"{url}\""))
 }
 
 /// Says that nothing is open: the store lends at once.
@@ -122,6 +128,15 @@ impl Fleet {
                 Some(1..) => Ok(()),
                 open => Err(open),
             }
+        })
+        .await;
+    }
+
+    async fn until_more_is_served(&self) {
+        let before = self.registry.requests();
+        eventually("requests to be served again", SOON, async || match self.registry.requests() - before {
+            100.. => Ok(()),
+            some => Err(format!("{some}, {:?}", self.leases().await)),
         })
         .await;
     }
@@ -1016,14 +1031,10 @@ async fn nodes_follow_the_sentinels_to_another_primary() {
     .await;
     let sentinel = RedisSentinel::start(&redis);
     let url = sentinel.url();
-    let change = move |settings: String| {
-        let plain = settings.lines().find(|line| line.starts_with("redis = ")).unwrap().to_owned();
-        settings.replace(&plain, &format!("redis = \"{url}\""))
-    };
-    let mut fleet =
-        Fleet::start_on(redis, 2, StubRegistry::builder().answer_delay(Duration::from_millis(50)), change).await;
+    let registry = StubRegistry::builder().answer_delay(Duration::from_millis(50));
+    let mut fleet = Fleet::start_on(redis, 2, registry, |settings| with_store(&settings, &url)).await;
     let load = Load::start(&fleet, 3);
-    eventually("work", SOON, async || if fleet.registry.requests() > 100 { Ok(()) } else { Err(()) }).await;
+    fleet.until_more_is_served().await;
     eventually("a Sentinel that knows the replica", SOON, async || match sentinel.knows() {
         all if all.contains("known-replica") => Ok(()),
         all => Err(all),
@@ -1035,13 +1046,40 @@ async fn nodes_follow_the_sentinels_to_another_primary() {
         role => Err(role),
     })
     .await;
-    let before = fleet.registry.requests();
-    eventually("requests to be served again", SOON, async || match fleet.registry.requests() - before {
-        100.. => Ok(()),
-        some => Err(format!("{some}, {:?}", fleet.leases().await)),
-    })
-    .await;
+    fleet.until_more_is_served().await;
     assert!(replica.order("HLEN roadstead:{stub}:leases") != ":0\r\n");
+    assert!(load.end().await > 0);
+    assert!(fleet.registry.peak() <= CAP, "{}", fleet.registry.peak());
+}
+
+/// In a cluster, the nodes find the server that has the records, though one server of the URL is dead, and no other has them: again when
+/// that server is killed and its replica takes its place, and when the records move to another server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_find_the_server_of_a_cluster_that_has_the_records() {
+    const KEYS: [&str; 2] = ["roadstead:{stub}:leases", "roadstead:{stub}:reports"];
+    let mut cluster = RedisCluster::start().await;
+    let redis = cluster.servers.swap_remove(cluster.primary_of(KEYS[0]).unwrap());
+    let dead = std::iter::once(free_address());
+    let hosts = dead.chain(cluster.servers.iter().map(RedisServer::address)).map(|address| address.to_string());
+    let url = format!("redis+cluster://{}", hosts.collect::<Vec<_>>().join(","));
+    let registry = StubRegistry::builder().answer_delay(Duration::from_millis(50));
+    let mut fleet = Fleet::start_on(redis, 2, registry, |settings| with_store(&settings, &url)).await;
+    let load = Load::start(&fleet, 3);
+    fleet.until_more_is_served().await;
+    fleet.redis.signal(Signal::KILL);
+    let next = async || cluster.primary_of(KEYS[0]).ok_or("the replica is no primary");
+    let next = eventually("another primary", SOON, next).await;
+    fleet.until_more_is_served().await;
+    let has_lent = |place: usize| cluster.servers[place].order(&format!("HLEN {}", KEYS[0])) != ":0\r\n";
+    assert!(has_lent(next));
+    let is_primary = |place: &usize| cluster.servers[*place].order("ROLE").contains("master");
+    let other = (0..cluster.servers.len()).filter(is_primary).find(|place| *place != next).unwrap();
+    cluster.move_slot(&KEYS, next, other);
+    fleet.until_more_is_served().await;
+    assert_eq!(cluster.primary_of(KEYS[0]), Some(other));
+    assert!(has_lent(other));
+    let (exit, told) = fleet.command(0, &["status", "--fleet"]).await;
+    assert!(exit == Some(0) && told.contains("n0") && told.contains("n1"), "{told}");
     assert!(load.end().await > 0);
     assert!(fleet.registry.peak() <= CAP, "{}", fleet.registry.peak());
 }

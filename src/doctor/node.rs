@@ -70,9 +70,9 @@ pub async fn lease_store(config: &Config) -> ExaminedStep {
 /// Nodes whose name several sidecars have. Fails when the store does not answer, or runs no script.
 async fn shared_names(config: &Config, lease: &LeaseConfig) -> Result<BTreeSet<String>, StoreError> {
     let store = StoreAddress::new(lease)?;
-    store.try_out().await?;
     let mut shared = BTreeSet::new();
     for registry in config.leased() {
+        store.try_out(&registry.name).await?;
         let overview = FleetOverview::of(&store.records(&registry.name).await?);
         shared.extend(overview.shared_names(lease.away_after()).into_iter().map(str::to_owned));
     }

@@ -13,10 +13,11 @@ use redis::{
 };
 use tokio::sync::mpsc;
 
+use super::cluster_primary::cluster_primary;
 use super::overview::{FleetRecords, NodeReport};
 use crate::lease::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, PoolForce, Process};
-use crate::lease::sentinels::Sentinels;
 use crate::lease::settings::LeaseConfig;
+use crate::lease::store_url::{Sentinels, StoreUrl};
 
 const SCRIPT: &str = include_str!("../lease/script.lua");
 /// A request that is not answered in this time has failed.
@@ -36,6 +37,9 @@ pub enum StoreError {
     /// The words of a server may hold what it was sent, such as the password.
     #[error("the lease store: {}", said(.0))]
     Redis(#[from] RedisError),
+    /// A config with it is refused, so it is never seen.
+    #[error("lease.redis: {0}")]
+    Url(String),
     #[error("the lease store: no answer within {0:?}")]
     Late(Duration),
     #[error("the lease store: no connection within {CONNECT_PATIENCE:?}")]
@@ -48,6 +52,10 @@ pub enum StoreError {
 /// The kind of the error and its code; the cause where no server said it.
 fn said(error: &RedisError) -> String {
     match error.code() {
+        Some("MOVED") => {
+            "another server of a cluster has the records (MOVED): lease.redis = \"redis+cluster://...\" finds it"
+                .to_owned()
+        }
         Some(code) => format!("{} ({code})", error.category()),
         None if error.is_io_error() => error.to_string(),
         None => error.category().to_owned(),
@@ -68,17 +76,20 @@ impl StoreAddress {
         Ok(address)
     }
 
-    /// Whether the server answers, and lets this user run a script.
-    pub async fn try_out(&self) -> Result<(), StoreError> {
-        self.order(async |mut server| redis::cmd("EVAL").arg("return 1").arg(0).query_async(&mut server).await).await
+    /// Whether the server of this registry answers, and lets this user run a script.
+    pub async fn try_out(&self, registry: &str) -> Result<(), StoreError> {
+        let run = async |mut server| redis::cmd("EVAL").arg("return 1").arg(0).query_async(&mut server).await;
+        self.order(registry, run).await
     }
 
     /// One order of an operator, on a connection of its own.
     async fn order<T>(
         &self,
+        registry: &str,
         order: impl AsyncFnOnce(MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, StoreError> {
-        let asked = async { Ok(order(self.newest_client().await?.get_multiplexed_async_connection().await?).await?) };
+        let asked =
+            async { Ok(order(self.newest_client(registry).await?.get_multiplexed_async_connection().await?).await?) };
         tokio::time::timeout(ORDER_PATIENCE, asked).await.map_err(|_| StoreError::Late(ORDER_PATIENCE))?
     }
 
@@ -90,7 +101,7 @@ impl StoreAddress {
         call.arg("").arg("").arg(channel);
         (4..13).for_each(|_| _ = call.arg(""));
         call.arg(order);
-        self.order(async |mut server| call.invoke_async(&mut server).await).await
+        self.order(registry, async |mut server| call.invoke_async(&mut server).await).await
     }
 
     /// Orders a pause of all nodes, or its end.
@@ -108,22 +119,31 @@ impl StoreAddress {
             let (seconds, micros): (f64, f64) = redis::cmd("TIME").query_async(&mut server).await?;
             Ok(FleetRecords { lent, reports, time: seconds + micros / 1e6 })
         };
-        self.order(read).await
+        self.order(registry, read).await
     }
 
-    /// A disk that hangs holds up no other task.
-    async fn newest_client(&self) -> Result<Client, StoreError> {
+    /// Of the server that has the records of this registry now. A disk that hangs holds up no other task.
+    async fn newest_client(&self, registry: &str) -> Result<Client, StoreError> {
         let address = self.clone();
         let secrets = tokio::task::spawn_blocking(move || address.secrets());
         let secrets = secrets.await.map_err(|_| StoreError::Unconnected)??;
-        let Some(sentinels) = Sentinels::parse(&self.config.redis) else { return self.client(&secrets) };
-        // Sentinels have a password of their own or none: the one that is known is tried where they ask for one.
-        let first = self.sentinel_client(&sentinels, &secrets, false)?.async_get_client().await;
-        match first {
-            Err(_) if secrets.password.is_some() => {
-                Ok(self.sentinel_client(&sentinels, &secrets, true)?.async_get_client().await?)
+        match StoreUrl::parse(&self.config.redis).map_err(StoreError::Url)? {
+            StoreUrl::Server(url) => Ok(self.client(&url, &secrets)?),
+            StoreUrl::Cluster(seeds) => {
+                let address = self.clone();
+                let open = move |url: &str| address.client(url, &secrets);
+                Ok(cluster_primary(&seeds, &key_of(registry), open).await?)
             }
-            client => Ok(client?),
+            StoreUrl::Sentinels(sentinels) => {
+                // They have a password of their own or none: the one that is known is tried where they ask for one.
+                let first = self.sentinel_client(&sentinels, &secrets, false)?.async_get_client().await;
+                match first {
+                    Err(_) if secrets.password.is_some() => {
+                        Ok(self.sentinel_client(&sentinels, &secrets, true)?.async_get_client().await?)
+                    }
+                    client => Ok(client?),
+                }
+            }
         }
     }
 
@@ -177,11 +197,10 @@ impl StoreAddress {
         Ok(Secrets { password, authorities: authorities.transpose()? })
     }
 
-    fn client(&self, secrets: &Secrets) -> Result<Client, StoreError> {
-        let LeaseConfig { redis, user, .. } = &self.config;
-        let info = redis.as_str().into_connection_info()?;
+    fn client(&self, url: &str, secrets: &Secrets) -> Result<Client, RedisError> {
+        let info = url.into_connection_info()?;
         let mut settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        if let Some(user) = user {
+        if let Some(user) = &self.config.user {
             settings = settings.set_username(user);
         }
         if let Some(password) = &secrets.password {
@@ -189,13 +208,14 @@ impl StoreAddress {
         }
         let info = info.set_redis_settings(settings);
         match secrets.certificates() {
-            Some(certificates) => Ok(Client::build_with_tls(info, certificates)?),
-            None => Ok(Client::open(info)?),
+            Some(certificates) => Client::build_with_tls(info, certificates),
+            None => Client::open(info),
         }
     }
 }
 
 /// The files of a config.
+#[derive(Clone)]
 struct Secrets {
     password: Option<String>,
     authorities: Option<Vec<u8>>,
@@ -210,6 +230,7 @@ impl Secrets {
 /// The records of one registry at the server.
 pub struct Store {
     address: StoreAddress,
+    registry: String,
     script: Script,
     key: String,
     reports: String,
@@ -223,7 +244,8 @@ impl Store {
     pub fn new(address: StoreAddress, registry: &str) -> (Store, mpsc::UnboundedReceiver<PushInfo>) {
         let (pushes, heard) = mpsc::unbounded_channel();
         let (channel, key, reports) = (channel_of(registry), key_of(registry), reports_of(registry));
-        (Store { address, script: Script::new(SCRIPT), key, reports, channel, connection: None, pushes }, heard)
+        let (registry, script) = (registry.to_owned(), Script::new(SCRIPT));
+        (Store { address, registry, script, key, reports, channel, connection: None, pushes }, heard)
     }
 
     /// The answer; `None` if the store knows a later request, or has no record of this process any more.
@@ -278,7 +300,7 @@ impl Store {
     async fn connect(&mut self, process: &Process) -> Result<MultiplexedConnection, StoreError> {
         let config = AsyncConnectionConfig::new().set_push_sender(self.pushes.clone());
         let config = config.set_response_timeout(Some(CONNECT_PATIENCE)).set_connection_timeout(Some(CONNECT_PATIENCE));
-        let client = self.address.newest_client().await?;
+        let client = self.address.newest_client(&self.registry).await?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         connection.subscribe(vec![self.channel.clone(), format!("{}:{process}", self.channel)]).await?;
         Ok(connection)

@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use redis::IntoConnectionInfo;
 use toml::de::DeValue;
 
 use super::message::Times;
 use super::node::FleetTerms;
-use super::sentinels::Sentinels;
+use super::store_url::StoreUrl;
 use crate::config::reader::Section;
 use crate::config::table::table;
 use crate::config::value::{MAX_COUNT, Parsed, duration, path, seconds, some, text, whole};
@@ -21,7 +20,7 @@ const MAX_NODE_ID: usize = 128;
 table! {
     /// The part `lease`.
     LeaseConfig {
-        /// The URL of the store, `redis://` or `rediss://` (TLS), or of its Sentinels, with the number of the database.
+        /// The URL of the store: `redis://` or `rediss://` (TLS) with the number of the database, of its Sentinels, or of a cluster.
         redis: String = String::new(), value(url) required "\"redis://redis.example.com:6379/0\"";
         /// The user at the store (ACL). Default: that of Redis, `default`.
         user: Option<String> = None, value(some(text));
@@ -71,28 +70,7 @@ impl LeaseConfig {
 
 fn url(value: &DeValue<'_>) -> Parsed<String> {
     let url = text(value)?;
-    let example = "write it as redis://host:6379/0, or rediss://host:6379/0 for TLS; with Sentinels as \
-                   redis+sentinel://host:26379,host:26379/NAME/0";
-    if url.contains("cluster://") {
-        return Err("names a Redis cluster, which is not supported: name one server outside of it, or Sentinels, as \
-                    redis+sentinel://host:26379,host:26379/NAME/0; the records of a fleet take less than a megabyte"
-            .to_owned());
-    }
-    let is_secret = "holds a user or a password, which would be shown: set lease.user and lease.password_file";
-    if Sentinels::are_meant(&url) {
-        let reason =
-            || if url.contains('@') { is_secret.to_owned() } else { format!("cannot be read as a URL: {example}") };
-        return if Sentinels::parse(&url).is_some() { Ok(url) } else { Err(reason()) };
-    }
-    if !url.starts_with("redis://") && !url.starts_with("rediss://") {
-        return Err(format!("is not the URL of a Redis server: {example}"));
-    }
-    // The error of the parser may hold the password.
-    let info = url.as_str().into_connection_info().map_err(|_| format!("cannot be read as a URL: {example}"))?;
-    if info.redis_settings().password().is_some() || info.redis_settings().username().is_some() {
-        return Err(is_secret.to_owned());
-    }
-    Ok(url)
+    StoreUrl::parse(&url).map(|_| url)
 }
 
 fn node_id(value: &DeValue<'_>) -> Parsed<String> {
