@@ -14,6 +14,8 @@ pub struct Loan {
     pub since: u64,
     pub pool: u64,
     pub tallied: Tallied,
+    /// When its process was told to ask again, by the clock of the store; 0 for not before it has something to say.
+    pub asks_at: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

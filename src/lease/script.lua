@@ -4,10 +4,10 @@
 -- pool, hold, intent (renew, leave; or of an operator, with no more than the channel: init, pause, resume), order, report, gone; and the evidence: lowered,
 -- good, signs, worked, span, floor, sign.
 -- KEYS[2]: the last report of each process, with its time, for the eyes of operators. It may be missing.
--- The hash: run, epoch, clock, seen, born, longest, order, force, sign, calm; and for each "node/instance" twelve numbers, packed, since reading
--- 500 texts takes most of the time: granted wished until number limit since pool window good signs worked span. Records of an older script
--- have the first seven.
-local LOAN, SEEN, FORCE, CALM, NOTHING_SEEN = '<ddddddd', '<ddddd', '<dddddd', '<dddd', string.rep('\0', 40)
+-- The hash: run, epoch, clock, seen, born, longest, order, force, sign, calm; and for each "node/instance" thirteen numbers, packed, since reading
+-- 500 texts takes most of the time: granted wished until number limit since pool window good signs worked span asks_at. Records of older scripts
+-- have the first seven, or twelve.
+local LOAN, SEEN, FORCE, CALM, NOTHING_SEEN, NEVER = '<ddddddd', '<ddddd', '<dddddd', '<ddddd', string.rep('\0', 40), string.rep('\0', 8)
 -- Local names are found sooner, and this is said hundreds of times.
 local min, max, floor, find, unpack_loan = math.min, math.max, math.floor, string.find, struct.unpack
 local function number(at) return tonumber(ARGV[at]) end
@@ -26,6 +26,8 @@ local function seen_by(record)
     local value = record.value
     return value and #value >= 96 and string.sub(value, 57, 96) or NOTHING_SEEN
 end
+-- When the process was told to ask again, packed.
+local function asked(value) return value and #value >= 104 and string.sub(value, 97, 104) or NEVER end
 local function look(record)
     record.window, record.good, record.signs, record.worked, record.span = struct.unpack(SEEN, record.seen or seen_by(record))
 end
@@ -59,18 +61,21 @@ local function quickly()
     local value, calm, of_run, epoch, clock, seen, longest, order, force, sign = unpack(found)
     if not value or #value < struct.size(LOAN) or not calm or #calm < struct.size(CALM) or of_run ~= run or epoch ~= ARGV[7] then return end
     local granted, wished, _, last, limit, since, pool = unpack_loan(LOAN, value)
-    local ends, spare = struct.unpack(CALM, calm)
+    local ends, spare, _, _, unmet = struct.unpack(CALM, calm)
     clock, seen, order = tonumber(clock), min(tonumber(seen), millis), tonumber(order or 0)
     clock, seen = advanced(clock, seen)
-    local is_same = granted == number(9) and granted == limit and wished == min(number(10), number(11)) and pool == number(11)
-    if clock >= ends or not is_same or granted < wished + spare or serial <= last or hold > tonumber(longest) or number(14) > order then return end
-    local slots, lowered, began, _ = 0, 0, 0, nil
+    local wishes, asks_at = min(number(10), number(11)), struct.unpack('<d', asked(value))
+    local is_same = granted == number(9) and granted == limit and pool == number(11)
+        and (wishes == wished or unmet > 0 and wishes >= unmet and wished >= unmet)
+    if clock >= ends or not is_same or spare > 0 and granted < wishes + spare or asks_at > 0 and asks_at <= clock then return end
+    if serial <= last or hold > tonumber(longest) or number(14) > order then return end
+    local slots, lowered, began = 0, 0, 0
     if force and #force >= struct.size(FORCE) then slots, _, lowered, _, began = struct.unpack(FORCE, force) end
     if slots > 0 then return end
     redis.call('HSET', key, 'clock', string.format('%d', clock), 'seen', string.format('%d', seen), name,
-        struct.pack(LOAN, granted, wished, clock + hold, serial, limit, since, pool) .. counted({value = value}, began, lowered))
+        struct.pack(LOAN, granted, wishes, clock + hold, serial, limit, since, pool) .. counted({value = value}, began, lowered) .. asked(value))
     if KEYS[2] then redis.call('HSET', KEYS[2], name, stamp .. ' ' .. ARGV[15]) end
-    return {1, serial, epoch, clock, granted, limit, 0, 0, replicas, order, 0, 0, lowered, sign or ''}
+    return {1, serial, epoch, clock, granted, limit, max(asks_at - clock, 0), 0, replicas, order, 0, 0, lowered, sign or ''}
 end
 local answer = quickly()
 if answer then return answer end
@@ -103,8 +108,8 @@ local slots, knee, lowered, signed, began, looked = 0, 0, 0, 0, 0, 0
 if meta.force and #meta.force >= struct.size(FORCE) then slots, knee, lowered, signed, began, looked = struct.unpack(FORCE, meta.force) end
 local sign = meta.sign or ''
 -- Until when nothing is to be done; the slots that each process may have beyond its wish; the window in which a process told of signs last; until
--- when a node may have two processes.
-local calm, spare, marked, twins = 0, 0, 0, 0
+-- when a node may have two processes; and from which wish on processes lack slots.
+local calm, spare, marked, twins, unmet = 0, 0, 0, 0, 0
 if meta.calm and #meta.calm >= struct.size(CALM) then calm, spare, marked, twins = struct.unpack(CALM, meta.calm) end
 local function save()
     redis.call('HSET', key, 'run', run, 'epoch', epoch, 'clock', string.format('%d', clock), 'seen', string.format('%d', seen), 'born', string.format('%d', born),
@@ -241,6 +246,8 @@ local function judge()
     began = clock
     -- The worst are left out: a quarter of the use, one of them at least unless it has most of it.
     local spoiled, worked, theirs, bound, left_out = 0, 0, 0, floor(total / 4), 0
+    -- Nothing is left out of nothing.
+    if signs == 0 then voters = {} end
     signs = 0
     if #voters > 1 then
         table.sort(voters, function(a, b)
@@ -284,7 +291,7 @@ local function by_rank(a, b)
     return a.name < b.name
 end
 if #wishing > pool then
-    turn = min(max(floor(20000 * pool / #wishing), 1000), 10000)
+    turn, unmet = min(max(floor(20000 * pool / #wishing), 1000), 10000), 1
     -- First those in their turn, then those that wait, then those whose turn is over. Only the group that does not fit is sorted.
     local in_turn, waiting, over = {}, {}, {}
     for _, record in ipairs(wishing) do
@@ -317,7 +324,7 @@ else
     for _, wished in ipairs(levels) do
         local fair = floor(left / others)
         if wished > fair then
-            level, rest = fair, left - fair * others
+            level, rest, unmet = fair, left - fair * others, fair + 1
             break
         end
         left, others = left - wished * counts[wished], others - counts[wished]
@@ -409,12 +416,15 @@ if learning == 0 and slots == 0 and marked ~= began and clock >= twins then
         calm = min(calm, record.till)
         if turn and record.granted > 0 and record.since + turn > clock then calm = min(calm, record.since + turn) end
     end
+    calm = max(calm, clock + floor(count / 5))
 end
+
+if own and intent ~= 'leave' then own.asks_at = struct.pack('<d', again > 0 and clock + again or 0) end
 
 -- Changes are written, and told to those that they concern.
 save()
 redis.call('HSET', key, 'force', struct.pack(FORCE, slots, knee, lowered, signed, began, looked), 'sign', sign, 'calm',
-    struct.pack(CALM, calm, spare, marked, twins))
+    struct.pack(CALM, calm, spare, marked, twins, unmet))
 for _, other in ipairs(gone) do
     redis.call('HDEL', key, other)
     if KEYS[2] then redis.call('HDEL', KEYS[2], other) end
@@ -424,7 +434,7 @@ for other, record in pairs(records) do
     local is_changed = record.granted ~= record.had or record.limit ~= record.told
     if is_changed or other == name or record.since ~= record.began then
         redis.call('HSET', key, other, struct.pack(LOAN, record.granted, record.wished, record.till, record.number, record.limit,
-            record.since, record.pool) .. (record.seen or seen_by(record)))
+            record.since, record.pool) .. (record.seen or seen_by(record)) .. (record.asks_at or record.granted > record.had and NEVER or asked(record.value)))
     end
     if is_changed and other ~= name then
         redis.call('PUBLISH', channel .. ':' .. other,

@@ -12,6 +12,9 @@ const ROUND: u64 = 20_000;
 const UNTOLD: u64 = 1_000;
 /// After so long all records are looked at again.
 const LONGEST_CALM: u64 = 1_000;
+/// For so many processes, a turn or a lease that ends may wait a millisecond for the next look, which takes time for each of them: fleets
+/// of any size cost the server about as much.
+const PROCESSES_PER_CALM: u64 = 5;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreModel {
@@ -45,6 +48,8 @@ pub struct Calm {
     pub marked: u64,
     /// Until when a node may have two processes.
     pub twins: u64,
+    /// A process that wishes for so many or more lacks slots, and it does not matter for how many it wishes; 0 if all wishes are met.
+    pub unmet: u64,
 }
 
 /// The server, as it knows itself: its run, a stamp that no other moment has, and its time in milliseconds.
@@ -58,6 +63,8 @@ pub struct ServerRun<'a> {
 /// The part of each process, in the order of the records.
 struct Targets {
     of: Vec<u64>,
+    /// As in [`Calm`].
+    unmet: u64,
     /// How long each has one slot, if they take turns.
     turn: Option<u64>,
 }
@@ -119,6 +126,9 @@ impl StoreModel {
         let (again, turn) = self.lend(&name, learning > 0, force.slots);
         self.calm.until = if learning > 0 { 0 } else { self.calm_until(turn) };
         let pushes = self.pushes(&name, &before);
+        if let Some(own) = self.records.get_mut(&name) {
+            own.asks_at = if again > 0 { clock + again } else { 0 };
+        }
         let own = self.records.get(&name).cloned().unwrap_or_default();
         let answer = LeaseAnswer {
             number: request.number,
@@ -144,9 +154,13 @@ impl StoreModel {
             && request.evidence.signs == 0
             && request.order <= self.order
             && request.hold <= self.longest
-            && (request.held, request.held) == (before.granted, before.limit)
-            && (request.wished.min(request.pool), request.pool) == (before.wished, before.pool);
-        let is_served = before.granted >= before.wished + self.calm.spare;
+            && (request.held, request.held, request.pool) == (before.granted, before.limit, before.pool);
+        let (wished, unmet) = (request.wished.min(request.pool), self.calm.unmet);
+        let wishes_the_same = wished == before.wished || unmet > 0 && wished >= unmet && before.wished >= unmet;
+        // One that lacks slots gets none from a look in which nothing is free, and asks when it was told to.
+        let is_served = before.granted >= wished + self.calm.spare || self.calm.spare == 0;
+        let is_told_to_ask = before.asks_at > 0 && before.asks_at <= clock;
+        let says_nothing_new = says_nothing_new && wishes_the_same && !is_told_to_ask;
         let is_calm = self.yielding.slots == 0 && clock < self.calm.until;
         if !(says_nothing_new && is_served && is_calm) || request.number <= before.number {
             return None;
@@ -154,14 +168,15 @@ impl StoreModel {
         (self.clock, self.seen) = (clock, seen);
         let tallied = self.yielding.count(before.tallied, &request.evidence);
         let (granted, limit) = (before.granted, before.limit);
-        let loan = Loan { until: clock + request.hold, number: request.number, tallied, ..before };
+        let again = before.asks_at.saturating_sub(clock);
+        let loan = Loan { wished, until: clock + request.hold, number: request.number, tallied, ..before };
         self.records.insert(name.to_owned(), loan);
         let force = PoolForce { slots: 0, lowered: self.yielding.lowered, sign: self.yielding.sign.clone() };
         let (number, epoch, order) = (request.number, self.epoch.clone(), self.order);
-        Some(LeaseAnswer { number, epoch, clock, granted, limit, again: 0, learning: 0, order, twin: 0, force })
+        Some(LeaseAnswer { number, epoch, clock, granted, limit, again, learning: 0, order, twin: 0, force })
     }
 
-    /// Nothing is to be done for a second at most, in which no lease and no turn ends; not while signs are judged.
+    /// Nothing is to be done for a second at most, in which no lease and no turn ends, or ends but a moment ago; not while signs are judged.
     fn calm_until(&self, turn: Option<u64>) -> u64 {
         let has_signs = self.yielding.slots > 0 || self.calm.marked == self.yielding.began;
         if has_signs || self.clock < self.calm.twins {
@@ -170,7 +185,8 @@ impl StoreModel {
         let leases = self.records.values().map(|record| record.until);
         let holders = self.records.values().filter(|record| record.granted > 0);
         let turns = holders.filter_map(|record| turn.map(|turn| record.since + turn)).filter(|end| *end > self.clock);
-        leases.chain(turns).fold(self.clock + LONGEST_CALM, u64::min)
+        let first = leases.chain(turns).fold(self.clock + LONGEST_CALM, u64::min);
+        first.max(self.clock + self.records.len() as u64 / PROCESSES_PER_CALM)
     }
 
     /// The clock of this epoch shows what the node says, but it gains no more than 2 % on the clock of the server, and a second: a
@@ -240,16 +256,18 @@ impl StoreModel {
             since: old.filter(|_| goes_on).map_or(self.clock, |old| old.since),
             pool: request.pool,
             tallied,
+            asks_at: 0,
         }
     }
 
     /// Lends what is free of the slots in force (0: of all) to those that have less than their part, and tells those that have more.
     /// Returns when the process that asks should ask again, because a turn or a lease ends, and the length of turns.
     fn lend(&mut self, name: &str, learning: bool, in_force: u64) -> (u64, Option<u64>) {
-        self.calm.spare = 0;
+        (self.calm.spare, self.calm.unmet) = (0, 0);
         let Some(pool) = self.records.values().map(|record| record.pool).min() else { return (0, None) };
         let pool = if in_force > 0 { in_force } else { pool };
         let targets = self.targets(pool);
+        self.calm.unmet = targets.unmet;
         let sum: u64 = self.records.values().map(|record| record.granted).sum();
         let mut free = pool.saturating_sub(sum);
         let mut records: Vec<&mut Loan> = self.records.values_mut().collect();
@@ -263,8 +281,9 @@ impl StoreModel {
         for at in lacking(&records, &targets.of) {
             let (record, target) = (&mut records[at], targets.of[at]);
             let more = free.min(target - record.granted);
-            if more > 0 && record.granted == 0 {
-                record.since = self.clock;
+            if more > 0 {
+                record.asks_at = 0;
+                record.since = if record.granted == 0 { self.clock } else { record.since };
             }
             record.granted += more;
             record.limit = record.granted;
@@ -307,7 +326,7 @@ impl StoreModel {
             order.sort_unstable();
             let first = usize::try_from(pool).unwrap_or(usize::MAX);
             order.into_iter().take(first).for_each(|(_, _, at)| of[at] = 1);
-            return Targets { of, turn: Some(turn) };
+            return Targets { of, unmet: 1, turn: Some(turn) };
         }
         let mut sorted: Vec<u64> = wishing.iter().map(|(_, record)| record.wished).collect();
         sorted.sort_unstable();
@@ -326,7 +345,7 @@ impl StoreModel {
                 rest -= 1;
             }
         }
-        Targets { of, turn: None }
+        Targets { of, unmet: level.checked_add(1).unwrap_or(0), turn: None }
     }
 
     /// At the n-th end of a turn or of a lease, the one that lacks slots in the n-th place asks; a node that was not heard of lately

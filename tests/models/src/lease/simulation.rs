@@ -131,6 +131,8 @@ struct World {
     terms: FleetTerms,
     cap: u64,
     has_faults: bool,
+    /// Requests to the store, from when this is set on: the time of the server, and the request.
+    asked: Option<Vec<(u64, LeaseRequest)>>,
     /// Every node wants so many all the time.
     steady_demand: Option<u64>,
     longest_transfer: Micros,
@@ -191,6 +193,7 @@ impl World {
             terms,
             cap,
             has_faults,
+            asked: None,
             steady_demand: None,
             longest_transfer: LONGEST_TRANSFER,
             least_delay: 200,
@@ -427,6 +430,9 @@ impl World {
         }
         let (run, stamp) = (format!("run{}", self.run), format!("{}", self.now));
         let time = (SERVER_BEGAN + self.now).saturating_add_signed(self.server_offset) / 1000;
+        if let Some(asked) = &mut self.asked {
+            asked.push((time, request.clone()));
+        }
         let (answer, pushes) = self.store.ask(ServerRun { run: &run, stamp: &stamp, time }, request);
         let life = request.process.instance.parse().expect("a number");
         for _ in 0..=u64::from(self.has_faults && self.chance(50)) {
@@ -850,6 +856,15 @@ fn a_clock_that_jumps_ends_no_lease_of_others() {
     assert_eq!(ask(605_000, 1, 3, 305_000).1, 6_220, "a second that was not told of, and a fiftieth");
     assert_eq!(ask(100_000, 1, 4, 305_000).1, 6_220);
     assert_eq!(ask(101_000, 0, 3, 7_200).1, 7_200);
+}
+
+/// All that the store is asked by so many nodes that all lack slots and take turns: in so many seconds.
+pub(super) fn requests_of_turns(nodes: usize, cap: u64, seconds: u64) -> Vec<(u64, LeaseRequest)> {
+    let mut world = World::new(7, nodes, cap, 0, Times::default(), false);
+    (world.steady_demand, world.asked) = (Some(3), Some(Vec::new()));
+    world.run(seconds * SECOND);
+    assert!(world.peak <= cap && world.served > 10, "{} served", world.served);
+    world.asked.unwrap_or_default()
 }
 
 /// Transfers that outlast their turn: nobody asks again and again whether they are done.
