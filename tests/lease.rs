@@ -1059,8 +1059,12 @@ async fn nodes_find_the_server_of_a_cluster_that_has_the_records() {
     const KEYS: [&str; 2] = ["roadstead:{stub}:leases", "roadstead:{stub}:reports"];
     let mut cluster = RedisCluster::start().await;
     let redis = cluster.servers.swap_remove(cluster.primary_of(KEYS[0]).unwrap());
-    let dead = std::iter::once(free_address());
-    let hosts = dead.chain(cluster.servers.iter().map(RedisServer::address)).map(|address| address.to_string());
+    // One server that is dead, and one that belongs to no cluster.
+    let alone = RedisServer::start();
+    let hosts = [free_address(), alone.address()]
+        .into_iter()
+        .chain(cluster.servers.iter().map(RedisServer::address))
+        .map(|address| address.to_string());
     let url = format!("redis+cluster://{}", hosts.collect::<Vec<_>>().join(","));
     let registry = StubRegistry::builder().answer_delay(Duration::from_millis(50));
     let mut fleet = Fleet::start_on(redis, 2, registry, |settings| with_store(&settings, &url)).await;
@@ -1082,20 +1086,30 @@ async fn nodes_find_the_server_of_a_cluster_that_has_the_records() {
     assert!(exit == Some(0) && told.contains("n0") && told.contains("n1"), "{told}");
     assert!(load.end().await > 0);
     assert!(fleet.registry.peak() <= CAP, "{}", fleet.registry.peak());
+    assert_eq!(alone.order("KEYS *"), "*0\r\n", "no node lends from it");
 }
 
-/// `doctor` asks the store.
+/// `doctor` asks the store, where a share is leased.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn doctor_tries_the_store() {
     let fleet = Fleet::start(0, StubRegistry::builder()).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("sidecar.toml");
-    std::fs::write(&file, settings(&fleet.registry, &fleet.redis.url(), 0)).unwrap();
-    let run = Command::new(BINARY).args(["doctor", "--json", "--config"]).arg(&file).output().unwrap();
-    let report: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
-    let steps = report["steps"].as_array().unwrap();
-    let step = steps.iter().find(|step| step["step"] == "lease").unwrap();
-    assert_eq!((step["finding"].as_str(), step["said"].as_str()), (Some("fine"), Some("answers, and runs a script")));
+    let (url, address) = (fleet.redis.url(), fleet.redis.address());
+    let config = |url: &str| settings(&fleet.registry, url, 0);
+    let cases = [
+        (config(&url), "fine", "answers, and runs a script"),
+        (config(&format!("redis+cluster://{address}")), "problem", "belongs to no cluster"),
+        (config(&url).replace("share = \"lease\"", "share = 1"), "skipped", "no store to ask"),
+    ];
+    for (config, finding, said) in cases {
+        std::fs::write(&file, config).unwrap();
+        let run = Command::new(BINARY).args(["doctor", "--json", "--config"]).arg(&file).output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+        let steps = report["steps"].as_array().unwrap();
+        let step = steps.iter().find(|step| step["step"] == "lease").unwrap();
+        assert!(step["finding"] == finding && step["said"].as_str().unwrap().contains(said), "{step}");
+    }
 }
 
 /// A node that ends in order gives its slots back: nobody waits for the end of its lease.

@@ -104,7 +104,10 @@ impl Setting {
         let (Setting { origin, cap }, address) = (self, free());
         let (name, mode_lines) = match (mode, splice) {
             (Form::Origin, _) => ("HAProxy, http", "  mode http\n  option httplog\n  http-reuse always\n"),
-            (_, true) => ("HAProxy, tcp, splice", "  mode tcp\n  option tcplog\n  option splice-auto\n"),
+            (_, true) => (
+                "HAProxy, tcp, splice",
+                "  mode tcp\n  option tcplog\n  option splice-request\n  option splice-response\n",
+            ),
             (_, false) => ("HAProxy, tcp", "  mode tcp\n  option tcplog\n"),
         };
         let text = format!(

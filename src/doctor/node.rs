@@ -49,7 +49,7 @@ pub fn second_sidecar(sidecars: &Sidecars) -> ExaminedStep {
 
 /// The store that lends slots, where a share is leased.
 pub async fn lease_store(config: &Config) -> ExaminedStep {
-    let Some(lease) = &config.lease else {
+    let Some(lease) = config.lease.as_ref().filter(|_| config.leased().next().is_some()) else {
         return ExaminedStep::skipped("lease", "shares", "they are fixed numbers: there is no store to ask");
     };
     match shared_names(config, lease).await {

@@ -2,44 +2,69 @@
 //! ordinary connection to it does what one to a single server does. That server is looked for at each new connection: any request
 //! that fails, as one whose records have moved, ends the connection.
 
-use redis::{Client, RedisError, Value};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{AsyncConnectionConfig, Client, RedisError};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use crate::lease::store_url::{ClusterSeeds, StoreHost};
 
 /// Redirections that are followed. One leads there, unless the cluster is being changed.
 const MAX_REDIRECTIONS: usize = 3;
+/// Each server of the URL is asked so much later than the one before it, so that one search ends where all is well.
+const HEAD_START: Duration = Duration::from_millis(100);
+/// A script may write, so only a primary that is in touch with its cluster runs it for a key of its own.
+const PROBE: &str = "return redis.call('INFO', 'cluster')";
 
-/// How to open a connection to this URL.
-pub(super) trait Opener: Fn(&str) -> Result<Client, RedisError> + Clone + Send + Sync + 'static {}
-impl<F: Fn(&str) -> Result<Client, RedisError> + Clone + Send + Sync + 'static> Opener for F {}
-
-/// Asks all servers of the URL at once. The first search that ends at a server that answers for this key wins, so one that is down,
-/// or redirects to one that is, delays nothing. The last error if there is none.
-pub(super) async fn cluster_primary(seeds: &ClusterSeeds, key: &str, open: impl Opener) -> Result<Client, RedisError> {
-    let mut searches = JoinSet::new();
-    for host in &seeds.hosts {
-        let (seeds, host, key, open) = (seeds.clone(), host.clone(), key.to_owned(), open.clone());
-        searches.spawn(async move { search(&seeds, host, &key, open).await });
-    }
-    let mut found = Err(RedisError::from(std::io::Error::other("no server of the cluster answers")));
-    while let Some(search) = searches.join_next().await {
-        found = search.unwrap_or(found);
-        if found.is_ok() {
-            break;
-        }
-    }
-    found
+/// A search for the server that has what is under this key.
+pub(super) struct ClusterSearch<F> {
+    pub seeds: ClusterSeeds,
+    pub key: String,
+    pub config: AsyncConnectionConfig,
+    /// How to reach the server with this URL.
+    pub client: F,
 }
 
-async fn search(seeds: &ClusterSeeds, mut at: StoreHost, key: &str, open: impl Opener) -> Result<Client, RedisError> {
-    let mut redirections = 0..MAX_REDIRECTIONS;
-    loop {
-        let client = open(&seeds.url_of(&at))?;
-        let mut server = client.get_multiplexed_async_connection().await?;
-        let asked: Result<Value, RedisError> = redis::cmd("HMGET").arg(key).arg("run").query_async(&mut server).await;
-        let Err(error) = asked else { return Ok(client) };
-        let to = error.redirect_node().and_then(|(to, _)| seeds.redirected(&at, to));
-        at = to.filter(|_| redirections.next().is_some()).ok_or(error)?;
+impl<F: Fn(&str) -> Result<Client, RedisError> + Send + Sync + 'static> ClusterSearch<F> {
+    /// Asks all servers of the URL. The first way that ends at one that runs scripts for this key wins, so one that is down, or redirects
+    /// to one that is, delays little. If there is none, what a server said, or else the last error.
+    pub(super) async fn primary(self) -> Result<Client, RedisError> {
+        let (search, mut ways, mut delay) = (Arc::new(self), JoinSet::new(), Duration::ZERO);
+        for host in search.seeds.hosts.clone() {
+            let search = search.clone();
+            ways.spawn(async move {
+                sleep(delay).await;
+                search.follow(host).await
+            });
+            delay += HEAD_START;
+        }
+        let mut failed = RedisError::from(io::Error::other("no server of the cluster answers"));
+        while let Some(way) = ways.join_next().await {
+            match way {
+                Ok(Ok(client)) => return Ok(client),
+                Ok(Err(error)) if failed.code().is_none() => failed = error,
+                _ => {}
+            }
+        }
+        Err(failed)
+    }
+
+    async fn follow(&self, mut at: StoreHost) -> Result<Client, RedisError> {
+        let mut redirections = 0..MAX_REDIRECTIONS;
+        loop {
+            let client = (self.client)(&self.seeds.url_of(&at))?;
+            let mut server = client.get_multiplexed_async_connection_with_config(&self.config).await?;
+            let probe = redis::cmd("EVAL").arg(PROBE).arg(1).arg(&self.key).query_async::<String>(&mut server).await;
+            let error = match probe {
+                Ok(told) if told.contains("cluster_enabled:1") => return Ok(client),
+                Ok(_) => RedisError::from(io::Error::other("a server of the URL belongs to no cluster")),
+                Err(error) => error,
+            };
+            let to = error.redirect_node().and_then(|(to, _)| self.seeds.redirected(&at, to));
+            at = to.filter(|_| redirections.next().is_some()).ok_or(error)?;
+        }
     }
 }

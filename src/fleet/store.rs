@@ -13,7 +13,7 @@ use redis::{
 };
 use tokio::sync::mpsc;
 
-use super::cluster_primary::cluster_primary;
+use super::cluster_primary::ClusterSearch;
 use super::overview::{FleetRecords, NodeReport};
 use crate::lease::message::{FleetOrder, Intent, LeaseAnswer, LeasePush, LeaseRequest, PoolForce, Process};
 use crate::lease::settings::LeaseConfig;
@@ -53,7 +53,7 @@ pub enum StoreError {
 fn said(error: &RedisError) -> String {
     match error.code() {
         Some("MOVED") => {
-            "another server of a cluster has the records (MOVED): lease.redis = \"redis+cluster://...\" finds it"
+            "another server of the cluster has the records (MOVED): lease.redis = \"redis+cluster://...\" follows them"
                 .to_owned()
         }
         Some(code) => format!("{} ({code})", error.category()),
@@ -131,8 +131,8 @@ impl StoreAddress {
             StoreUrl::Server(url) => Ok(self.client(&url, &secrets)?),
             StoreUrl::Cluster(seeds) => {
                 let address = self.clone();
-                let open = move |url: &str| address.client(url, &secrets);
-                Ok(cluster_primary(&seeds, &key_of(registry), open).await?)
+                let client = move |url: &str| address.client(url, &secrets);
+                Ok(ClusterSearch { seeds, key: key_of(registry), config: patient(), client }.primary().await?)
             }
             StoreUrl::Sentinels(sentinels) => {
                 // They have a password of their own or none: the one that is known is tried where they ask for one.
@@ -298,13 +298,19 @@ impl Store {
     }
 
     async fn connect(&mut self, process: &Process) -> Result<MultiplexedConnection, StoreError> {
-        let config = AsyncConnectionConfig::new().set_push_sender(self.pushes.clone());
-        let config = config.set_response_timeout(Some(CONNECT_PATIENCE)).set_connection_timeout(Some(CONNECT_PATIENCE));
+        let config = patient().set_push_sender(self.pushes.clone());
         let client = self.address.newest_client(&self.registry).await?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         connection.subscribe(vec![self.channel.clone(), format!("{}:{process}", self.channel)]).await?;
         Ok(connection)
     }
+}
+
+/// For connections that nobody waits for longer than for the store.
+fn patient() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_response_timeout(Some(CONNECT_PATIENCE))
+        .set_connection_timeout(Some(CONNECT_PATIENCE))
 }
 
 fn channel_of(registry: &str) -> String {

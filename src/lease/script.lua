@@ -68,6 +68,7 @@ local function quickly()
     local is_same = granted == number(9) and granted == limit and pool == number(11)
         and (wishes == wished or unmet > 0 and wishes >= unmet and wished >= unmet)
     if clock >= ends or not is_same or spare > 0 and granted < wishes + spare or asks_at > 0 and asks_at <= clock then return end
+    if asks_at == 0 and 0 < granted and granted < wishes and unmet ~= 1 then return end
     if serial <= last or hold > tonumber(longest) or number(14) > order then return end
     local slots, lowered, began = 0, 0, 0
     if force and #force >= struct.size(FORCE) then slots, _, lowered, _, began = struct.unpack(FORCE, force) end
@@ -110,7 +111,7 @@ local sign = meta.sign or ''
 -- Until when nothing is to be done; the slots that each process may have beyond its wish; the window in which a process told of signs last; until
 -- when a node may have two processes; and from which wish on processes lack slots.
 local calm, spare, marked, twins, unmet = 0, 0, 0, 0, 0
-if meta.calm and #meta.calm >= struct.size(CALM) then calm, spare, marked, twins = struct.unpack(CALM, meta.calm) end
+if meta.calm and #meta.calm >= 32 then calm, spare, marked, twins = struct.unpack('<dddd', meta.calm) end
 local function save()
     redis.call('HSET', key, 'run', run, 'epoch', epoch, 'clock', string.format('%d', clock), 'seen', string.format('%d', seen), 'born', string.format('%d', born),
         'longest', string.format('%d', longest))
@@ -416,7 +417,7 @@ if learning == 0 and slots == 0 and marked ~= began and clock >= twins then
         calm = min(calm, record.till)
         if turn and record.granted > 0 and record.since + turn > clock then calm = min(calm, record.since + turn) end
     end
-    calm = max(calm, clock + floor(count / 5))
+    calm = max(calm, clock + min(floor(count / 5), 1000))
 end
 
 if own and intent ~= 'leave' then own.asks_at = struct.pack('<d', again > 0 and clock + again or 0) end

@@ -149,20 +149,22 @@ impl StoreModel {
     fn renew_quickly(&mut self, name: &str, server: ServerRun<'_>, request: &LeaseRequest) -> Option<LeaseAnswer> {
         let before = self.records.get(name).filter(|_| self.run == server.run && self.epoch == request.epoch)?.clone();
         let (clock, seen) = self.advanced(request.clock, self.seen.min(server.time), server.time);
-        let says_nothing_new = request.intent == Intent::Renew
+        let (wished, unmet) = (request.wished.min(request.pool), self.calm.unmet);
+        let wishes_the_same = wished == before.wished || unmet > 0 && wished >= unmet && before.wished >= unmet;
+        let says_nothing_new = wishes_the_same
+            && request.intent == Intent::Renew
             && request.gone.is_empty()
             && request.evidence.signs == 0
             && request.order <= self.order
             && request.hold <= self.longest
             && (request.held, request.held, request.pool) == (before.granted, before.limit, before.pool);
-        let (wished, unmet) = (request.wished.min(request.pool), self.calm.unmet);
-        let wishes_the_same = wished == before.wished || unmet > 0 && wished >= unmet && before.wished >= unmet;
-        // One that lacks slots gets none from a look in which nothing is free, and asks when it was told to.
+        // One that lacks slots gets none from a look in which nothing is free, and asks when it was told to. One with some, where none
+        // take turns, may not have been told.
         let is_served = before.granted >= wished + self.calm.spare || self.calm.spare == 0;
-        let is_told_to_ask = before.asks_at > 0 && before.asks_at <= clock;
-        let says_nothing_new = says_nothing_new && wishes_the_same && !is_told_to_ask;
+        let lacks_more = 0 < before.granted && before.granted < wished && unmet != 1;
+        let is_to_ask = if before.asks_at > 0 { before.asks_at <= clock } else { lacks_more };
         let is_calm = self.yielding.slots == 0 && clock < self.calm.until;
-        if !(says_nothing_new && is_served && is_calm) || request.number <= before.number {
+        if !(says_nothing_new && is_served && is_calm) || is_to_ask || request.number <= before.number {
             return None;
         }
         (self.clock, self.seen) = (clock, seen);
@@ -186,7 +188,7 @@ impl StoreModel {
         let holders = self.records.values().filter(|record| record.granted > 0);
         let turns = holders.filter_map(|record| turn.map(|turn| record.since + turn)).filter(|end| *end > self.clock);
         let first = leases.chain(turns).fold(self.clock + LONGEST_CALM, u64::min);
-        first.max(self.clock + self.records.len() as u64 / PROCESSES_PER_CALM)
+        first.max(self.clock + (self.records.len() as u64 / PROCESSES_PER_CALM).min(LONGEST_CALM))
     }
 
     /// The clock of this epoch shows what the node says, but it gains no more than 2 % on the clock of the server, and a second: a

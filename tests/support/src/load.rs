@@ -7,6 +7,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::str::FromStr;
 use std::time::Duration;
 
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
+
 /// The content of a small answer, in bytes.
 pub const SMALL: usize = 512;
 
@@ -112,15 +115,11 @@ impl Caller {
     }
 }
 
-/// User and system time of a process and its children, in seconds (`proc_pid_stat(5)`).
+/// User and system time of a process and its children, in seconds, as the scheduler counts them (`clock_getcpuclockid(3)`).
 #[must_use]
 pub fn cpu_seconds(pid: u32) -> f64 {
-    const TICKS: f64 = 100.0;
-    let times = |pid: u32| {
-        let fields = stat(pid)?;
-        Some(fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?)
-    };
-    family(pid).into_iter().filter_map(times).sum::<f64>() / TICKS
+    let time = |pid: u32| clock_getcpuclockid(Pid::from_raw(pid.try_into().ok()?)).ok()?.now().ok();
+    family(pid).into_iter().filter_map(time).map(|time| Duration::from(time).as_secs_f64()).sum()
 }
 
 /// The memory of a process and its children, in KiB.

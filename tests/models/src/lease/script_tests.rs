@@ -330,6 +330,37 @@ fn evidence(random: &mut Random, kind: u64, lowered: u64) -> FleetEvidence {
     }
 }
 
+/// A process that has some slots and lacks more is told when it should ask next, also if the last of them came by a push.
+#[test]
+fn a_process_that_lacks_more_is_told_when_to_ask() {
+    let mut redis = Redis::start();
+    let mut epoch = String::new();
+    let times = [10_000, 12_000, 14_000, 14_100].into_iter();
+    let asked = [("b", 1, 0), ("a", 1, 0), ("b", 2, 2), ("a", 2, 1)];
+    assert!(redis.init(ServerRun { run: "run", stamp: "0", time: 0 }));
+    let answers = times.zip(asked).map(|(time, (node, number, held))| {
+        let request = LeaseRequest {
+            process: Process { node: node.to_owned(), instance: "i".to_owned() },
+            number,
+            epoch: if number == 1 { String::new() } else { epoch.clone() },
+            clock: time - 10_000,
+            held,
+            wished: 3,
+            pool: 3,
+            hold: 20_000,
+            intent: Intent::Renew,
+            gone: Vec::new(),
+            order: FleetOrder::default(),
+            evidence: FleetEvidence::default(),
+        };
+        let answer = redis.ask(ServerRun { run: "run", stamp: &time.to_string(), time }, &request).unwrap();
+        epoch = answer.epoch;
+        (answer.granted, answer.again)
+    });
+    // The third gives one slot back, which is pushed to the other; its lease ends 20 s later.
+    assert_eq!(answers.collect::<Vec<_>>(), [(3, 0), (0, 20_000), (2, 0), (1, 19_900)]);
+}
+
 /// A node of an older version writes a record without evidence, and a newer one reads it.
 #[test]
 fn records_of_an_older_script_are_read() {
