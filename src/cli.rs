@@ -374,7 +374,7 @@ fn start_logging(config: &Config) -> SetLevel {
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     match config.log.format {
         LogFormat::Text => registry.with(logs.with_target(false).with_ansi(colours)).init(),
-        LogFormat::Json => registry.with(logs.json().event_format(JsonLine::default())).init(),
+        LogFormat::Json => registry.with(logs.json().event_format(JsonLine)).init(),
     }
     Box::new(move |level| {
         if is_fixed {

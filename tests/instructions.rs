@@ -17,9 +17,9 @@ use roadstead::admission::{AdmissionRequest, ClassId, ClientId, Limits, Moment, 
 use roadstead_test_support::{Sidecar, StubRegistry, Wire, config, connect_through, eventually, eventually_is};
 
 /// Measured in the profile in which tests are built, and how much more is accepted.
-const DECISION: u64 = 49_900;
-const REQUEST: u64 = 182_200;
-const TUNNEL: u64 = 130_700;
+const DECISION: u64 = 34_600;
+const REQUEST: u64 = 176_900;
+const TUNNEL: u64 = 123_800;
 const MARGIN_PERCENT: u64 = 15;
 /// How long a program under valgrind may take for a moment's work.
 const SOON: Duration = Duration::from_secs(20);

@@ -1,9 +1,10 @@
 //! How many requests of each peer, and of each client of a peer, wait: who is the greatest where too many wait.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use super::numbered::TextMap;
 use super::request::{ClientId, Place};
 
 #[derive(Debug, Default)]
@@ -14,16 +15,10 @@ pub(super) struct ClientCounts {
 type OfPeer = Counted<Option<Arc<str>>, BTreeSet<Place>>;
 
 /// Keys that are counted. Those with a count of 0 are forgotten.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Counted<K, T> {
-    all: HashMap<K, (usize, T)>,
+    all: TextMap<K, (usize, T)>,
     by_count: BTreeSet<(usize, K)>,
-}
-
-impl<K, T> Default for Counted<K, T> {
-    fn default() -> Counted<K, T> {
-        Counted { all: HashMap::new(), by_count: BTreeSet::new() }
-    }
 }
 
 impl<K: Clone + Eq + Hash + Ord, T: Default> Counted<K, T> {

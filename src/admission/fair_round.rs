@@ -36,7 +36,7 @@ pub(super) struct GrantCharge {
 }
 
 /// The flows of one level. `T` is what belongs to a flow; `S` hashes the keys.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct FairRound<K, T, S = RandomState> {
     flows: HashMap<K, Flow<T>, S>,
     /// The flows that wait, the next one first.
@@ -67,22 +67,6 @@ struct Flow<T> {
     ranked: u64,
     /// Nanoseconds so far in which it was the only one that waited.
     alone: u64,
-}
-
-impl<K, T, S: Default> Default for FairRound<K, T, S> {
-    fn default() -> FairRound<K, T, S> {
-        FairRound {
-            flows: HashMap::default(),
-            order: BTreeSet::new(),
-            remembered: BTreeSet::new(),
-            present: 0,
-            highest: 0,
-            estimate: None,
-            contended: 0,
-            at: Moment::default(),
-            ranks: 0,
-        }
-    }
 }
 
 impl<K: Clone + Eq + Hash + Ord, T: Default, S: BuildHasher> FairRound<K, T, S> {

@@ -1,10 +1,12 @@
-//! Maps by numbers that this process gives out: places, slots, classes.
-//!
-//! Nobody else chooses them, so no defence against chosen collisions is needed, and two multiplications spread them.
+//! Maps by numbers that this process gives out: places, slots, classes. Nobody else chooses them, so no defence against chosen
+//! collisions is needed, and two multiplications spread them. Maps by texts of clients have a random seed.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
+pub(super) use foldhash::fast::RandomState as TextState;
+
+pub(super) type TextMap<K, V> = HashMap<K, V, TextState>;
 pub(super) type NumberMap<K, V> = HashMap<K, V, NumberState>;
 pub(super) type NumberSet<K> = HashSet<K, NumberState>;
 pub(super) type NumberState = BuildHasherDefault<NumberHasher>;

@@ -1,10 +1,10 @@
 //! Pooled connections: idle slots that the next request with the same key can use, or that are reclaimed for another one.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::moment::Moment;
-use super::numbered::NumberMap;
+use super::numbered::{NumberMap, TextMap};
 use super::request::ReuseKey;
 use super::slot::SlotId;
 
@@ -12,7 +12,7 @@ use super::slot::SlotId;
 #[derive(Debug, Default)]
 pub(super) struct PooledSlots {
     slots: NumberMap<SlotId, Pooled>,
-    by_key: HashMap<ReuseKey, BTreeSet<(Moment, SlotId)>>,
+    by_key: TextMap<ReuseKey, BTreeSet<(Moment, SlotId)>>,
     by_expiry: BTreeSet<(Moment, SlotId)>,
 }
 

@@ -3,13 +3,14 @@
 //! A request whose target is out is *held back*: it waits on, but is not next before its target is probed or back. One that
 //! is held by its caller is held back, too, until its caller lets it go.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::client_counts::ClientCounts;
 use super::fair_queue::{AdmittedAs, Charge, FairQueue};
 use super::moment::Moment;
+use super::numbered::TextMap;
 use super::request::{AdmissionRequest, ClassId, ClientId, Place, Principal, ReuseKey};
 
 #[derive(Clone, Debug)]
@@ -34,10 +35,10 @@ pub(super) struct WaitQueue {
     /// Those that go before all others.
     ahead: BTreeSet<Place>,
     counts: ClientCounts,
-    by_target: HashMap<Arc<str>, BTreeSet<Place>>,
+    by_target: TextMap<Arc<str>, BTreeSet<Place>>,
     held_back: usize,
     by_deadline: BTreeSet<(u64, Place)>,
-    by_key: HashMap<ReuseKey, BTreeSet<Place>>,
+    by_key: TextMap<ReuseKey, BTreeSet<Place>>,
     by_class: Vec<usize>,
 }
 
@@ -49,10 +50,10 @@ impl WaitQueue {
             order: FairQueue::new(weights),
             ahead: BTreeSet::new(),
             counts: ClientCounts::default(),
-            by_target: HashMap::new(),
+            by_target: TextMap::default(),
             held_back: 0,
             by_deadline: BTreeSet::new(),
-            by_key: HashMap::new(),
+            by_key: TextMap::default(),
             by_class: vec![0; weights.len()],
         }
     }
@@ -228,14 +229,14 @@ impl WaitQueue {
     }
 }
 
-fn add(places: &mut HashMap<Arc<str>, BTreeSet<Place>>, key: &Arc<str>, place: Place) {
+fn add(places: &mut TextMap<Arc<str>, BTreeSet<Place>>, key: &Arc<str>, place: Place) {
     match places.get_mut(key) {
         Some(places) => places.insert(place),
         None => places.insert(key.clone(), BTreeSet::from([place])).is_none(),
     };
 }
 
-fn remove(places: &mut HashMap<Arc<str>, BTreeSet<Place>>, key: &Arc<str>, place: Place) {
+fn remove(places: &mut TextMap<Arc<str>, BTreeSet<Place>>, key: &Arc<str>, place: Place) {
     if let Some(of_key) = places.get_mut(key) {
         of_key.remove(&place);
         if of_key.is_empty() {

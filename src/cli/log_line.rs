@@ -4,7 +4,7 @@ use std::fmt::{self, Debug, Write};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::fmt::format::{Format, Json, Writer};
+use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -13,25 +13,15 @@ use tracing_subscriber::registry::LookupSpan;
 const USUAL: usize = 1024;
 
 /// Writes each event as one line of JSON.
-pub struct JsonLine(Format<Json>);
-
-impl Default for JsonLine {
-    fn default() -> JsonLine {
-        JsonLine(tracing_subscriber::fmt::format().json())
-    }
-}
+pub struct JsonLine;
 
 impl<S, N> FormatEvent<S, N> for JsonLine
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let metadata = event.metadata();
-        // Those of the crate `log` hold their real level and target among their fields.
-        if metadata.target() == "log" {
-            return self.0.format_event(context, writer, event);
-        }
         let mut line = String::with_capacity(USUAL);
         line.push_str("{\"timestamp\":\"");
         SystemTime.format_time(&mut Writer::new(&mut line))?;
@@ -132,6 +122,7 @@ mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
+    use tracing_subscriber::fmt::layer;
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
@@ -158,12 +149,11 @@ mod tests {
 
     #[test]
     fn a_line_is_the_one_that_the_library_writes() {
-        let (ours, theirs) = (Lines::default(), Lines::default());
-        let (to_ours, to_theirs) = (ours.clone(), theirs.clone());
-        let layer = tracing_subscriber::fmt::layer::<tracing_subscriber::Registry>;
+        let lines = [(); 2].map(|()| Lines::default());
+        let [ours, theirs] = lines.clone().map(|lines| move || lines.clone());
         let subscriber = tracing_subscriber::registry()
-            .with(layer().json().event_format(JsonLine::default()).with_writer(move || to_ours.clone()))
-            .with(tracing_subscriber::fmt::layer().json().with_writer(move || to_theirs.clone()));
+            .with(layer().json().event_format(JsonLine).with_writer(ours))
+            .with(layer().json().with_writer(theirs));
         tracing::subscriber::with_default(subscriber, || {
             for text in ["", "plain", "\"quoted\" \\ back", "a\nb\r\tc\u{8}\u{c}\u{1}\u{1f}\u{7f}", "Größe 😀", "\\\""]
             {
@@ -176,7 +166,7 @@ mod tests {
             tracing::error!(nothing, some = Some(1.5), error = %io::Error::other("\"x\""), target = "t");
             tracing::info!(target: "log\"ged", "another target");
         });
-        let (ours, theirs) = (told(&ours), told(&theirs));
+        let [ours, theirs] = lines.map(|lines| told(&lines));
         assert_eq!(ours.len(), 18);
         assert_eq!(ours, theirs);
     }

@@ -6,11 +6,12 @@
 //! all nodes together. The state of a node and its open connections outlive a list of nodes: a new list of the same registry
 //! continues with them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use parking_lot::Mutex;
 
 use crate::admission::{Moment, SlotId};
