@@ -112,9 +112,12 @@ pub fn build(package: &Path) {
     let man = end_of(Command::new(env!("CARGO_BIN_EXE_roadstead")).arg("man"));
     fs::write(staging.join("roadstead.1"), man.stdout).unwrap();
     let binary = Path::new(env!("CARGO_BIN_EXE_roadstead"));
-    let target = binary.parent().and_then(Path::parent).unwrap();
+    let folder = binary.parent().unwrap();
+    let target = folder.parent().unwrap();
+    let profile = folder.file_name().and_then(|name| name.to_str()).unwrap();
+    let profile = if profile == "debug" { "dev" } else { profile };
     run(Command::new(find_program("cargo-deb"))
-        .args(["--quiet", "--no-build", "--no-strip", "--fast", "--offline", "--profile", "dev", "--output"])
+        .args(["--quiet", "--no-build", "--no-strip", "--fast", "--offline", "--profile", profile, "--output"])
         .arg(package)
         .env("CARGO_TARGET_DIR", target)
         .current_dir(repository("")));
