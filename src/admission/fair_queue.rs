@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::fair_round::{FairRound, GrantCharge, smooth};
 use super::moment::Moment;
-use super::numbered::{NumberState, TextState};
+use super::numbered::NumberState;
 use super::request::{ClassId, Lane, Place, Principal};
 
 /// How often a blob may be passed over by small requests of the same client, however short they are.
@@ -41,9 +41,9 @@ pub(super) struct FairQueue {
     holds: [Option<u64>; 2],
 }
 
-type Peers = FairRound<Arc<str>, Clients, TextState>;
+type Peers = FairRound<Arc<str>, Clients>;
 /// By user name; `None`: the peer without one.
-type Clients = FairRound<Option<Arc<str>>, Lanes, TextState>;
+type Clients = FairRound<Option<Arc<str>>, Lanes>;
 
 #[derive(Clone, Debug, Default)]
 struct Lanes {

@@ -9,9 +9,10 @@
 //! costs. When no flow waits any more, all flows are level again.
 
 use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash};
 
 use super::moment::Moment;
+use super::numbered::TextState;
 
 /// Slot-nanoseconds divided by a weight, times [`SCALE`], so that weights divide well.
 type Level = i128;
@@ -37,7 +38,7 @@ pub(super) struct GrantCharge {
 
 /// The flows of one level. `T` is what belongs to a flow; `S` hashes the keys.
 #[derive(Clone, Debug, Default)]
-pub(super) struct FairRound<K, T, S = RandomState> {
+pub(super) struct FairRound<K, T, S = TextState> {
     flows: HashMap<K, Flow<T>, S>,
     /// The flows that wait, the next one first.
     order: BTreeSet<Rank<K>>,
