@@ -82,7 +82,16 @@ async fn outage_costs_no_pull(way: impl Fn(&Sidecar) -> Destination, stub: StubR
         pulls => Err(pulls),
     })
     .await;
+    // All slots are taken and nobody dials: a listener that closes would reset a connection that it has not accepted.
+    stub.hold();
+    let settled = [("open", json!(CAP)), ("connecting", json!(0))];
+    eventually_is("every slot to wait for an answer", SOON, (settled, CAP), async || {
+        let status = sidecar.status().await;
+        (["open", "connecting"].map(|count| (count, status["registries"]["stub"][count].clone())), stub.open())
+    })
+    .await;
     stub.refuse().await;
+    stub.release();
     let accepted = stub.accept_log().len();
     tokio::time::sleep(OUTAGE).await;
     let during = stub.accept_log().len() - accepted;
