@@ -3,6 +3,7 @@
 //! It owns standard output, the log and the exit status. It never serves a request. `main` calls it.
 
 mod log_line;
+mod log_writer;
 mod man;
 mod output;
 mod status;
@@ -14,11 +15,12 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
+use tracing::subscriber::set_global_default;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, reload};
 
 use self::log_line::JsonLine;
+use self::log_writer::{LogEnd, LogWriter};
 use crate::app::inherited::Inherited;
 use crate::app::systemd::{Notice, Systemd};
 use crate::app::takeover::process::{Program, Successor};
@@ -247,7 +249,7 @@ fn check(config: &Config, file: &Path, values: bool) -> Result<ExitCode, Failure
 }
 
 fn run(config: Config, file: &Path, inherited: Inherited, program: &Program) -> Result<ExitCode, Failure> {
-    let set_level = start_logging(&config);
+    let (set_level, _end_of_log) = start_logging(&config).map_err(failed)?;
     for warning in &config.warnings {
         tracing::warn!(file = %file.display(), "{warning}");
     }
@@ -363,24 +365,29 @@ async fn unless_ended(
     }
 }
 
-/// Begins to log, and returns the way to set another level. `RUST_LOG` overrides the config.
-fn start_logging(config: &Config) -> SetLevel {
+/// Begins to log, and returns the way to set another level, and the end of the log. `RUST_LOG` overrides the config.
+fn start_logging(config: &Config) -> std::io::Result<(SetLevel, LogEnd)> {
     let from_env = EnvFilter::try_from_default_env();
     let is_fixed = from_env.is_ok();
     let filter = from_env.unwrap_or_else(|_| EnvFilter::new(config.log.level));
     let (filter, handle) = reload::Layer::new(filter);
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let tell = |lines| tracing::warn!(lines, "lines of the log are lost: standard error was not read");
+    let (writer, end) = LogWriter::start(std::io::stderr(), tell)?;
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::sync::Arc::new(writer));
     let registry = tracing_subscriber::registry().with(filter);
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    // Not `init`: with some features of the library it also logs what libraries say, which may hold words of a server.
     match config.log.format {
-        LogFormat::Text => registry.with(logs.with_target(false).with_ansi(colours)).init(),
-        LogFormat::Json => registry.with(logs.json().event_format(JsonLine)).init(),
+        LogFormat::Text => set_global_default(registry.with(logs.with_target(false).with_ansi(colours))),
+        LogFormat::Json => set_global_default(registry.with(logs.json().event_format(JsonLine))),
     }
-    Box::new(move |level| {
+    .map_err(std::io::Error::other)?;
+    let set_level: SetLevel = Box::new(move |level| {
         if is_fixed {
             tracing::warn!(level, "log.level has no effect while RUST_LOG is set");
         } else if let Err(error) = handle.reload(EnvFilter::new(level)) {
             tracing::error!(%error, "log.level cannot be changed");
         }
-    })
+    });
+    Ok((set_level, end))
 }

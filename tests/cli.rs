@@ -319,6 +319,47 @@ async fn status_watches_until_interrupted() {
     assert_eq!(ended.code(), Some(0));
 }
 
+/// Nobody reads the log any more, as behind a disk that is full: the pipe holds 64 KiB, and every request is answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_reads_stops_no_request() {
+    const REQUESTS: usize = 600;
+    let stub = StubRegistry::builder().blob_size(64).start().await;
+    let registry = format!("[registries.stub]\nhosts = [\"{}\"]\ncap = 3\nshare = 1", stub.address());
+    let (_folder, path) = file(&config(&registry));
+    let mut sidecar = Command::new(env!("CARGO_BIN_EXE_roadstead"))
+        .args(["--config", &path])
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(sidecar.stderr.take().unwrap()).lines();
+    let mut next = async || {
+        let line = tokio::time::timeout(SOON, lines.next_line()).await.expect("a line").unwrap()?;
+        Some(serde_json::from_str::<serde_json::Value>(&line).unwrap()["fields"].take())
+    };
+    let proxy = loop {
+        let fields = next().await.expect("it starts");
+        if fields["listener"] == "proxy" {
+            break fields["address"].as_str().unwrap().parse().unwrap();
+        }
+    };
+    let url = format!("http://{}/v2/", stub.address());
+    for number in 0..REQUESTS {
+        let answer = tokio::time::timeout(SOON, get_through(proxy, &url, &[])).await;
+        assert_eq!(answer.unwrap_or_else(|_| panic!("request {number} hangs")).head.status(), 200);
+    }
+    let pid = rustix::process::Pid::from_raw(i32::try_from(sidecar.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let mut finished = 0;
+    while let Some(fields) = next().await {
+        finished += usize::from(fields["message"] == "finished");
+    }
+    assert_eq!(finished, REQUESTS, "lines are lost");
+    assert_eq!(tokio::time::timeout(SOON, sidecar.wait()).await.expect("an end").unwrap().code(), Some(0));
+}
+
 /// `check` prints the slots of every registry, how they come about, and where each value came from.
 #[tokio::test]
 async fn check_prints_the_slots_of_each_registry() {

@@ -16,8 +16,9 @@ use crate::lease::store_url::{ClusterSeeds, StoreHost};
 const MAX_REDIRECTIONS: usize = 3;
 /// Each server of the URL is asked so much later than the one before it, so that one search ends where all is well.
 const HEAD_START: Duration = Duration::from_millis(100);
-/// A script may write, so only a primary that is in touch with its cluster runs it for a key of its own.
-const PROBE: &str = "return redis.call('INFO', 'cluster')";
+/// It writes nothing, but could: only a primary that is in touch with its cluster and with its replicas runs it for a key of its own.
+const PROBE: &str = "redis.call('HDEL', KEYS[1], '') return redis.call('INFO', 'cluster')";
+const FOREIGN: &str = "a server of the URL belongs to no cluster";
 
 /// A search for the server that has what is under this key.
 pub(super) struct ClusterSearch<F> {
@@ -45,7 +46,7 @@ impl<F: Fn(&str) -> Result<Client, RedisError> + Send + Sync + 'static> ClusterS
         while let Some(way) = ways.join_next().await {
             match way {
                 Ok(Ok(client)) => return Ok(client),
-                Ok(Err(error)) if failed.code().is_none() => failed = error,
+                Ok(Err(error)) if !is_telling(&failed) => failed = error,
                 _ => {}
             }
         }
@@ -60,11 +61,16 @@ impl<F: Fn(&str) -> Result<Client, RedisError> + Send + Sync + 'static> ClusterS
             let probe = redis::cmd("EVAL").arg(PROBE).arg(1).arg(&self.key).query_async::<String>(&mut server).await;
             let error = match probe {
                 Ok(told) if told.contains("cluster_enabled:1") => return Ok(client),
-                Ok(_) => RedisError::from(io::Error::other("a server of the URL belongs to no cluster")),
+                Ok(_) => RedisError::from(io::Error::other(FOREIGN)),
                 Err(error) => error,
             };
             let to = error.redirect_node().and_then(|(to, _)| self.seeds.redirected(&at, to));
             at = to.filter(|_| redirections.next().is_some()).ok_or(error)?;
         }
     }
+}
+
+/// Whether it comes from a server, not from one that is not reached.
+fn is_telling(error: &RedisError) -> bool {
+    error.code().is_some() || error.to_string().contains(FOREIGN)
 }

@@ -24,6 +24,8 @@ const SCRIPT: &str = include_str!("../lease/script.lua");
 const PATIENCE: Duration = Duration::from_secs(1);
 /// A connection that does not stand in this time, with TLS and subscriptions, has failed.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
+/// A server of a cluster that is silent for this time is not the one, so that a search ends before its caller gives up.
+const SEARCH_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an operator waits for one order.
 const ORDER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a grant may take until a replica has it, in milliseconds.
@@ -88,8 +90,10 @@ impl StoreAddress {
         registry: &str,
         order: impl AsyncFnOnce(MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, StoreError> {
-        let asked =
-            async { Ok(order(self.newest_client(registry).await?.get_multiplexed_async_connection().await?).await?) };
+        let asked = async {
+            let client = self.newest_client(registry).await?;
+            Ok(order(client.get_multiplexed_async_connection_with_config(&patient(ORDER_PATIENCE)).await?).await?)
+        };
         tokio::time::timeout(ORDER_PATIENCE, asked).await.map_err(|_| StoreError::Late(ORDER_PATIENCE))?
     }
 
@@ -132,7 +136,9 @@ impl StoreAddress {
             StoreUrl::Cluster(seeds) => {
                 let address = self.clone();
                 let client = move |url: &str| address.client(url, &secrets);
-                Ok(ClusterSearch { seeds, key: key_of(registry), config: patient(), client }.primary().await?)
+                Ok(ClusterSearch { seeds, key: key_of(registry), config: patient(SEARCH_PATIENCE), client }
+                    .primary()
+                    .await?)
             }
             StoreUrl::Sentinels(sentinels) => {
                 // They have a password of their own or none: the one that is known is tried where they ask for one.
@@ -298,7 +304,7 @@ impl Store {
     }
 
     async fn connect(&mut self, process: &Process) -> Result<MultiplexedConnection, StoreError> {
-        let config = patient().set_push_sender(self.pushes.clone());
+        let config = patient(CONNECT_PATIENCE).set_push_sender(self.pushes.clone());
         let client = self.address.newest_client(&self.registry).await?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         connection.subscribe(vec![self.channel.clone(), format!("{}:{process}", self.channel)]).await?;
@@ -306,11 +312,9 @@ impl Store {
     }
 }
 
-/// For connections that nobody waits for longer than for the store.
-fn patient() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new()
-        .set_response_timeout(Some(CONNECT_PATIENCE))
-        .set_connection_timeout(Some(CONNECT_PATIENCE))
+/// For connections on which nobody waits for longer than this.
+fn patient(time: Duration) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_response_timeout(Some(time)).set_connection_timeout(Some(time))
 }
 
 fn channel_of(registry: &str) -> String {

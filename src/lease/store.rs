@@ -159,7 +159,7 @@ impl StoreModel {
             && request.hold <= self.longest
             && (request.held, request.held, request.pool) == (before.granted, before.limit, before.pool);
         // One that lacks slots gets none from a look in which nothing is free, and asks when it was told to. One with some, where none
-        // take turns, may not have been told.
+        // take turns, may not have been told. (One without any that came while the store learned waits for its next full look.)
         let is_served = before.granted >= wished + self.calm.spare || self.calm.spare == 0;
         let lacks_more = 0 < before.granted && before.granted < wished && unmet != 1;
         let is_to_ask = if before.asks_at > 0 { before.asks_at <= clock } else { lacks_more };

@@ -24,6 +24,11 @@ struct Redis {
 
 impl Redis {
     fn start() -> Redis {
+        // Another process may take the port before the server does.
+        (0..10).find_map(|_| Self::start_once()).expect("redis-server does not come up")
+    }
+
+    fn start_once() -> Option<Redis> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut server = Command::new("redis-check-rdb")
             .arg0("redis-server")
@@ -32,14 +37,13 @@ impl Redis {
             .spawn()
             .expect("the program redis-check-rdb is missing: tests/run fetches it");
         let client = redis::Client::open(format!("redis://127.0.0.1:{port}/0")).unwrap();
-        for _ in 0..6000 {
+        while server.try_wait().unwrap().is_none() {
             if let Ok(connection) = client.get_connection() {
-                return Redis { server, client, connection };
+                return Some(Redis { server, client, connection });
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let _ = server.kill();
-        panic!("redis-server does not come up: {:?}", server.wait());
+        None
     }
 
     fn init(&mut self, server: ServerRun<'_>) -> bool {
