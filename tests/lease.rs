@@ -604,7 +604,8 @@ async fn two_sidecars_with_one_name_stay_within_the_cap_and_say_so() {
         if shared == [true, true, false] { Ok(()) } else { Err(shared) }
     })
     .await;
-    assert!(fleet.nodes[1].log_text().contains("a second sidecar with the same lease.node_id"));
+    let words = "a second sidecar with the same lease.node_id";
+    eventually_is("a word about it", SOON, true, async || fleet.nodes[1].log_text().contains(words)).await;
     let (_, table) = fleet.command(0, &["status", "--fleet"]).await;
     assert!(table.ends_with("several sidecars go by the name n0: give each its own lease.node_id\n"), "{table}");
     assert!(load.end().await > 0);
