@@ -9,9 +9,10 @@ use std::time::Duration;
 use roadstead_test_support::{
     Sidecar, StubRegistry, Wire, config, connect_through, eventually_is, get_through, on_terminal,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 /// A run that takes longer hangs.
 const SOON: Duration = Duration::from_secs(20);
@@ -49,6 +50,11 @@ fn file(text: &str) -> (TempDir, String) {
     std::fs::write(&path, text).unwrap();
     let path = path.display().to_string();
     (folder, path)
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).unwrap())).expect("it was not waited for");
+    kill_process(pid, signal).unwrap();
 }
 
 const GOOD: &str = r#"
@@ -313,8 +319,7 @@ async fn status_watches_until_interrupted() {
     sidecar.terminate();
     assert!(sidecar.wait().await.success());
     until(&sidecar.admin().to_string(), 1).await;
-    let pid = rustix::process::Pid::from_raw(i32::try_from(watch.id().unwrap()).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    signal(&watch, Signal::INT);
     let ended = tokio::time::timeout(SOON, watch.wait()).await.expect("an end").unwrap();
     assert_eq!(ended.code(), Some(0));
 }
@@ -350,8 +355,7 @@ async fn a_log_that_nobody_reads_stops_no_request() {
         let answer = tokio::time::timeout(SOON, get_through(proxy, &url, &[])).await;
         assert_eq!(answer.unwrap_or_else(|_| panic!("request {number} hangs")).head.status(), 200);
     }
-    let pid = rustix::process::Pid::from_raw(i32::try_from(sidecar.id().unwrap()).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    signal(&sidecar, Signal::TERM);
     let mut finished = 0;
     while let Some(fields) = next().await {
         finished += usize::from(fields["message"] == "finished");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use roadstead_test_support::{Outcomes, Sidecar, StubRegistry, Wire, config, connect_through, eventually, get_through};
+use roadstead_test_support::{Outcomes, Sidecar, StubRegistry, Wire, config, connect_through, get_through};
 use tempfile::TempDir;
 
 /// Runs the binary with a limit on open files.
@@ -70,11 +70,7 @@ async fn a_dial_without_a_descriptor_waits_and_is_no_outage() {
             tokio::spawn(async move { get_through(proxy, &url, &["Connection: close"]).await.status() })
         })
         .collect();
-    eventually("the descriptors to be used up", Duration::from_secs(10), async || {
-        let log = sidecar.log_text();
-        if log.contains("Too many open files") { Ok(()) } else { Err(log) }
-    })
-    .await;
+    sidecar.until_logged("Too many open files").await;
     drop(idle);
     for client in clients {
         let status = tokio::time::timeout(Duration::from_secs(30), client).await.expect("soon").unwrap();

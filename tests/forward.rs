@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use roadstead_test_support::http::{Framing, request};
 use roadstead_test_support::{
     Head, KEEP_TUNNELS, Outcomes, Random, Response, Sidecar, StubRegistry, Wire, blob_of, config, connect_through,
-    eventually, eventually_is, get_through,
+    eventually_is, get_through,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 
@@ -320,11 +320,7 @@ async fn there_is_no_100_continue_before_the_connection_stands() {
     let mut client = client_of(&sidecar).await;
     let head = request("PUT", &url(&stub, "/v2/a"), &["Content-Length: 3", "Expect: 100-continue"]);
     client.send(head.as_bytes()).await.unwrap();
-    eventually("a dial that failed", SOON, async || {
-        let log = sidecar.log_text();
-        if log.contains("will try again") { Ok(()) } else { Err(log) }
-    })
-    .await;
+    sidecar.until_logged("will try again").await;
     assert!(client.is_silent(A_WHILE).await, "an answer before the connection stands");
     stub.accept_again().await;
     assert_eq!(client.read_head().await.unwrap().unwrap().status(), 100);

@@ -518,11 +518,7 @@ async fn a_change_between_fixed_and_leased_shares_is_refused_by_a_process_that_t
     let leased = std::fs::read_to_string(node.config_path()).unwrap();
     std::fs::write(node.config_path(), leased.replace("share = \"lease\"", "share = \"1/2\"")).unwrap();
     node.signal(Signal::USR2);
-    eventually("a refusal", SOON, async || {
-        let log = node.log_text();
-        if log.contains("the running process has a leased one") { Ok(()) } else { Err(log) }
-    })
-    .await;
+    node.until_logged("the running process has a leased one").await;
     served(fleet.requests(0, 3)).await;
     std::fs::write(node.config_path(), leased).unwrap();
 }
@@ -604,8 +600,7 @@ async fn two_sidecars_with_one_name_stay_within_the_cap_and_say_so() {
         if shared == [true, true, false] { Ok(()) } else { Err(shared) }
     })
     .await;
-    let words = "a second sidecar with the same lease.node_id";
-    eventually_is("a word about it", SOON, true, async || fleet.nodes[1].log_text().contains(words)).await;
+    fleet.nodes[1].until_logged("a second sidecar with the same lease.node_id").await;
     let (_, table) = fleet.command(0, &["status", "--fleet"]).await;
     assert!(table.ends_with("several sidecars go by the name n0: give each its own lease.node_id\n"), "{table}");
     assert!(load.end().await > 0);

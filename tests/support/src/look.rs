@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::{Sidecar, Wire, eventually_is};
+use crate::{Sidecar, Wire, eventually, eventually_is};
 
 /// Long enough for the slowest machine; nothing waits for it unless it fails.
 const SOON: Duration = Duration::from_secs(10);
@@ -61,6 +61,18 @@ impl Sidecar {
     /// When they have not within 10 s.
     pub async fn until_outcomes(&self, registry: &str, wanted: Outcomes) {
         eventually_is("the outcomes", SOON, wanted, async || self.outcomes(registry).await).await;
+    }
+
+    /// Waits until the log holds these words. Its lines come up to 10 ms late.
+    ///
+    /// # Panics
+    /// When it does not within 10 s; the message holds the log.
+    pub async fn until_logged(&self, words: &str) {
+        eventually(words, SOON, async || {
+            let log = self.log_text();
+            if log.contains(words) { Ok(()) } else { Err(log) }
+        })
+        .await;
     }
 
     /// How often the sidecar itself answered for this reason.
