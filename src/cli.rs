@@ -19,7 +19,7 @@ use tracing::subscriber::set_global_default;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{EnvFilter, reload};
 
-use self::log_line::JsonLine;
+use self::log_line::PlainLine;
 use self::log_writer::{LogEnd, LogWriter};
 use crate::app::inherited::Inherited;
 use crate::app::systemd::{Notice, Systemd};
@@ -259,7 +259,10 @@ fn run(config: Config, file: &Path, inherited: Inherited, program: &Program) -> 
     if let Some(warning) = app::descriptors::warning(&config) {
         tracing::warn!(file = %file.display(), "{warning}");
     }
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let mut runtime = match config.threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
     let runtime = runtime.worker_threads(config.threads).enable_all().build().map_err(failed)?;
     let status = runtime.block_on(serve(Start { file, config, inherited }, set_level, program));
     // A lookup that hangs in the system's resolver must not keep the process.
@@ -378,8 +381,9 @@ fn start_logging(config: &Config) -> std::io::Result<(SetLevel, LogEnd)> {
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     // Not `init`: with some features of the library it also logs what libraries say, which may hold words of a server.
     match config.log.format {
-        LogFormat::Text => set_global_default(registry.with(logs.with_target(false).with_ansi(colours))),
-        LogFormat::Json => set_global_default(registry.with(logs.json().event_format(JsonLine))),
+        LogFormat::Text if colours => set_global_default(registry.with(logs.with_target(false))),
+        LogFormat::Text => set_global_default(registry.with(logs.event_format(PlainLine::Text))),
+        LogFormat::Json => set_global_default(registry.with(logs.event_format(PlainLine::Json))),
     }
     .map_err(std::io::Error::other)?;
     let set_level: SetLevel = Box::new(move |level| {

@@ -1,4 +1,4 @@
-//! A line of the log as JSON, as `tracing-subscriber` writes it, for a third of its instructions: one is written for each request.
+//! A line of the log, as `tracing-subscriber` writes it, for a third of its instructions: one is written for each request.
 
 use std::fmt::{self, Debug, Write};
 
@@ -12,37 +12,94 @@ use tracing_subscriber::registry::LookupSpan;
 /// Room for the line of a request.
 const USUAL: usize = 1024;
 
-/// Writes each event as one line of JSON.
-pub struct JsonLine;
+/// Writes each event as one line.
+pub enum PlainLine {
+    /// Without colours, and without the module that it comes from.
+    Text,
+    Json,
+}
 
-impl<S, N> FormatEvent<S, N> for JsonLine
+impl<S, N> FormatEvent<S, N> for PlainLine
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let metadata = event.metadata();
         let mut line = String::with_capacity(USUAL);
-        line.push_str("{\"timestamp\":\"");
-        SystemTime.format_time(&mut Writer::new(&mut line))?;
-        line.push_str("\",\"level\":\"");
-        line.push_str(metadata.level().as_str());
-        line.push_str("\",\"fields\":{");
-        let mut fields = Fields { line: &mut line, is_first: true };
-        event.record(&mut fields);
-        line.push_str("},\"target\":\"");
-        Escaped(&mut line).write_str(metadata.target())?;
-        line.push_str("\"}\n");
+        match self {
+            PlainLine::Text => text(&mut line, event)?,
+            PlainLine::Json => json(&mut line, event)?,
+        }
+        line.push('\n');
         writer.write_str(&line)
     }
 }
 
-struct Fields<'a> {
+fn text(line: &mut String, event: &Event<'_>) -> fmt::Result {
+    SystemTime.format_time(&mut Writer::new(line))?;
+    write!(line, " {:>5}", event.metadata().level().as_str())?;
+    event.record(&mut TextFields(line));
+    Ok(())
+}
+
+fn json(line: &mut String, event: &Event<'_>) -> fmt::Result {
+    let metadata = event.metadata();
+    line.push_str("{\"timestamp\":\"");
+    SystemTime.format_time(&mut Writer::new(line))?;
+    line.push_str("\",\"level\":\"");
+    line.push_str(metadata.level().as_str());
+    line.push_str("\",\"fields\":{");
+    event.record(&mut JsonFields { line, is_first: true });
+    line.push_str("},\"target\":\"");
+    Escaped(line).write_str(metadata.target())?;
+    line.push_str("\"}");
+    Ok(())
+}
+
+struct TextFields<'a>(&'a mut String);
+
+impl Visit for TextFields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.push(' ');
+        if field.name() == "message" {
+            let _ = write!(Harmless(self.0), "{value:?}");
+            return;
+        }
+        self.0.push_str(field.name());
+        self.0.push('=');
+        let _ = write!(self.0, "{value:?}");
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => self.record_debug(field, &format_args!("{value}")),
+            _ => self.record_debug(field, &value),
+        }
+    }
+}
+
+/// Text that moves no terminal.
+struct Harmless<'a>(&'a mut String);
+
+impl Write for Harmless<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for char in text.chars() {
+            match char {
+                '\x1b' | '\x07' | '\x08' | '\x0c' | '\x7f' => write!(self.0, "\\x{:02x}", char as u32)?,
+                '\u{80}'..='\u{9f}' => write!(self.0, "\\u{{{:x}}}", char as u32)?,
+                _ => self.0.push(char),
+            }
+        }
+        Ok(())
+    }
+}
+
+struct JsonFields<'a> {
     line: &'a mut String,
     is_first: bool,
 }
 
-impl Fields<'_> {
+impl JsonFields<'_> {
     fn name(&mut self, field: &Field) {
         if !std::mem::take(&mut self.is_first) {
             self.line.push(',');
@@ -65,7 +122,7 @@ impl Fields<'_> {
     }
 }
 
-impl Visit for Fields<'_> {
+impl Visit for JsonFields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         self.quoted(field, |escaped| write!(escaped, "{value:?}"));
     }
@@ -144,16 +201,20 @@ mod tests {
     /// Without the time, which is another one for each.
     fn told(lines: &Lines) -> Vec<String> {
         let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-        text.lines().map(|line| format!("{}{}", &line[..14], line.split_once("Z\"").unwrap().1)).collect()
+        let rest =
+            |line: &str| line.split_once("Z\"").or(line.split_once("Z ")).map_or(line.into(), |(_, rest)| rest.into());
+        text.lines().map(rest).collect()
     }
 
     #[test]
     fn a_line_is_the_one_that_the_library_writes() {
-        let lines = [(); 2].map(|()| Lines::default());
-        let [ours, theirs] = lines.clone().map(|lines| move || lines.clone());
+        let lines = [(); 4].map(|()| Lines::default());
+        let [our_json, their_json, our_text, their_text] = lines.clone().map(|lines| move || lines.clone());
         let subscriber = tracing_subscriber::registry()
-            .with(layer().json().event_format(JsonLine).with_writer(ours))
-            .with(layer().json().with_writer(theirs));
+            .with(layer().event_format(PlainLine::Json).with_writer(our_json))
+            .with(layer().json().with_writer(their_json))
+            .with(layer().event_format(PlainLine::Text).with_writer(our_text))
+            .with(layer().with_ansi(false).with_target(false).with_writer(their_text));
         tracing::subscriber::with_default(subscriber, || {
             for text in ["", "plain", "\"quoted\" \\ back", "a\nb\r\tc\u{8}\u{c}\u{1}\u{1f}\u{7f}", "Größe 😀", "\\\""]
             {
@@ -166,8 +227,9 @@ mod tests {
             tracing::error!(nothing, some = Some(1.5), error = %io::Error::other("\"x\""), target = "t");
             tracing::info!(target: "log\"ged", "another target");
         });
-        let [ours, theirs] = lines.map(|lines| told(&lines));
-        assert_eq!(ours.len(), 18);
-        assert_eq!(ours, theirs);
+        let [our_json, their_json, our_text, their_text] = lines.map(|lines| told(&lines));
+        assert_eq!((our_json.len(), our_text.len()), (18, 20), "one text has two ends of lines in it");
+        assert_eq!(our_json, their_json);
+        assert_eq!(our_text, their_text);
     }
 }

@@ -23,18 +23,17 @@ pub fn parts(wanted: &str) -> (&str, Option<&str>) {
 }
 
 fn of_path(path: &str) -> Option<String> {
+    const PARTS: [(&str, bool); 5] =
+        [("/manifests/", true), ("/blobs/uploads", false), ("/blobs/", true), ("/tags/", false), ("/referrers/", true)];
     let path = path.strip_prefix("/v2/")?;
-    for (part, is_reference) in
-        [("/manifests/", true), ("/blobs/uploads", false), ("/blobs/", true), ("/tags/", false), ("/referrers/", true)]
-    {
-        if let Some((repository, reference)) = path.rsplit_once(part) {
-            // A colon is in digests alone.
-            let mark = if reference.contains(':') { '@' } else { ':' };
-            let reference = reference.split('/').next().filter(|reference| is_reference && !reference.is_empty());
-            return Some(reference.map_or_else(|| repository.to_owned(), |it| format!("{repository}{mark}{it}")));
-        }
-    }
-    None
+    let (at, (part, is_reference)) = path
+        .rmatch_indices('/')
+        .find_map(|(at, _)| Some((at, PARTS.iter().find(|(part, _)| path[at..].starts_with(part))?)))?;
+    let (repository, reference) = (&path[..at], &path[at + part.len()..]);
+    // A colon is in digests alone.
+    let mark = if reference.contains(':') { '@' } else { ':' };
+    let reference = reference.split('/').next().filter(|reference| *is_reference && !reference.is_empty());
+    Some(reference.map_or_else(|| repository.to_owned(), |it| format!("{repository}{mark}{it}")))
 }
 
 /// `repository:library/app:pull`, the first of several.

@@ -69,14 +69,12 @@ impl Mirror {
     /// How to rewrite the answer to this request, which came to the local address `here`: links lead to the name that the
     /// client called, at the port where it was heard if it named none.
     pub fn rewrite<B>(&self, request: &Request<B>, here: Option<SocketAddr>) -> Option<Rewrite<'_>> {
-        let here = here.unwrap_or(self.address);
-        let called = called_host(request).and_then(|host| Target::from_authority(host, here.port()).ok());
-        let base = match called {
-            Some(target) => Origin { secure: false, target }.to_string(),
-            None => format!("http://{here}"),
-        };
-        let asked = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-        self.rewrites.then(|| Rewrite { public: &self.public, base, asked })
+        self.rewrites.then(|| Rewrite {
+            public: &self.public,
+            here: here.unwrap_or(self.address),
+            called: called_host(request).map(Into::into),
+            asked: request.uri().path_and_query().cloned(),
+        })
     }
 
     /// Why the mirror does not answer under the name that this request calls it by, if it does not. A page in a browser

@@ -4,10 +4,12 @@
 //! reached it. Every other link, mostly to the storage behind the registry, stays unchanged. Header values are bytes: a
 //! byte that is not ASCII changes nothing about the rule. The mirror makes a `Rewrite` for each request.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use hyper::StatusCode;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, WWW_AUTHENTICATE};
+use hyper::http::uri::PathAndQuery;
 
 use crate::target::{Origin, Target};
 
@@ -16,10 +18,12 @@ use crate::target::{Origin, Target};
 pub struct Rewrite<'a> {
     /// The public URLs of the registry.
     pub public: &'a [Target],
-    /// Scheme and authority by which the client reached the mirror.
-    pub base: String,
-    /// The path and query that it asked for.
-    pub asked: String,
+    /// The mirror's address at which the client reached it.
+    pub here: SocketAddr,
+    /// The host by which the client called it.
+    pub called: Option<Box<str>>,
+    /// The path and query of its request.
+    pub asked: Option<PathAndQuery>,
 }
 
 impl Rewrite<'_> {
@@ -44,11 +48,11 @@ impl Rewrite<'_> {
             for place in find(old) {
                 let Some(path) = self.path_at_registry(&old[place.clone()]) else { continue };
                 // A registry that redirects http to https at the same path would do so again and again.
-                if is_redirect && path == self.asked.as_bytes() {
+                if is_redirect && self.asked.as_ref().is_some_and(|asked| path == asked.as_str().as_bytes()) {
                     continue;
                 }
                 new.extend_from_slice(&old[copied..place.start]);
-                new.extend_from_slice(self.base.as_bytes());
+                new.extend_from_slice(self.base().as_bytes());
                 new.extend_from_slice(&path);
                 copied = place.end;
             }
@@ -59,6 +63,12 @@ impl Rewrite<'_> {
                 *value = new;
             }
         }
+    }
+
+    /// Scheme and authority by which the client reached the mirror.
+    fn base(&self) -> String {
+        let called = self.called.as_ref().and_then(|host| Target::from_authority(host, self.here.port()).ok());
+        called.map_or_else(|| format!("http://{}", self.here), |target| Origin { secure: false, target }.to_string())
     }
 
     /// The path of an absolute URL, if it is one of the public URLs.
@@ -142,7 +152,12 @@ mod tests {
     /// One header after the rewrite of an answer to `GET /v2/`.
     fn rewritten(status: u16, name: &HeaderName, value: &[u8]) -> Vec<u8> {
         let public = [Target::from_connect("harbor.example.com:443").unwrap()];
-        let rewrite = Rewrite { public: &public, base: BASE.to_owned(), asked: "/v2/".to_owned() };
+        let rewrite = Rewrite {
+            public: &public,
+            here: BASE.trim_start_matches("http://").parse().unwrap(),
+            called: None,
+            asked: Some(PathAndQuery::from_static("/v2/")),
+        };
         let mut headers = HeaderMap::new();
         headers.insert(name, HeaderValue::from_bytes(value).unwrap());
         rewrite.apply(StatusCode::from_u16(status).unwrap(), &mut headers);

@@ -215,13 +215,21 @@ impl Underway {
             return connection.cut();
         }
         let (gate, key, is_reusable) = (self.gate.clone(), self.key.clone(), self.is_reusable);
+        let free = move |connection: PooledConnection| {
+            *connection.pending.lock() = None;
+            if is_reusable {
+                gate.park(connection.slot, key, connection);
+            }
+        };
+        if connection.sender.is_ready() {
+            return free(connection);
+        }
         tokio::spawn(async move {
             let ready = connection.sender.ready();
             let ready = if is_whole { timeout(LONGEST_REST_OF_REQUEST, ready).await } else { Ok(ready.await) };
-            *connection.pending.lock() = None;
             match ready {
-                Ok(Ok(())) if is_reusable => gate.park(connection.slot, key, connection),
-                Ok(_) => {}
+                Ok(Ok(())) => free(connection),
+                Ok(Err(_)) => {}
                 Err(_) => connection.cut(),
             }
         });
