@@ -20,8 +20,6 @@ const SCALE: Level = 1 << 20;
 
 /// Flows remembered above the present that neither wait nor hold. Beyond it the lowest are forgotten.
 pub(super) const MAX_REMEMBERED: usize = 1000;
-/// The same of flows that do not stand above it.
-pub(super) const MAX_LEVEL: usize = 4;
 
 /// The expected cost of a first grant, in slot-nanoseconds. A low estimate is corrected soon.
 const FIRST_ESTIMATE: u64 = 1000;
@@ -203,11 +201,10 @@ impl<K: Clone + Eq + Hash + Ord, T: Default, S: BuildHasher> FairRound<K, T, S> 
         }
     }
 
-    /// A flow that neither waits nor holds, and does not stand above the present, is as good as unknown: few are kept, those that
-    /// come again and again.
+    /// A flow that neither waits nor holds, and does not stand above the present, is as good as unknown.
     fn forget(&mut self) {
         while let Some((level, _)) = self.remembered.first()
-            && self.remembered.len() > if *level <= self.present { MAX_LEVEL } else { MAX_REMEMBERED }
+            && (*level <= self.present || self.remembered.len() > MAX_REMEMBERED)
         {
             let (_, key) = self.remembered.pop_first().expect("there is a first");
             self.flows.remove(&key);

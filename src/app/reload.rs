@@ -76,7 +76,9 @@ impl Reloader {
         let (mut before, mut looks) = (None, 0);
         loop {
             sleep(LOOK).await;
-            let held = Some(digests(&self.path, &self.tls_files));
+            let (path, tls_files) = (self.path.clone(), self.tls_files.clone());
+            // Not here: a mount that hangs would hold all requests.
+            let held = tokio::task::spawn_blocking(move || digests(&path, &tls_files)).await.ok();
             looks = if held == before { looks + 1 } else { 1 };
             let are_all_there = held.iter().flatten().all(Option::is_some);
             let enough = if are_all_there { LOOKS } else { LOOKS_WITHOUT };

@@ -14,6 +14,8 @@ use std::time::Duration;
 const BATCH: Duration = Duration::from_millis(10);
 /// Lines that wait at most, one for each request.
 const MAX_WAITING: usize = 4096;
+/// The kernel writes so much whole, beside another process that writes to the same pipe (`PIPE_BUF`).
+const MAX_PIECE: usize = 4096;
 /// How long the end of the process waits for its last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -60,17 +62,38 @@ impl LogState {
         {
             thread::sleep(BATCH);
             add_waiting(lines, &mut text);
-            // Nobody can be told that it failed.
-            let _ = out.write_all(&text);
-            match self.lost.swap(0, Ordering::Relaxed) {
-                0 => {}
-                lost => tell(lost),
+            if self.write(&text, &mut out).is_ok() {
+                match self.lost.swap(0, Ordering::Relaxed) {
+                    0 => {}
+                    lost => tell(lost),
+                }
             }
         }
         let mut last = Vec::new();
         add_waiting(lines, &mut last);
-        let _ = out.write_all(&last);
+        let _ = self.write(&last, &mut out);
     }
+
+    /// Counts the lines that cannot be written.
+    fn write(&self, text: &[u8], out: &mut impl Write) -> io::Result<()> {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (piece, others) = rest.split_at(piece_end(rest));
+            out.write_all(piece).inspect_err(|_| {
+                let lines = rest.split_inclusive(|byte| *byte == b'\n').count();
+                self.lost.fetch_add(lines as u64, Ordering::Relaxed);
+            })?;
+            rest = others;
+        }
+        Ok(())
+    }
+}
+
+/// Where the first lines end that are written together.
+fn piece_end(text: &[u8]) -> usize {
+    let is_end = |byte: &u8| *byte == b'\n';
+    let fits = text.iter().take(MAX_PIECE).rposition(is_end);
+    fits.or_else(|| text.iter().position(is_end)).map_or(text.len(), |at| at + 1)
 }
 
 fn add_waiting(lines: &Receiver<Vec<u8>>, text: &mut Vec<u8>) {
@@ -157,6 +180,42 @@ mod tests {
         drop(end);
         assert!(lost >= MAX_WAITING - 1, "{lost}");
         assert_eq!(reader.join().unwrap().lines().count(), LINES - lost);
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted_and_told_when_others_are() {
+        struct FullDisk(mpsc::Sender<Vec<u8>>, bool);
+
+        impl Write for FullDisk {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let was_full = std::mem::take(&mut self.1);
+                self.0.send(bytes.to_vec()).unwrap();
+                if was_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(bytes.len()) }
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let ((written, texts), (told, losses)) = (mpsc::channel(), mpsc::channel());
+        let tell = move |lost| told.send(lost).unwrap();
+        let (writer, _end) = LogWriter::start(FullDisk(written, true), tell).unwrap();
+        (&writer).write_all(b"lost\n").unwrap();
+        assert_eq!(texts.recv().unwrap(), b"lost\n");
+        (&writer).write_all(b"written\n").unwrap();
+        assert_eq!((texts.recv().unwrap(), losses.recv().unwrap()), (b"written\n".to_vec(), 1));
+    }
+
+    #[test]
+    fn what_is_written_at_once_ends_where_a_line_ends() {
+        let line = |length: usize| [vec![b'x'; length - 1], vec![b'\n']].concat();
+        for (lengths, end) in
+            [(&[10, 20][..], 30), (&[4000, 96, 1], 4096), (&[4000, 97], 4000), (&[5000, 10], 5000), (&[1, 5000], 1)]
+        {
+            let text = lengths.iter().flat_map(|length| line(*length)).collect::<Vec<u8>>();
+            assert_eq!(piece_end(&text), end, "{lengths:?}");
+        }
     }
 
     #[test]

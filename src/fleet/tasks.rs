@@ -82,7 +82,11 @@ impl Participant {
             gate.happen(|core, _| core.lend(lease.clone()));
             let pool = LeasedGate { gate: gate.clone(), distress: Box::new(distress) };
             let task = run(lease, Arc::new(pool), address, process, changes.clone());
-            tokio::spawn(watched(task, || std::process::abort()));
+            tokio::spawn(watched(task, || {
+                // The log is written by another thread.
+                std::thread::sleep(Duration::from_millis(100));
+                std::process::abort()
+            }));
         }
     }
 }

@@ -48,7 +48,7 @@ impl Rewrite<'_> {
             for place in find(old) {
                 let Some(path) = self.path_at_registry(&old[place.clone()]) else { continue };
                 // A registry that redirects http to https at the same path would do so again and again.
-                if is_redirect && self.asked.as_ref().is_some_and(|asked| path == asked.as_str().as_bytes()) {
+                if is_redirect && self.asked.as_ref().is_some_and(|asked| path == asked.to_string().as_bytes()) {
                     continue;
                 }
                 new.extend_from_slice(&old[copied..place.start]);

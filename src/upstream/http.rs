@@ -221,7 +221,8 @@ impl Underway {
                 gate.park(connection.slot, key, connection);
             }
         };
-        if connection.sender.is_ready() {
+        // A refusal may be a sign of overload, which is judged before the slot is free.
+        if !self.is_final && connection.sender.is_ready() {
             return free(connection);
         }
         tokio::spawn(async move {
