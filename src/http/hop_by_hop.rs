@@ -32,9 +32,8 @@ pub fn strip_response(headers: &mut HeaderMap) {
 /// Transfer-Encoding is of one hop, too, but hyper frames the body by it and keeps it true: length stays length and
 /// chunked stays chunked.
 fn strip(headers: &mut HeaderMap) {
-    let usual = |token: &&[u8]| [&b"keep-alive"[..], b"close"].iter().any(|usual| token.eq_ignore_ascii_case(usual));
-    let others = tokens(headers, &CONNECTION).filter(|token| !usual(token));
-    let named: Vec<HeaderName> = others.filter_map(|token| HeaderName::from_bytes(token).ok()).collect();
+    let named: Vec<HeaderName> =
+        tokens(headers, &CONNECTION).filter_map(|token| HeaderName::from_bytes(token).ok()).collect();
     for name in named.iter().filter(|name| !must_stay(name)) {
         headers.remove(name);
     }
