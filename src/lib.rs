@@ -81,6 +81,8 @@
 //!     nodes, network and store. *`simulation::no_fault_lets_a_fleet_overshoot`,
 //!     `lease::no_fault_of_the_store_lets_the_fleet_exceed_the_cap_or_fail_a_request`*
 
+#![forbid(unsafe_code)]
+
 mod adapt;
 mod address;
 mod admin;

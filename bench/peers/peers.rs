@@ -96,6 +96,7 @@ impl Bench {
         let mut sections = vec![self.small_requests(), self.set_ups()];
         sections.extend([1, 8].map(|tunnels| self.bulk(tunnels)));
         sections.push(self.storm(&runtime));
+        sections.push(self.turns(&runtime));
         sections.push(self.waiters(&runtime, self.scale.waiters, true));
         if self.scale.waiters == FULL.waiters {
             sections.push(self.waiters(&runtime, most_waiters(), false));
@@ -181,6 +182,20 @@ impl Bench {
         let title = format!("{} pulls at a registry with {CAP} connections", self.scale.pulls);
         let run = |way: &Way| work::storm(way, runtime, &registries[way.name.as_str()], self.scale.pulls, CAP);
         self.measure(&title, &["s", "CPU s", "connections"], ways, run, false)
+    }
+
+    fn turns(&self, runtime: &Runtime) -> Section {
+        let names = ["roadstead, CONNECT", "HAProxy, tcp", "Envoy, CONNECT"];
+        let registries: BTreeMap<&str, _> = names.iter().map(|name| (*name, work::one_by_one())).collect();
+        let at = |name: &str| Setting { origin: registries[name].0, cap: 1 };
+        let ways = || {
+            let mut ways = at(names[0]).roadstead(&[Form::Connect]);
+            ways.extend([at(names[1]).haproxy(Form::Tcp, false), at(names[2]).envoy(Form::Connect)]);
+            ways
+        };
+        let title = format!("From a closed connection to the next one, while {} clients wait", self.scale.waiters);
+        let run = |way: &Way| work::turns(way, runtime, &registries[way.name.as_str()], self.scale.waiters);
+        self.measure(&title, &["us", "p99 us"], ways, run, true)
     }
 
     /// With or without the peers, which are set up for fewer.

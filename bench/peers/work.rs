@@ -1,13 +1,16 @@
 //! The kinds of work: what a client does through a way, and what that cost.
 
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use roadstead_test_support::load::{Caller, cpu_seconds, resident_kib};
 use roadstead_test_support::{Destination, Storm, StubRegistry, Wire};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
 
 use crate::proxies::{Form, Way};
 
@@ -36,8 +39,12 @@ pub fn small_requests(way: &Way, origin: SocketAddr, requests: usize) -> Figures
     })?;
     let mut times: Vec<Duration> = times.into_iter().flatten().collect();
     times.sort_unstable();
-    let at = |percent: usize| times[times.len() * percent / 100].as_secs_f64() * 1e6;
-    Ok(vec![cost.seconds() * 1e6 / times.len() as f64, at(50), at(99)])
+    Ok(vec![cost.seconds() * 1e6 / times.len() as f64, at(&times, 50), at(&times, 99)])
+}
+
+/// Microseconds that so many of a hundred sorted times do not exceed.
+fn at(times: &[Duration], percent: usize) -> f64 {
+    times[times.len() * percent / 100].as_secs_f64() * 1e6
 }
 
 /// Tunnels that carry one small request each: microseconds of CPU each, and of time where four are set up at once.
@@ -127,11 +134,89 @@ pub fn waiters(way: &Way, runtime: &Runtime, origin: SocketAddr, clients: usize)
     })
 }
 
-/// The clients have several addresses: one has too few ports for all.
+/// A registry with one connection at a time: it sends a byte, and closes when the other side has. What it takes until the next
+/// connection is there.
+pub fn one_by_one() -> (SocketAddr, Receiver<Duration>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    let (sender, gaps) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut closed = Instant::now();
+        for mut stream in listener.incoming().flatten() {
+            let is_over = sender.send(closed.elapsed()).is_err();
+            let _ = stream.write_all(b"x").and_then(|()| stream.read_to_end(&mut Vec::new()));
+            if is_over {
+                return;
+            }
+            closed = Instant::now();
+        }
+    });
+    (address, gaps)
+}
+
+/// So many clients wait while one holds the only connection, and all leave when they have its byte: microseconds between the
+/// registry's close and its next connection, for half of them, and for 99 of 100.
+pub fn turns(
+    way: &Way,
+    runtime: &Runtime,
+    (origin, gaps): &(SocketAddr, Receiver<Duration>),
+    clients: usize,
+) -> Figures {
+    const SETTLE: Duration = Duration::from_secs(1);
+    let ask = match way.form {
+        Form::Connect => format!("CONNECT {origin} HTTP/1.1\r\nHost: {origin}\r\n\r\n"),
+        _ => String::new(),
+    };
+    runtime.block_on(async {
+        let open = async |number: usize| {
+            let mut stream = connect(way.address, number).await?;
+            stream.write_all(ask.as_bytes()).await?;
+            io::Result::Ok(stream)
+        };
+        let mut waiting = JoinSet::new();
+        let holder = open(0).await.map_err(|error| error.to_string())?;
+        tokio::time::sleep(SETTLE).await;
+        for number in 0..clients {
+            let stream = open(number).await.map_err(|error| error.to_string())?;
+            waiting.spawn(until_its_byte(stream));
+        }
+        tokio::time::sleep(SETTLE).await;
+        drop(holder);
+        while let Some(ended) = waiting.join_next().await {
+            ended.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        }
+        Ok::<_, String>(())
+    })?;
+    // The first one was waited for by nobody.
+    let mut gaps: Vec<Duration> = gaps.try_iter().skip(1).collect();
+    gaps.sort_unstable();
+    if gaps.len() < clients {
+        Err(format!("{} connections", gaps.len()))
+    } else {
+        Ok(vec![at(&gaps, 50), at(&gaps, 99)])
+    }
+}
+
+/// Reads an answer to CONNECT, if there is one, and the registry's byte.
+async fn until_its_byte(mut stream: TcpStream) -> io::Result<()> {
+    let mut bytes = [0; 256];
+    loop {
+        let length = stream.read(&mut bytes).await?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if bytes[..length].contains(&b'x') {
+            return Ok(());
+        }
+    }
+}
+
+/// The clients have several addresses, and those of the load have another: one has too few ports for all, as ports of
+/// connections that ended stay taken for a minute.
 async fn connect(to: SocketAddr, number: usize) -> io::Result<TcpStream> {
-    const EACH: usize = 20_000;
+    const EACH: usize = 1000;
     let socket = TcpSocket::new_v4()?;
-    let last = u8::try_from(1 + number / EACH).map_err(io::Error::other)?;
+    let last = u8::try_from(2 + number / EACH).map_err(io::Error::other)?;
     socket.bind(SocketAddr::from(([127, 0, 1, last], 0)))?;
     socket.connect(to).await
 }

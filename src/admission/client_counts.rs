@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use super::numbered::TextMap;
+use super::maps::TextMap;
 use super::request::{ClientId, Place};
 
 #[derive(Debug, Default)]

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::fair_round::{FairRound, GrantCharge, smooth};
+use super::maps::NumberState;
 use super::moment::Moment;
-use super::numbered::NumberState;
 use super::request::{ClassId, Lane, Place, Principal};
 
 /// How often a blob may be passed over by small requests of the same client, however short they are.

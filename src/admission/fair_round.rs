@@ -11,8 +11,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hash};
 
+use super::maps::TextState;
 use super::moment::Moment;
-use super::numbered::TextState;
 
 /// Slot-nanoseconds divided by a weight, times [`SCALE`], so that weights divide well.
 type Level = i128;

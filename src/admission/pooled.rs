@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::maps::{NumberMap, TextMap};
 use super::moment::Moment;
-use super::numbered::{NumberMap, TextMap};
 use super::request::ReuseKey;
 use super::slot::SlotId;
 

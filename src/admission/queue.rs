@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::client_counts::ClientCounts;
 use super::fair_queue::{AdmittedAs, Charge, FairQueue};
+use super::maps::TextMap;
 use super::moment::Moment;
-use super::numbered::TextMap;
 use super::request::{AdmissionRequest, ClassId, ClientId, Place, Principal, ReuseKey};
 
 #[derive(Clone, Debug)]

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use super::maps::{NumberMap, NumberSet};
 use super::moment::Moment;
-use super::numbered::{NumberMap, NumberSet};
 use super::slot::{Quiet, SlotId};
 
 #[derive(Debug, Default)]

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
+use super::maps::NumberMap;
 use super::moment::Moment;
-use super::numbered::NumberMap;
 use super::request::{ClientId, Place};
 
 /// Tickets at once. Beyond it the ones that end soonest go.

@@ -8,8 +8,8 @@
 
 use std::time::Duration;
 
+use super::maps::NumberMap;
 use super::moment::Moment;
-use super::numbered::NumberMap;
 use super::slot::SlotId;
 
 /// A silence is known later than it begins. Busy time counts up to this long ago, so that the sum never has to be reduced.

@@ -73,8 +73,10 @@ fn release_build(target: Option<&str>) -> PathBuf {
         build.env_remove(name);
     }
     if let Some(target) = target {
-        // The few lines of C in it need no C library: any compiler for this machine will do.
-        build.args(["--target", target]).env(format!("CC_{}", target.replace('-', "_")), "cc");
+        // As packaging/release sets them.
+        let name = target.replace('-', "_");
+        build.args(["--target", target]);
+        build.env(format!("CC_{name}"), "cc").env(format!("CFLAGS_{name}"), "-U_FORTIFY_SOURCE");
     }
     run(&mut build);
     target.map_or(folder.to_owned(), |target| folder.join(target)).join("release/roadstead")

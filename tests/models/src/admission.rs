@@ -28,10 +28,10 @@ mod handover;
 mod handover_models;
 #[path = "../../../src/admission/ledger.rs"]
 mod ledger;
+#[path = "../../../src/admission/maps.rs"]
+mod maps;
 #[path = "../../../src/admission/moment.rs"]
 mod moment;
-#[path = "../../../src/admission/numbered.rs"]
-mod numbered;
 #[path = "../../../src/admission/occupancy.rs"]
 mod occupancy;
 #[path = "../../../src/admission/outages.rs"]

@@ -11,6 +11,7 @@
 //! `cargo test --profile proof -p roadstead-models`
 
 #![cfg(test)]
+#![forbid(unsafe_code)]
 
 mod admission;
 #[expect(dead_code, reason = "the core needs no randomness")]

@@ -14,6 +14,8 @@
 //! * [`deafen()`]: what does a broken link cost? Nothing comes to one socket any more.
 //! * [`eventually()`]: has it happened yet? The only way for a test to wait.
 
+#![forbid(unsafe_code)]
+
 mod broken_link;
 mod eventually;
 mod harbor;
