@@ -110,6 +110,8 @@ async fn converse(proxy: &Arc<Proxy>, entry: &Entry, io: &RequestIo) -> Conversa
             proxy.record(clients::by_address(client), Kind::Unknown).answered(Reason::BadRequest);
         }
         Ok(Err(error)) => tracing::debug!(peer = %client.peer(), %error, "client connection ended"),
+        // hyper leaves the end of the connection to the caller where a request asks for an upgrade, which none gets here.
+        Ok(Ok(())) if io.is_flushed() && !client.is_finished() => _ = client.finish(),
         Ok(Ok(())) => {}
     }
     Conversation::Ended(if client.is_finished() { Served::Last } else { Served::Gone })

@@ -179,7 +179,7 @@ impl Proxy {
 
     /// Whether a message was signed here before.
     pub(crate) fn has_signed(&self, headers: &HeaderMap) -> bool {
-        let mut values = headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
-        values.any(|value| value.contains(&self.pseudonym))
+        let sign = self.pseudonym.as_bytes();
+        headers.get_all(VIA).iter().any(|value| value.as_bytes().windows(sign.len()).any(|part| part == sign))
     }
 }

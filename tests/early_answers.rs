@@ -57,9 +57,11 @@ async fn an_early_refusal_reaches_a_client_that_still_sends() {
     let stub = refusing(b"HTTP/1.1 413 Too Large\r\nContent-Length: 9\r\n\r\ntoo large").await;
     let (sidecar, ways) = stage(&stub, 1).await;
     for (address, target) in ways {
-        for framing in ["Content-Length: 10000000", "Transfer-Encoding: chunked"] {
+        // The offer of an upgrade, as Java's client makes it, changes nothing.
+        let offer: &[&str] = &["Content-Length: 10000000", "Connection: Upgrade", "Upgrade: h2c"];
+        for lines in [offer, &["Transfer-Encoding: chunked"]] {
             let mut client = Wire::open(address).await.unwrap();
-            client.send(request("PUT", &target, &[framing]).as_bytes()).await.unwrap();
+            client.send(request("PUT", &target, lines).as_bytes()).await.unwrap();
             let piece = ["1000\r\n".to_owned(), "x".repeat(0x1000), "\r\n".to_owned()].concat();
             for number in 0..25 {
                 client.send(piece.as_bytes()).await.unwrap();

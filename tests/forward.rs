@@ -450,6 +450,41 @@ async fn a_connection_that_the_registry_will_close_is_not_kept() {
     assert_eq!((stub.accept_log().len(), stub.peak()), (3, 1));
 }
 
+/// A byte that is no ASCII beside `close` hides it from neither side.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn close_is_seen_beside_a_token_that_is_no_ascii() {
+    let stub = StubRegistry::raw(|connection| async move {
+        let mut wire = Wire::new(connection);
+        while let Ok(Some(_)) = wire.read_head().await {
+            let answer = "HTTP/1.1 200 OK\r\nConnection: \u{e9}, close\r\nContent-Length: 2\r\n\r\nok";
+            if wire.send(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let sidecar = sidecar_for(&[stub.address()], 1, "").await;
+    let mut client = client_of(&sidecar).await;
+    for (line, connection) in [("X-A: 1", None), ("Connection: close, \u{e9}", Some("close"))] {
+        let answer = client.get(&url(&stub, "/v2/"), &[line]).await.unwrap();
+        assert_eq!((answer.status(), answer.header("connection")), (200, connection), "{line}");
+    }
+    assert_eq!(stub.accept_log().len(), 2, "the first connection is not used again");
+    assert!(client.read_head().await.unwrap().is_none(), "the client's connection ends");
+}
+
+/// The target of OPTIONS goes out as it came, with its query.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn options_keep_their_target() {
+    let (stub, sidecar) = stage(1).await;
+    for (target, sent) in [("/", "/"), ("/?x=1", "/?x=1"), ("?x=1", "/?x=1"), ("/v2/?a", "/v2/?a")] {
+        let mut client = client_of(&sidecar).await;
+        client.ask("OPTIONS", &url(&stub, target), &[]).await.unwrap();
+        let seen = stub.seen_requests().pop().unwrap();
+        assert!(seen.starts_with(&format!("OPTIONS {sent} HTTP/1.1\r\n")), "{target}: {seen}");
+    }
+}
+
 /// Requests sent at once on one connection are answered in their order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pipelined_requests_are_answered_in_order() {
@@ -533,6 +568,8 @@ async fn a_request_through_itself_is_refused_as_a_loop() {
     let seen = Head::parse(stub.seen_requests()[0].as_bytes()).unwrap();
     let via = format!("Via: {}", seen.header("via").expect("a signature"));
     assert_eq!(get_through(sidecar.proxy(), &url(&stub, "/v2/"), &[&via]).await.status(), 508);
+    let joined = via.replacen("Via: ", "Via: 1.1 \u{e9}, ", 1);
+    assert_eq!(get_through(sidecar.proxy(), &url(&stub, "/v2/"), &[&joined]).await.status(), 508);
     assert_eq!(get_through(sidecar.proxy(), &url(&stub, "/v2/"), &["Via: 1.1 other"]).await.status(), 200);
 }
 

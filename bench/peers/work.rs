@@ -181,6 +181,8 @@ pub fn turns(
             waiting.spawn(until_its_byte(stream));
         }
         tokio::time::sleep(SETTLE).await;
+        // Those of the probes that found the proxy ready, and of the holder.
+        gaps.try_iter().for_each(drop);
         drop(holder);
         while let Some(ended) = waiting.join_next().await {
             ended.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;

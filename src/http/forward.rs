@@ -26,6 +26,7 @@ use crate::proxy::record::{Kind, Record, shown};
 use crate::proxy::respond::Answer;
 use crate::proxy::rewrite::Rewrite;
 use crate::proxy::{Entry, Proxy};
+use crate::upstream::http::says_close;
 use crate::upstream::request_body::{RequestBody, Upload};
 use crate::upstream::{Attempt, Destination, Patience, Upstream};
 
@@ -45,7 +46,7 @@ pub async fn answer(
     if !io.is_first_request() {
         return Err(ClientLeft);
     }
-    let has_body = !request.body().is_end_stream();
+    let (has_body, is_last) = (!request.body().is_end_stream(), says_close(request.headers()));
     // A client of HTTP/1.0 knows no answer before the final one.
     if request.version() >= Version::HTTP_11 {
         let heard = io.clone();
@@ -64,7 +65,7 @@ pub async fn answer(
         Reply::Own(_) => has_body,
         Reply::Relayed(relayed) => relayed.ends_upload(response.status()),
     };
-    if is_rest_unwanted || proxy.is_draining() {
+    if is_rest_unwanted || is_last || proxy.is_draining() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)

@@ -5,6 +5,8 @@ use hyper::header::{
     UPGRADE,
 };
 
+use crate::upstream::http::tokens;
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -27,6 +29,10 @@ pub fn strip_response(headers: &mut HeaderMap) {
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
     }
+    // Several are equal by now. hyper writes an answer to HEAD with one only.
+    if let Some(length) = headers.get_all(CONTENT_LENGTH).iter().nth(1).cloned() {
+        headers.insert(CONTENT_LENGTH, length);
+    }
 }
 
 /// Transfer-Encoding is of one hop, too, but hyper frames the body by it and keeps it true: length stays length and
@@ -45,13 +51,6 @@ fn strip(headers: &mut HeaderMap) {
 /// Headers that no sender may declare to be of one hop: without them the next one would take the message for another.
 fn must_stay(name: &HeaderName) -> bool {
     [CONTENT_LENGTH, TRANSFER_ENCODING, HOST].contains(name)
-}
-
-/// The elements of a list. By bytes: one element that is no ASCII leaves the others as they are.
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-    let values = headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
-    let tokens = values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-    tokens.filter(|token| !token.is_empty())
 }
 
 #[cfg(test)]

@@ -81,14 +81,7 @@ impl Outbound {
         proxy.sign(&mut head.headers);
         head.headers.insert(HOST, host);
         let path = head.uri.path_and_query().cloned();
-        let root = PathAndQuery::from_static("/");
-        head.uri = Uri::from(match path {
-            // RFC 9112, section 3.2.4: a URL that ends with its host asks about the server as a whole.
-            Some(path) if head.method == Method::OPTIONS && path.path() == "/" && path != root => {
-                PathAndQuery::from_static("*")
-            }
-            path => path.unwrap_or(root),
-        });
+        head.uri = Uri::from(path.unwrap_or(PathAndQuery::from_static("/")));
         head.version = Version::HTTP_11;
         let safe = head.method == Method::GET || head.method == Method::HEAD;
         let repeatable = safe && body.is_end_stream() || asks_for_token(&head);

@@ -196,7 +196,7 @@ impl Repairing<'_> {
     /// how long it waits. An error is the client's answer.
     async fn ask(&mut self, attempt: &mut Attempt) -> Result<Option<Judged>, Last> {
         let deadline = self.exchange.upstream.instant(self.deadline);
-        let has_answer = matches!(self.last.as_deref(), Some(Ok(_)));
+        let has_answer = self.has_answer();
         let asking = self.ask_without_end(attempt);
         let asked = if has_answer { timeout_at(deadline, asking).await.ok() } else { Some(asking.await) };
         match asked {
@@ -207,6 +207,11 @@ impl Repairing<'_> {
             }
             None => Err(self.last_answer()),
         }
+    }
+
+    /// Whether an answer is stored that the client gets if no better one comes.
+    fn has_answer(&self) -> bool {
+        matches!(self.last.as_deref(), Some(Ok(_)))
     }
 
     async fn ask_without_end(&mut self, attempt: &mut Attempt) -> Result<Option<Judged>, Failure> {
@@ -256,7 +261,7 @@ impl Repairing<'_> {
             let reading = response.body_mut().read(most);
             let deadline = self.exchange.upstream.instant(self.deadline);
             // A first answer that does not come whole in time is handed on as far as it came.
-            let read = if self.last.is_some() { Ok(reading.await) } else { timeout_at(deadline, reading).await };
+            let read = if self.has_answer() { Ok(reading.await) } else { timeout_at(deadline, reading).await };
             if let Ok(Err(error)) = read {
                 return self.broken(error);
             }

@@ -96,6 +96,11 @@ impl RequestIo {
         state.is_next_wanted && state.is_flushed
     }
 
+    /// Whether what was written of the answer is on its way.
+    pub fn is_flushed(&self) -> bool {
+        self.state.lock().is_flushed
+    }
+
     /// Puts the request back, which has no body: hyper lets go of it, and reads it again when it has its turn.
     pub fn put_back(&self, queued: Box<Queued>) {
         self.state.lock().queued = Some(queued);

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::header::{
-    AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, PROXY_AUTHENTICATE, TRANSFER_ENCODING, WWW_AUTHENTICATE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    TRANSFER_ENCODING, WWW_AUTHENTICATE,
 };
 use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::TokioIo;
@@ -149,8 +150,8 @@ impl PooledConnection {
                 underway.is_final = answer.status().as_u16() >= 300;
                 // RFC 9112, section 9.3: HTTP/1.0 has no persistent connections, whatever the registry says. hyper would
                 // send the next request in 1.0, and a body of unknown length not at all.
-                underway.is_reusable =
-                    answer.version() == Version::HTTP_11 && !is_personal && !binds_connection(answer.headers());
+                let ends = is_personal || binds_connection(answer.headers()) || says_close(answer.headers());
+                underway.is_reusable = answer.version() == Version::HTTP_11 && !ends;
                 Ok(answer.map(|body| AnswerBody::new(body, underway)))
             }
             Err(mut failed) => Err(match failed.take_message() {
@@ -167,8 +168,10 @@ impl PooledConnection {
 /// statements about the length, would let us and the client see different ends. hyper reads a list of equal lengths as one,
 /// and would pass the list on (RFC 9110, section 8.6).
 fn check_framing(headers: &HeaderMap) -> Result<(), &'static str> {
-    if headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes().contains(&b',')) {
-        return Err("a list of lengths");
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let is_number = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+    if lengths.next().is_some_and(|first| !is_number(first) || lengths.any(|length| length != first)) {
+        return Err("a Content-Length that is no number, or several");
     }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
@@ -178,6 +181,18 @@ fn check_framing(headers: &HeaderMap) -> Result<(), &'static str> {
         }
         _ => Err("a Transfer-Encoding other than chunked"),
     }
+}
+
+/// Whether the connection ends with this message (RFC 9112, section 9.6). hyper overlooks it in a value with other than ASCII.
+pub fn says_close(headers: &HeaderMap) -> bool {
+    tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case(b"close"))
+}
+
+/// The elements of a list. By bytes: one element that is no ASCII leaves the others as they are.
+pub fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    let values = headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    let tokens = values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    tokens.filter(|token| !token.is_empty())
 }
 
 /// Whether credentials or a challenge bind the connection to one user (NTLM, Negotiate): others must not be sent on it.

@@ -73,10 +73,8 @@ fn release_build(target: Option<&str>) -> PathBuf {
         build.env_remove(name);
     }
     if let Some(target) = target {
-        // As packaging/release sets them.
-        let name = target.replace('-', "_");
-        build.args(["--target", target]);
-        build.env(format!("CC_{name}"), "cc").env(format!("CFLAGS_{name}"), "-U_FORTIFY_SOURCE");
+        // As packaging/release has it.
+        build.args(["--target", target]).env(format!("CC_{}", target.replace('-', "_")), "cc");
     }
     run(&mut build);
     target.map_or(folder.to_owned(), |target| folder.join(target)).join("release/roadstead")
