@@ -1,6 +1,6 @@
 //! Random histories of the fair queue against a naive model, in virtual time. After each step the same request is next, and
 //! the lag of each client that waits is bounded: when it begins to wait, by one grant. Cost is what passed while another client
-//! waited, and a client that waits is not passed for ever.
+//! waited, or while its client waited beside another that held a slot, and a client that waits is not passed for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -90,9 +90,12 @@ impl World {
                 self.round.settle(&stay.client, stay.share, self.now);
             }
             Step::Time(nanos) => {
+                let holders: BTreeSet<usize> = self.stays.iter().map(|stay| stay.client).collect();
                 for stay in &mut self.stays {
-                    let others_wait = self.waiting.iter().any(|client| *client != stay.client);
-                    stay.cost += if others_wait { *nanos } else { 0 };
+                    let is_other = |client: &usize| *client != stay.client;
+                    let waits_beside = self.waiting.contains(&stay.client) && holders.iter().any(is_other);
+                    let is_contended = waits_beside || self.waiting.iter().any(is_other);
+                    stay.cost += if is_contended { *nanos } else { 0 };
                 }
                 self.now = self.now + Duration::from_nanos(*nanos);
             }

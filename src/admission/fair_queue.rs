@@ -154,7 +154,7 @@ impl FairQueue {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{HashMap, VecDeque};
     use std::time::Duration;
 
     use super::super::fair_round::MAX_REMEMBERED;
@@ -435,6 +435,57 @@ mod tests {
                     line.serve(|_| 100_000_000).unwrap().0 == other
                 });
                 assert!(passed_by.count() <= 1, "{seconds} s, weights {weights:?}");
+            }
+        }
+    }
+
+    /// One client has one slot at a time, for long, and no more than its weight gives it, beside another that always waits for
+    /// more: when it asks again, it waits for a turn of the other, not until that one has used as much.
+    #[test]
+    fn a_client_that_asks_for_little_does_not_pay_alone() {
+        for (slots, hold, weights) in [(2, 120, [1, 1]), (10, 600, [1, 1]), (10, 600, [1, 8]), (2, 120, [8, 1])] {
+            for class_of_greedy in [0, 1] {
+                let mut line = Line::new(&weights);
+                let (modest, greedy) = (principal(0, "modest"), principal(class_of_greedy, "greedy"));
+                let mut held: VecDeque<(Principal, Charge)> = VecDeque::new();
+                for _ in 0..slots {
+                    line.join(&greedy, Lane::Blob);
+                    held.push_back(line.admit());
+                }
+                // It is never without one that waits.
+                line.join(&greedy, Lane::Blob);
+                for round in 0..5 {
+                    line.join(&greedy, Lane::Blob);
+                    line.join(&modest, Lane::Blob);
+                    // Each second a slot of the greedy one comes back, and another request of it is there.
+                    let mut waited = 0;
+                    let one = loop {
+                        line.pass(1_000_000_000);
+                        let (client, charge) = held.pop_front().expect("it holds the others");
+                        line.queue.settle(&client, charge, line.now);
+                        let admitted = line.admit();
+                        if admitted.0 == modest {
+                            break admitted;
+                        }
+                        waited += 1;
+                        held.push_back(admitted);
+                        line.join(&greedy, Lane::Blob);
+                    };
+                    let ratio = weights[1].div_ceil(weights[0]);
+                    assert!(
+                        waited <= ratio,
+                        "{slots} slots, {hold} s, {weights:?}: {waited} went ahead, round {round}"
+                    );
+                    for _ in 0..hold {
+                        line.pass(1_000_000_000);
+                        let (client, charge) = held.pop_front().expect("it holds the others");
+                        line.queue.settle(&client, charge, line.now);
+                        line.join(&greedy, Lane::Blob);
+                        held.push_back(line.admit());
+                    }
+                    line.queue.settle(&one.0, one.1, line.now);
+                    held.push_back(line.admit());
+                }
             }
         }
     }

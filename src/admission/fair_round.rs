@@ -1,10 +1,12 @@
 //! One level of start-time fair queueing: flows that share by weight what they use while another flow waits.
 //!
 //! Each flow has a *level*: the slot time that it was charged, divided by its weight. The waiting flow with the lowest level
-//! is next. Slot time costs a flow only while another flow waits; use of an idle machine is free. An estimate is charged when
-//! a slot is granted, and corrected when the slot comes back.
+//! is next. Slot time costs a flow only while another flow waits, or while it waits for more and another flow holds a slot: a
+//! flow that asks for little must not pay alone beside one that takes all it can get. Use of an idle machine is free. An estimate
+//! is charged when a slot is granted, and corrected when the slot comes back.
 //!
-//! The *present* is the virtual time: what a flow that always waits has been charged by now. A flow that begins to wait starts
+//! The *present* is the virtual time: what a flow that always waits has been charged by now. What turns out dearer than
+//! estimated does not lift it above the flows that wait. A flow that begins to wait starts
 //! at the present, or where it stands above it, but not above it by more than one *quantum*, which is what one of its grants
 //! costs. When no flow waits any more, all flows are level again.
 
@@ -46,6 +48,8 @@ pub(super) struct FairRound<K, T, S = TextState> {
     remembered: BTreeSet<(Level, K)>,
     present: Level,
     highest: Level,
+    /// Flows that hold a slot.
+    holding: usize,
     estimate: Option<u64>,
     /// Nanoseconds so far in which a flow waited, up to `at`.
     contended: u64,
@@ -66,7 +70,7 @@ struct Flow<T> {
     waits: bool,
     held: usize,
     ranked: u64,
-    /// Nanoseconds so far in which it was the only one that waited.
+    /// Nanoseconds so far in which it was the only one that waited, and no other held a slot.
     alone: u64,
 }
 
@@ -148,7 +152,9 @@ impl<K: Clone + Eq + Hash + Ord, T: Default, S: BuildHasher> FairRound<K, T, S> 
         }
         let correction = weigh(cost, share.weight) - share.charged;
         if share.charged > 0 {
-            self.present += correction.checked_div(share.waiting).unwrap_or(0);
+            let lifted = self.present + correction.checked_div(share.waiting).unwrap_or(0);
+            let lowest = self.order.first().map_or(Level::MAX, |(level, ..)| *level);
+            self.present = lifted.min(self.present.max(lowest));
         }
         let present = self.present;
         self.change(key, |flow| {
@@ -160,7 +166,7 @@ impl<K: Clone + Eq + Hash + Ord, T: Default, S: BuildHasher> FairRound<K, T, S> 
         self.forget();
     }
 
-    /// The slot time since the grant in which another flow waited.
+    /// The slot time since the grant in which another flow waited, or this one beside another that held a slot.
     fn cost_of(&self, flow: &Flow<T>, share: GrantCharge) -> u64 {
         (self.contended - share.contended).saturating_sub(flow.alone - share.alone)
     }
@@ -173,6 +179,7 @@ impl<K: Clone + Eq + Hash + Ord, T: Default, S: BuildHasher> FairRound<K, T, S> 
             self.contended += passed;
             if self.order.len() == 1
                 && let Some(flow) = self.flows.get_mut(key)
+                && self.holding == usize::from(flow.held > 0)
             {
                 flow.alone += passed;
             }
@@ -192,7 +199,9 @@ impl<K: Clone + Eq + Hash + Ord, T: Default, S: BuildHasher> FairRound<K, T, S> 
         } else if flow.held == 0 {
             self.remembered.remove(&(flow.level, key.clone()));
         }
+        self.holding -= usize::from(flow.held > 0);
         change(flow);
+        self.holding += usize::from(flow.held > 0);
         self.highest = self.highest.max(flow.level);
         if flow.waits {
             self.order.insert(flow.rank(key));
