@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use roadstead_test_support::real::{Containerd, GuardedRegistry, OciImage, Podman, Skopeo, not_run};
-use roadstead_test_support::{Illness, PASSWORD, Sidecar, SocketWatch, USER, config, eventually};
+use roadstead_test_support::{Illness, PASSWORD, Sidecar, SocketWatch, USER, config, eventually, eventually_is};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -94,11 +94,16 @@ async fn podman_keeps_a_registrys_credentials_from_its_mirror() {
         Ok(podman) => podman,
         Err(cause) => return not_run(&cause),
     };
+    // The log comes some milliseconds late.
+    let soon = Duration::from_secs(5);
+    let is_pushed =
+        async || stage.sidecar.finished().iter().any(|line| text(line, "target").ends_with("/manifests/latest"));
+    eventually_is("the last line of the push", soon, true, is_pushed).await;
     let before = stage.sidecar.finished().len();
     let pulled = tokio::task::block_in_place(|| podman.pull(&format!("{NAME}/team/image:latest")));
     assert!(pulled.is_err(), "it was pulled without a word of who pulls");
+    eventually_is("it asked the mirror", soon, true, async || stage.sidecar.finished().len() > before).await;
     let asked = stage.sidecar.finished().split_off(before);
-    assert!(!asked.is_empty(), "it asked the mirror");
     assert!(asked.iter().all(|line| !text(line, "target").contains("/blobs/")), "{asked:#?}");
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/pullers/podman.md")).unwrap();
     assert!(page.contains("**Private projects do not work through a configured mirror.**"));
