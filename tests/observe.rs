@@ -14,6 +14,7 @@ use roadstead_test_support::{
     Illness, PASSWORD, Sidecar, Signal, StubHarbor, StubRegistry, USER, Wire, config, connect_through, eventually,
     get_through,
 };
+use tokio::sync::Barrier;
 
 /// A storm, and how long the registry takes for each request.
 const STORM: usize = 300;
@@ -365,13 +366,16 @@ async fn signs_of_overload_are_counted_and_hold_nothing() {
     let sidecar = start(&config(&registry)).await;
     let mirror = sidecar.listener("mirror").unwrap();
     let basic = format!("Authorization: Basic {}", BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}")));
+    // Repaired tokens come one after another: their manifests would be asked for as the database allows.
+    let all_have_tokens = Arc::new(Barrier::new(60));
     let pullers = (0..60).map(|puller| {
-        let (basic, name) = (basic.clone(), format!("X-Pull: {puller}"));
+        let (basic, name, all_have_tokens) = (basic.clone(), format!("X-Pull: {puller}"), all_have_tokens.clone());
         tokio::spawn(async move {
             let mut wire = Wire::open(mirror).await.unwrap();
             let path = "/service/token?service=harbor-registry&scope=repository:team/app:pull";
             let token = wire.get(path, &[&name, &basic]).await.unwrap().json()["token"].clone();
             let bearer = format!("Authorization: Bearer {}", token.as_str().unwrap_or_default());
+            all_have_tokens.wait().await;
             let _ = wire.get("/v2/team/app/manifests/v1", &[&name, &bearer]).await.unwrap();
         })
     });
