@@ -447,43 +447,34 @@ mod tests {
             for class_of_greedy in [0, 1] {
                 let mut line = Line::new(&weights);
                 let (modest, greedy) = (principal(0, "modest"), principal(class_of_greedy, "greedy"));
-                let mut held: VecDeque<(Principal, Charge)> = VecDeque::new();
-                for _ in 0..slots {
+                (0..=slots).for_each(|_| _ = line.join(&greedy, Lane::Blob));
+                let mut held: VecDeque<(Principal, Charge)> = (0..slots).map(|_| line.admit()).collect();
+                // Each second the oldest of its slots comes back, and another request of it is there: it always has one that waits.
+                let second = |line: &mut Line, held: &mut VecDeque<(Principal, Charge)>| {
+                    line.pass(1_000_000_000);
+                    let (client, charge) = held.pop_front().expect("it holds the others");
+                    line.queue.settle(&client, charge, line.now);
                     line.join(&greedy, Lane::Blob);
-                    held.push_back(line.admit());
-                }
-                // It is never without one that waits.
-                line.join(&greedy, Lane::Blob);
+                    line.admit()
+                };
                 for round in 0..5 {
-                    line.join(&greedy, Lane::Blob);
                     line.join(&modest, Lane::Blob);
-                    // Each second a slot of the greedy one comes back, and another request of it is there.
-                    let mut waited = 0;
-                    let one = loop {
-                        line.pass(1_000_000_000);
-                        let (client, charge) = held.pop_front().expect("it holds the others");
-                        line.queue.settle(&client, charge, line.now);
-                        let admitted = line.admit();
-                        if admitted.0 == modest {
-                            break admitted;
-                        }
+                    let (mut waited, mut admitted) = (0, second(&mut line, &mut held));
+                    while admitted.0 != modest {
                         waited += 1;
                         held.push_back(admitted);
-                        line.join(&greedy, Lane::Blob);
-                    };
+                        admitted = second(&mut line, &mut held);
+                    }
                     let ratio = weights[1].div_ceil(weights[0]);
                     assert!(
                         waited <= ratio,
                         "{slots} slots, {hold} s, {weights:?}: {waited} went ahead, round {round}"
                     );
                     for _ in 0..hold {
-                        line.pass(1_000_000_000);
-                        let (client, charge) = held.pop_front().expect("it holds the others");
-                        line.queue.settle(&client, charge, line.now);
-                        line.join(&greedy, Lane::Blob);
-                        held.push_back(line.admit());
+                        let next = second(&mut line, &mut held);
+                        held.push_back(next);
                     }
-                    line.queue.settle(&one.0, one.1, line.now);
+                    line.queue.settle(&modest, admitted.1, line.now);
                     held.push_back(line.admit());
                 }
             }

@@ -5,10 +5,9 @@
 //! flow that asks for little must not pay alone beside one that takes all it can get. Use of an idle machine is free. An estimate
 //! is charged when a slot is granted, and corrected when the slot comes back.
 //!
-//! The *present* is the virtual time: what a flow that always waits has been charged by now. A grant that turns out
-//! dearer than estimated does not lift it above the flows that wait. A flow that begins to wait starts
-//! at the present, or where it stands above it, but not above it by more than one *quantum*, which is what one of its grants
-//! costs. When no flow waits any more, all flows are level again.
+//! The *present* is the virtual time: what a flow that always waits has been charged by now. A grant that turns out dearer than
+//! estimated does not lift it above the flows that wait. A flow that begins to wait starts at the present, or where it stands above
+//! it, but not by more than one *quantum*, which is what one of its grants costs. When no flow waits any more, all are level again.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hash};

@@ -80,8 +80,7 @@ impl Outbound {
         strip_request(&mut head.headers);
         proxy.sign(&mut head.headers);
         head.headers.insert(HOST, host);
-        let path = head.uri.path_and_query().cloned();
-        head.uri = Uri::from(path.unwrap_or(PathAndQuery::from_static("/")));
+        head.uri = head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")).into();
         head.version = Version::HTTP_11;
         let safe = head.method == Method::GET || head.method == Method::HEAD;
         let repeatable = safe && body.is_end_stream() || asks_for_token(&head);
