@@ -26,7 +26,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Probes without an answer until the kernel gives the connection up.
 const KEEPALIVE_PROBES: u32 = 3;
-/// The milliseconds for which a registry may leave bytes unacknowledged. Without this bound the kernel repeats them for a
+/// The milliseconds for which a registry may leave bytes unacknowledged, or its window closed. Without this bound the kernel repeats them for a
 /// quarter of an hour and sends no keep-alive probe meanwhile.
 const REGISTRY_USER_TIMEOUT_MILLIS: u32 = 60_000;
 
@@ -230,6 +230,13 @@ pub fn prepare_listener(socket: impl AsFd) -> rustix::io::Result<()> {
 pub fn prepare_dial(socket: impl AsFd) -> rustix::io::Result<()> {
     prepare_listener(&socket)?;
     sockopt::set_tcp_user_timeout(&socket, REGISTRY_USER_TIMEOUT_MILLIS)
+}
+
+/// Leaves this registry, which takes no more of an upload for now, to the kernel's own timeouts: they let a peer that tells of its closed
+/// window be busy with its disk for any time.
+pub fn allow_closed_window(socket: impl AsFd) {
+    // It fails only for a socket that is not TCP.
+    let _ = sockopt::set_tcp_user_timeout(&socket, 0);
 }
 
 /// The kernel gives this connection up only after nothing was acknowledged for so long.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use roadstead_test_support::http::request;
+use roadstead_test_support::http::{Framing, request};
 use roadstead_test_support::{Sidecar, StubConnection, StubRegistry, Wire, config, connect_through, eventually_is};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
@@ -364,6 +364,43 @@ async fn a_visible_request_that_moves_slowly_is_not_cut() {
         body.extend_from_slice(&bytes);
     }
     assert!(waiting.await.unwrap().is_ok());
+}
+
+/// A registry whose storage hangs takes nothing of an upload for longer than it may leave bytes unacknowledged. Its kernel tells
+/// that the window is closed, which is a word of one that lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_of_which_the_registry_takes_nothing_for_more_than_a_minute_comes_whole() {
+    tokio::join!(upload_to_one_that_hangs(true), upload_to_one_that_hangs(false));
+}
+
+async fn upload_to_one_that_hangs(is_tunnel: bool) {
+    const HANGS: Duration = Duration::from_secs(75);
+    let stub = StubRegistry::raw(|connection| async move {
+        let mut wire = Wire::new(connection);
+        let Ok(Some(head)) = wire.read_head().await else { return };
+        sleep(HANGS).await;
+        let mut body = wire.body(Framing::of_request(&head));
+        let mut taken = 0;
+        while let Ok(Some(piece)) = body.next().await {
+            taken += piece.len();
+        }
+        if taken == MUCH {
+            wire.send(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n").await.expect("not cut");
+        }
+    })
+    .await;
+    let sidecar = sidecar(&stub, "").await;
+    let mut client = if is_tunnel { tunnel(&sidecar, &stub).await } else { Wire::open(sidecar.proxy()).await.unwrap() };
+    let (host, began) = (stub.address(), Instant::now());
+    let origin = if is_tunnel { String::new() } else { format!("http://{host}") };
+    let put = format!("PUT {origin}/v2/a/blobs/uploads/1 HTTP/1.1\r\nHost: {host}\r\nContent-Length: {MUCH}\r\n\r\n");
+    client.send(put.as_bytes()).await.unwrap();
+    client
+        .send(&vec![7; MUCH])
+        .await
+        .unwrap_or_else(|error| panic!("tunnel: {is_tunnel}, cut after {:?}: {error}", began.elapsed()));
+    assert_eq!(client.read_answer().await.unwrap().status(), 201, "tunnel: {is_tunnel}");
+    assert!(began.elapsed() >= HANGS);
 }
 
 /// While others wait, a client that takes or sends less than `queue.least_rate` gives its slot up: in a tunnel and in a

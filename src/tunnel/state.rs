@@ -194,6 +194,7 @@ impl<'a> TunnelState<'a> {
                 self.down.source_is_reset = tcp::is_reset(kind);
                 self.registry.ending().met(kind);
             }
+            Ok(()) if self.up.holds_bytes() => tcp::allow_closed_window(self.registry.stream()),
             Ok(()) => {}
         }
         self.ended(Side::Client, self.up.has_ended())

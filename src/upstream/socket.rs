@@ -348,7 +348,10 @@ impl AsyncWrite for Socket {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = ready!(tcp::poll_write_vectored(&this.inner().stream, cx, slices));
+        let Poll::Ready(written) = tcp::poll_write_vectored(&this.inner().stream, cx, slices) else {
+            tcp::allow_closed_window(this.stream());
+            return Poll::Pending;
+        };
         let written = written.inspect_err(|error| this.ending.met(error.kind()))?;
         this.metrics.relayed(Direction::Up, written);
         this.slot().carried(Direction::Up, written);
