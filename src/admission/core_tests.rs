@@ -1001,6 +1001,25 @@ fn each_waiter_gets_one_victim_or_the_connection_it_can_use() {
     assert_eq!(world.log.len(), 5, "a slot is on its way already");
 }
 
+/// A tunnel is next, and its slot is on its way: connections that come free meanwhile go to those who can use them.
+#[test]
+fn one_that_comes_free_behind_the_head_goes_to_the_next_that_can_use_it() {
+    let (mut world, slots) = dialled(limits(3, 10, None), 3);
+    let tunnels = [(); 2].map(|()| world.arrive(None, ms(500)));
+    let [first, second] = [(); 2].map(|()| world.arrive(Some("a:80"), ms(500)));
+    world.park(slots[0], "a:80");
+    assert_eq!(world.log.last(), Some(&Decision::Close { slot: slots[0], cause: CloseCause::Reclaimed }));
+    world.park(slots[1], "a:80");
+    assert!(world.decided.contains(&first) && !world.decided.contains(&second));
+    world.release(slots[0]);
+    assert!(world.decided.contains(&tunnels[0]));
+    world.park(slots[2], "a:80");
+    assert_eq!(world.log.last(), Some(&Decision::Close { slot: slots[2], cause: CloseCause::Reclaimed }));
+    assert!(!world.decided.contains(&second), "the second tunnel is next");
+    world.release(slots[2]);
+    assert!(world.decided.contains(&tunnels[1]));
+}
+
 #[test]
 fn a_full_queue_refuses_the_newcomer_and_says_when_to_come_back() {
     let mut world = World::new(limits(1, 2, None));

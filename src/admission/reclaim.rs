@@ -10,11 +10,12 @@ use super::slot::{SlotId, SlotState};
 /// before more are closed.
 pub(super) fn make_room(books: &mut Books, now: Moment) {
     let tokens = books.bucket.as_ref().map_or(usize::MAX, |bucket| bucket.available(now));
-    while wanted(books, tokens) > 0
-        && let Some(slot) = books.pooled.nearest_to_its_end()
-    {
+    loop {
+        if returning(books) > excess(books) {
+            books.match_pooled(now);
+        }
+        let Some(slot) = books.pooled.nearest_to_its_end().filter(|_| wanted(books, tokens) > 0) else { break };
         books.close(slot, CloseCause::Reclaimed);
-        books.match_pooled(now);
     }
     reclaim_quiet(books, tokens, now);
     if books.queue.in_line() > tokens {
@@ -44,8 +45,17 @@ fn wanted(books: &Books, tokens: usize) -> usize {
     if awaited == 0 {
         return 0;
     }
-    let excess = books.ledger.open().saturating_sub(books.slots());
-    (awaited + excess).saturating_sub(books.ledger.counts().closing + books.quiet.reclaimed())
+    (awaited + excess(books)).saturating_sub(returning(books))
+}
+
+/// Slots beyond those that there are, after a reduction.
+fn excess(books: &Books) -> usize {
+    books.ledger.open().saturating_sub(books.slots())
+}
+
+/// Slots that come back soon.
+fn returning(books: &Books) -> usize {
+    books.ledger.counts().closing + books.quiet.reclaimed()
 }
 
 /// Reclaims one of these very slots, though others may be free. If none may be reclaimed yet, tells when one may.
