@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Debug, Write};
 
+use serde::Serialize;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -28,7 +29,7 @@ where
         let mut line = String::with_capacity(USUAL);
         match self {
             PlainLine::Text => text(&mut line, event)?,
-            PlainLine::Json => json(&mut line, event)?,
+            PlainLine::Json => line = json(line, event)?,
         }
         line.push('\n');
         writer.write_str(&line)
@@ -42,18 +43,17 @@ fn text(line: &mut String, event: &Event<'_>) -> fmt::Result {
     Ok(())
 }
 
-fn json(line: &mut String, event: &Event<'_>) -> fmt::Result {
+fn json(mut line: String, event: &Event<'_>) -> Result<String, fmt::Error> {
     let metadata = event.metadata();
     line.push_str("{\"timestamp\":\"");
-    SystemTime.format_time(&mut Writer::new(line))?;
-    line.push_str("\",\"level\":\"");
-    line.push_str(metadata.level().as_str());
-    line.push_str("\",\"fields\":{");
-    event.record(&mut JsonFields { line, is_first: true });
-    line.push_str("},\"target\":\"");
-    Escaped(line).write_str(metadata.target())?;
-    line.push_str("\"}");
-    Ok(())
+    SystemTime.format_time(&mut Writer::new(&mut line))?;
+    write!(line, "\",\"level\":\"{}\",\"fields\":{{", metadata.level())?;
+    let mut fields = JsonFields { line: line.into_bytes(), is_first: true };
+    event.record(&mut fields);
+    fields.line.push(b'}');
+    fields.add("target", metadata.target());
+    fields.line.push(b'}');
+    String::from_utf8(fields.line).map_err(|_| fmt::Error)
 }
 
 struct TextFields<'a>(&'a mut String);
@@ -94,83 +94,47 @@ impl Write for Harmless<'_> {
     }
 }
 
-struct JsonFields<'a> {
-    line: &'a mut String,
+struct JsonFields {
+    line: Vec<u8>,
     is_first: bool,
 }
 
-impl JsonFields<'_> {
-    fn name(&mut self, field: &Field) {
+impl JsonFields {
+    fn add(&mut self, name: &str, value: impl Serialize) {
         if !std::mem::take(&mut self.is_first) {
-            self.line.push(',');
+            self.line.push(b',');
         }
-        self.line.push('"');
-        self.line.push_str(field.name());
-        self.line.push_str("\":");
-    }
-
-    fn plain(&mut self, field: &Field, value: &dyn fmt::Display) {
-        self.name(field);
-        let _ = write!(self.line, "{value}");
-    }
-
-    fn quoted(&mut self, field: &Field, write: impl FnOnce(&mut Escaped<'_>) -> fmt::Result) {
-        self.name(field);
-        self.line.push('"');
-        let _ = write(&mut Escaped(self.line));
-        self.line.push('"');
+        for part in ["\"", name, "\":"] {
+            self.line.extend_from_slice(part.as_bytes());
+        }
+        // A write to memory does not fail.
+        let _ = serde_json::to_writer(&mut self.line, &value);
     }
 }
 
-impl Visit for JsonFields<'_> {
+impl Visit for JsonFields {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.quoted(field, |escaped| write!(escaped, "{value:?}"));
+        self.add(field.name(), format_args!("{value:?}"));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.quoted(field, |escaped| escaped.write_str(value));
+        self.add(field.name(), value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.plain(field, &value);
+        self.add(field.name(), value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.plain(field, &value);
+        self.add(field.name(), value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.plain(field, &value);
+        self.add(field.name(), value);
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.plain(field, &serde_json::json!(value));
-    }
-}
-
-/// Text within quotes.
-struct Escaped<'a>(&'a mut String);
-
-impl Write for Escaped<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut rest = text;
-        while let Some(at) = rest.bytes().position(|byte| byte < b' ' || byte == b'"' || byte == b'\\') {
-            let (plain, from) = rest.split_at(at);
-            self.0.push_str(plain);
-            match from.as_bytes()[0] {
-                b'"' => self.0.push_str("\\\""),
-                b'\\' => self.0.push_str("\\\\"),
-                b'\n' => self.0.push_str("\\n"),
-                b'\r' => self.0.push_str("\\r"),
-                b'\t' => self.0.push_str("\\t"),
-                0x08 => self.0.push_str("\\b"),
-                0x0c => self.0.push_str("\\f"),
-                other => write!(self.0, "\\u{other:04x}")?,
-            }
-            rest = &from[1..];
-        }
-        self.0.push_str(rest);
-        Ok(())
+        self.add(field.name(), value);
     }
 }
 
