@@ -7,6 +7,7 @@ mod answer;
 mod content;
 mod count;
 mod gate;
+mod pace;
 mod serve;
 
 use std::collections::HashSet;
@@ -23,6 +24,7 @@ pub use count::StubConnection;
 
 use count::Count;
 use gate::Gate;
+use pace::Pace;
 
 use crate::Random;
 
@@ -53,6 +55,7 @@ pub struct StubBuilder {
     stall: Duration,
     steady_stall: Duration,
     drop_silent: Duration,
+    bytes_per_second: Option<u64>,
 }
 
 /// How the stub treats new connections.
@@ -71,6 +74,7 @@ enum Endpoint {
 struct Seen {
     count: Arc<Count>,
     gate: Gate,
+    pace: Pace,
     accepts: Mutex<Vec<Instant>>,
     /// Each with the time at which it had come whole.
     heads: Mutex<Vec<(Instant, String)>>,
@@ -87,6 +91,7 @@ impl Default for Seen {
         Self {
             count: Arc::default(),
             gate: Gate::default(),
+            pace: Pace::default(),
             accepts: Mutex::default(),
             heads: Mutex::default(),
             killed: Notify::default(),
@@ -150,6 +155,14 @@ impl StubBuilder {
         self
     }
 
+    /// Bytes of answers that go out in a second, over all connections, as where a registry's processor or storage is the
+    /// bound. Default: as many as the machine can.
+    #[must_use]
+    pub fn bytes_per_second(mut self, bytes: u64) -> Self {
+        self.bytes_per_second = Some(bytes);
+        self
+    }
+
     /// Bytes of every blob. Default: 64 KiB.
     #[must_use]
     pub fn blob_size(mut self, bytes: usize) -> Self {
@@ -190,6 +203,7 @@ impl StubRegistry {
             stall: Duration::ZERO,
             steady_stall: Duration::ZERO,
             drop_silent: Duration::MAX,
+            bytes_per_second: None,
         }
     }
 

@@ -17,6 +17,8 @@ use crate::http::{Framing, Head, Wire};
 
 /// Bytes of an answer that go out in the first write, as with a registry written in Go.
 const TOGETHER: usize = 4096;
+/// Bytes that go out at once where the pace of all connections is bounded.
+const PACED: usize = 64 * 1024;
 
 /// Serves until either side ends it. Errors are ends like any other.
 pub(super) async fn connection(connection: StubConnection, settings: Arc<StubBuilder>, seen: Arc<Seen>) {
@@ -102,6 +104,23 @@ fn stall(asked: &Head, head: usize, body: usize, settings: &StubBuilder, seen: &
     Some(Stall { before, lasts: Duration::from_micros(random.below(longest)) })
 }
 
+/// Sends them no faster than the stub as a whole may.
+async fn send_paced(
+    wire: &mut Wire<StubConnection>,
+    bytes: &[u8],
+    settings: &StubBuilder,
+    seen: &Seen,
+) -> io::Result<()> {
+    let Some(bytes_per_second) = settings.bytes_per_second else {
+        return wire.send(bytes).await;
+    };
+    for part in bytes.chunks(PACED) {
+        seen.pace.turn(part.len(), bytes_per_second).await;
+        wire.send(part).await?;
+    }
+    Ok(())
+}
+
 async fn write(
     wire: &mut Wire<StubConnection>,
     answer: &Answer,
@@ -116,7 +135,7 @@ async fn write(
         // The head and the first bytes of the body together, as registries do.
         let first = body.len().min(TOGETHER.saturating_sub(head.len()));
         wire.send(&[head.as_bytes(), &body[..first]].concat()).await?;
-        return wire.send(&body[first..]).await;
+        return send_paced(wire, &body[first..], settings, seen).await;
     };
     let whole = [head.as_bytes(), &body].concat();
     wire.send(&whole[..stall.before]).await?;
