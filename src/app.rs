@@ -172,12 +172,10 @@ impl Running {
     }
 
     /// Reads the config again; `why` is for the log.
-    pub fn reload(&mut self, why: &str) {
-        let result = self.reloader.reload(why);
-        if let Some(asked) = self.asked.take() {
-            // It may not be awaited any more.
-            let _ = asked.send(result);
-        }
+    pub async fn reload(&mut self, why: &str) {
+        let result = self.reloader.reload(why).await;
+        // It may not be awaited any more.
+        let _ = self.asked.take().map(|asked| asked.send(result));
     }
 
     /// How long requests under way may take when it ends.

@@ -296,10 +296,10 @@ async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> Resu
             Order::Reload(why) if why == HANGUP && program.is_replaced() => {
                 tracing::info!("the binary was replaced: a new process takes over");
             }
-            Order::Reload(why) => {
-                running.reload(why);
-                continue;
-            }
+            Order::Reload(why) => tokio::select! {
+                () = running.reload(why) => continue,
+                signal = signals.end() => return Ok(end(running, signal, &mut signals, systemd).await),
+            },
             Order::HandOver => {}
             Order::End(signal) => return Ok(end(running, signal, &mut signals, systemd).await),
         }
@@ -313,7 +313,7 @@ async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> Resu
             Ok(Err(error)) => {
                 tracing::error!("no process took over, this one continues: {error}");
                 if is_reload {
-                    running.reload(HANGUP);
+                    running.reload(HANGUP).await;
                 }
             }
             Err(signal) => return Ok(end(running, signal, &mut signals, systemd).await),

@@ -235,11 +235,10 @@ pub fn prepare_dial(socket: impl AsFd) -> rustix::io::Result<()> {
 /// Leaves this registry, which takes no more of an upload for now, to the kernel's own timeouts: they let a peer that tells of its closed
 /// window be busy with its disk for any time.
 pub fn allow_closed_window(socket: impl AsFd) {
-    // It fails only for a socket that is not TCP.
-    let _ = sockopt::set_tcp_user_timeout(&socket, 0);
+    wait_for(socket, Duration::ZERO);
 }
 
-/// The kernel gives this connection up only after nothing was acknowledged for so long.
+/// The kernel gives this connection up only after nothing was acknowledged for so long, or by its own timeouts where that is zero.
 pub fn wait_for(socket: impl AsFd, span: Duration) {
     let millis = i32::try_from(span.as_millis()).unwrap_or(i32::MAX);
     // It fails only for a socket that is not TCP.

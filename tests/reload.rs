@@ -1,6 +1,6 @@
 //! The config changes while the sidecar runs: whole, or not at all.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use roadstead_test_support::{
     KEEP_TUNNELS, Outcomes, Sidecar, Signal, StubRegistry, Wire, config, connect_through, eventually, eventually_is,
     get_through,
 };
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -308,4 +310,28 @@ async fn a_node_that_is_replaced_is_forgotten() {
     assert_eq!(sidecar.count("stub", "slots").await, 6);
     let metrics = sidecar.ask_admin("GET", "/metrics").await.text();
     assert!(!metrics.contains(&of_dead), "{metrics}");
+}
+
+/// A file on a mount that hangs: here a pipe that nobody writes to. Requests are served meanwhile, and a signal ends it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_cannot_be_read_to_its_end_holds_no_request() {
+    let (stub, mut sidecar) = stage(2).await;
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("ca.pem");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let _held = File::options().read(true).write(true).open(&pipe).unwrap();
+    let tls = format!("[registries.stub.tls]\nca_file = {pipe:?}\n");
+    fs::write(sidecar.config_path(), text(&stub, 2, &tls)).unwrap();
+    sidecar.signal(Signal::HUP);
+    let open_files = format!("/proc/{}/fd", sidecar.pid());
+    eventually("the pipe to be read", SOON, async || {
+        let open: Vec<_> = fs::read_dir(&open_files).unwrap().flat_map(|file| fs::read_link(file?.path())).collect();
+        if open.contains(&pipe) { Ok(()) } else { Err(open) }
+    })
+    .await;
+    let url = format!("http://{}/v2/", stub.address());
+    let served = timeout(SOON, get_through(sidecar.proxy(), &url, &[])).await;
+    assert_eq!(served.expect("requests are served").status(), 200);
+    sidecar.signal(Signal::TERM);
+    assert!(timeout(SOON, sidecar.wait()).await.unwrap().success());
 }

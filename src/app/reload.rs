@@ -3,6 +3,8 @@
 //! On SIGHUP, and when the content of the file, or of a TLS file that it names, has changed and stayed so for a moment: a
 //! `ConfigMap` is swapped under its name, which a watch on the file would lose, and an editor may be in the middle of
 //! writing. A file that is away, or is no text, is a change as well, and reported like any config that is refused.
+//!
+//! Files are read by another thread: a mount that hangs would hold all requests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::assembly::{Assembly, claimed_hosts};
-use super::registry_tls::read_tls;
+use super::registry_tls::{ReadTls, read_tls};
 use super::takeover::reservations::Reservations;
 use crate::admin::config_state::ConfigState;
 use crate::config::Config;
@@ -77,8 +80,7 @@ impl Reloader {
         loop {
             sleep(LOOK).await;
             let (path, tls_files) = (self.path.clone(), self.tls_files.clone());
-            // Not here: a mount that hangs would hold all requests.
-            let held = tokio::task::spawn_blocking(move || digests(&path, &tls_files)).await.ok();
+            let held = spawn_blocking(move || digests(&path, &tls_files)).await.ok();
             looks = if held == before { looks + 1 } else { 1 };
             let are_all_there = held.iter().flatten().all(Option::is_some);
             let enough = if are_all_there { LOOKS } else { LOOKS_WITHOUT };
@@ -90,8 +92,10 @@ impl Reloader {
     }
 
     /// Reads the config again, and puts it in force if it has no problem. The number of changes, or why it was refused.
-    pub fn reload(&mut self, why: &str) -> Result<usize, String> {
-        match self.try_reload() {
+    pub async fn reload(&mut self, why: &str) -> Result<usize, String> {
+        let (path, tls_files) = (self.path.clone(), self.tls_files.clone());
+        let read = spawn_blocking(move || ReadFiles::read(&path, tls_files)).await;
+        match read.map_err(|error| error.to_string()).and_then(|read| self.replace(read)) {
             Ok(changes) => {
                 // Before the log: a reader of the log finds it done.
                 self.state.taken(&changes, &self.config);
@@ -113,16 +117,9 @@ impl Reloader {
         }
     }
 
-    fn try_reload(&mut self) -> Result<Vec<Change>, String> {
-        // Looked at before it is read, so that what changes in between is seen by the next look.
-        let mut read = digests(&self.path, &[]);
-        let loaded = Config::load(&self.path);
-        if let Ok(config) = &loaded {
-            self.tls_files = tls_files(config);
-        }
-        read.extend(self.tls_files.iter().map(|file| digest_of(file)));
-        self.read = Some(read);
-        let config = loaded.map_err(|error| error.to_string())?;
+    fn replace(&mut self, read: ReadFiles) -> Result<Vec<Change>, String> {
+        (self.read, self.tls_files) = (Some(read.digests), read.tls_files);
+        let (tls, config) = read.config?;
         let changes = between(&self.config, &config);
         let restart = changes.iter().filter(|change| change.needs_restart());
         let restart: Vec<String> = restart.map(ToString::to_string).collect();
@@ -133,7 +130,6 @@ impl Reloader {
         if !moved.is_empty() {
             return Err(format!("{}; nothing was changed", moved.join("; ")));
         }
-        let tls = read_tls(&config).map_err(|error| error.to_string())?;
         for warning in &config.warnings {
             tracing::warn!(file = %self.path.display(), "{warning}");
         }
@@ -142,6 +138,27 @@ impl Reloader {
         self.reservations.replace(settings);
         self.config = config;
         Ok(changes)
+    }
+}
+
+/// The config and the files that it names, as they were read.
+struct ReadFiles {
+    digests: FileDigests,
+    /// Those of the config, or of the one before where it has problems.
+    tls_files: Vec<PathBuf>,
+    config: Result<(ReadTls, Config), String>,
+}
+
+impl ReadFiles {
+    fn read(path: &Path, before: Vec<PathBuf>) -> ReadFiles {
+        // Looked at before it is read, so that a change in between is seen by the next look.
+        let mut digests = digests(path, &[]);
+        let loaded = Config::load(path);
+        let tls_files = loaded.as_ref().map_or(before, tls_files);
+        digests.extend(tls_files.iter().map(|file| digest_of(file)));
+        let config = loaded.map_err(|error| error.to_string());
+        let config = config.and_then(|config| Ok((read_tls(&config).map_err(|error| error.to_string())?, config)));
+        ReadFiles { digests, tls_files, config }
     }
 }
 

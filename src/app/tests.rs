@@ -41,7 +41,7 @@ async fn the_files_of_tls_are_read_once() {
     assert!(is_usable(&running));
     fs::write(&authority, made.cert.pem()).unwrap();
     fs::write(folder.path().join("sidecar.toml"), &text).unwrap();
-    running.reload("the test says so");
+    running.reload("the test says so").await;
     fs::remove_file(&authority).unwrap();
     assert!(is_usable(&running));
     running.drain().await;
@@ -56,20 +56,20 @@ async fn a_registry_does_not_get_a_host_that_may_be_open_elsewhere() {
     let mut running = started(&file, &old).await;
     let other_hosts = running.reservations.upstreams().last().unwrap().gate.clone();
     let open = slot_toward(&other_hosts, "registry.test:443").await;
-    let mut taken = |hosts: &str| {
+    let mut taken = async |hosts: &str| {
         let new = format!("{old}[registries.new]\nhosts = [{hosts}]\ncap = 7\nshare = 1\n");
         fs::write(&file, new).unwrap();
-        running.reload("the test says so");
+        running.reload("the test says so").await;
         running.reloader.config().registries.iter().any(|registry| registry.name == "new")
     };
     for moved in
         ["'a.example.com'", "'*.b.example.com'", "'free.test', '*.example.com:443'", "'registry.test'", "'*.test:443'"]
     {
-        assert!(!taken(moved), "{moved}");
+        assert!(!taken(moved).await, "{moved}");
     }
     drop(open);
     // A wider pattern takes nothing from one that is narrower.
-    assert!(taken("'registry.test', '*.test', '*.com', 'one.test'"));
+    assert!(taken("'registry.test', '*.test', '*.com', 'one.test'").await);
     running.drain().await;
 }
 
@@ -81,7 +81,7 @@ async fn a_file_that_changes_during_the_start_is_noticed() {
     fs::write(&file, LEAST.replace("cap = 1", "cap = 7")).unwrap();
     let mut running = started(&file, LEAST).await;
     tokio::time::timeout(Duration::from_secs(10), running.config_changed()).await.expect("it differs");
-    running.reload("the file has changed");
+    running.reload("the file has changed").await;
     assert_eq!(running.reservations.upstreams()[0].gate.snapshot().slots, 7);
     running.drain().await;
 }
@@ -107,7 +107,7 @@ async fn a_file_that_is_away_for_a_moment_is_no_change() {
         fs::remove_file(&file).unwrap();
         timeout(seconds(6), changed).await.expect("it stays away");
     }
-    running.reload("the test says so");
+    running.reload("the test says so").await;
     assert!(timeout(seconds(60), running.config_changed()).await.is_err(), "told once");
     fs::write(&file, LEAST).unwrap();
     timeout(seconds(3), running.config_changed()).await.expect("it is back");
