@@ -296,9 +296,9 @@ async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> Resu
             Order::Reload(why) if why == HANGUP && program.is_replaced() => {
                 tracing::info!("the binary was replaced: a new process takes over");
             }
-            Order::Reload(why) => tokio::select! {
-                () = running.reload(why) => continue,
-                signal = signals.end() => return Ok(end(running, signal, &mut signals, systemd).await),
+            Order::Reload(why) => match reload(&mut running, why, &mut signals).await {
+                Ok(()) => continue,
+                Err(signal) => return Ok(end(running, signal, &mut signals, systemd).await),
             },
             Order::HandOver => {}
             Order::End(signal) => return Ok(end(running, signal, &mut signals, systemd).await),
@@ -312,12 +312,20 @@ async fn serve(start: Start<'_>, set_level: SetLevel, program: &Program) -> Resu
             Ok(Ok(successor)) => return Ok(hand_over(running, successor, &mut signals, systemd).await),
             Ok(Err(error)) => {
                 tracing::error!("no process took over, this one continues: {error}");
-                if is_reload {
-                    running.reload(HANGUP).await;
+                if is_reload && let Err(signal) = reload(&mut running, HANGUP, &mut signals).await {
+                    return Ok(end(running, signal, &mut signals, systemd).await);
                 }
             }
             Err(signal) => return Ok(end(running, signal, &mut signals, systemd).await),
         }
+    }
+}
+
+/// Reads the config again, unless a signal to end comes before its files were read.
+async fn reload(running: &mut app::Running, why: &str, signals: &mut Signals) -> Result<(), &'static str> {
+    tokio::select! {
+        () = running.reload(why) => Ok(()),
+        signal = signals.end() => Err(signal),
     }
 }
 

@@ -26,9 +26,9 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Probes without an answer until the kernel gives the connection up.
 const KEEPALIVE_PROBES: u32 = 3;
-/// The milliseconds for which a registry may leave bytes unacknowledged, or its window closed. Without this bound the kernel repeats them for a
-/// quarter of an hour and sends no keep-alive probe meanwhile.
-const REGISTRY_USER_TIMEOUT_MILLIS: u32 = 60_000;
+/// How long a registry may leave bytes unacknowledged, or its window closed. Without this bound the kernel repeats them for a quarter
+/// of an hour and sends no keep-alive probe meanwhile.
+pub const REGISTRY_USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Reads in a row before a task lets others run.
 const READS_AT_ONCE: usize = 64;
@@ -226,16 +226,11 @@ pub fn prepare_listener(socket: impl AsFd) -> rustix::io::Result<()> {
     sockopt::set_socket_keepalive(&socket, true)
 }
 
-/// The same for a socket toward a registry, also while that owes an acknowledgement.
+/// The same for a socket toward a registry, also while that owes an acknowledgement of a request.
 pub fn prepare_dial(socket: impl AsFd) -> rustix::io::Result<()> {
     prepare_listener(&socket)?;
-    sockopt::set_tcp_user_timeout(&socket, REGISTRY_USER_TIMEOUT_MILLIS)
-}
-
-/// Leaves this registry, which takes no more of an upload for now, to the kernel's own timeouts: they let a peer that tells of its closed
-/// window be busy with its disk for any time.
-pub fn allow_closed_window(socket: impl AsFd) {
-    wait_for(socket, Duration::ZERO);
+    wait_for(socket, REGISTRY_USER_TIMEOUT);
+    Ok(())
 }
 
 /// The kernel gives this connection up only after nothing was acknowledged for so long, or by its own timeouts where that is zero.

@@ -29,7 +29,7 @@ const MAX_POSITION: usize = 1000;
 
 /// The shortest pause of a tunnel that has carried a request, at the defaults: slots that come free by themselves are counted for
 /// so long.
-const TURNOVER: Duration = Duration::from_secs(1);
+pub(super) const TURNOVER: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Books {
@@ -40,6 +40,8 @@ pub(super) struct Books {
     /// When slots came free by themselves, lately.
     freed: VecDeque<Moment>,
     pub queue: WaitQueue,
+    /// For which request at the head a pooled connection was closed last, and when.
+    pub room_made: Option<(Place, Moment)>,
     pub bucket: Option<Bucket>,
     pub tickets: Tickets,
     pub outages: Outages,
@@ -68,6 +70,7 @@ impl Books {
             quiet: QuietTunnels::default(),
             freed: VecDeque::new(),
             queue: WaitQueue::new(&limits.weights),
+            room_made: None,
             tickets: Tickets::new(limits.keep_place),
             outages: Outages::default(),
             wait_estimates: vec![WaitEstimate::default(); limits.weights.len()],

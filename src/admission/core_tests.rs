@@ -1020,6 +1020,23 @@ fn one_that_comes_free_behind_the_head_goes_to_the_next_that_can_use_it() {
     assert!(world.decided.contains(&tunnels[1]));
 }
 
+/// The registry behind the connection that was closed for a tunnel does not answer: its slot does not come back for long.
+#[test]
+fn a_slot_that_does_not_come_back_is_waited_for_a_second() {
+    let (mut world, slots) = dialled(Limits { max_lifetime: ms(5000), ..limits(3, 10, None) }, 3);
+    let tunnel = world.arrive(None, ms(5000));
+    let requests = [(); 2].map(|()| world.arrive(Some("a:80"), ms(5000)));
+    world.park(slots[0], "a:80");
+    world.pass(ms(999));
+    world.park(slots[1], "a:80");
+    assert!(world.decided.contains(&requests[0]));
+    world.pass(ms(1));
+    world.park(slots[2], "a:80");
+    assert_eq!(world.log.last(), Some(&Decision::Close { slot: slots[2], cause: CloseCause::Reclaimed }));
+    world.release(slots[2]);
+    assert!(world.decided.contains(&tunnel) && !world.decided.contains(&requests[1]));
+}
+
 #[test]
 fn a_full_queue_refuses_the_newcomer_and_says_when_to_come_back() {
     let mut world = World::new(limits(1, 2, None));

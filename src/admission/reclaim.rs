@@ -1,21 +1,24 @@
 //! The choice of idle connections to reclaim when no slot is free: as many as requests wait for, and no more.
 
-use super::books::Books;
+use super::books::{Books, TURNOVER};
 use super::decision::CloseCause;
 use super::moment::Moment;
 use super::slot::{SlotId, SlotState};
 
 /// Reclaims one connection for each request that waits beyond the slots that are on their way back, and none for which no token
-/// is there. The first goes for the request that is next. Pooled connections that are left go to those that can use them,
-/// before more are closed.
+/// is there. The first goes for the request that is next. While that is on its way, pooled connections go to those that can use
+/// them before more are closed.
 pub(super) fn make_room(books: &mut Books, now: Moment) {
     let tokens = books.bucket.as_ref().map_or(usize::MAX, |bucket| bucket.available(now));
+    let head = books.queue.head().map(|waiter| waiter.request.place);
     loop {
-        if returning(books) > excess(books) {
+        let made_lately = |(place, at)| Some(place) == head && now.since(at) < TURNOVER;
+        if books.room_made.is_some_and(made_lately) {
             books.match_pooled(now);
         }
         let Some(slot) = books.pooled.nearest_to_its_end().filter(|_| wanted(books, tokens) > 0) else { break };
         books.close(slot, CloseCause::Reclaimed);
+        books.room_made = books.room_made.filter(|made| made_lately(*made)).or(head.map(|place| (place, now)));
     }
     reclaim_quiet(books, tokens, now);
     if books.queue.in_line() > tokens {
@@ -45,17 +48,8 @@ fn wanted(books: &Books, tokens: usize) -> usize {
     if awaited == 0 {
         return 0;
     }
-    (awaited + excess(books)).saturating_sub(returning(books))
-}
-
-/// Slots beyond those that there are, after a reduction.
-fn excess(books: &Books) -> usize {
-    books.ledger.open().saturating_sub(books.slots())
-}
-
-/// Slots that come back soon.
-fn returning(books: &Books) -> usize {
-    books.ledger.counts().closing + books.quiet.reclaimed()
+    let excess = books.ledger.open().saturating_sub(books.slots());
+    (awaited + excess).saturating_sub(books.ledger.counts().closing + books.quiet.reclaimed())
 }
 
 /// Reclaims one of these very slots, though others may be free. If none may be reclaimed yet, tells when one may.

@@ -22,12 +22,12 @@ pub(super) struct Passing<'a> {
     pub counters: &'a ByteCounters<'a>,
     pub slot: &'a Slot,
     pub now: Duration,
-    pub moved: bool,
+    pub moved: usize,
 }
 
 impl Passing<'_> {
     fn count(&mut self, bytes: usize) {
-        self.moved |= bytes > 0;
+        self.moved += bytes;
         let direction = if self.side == Side::Client { Direction::Up } else { Direction::Down };
         self.counters.count(self.slot, direction, bytes);
     }

@@ -194,7 +194,6 @@ impl<'a> TunnelState<'a> {
                 self.down.source_is_reset = tcp::is_reset(kind);
                 self.registry.ending().met(kind);
             }
-            Ok(()) if self.up.holds_bytes() => tcp::allow_closed_window(self.registry.stream()),
             Ok(()) => {}
         }
         self.ended(Side::Client, self.up.has_ended())
@@ -224,11 +223,16 @@ impl<'a> TunnelState<'a> {
             Side::Server => (&mut self.down, registry.stream(), self.client, &mut self.up),
         };
         let (follower, counters, slot) = (&mut self.follower, &self.counters, registry.slot());
-        let mut passing = Passing { side, follower, counters, slot, now, moved: false };
+        let mut passing = Passing { side, follower, counters, slot, now, moved: 0 };
         let held_bytes = flow.holds_bytes();
         let advanced = flow.advance(source, sink, &mut passing);
-        if passing.moved {
+        let moved = passing.moved;
+        if moved > 0 {
             other.turn();
+            match side {
+                Side::Client => self.registry.went(moved),
+                Side::Server => self.registry.came(),
+            }
             self.moved(side);
         } else if held_bytes && !flow.holds_bytes() {
             self.drained(now);

@@ -35,12 +35,16 @@ const LEAST_HOLD: Duration = Duration::from_millis(10);
 const LONGEST_HOLD: Duration = Duration::from_millis(500);
 /// The kernel gives up so much later than `linger` (which is less than `registry_drops`) and `registry_drops` together: sooner would look like the registry's end.
 const LATER: Duration = Duration::from_secs(120);
+/// Bytes without an answer that are an upload: no request is so long, and a registry's kernel takes so many before it closes its window.
+const UPLOAD: usize = 64 * 1024;
 
 /// A socket toward a registry. Dropping it closes the connection and then gives the slot back.
 #[derive(Debug)]
 pub struct Socket {
     /// `None` only while being dropped.
     inner: Option<Inner>,
+    /// Bytes that went since the last that came.
+    unanswered: usize,
     ending: Ending,
     terms: ClosingTerms,
     /// Of its `connect()`, once that has succeeded.
@@ -189,7 +193,8 @@ impl Socket {
         }
         let activity = slot.activity();
         let inner = Some(Inner { stream: Arc::new(stream), node_permit, slot });
-        let socket = Socket { inner, ending: Ending::default(), terms, round_trip: Duration::ZERO, metrics };
+        let socket =
+            Socket { inner, unanswered: 0, ending: Ending::default(), terms, round_trip: Duration::ZERO, metrics };
         let _ = activity.cutter.0.set(Box::new(socket.shears()));
         socket
     }
@@ -213,6 +218,23 @@ impl Socket {
     /// To which node it leads, where there is a choice.
     pub(super) fn node_permit(&self) -> Option<&NodePermit> {
         self.inner().node_permit.as_ref()
+    }
+
+    /// So many bytes went. From an upload on, the kernel's own timeouts hold: a registry that is busy with its disk may take nothing for
+    /// longer than it may leave a request unacknowledged, and only they let it, as long as it tells of its closed window.
+    pub fn went(&mut self, bytes: usize) {
+        let before = self.unanswered;
+        self.unanswered = before.saturating_add(bytes);
+        if before < UPLOAD && self.unanswered >= UPLOAD && !self.ending.is_cut() {
+            tcp::wait_for(self.stream(), Duration::ZERO);
+        }
+    }
+
+    /// Bytes came: an upload is over.
+    pub fn came(&mut self) {
+        if std::mem::take(&mut self.unanswered) >= UPLOAD && !self.ending.is_cut() {
+            tcp::wait_for(self.stream(), tcp::REGISTRY_USER_TIMEOUT);
+        }
     }
 
     /// A handle to look at it without owning it.
@@ -333,6 +355,7 @@ impl AsyncRead for Socket {
         }
         this.metrics.relayed(Direction::Down, read);
         this.slot().carried(Direction::Down, read);
+        this.came();
         Poll::Ready(Ok(()))
     }
 }
@@ -348,13 +371,11 @@ impl AsyncWrite for Socket {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let Poll::Ready(written) = tcp::poll_write_vectored(&this.inner().stream, cx, slices) else {
-            tcp::allow_closed_window(this.stream());
-            return Poll::Pending;
-        };
+        let written = ready!(tcp::poll_write_vectored(&this.inner().stream, cx, slices));
         let written = written.inspect_err(|error| this.ending.met(error.kind()))?;
         this.metrics.relayed(Direction::Up, written);
         this.slot().carried(Direction::Up, written);
+        this.went(written);
         Poll::Ready(Ok(written))
     }
 
