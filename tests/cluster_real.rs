@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use roadstead_test_support::http::{Framing, request};
@@ -15,7 +15,7 @@ use tokio::task::{JoinHandle, block_in_place};
 
 const SLOTS: usize = 12;
 const PULLERS: usize = 24;
-/// Of all pullers together.
+/// Of all pullers together, at least.
 const PULLS: usize = 3000;
 const BLOB: usize = 256 * 1024;
 /// Longer than any step of a storm takes on the slowest machine.
@@ -31,19 +31,23 @@ async fn a_node_that_is_stopped_and_started_again_is_not_noticed() {
     storm.until(PULLS / 2).await;
     let before = stage.requests();
     block_in_place(|| stage.nodes[0].restart());
-    storm.until(PULLS * 3 / 4).await;
-    let at_three_quarters = stage.requests();
+    // The pause until it is tried again has grown meanwhile.
+    eventually("the first node to be asked again", PATIENCE, async || {
+        let now = stage.requests();
+        if now[0] > before[0] { Ok(()) } else { Err(now) }
+    })
+    .await;
+    let back = stage.requests();
+    storm.until(storm.done() + PULLS / 4).await;
     let failed = storm.end().await;
 
     assert_eq!(failed, [], "pulls that failed");
     let all = stage.requests();
-    println!(
-        "requests by node: at the restart {before:?}, at three quarters {at_three_quarters:?}, in the end {all:?}"
-    );
+    println!("requests by node: at the restart {before:?}, when it was back {back:?}, in the end {all:?}");
     assert_even(&[all[1], all[2]]);
     assert!(before[0] * 3 < before[1] * 2, "the first node was away: {before:?}");
-    let last_quarter: Vec<usize> = (0..3).map(|node| all[node] - at_three_quarters[node]).collect();
-    assert_even(&last_quarter);
+    let since: Vec<usize> = (0..3).map(|node| all[node] - back[node]).collect();
+    assert_even(&since);
     stage.all_up_within_slots().await;
 }
 
@@ -54,6 +58,7 @@ async fn a_node_that_is_killed_takes_only_what_it_was_answering() {
     let storm = Storm::start(stage.mirror);
     storm.until(PULLS / 4).await;
     block_in_place(|| stage.nodes[0].kill());
+    storm.until(PULLS).await;
     let failed = storm.end().await;
 
     let (begun, untouched): (Vec<_>, Vec<_>) = failed.into_iter().partition(|failed| failed.has_begun);
@@ -125,44 +130,48 @@ struct Failed {
     why: String,
 }
 
-/// Pullers that share a number of pulls.
+/// Pullers that pull until they are stopped.
 struct Storm {
     done: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
     pullers: Vec<JoinHandle<Vec<Failed>>>,
 }
 
 impl Storm {
     fn start(mirror: SocketAddr) -> Storm {
-        let (next, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (next, done, stop) = <(Arc<AtomicUsize>, Arc<AtomicUsize>, Arc<AtomicBool>)>::default();
         let pullers = (0..PULLERS).map(|_| {
-            let (next, done) = (next.clone(), done.clone());
+            let (next, done, stop) = (next.clone(), done.clone(), stop.clone());
             tokio::spawn(async move {
                 let mut failed = Vec::new();
-                loop {
+                while !stop.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= PULLS {
-                        return failed;
-                    }
                     failed.extend(pull(mirror, number).await.err());
                     done.fetch_add(1, Ordering::Relaxed);
                 }
+                failed
             })
         });
         let pullers = pullers.collect();
-        Storm { done, pullers }
+        Storm { done, stop, pullers }
+    }
+
+    fn done(&self) -> usize {
+        self.done.load(Ordering::Relaxed)
     }
 
     /// Waits until so many pulls are done.
     async fn until(&self, pulls: usize) {
-        eventually("the storm to go on", PATIENCE, async || match self.done.load(Ordering::Relaxed) {
+        eventually("the storm to go on", PATIENCE, async || match self.done() {
             done if done >= pulls => Ok(()),
             done => Err(done),
         })
         .await;
     }
 
-    /// Waits for all of them, and tells which failed.
+    /// Stops them, and tells which pulls failed.
     async fn end(self) -> Vec<Failed> {
+        self.stop.store(true, Ordering::Relaxed);
         let mut failed = Vec::new();
         for puller in self.pullers {
             failed.extend(puller.await.expect("a puller does not panic"));
