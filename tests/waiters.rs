@@ -12,18 +12,22 @@ const WAITERS: u32 = 2000;
 /// The most that a waiter may cost. Measured: 3.3 for a tunnel, 3.7 for a request.
 const MOST_KIB: f64 = 4.0;
 
-/// It comes back when they leave.
+/// It comes back when they leave. Credentials for the proxy, however long, are not kept.
 #[tokio::test]
 async fn a_waiter_costs_little_memory() {
     let stub = StubRegistry::builder().start().await;
     stub.hold();
     let registry = format!("[registries.stub]\nhosts = [\"{}\"]\ncap = 1\nshare = 1\n", stub.address());
     let (host, url) = (stub.address().to_string(), format!("http://{}/v2/a/manifests/1", stub.address()));
-    for (method, target) in [("CONNECT", &host), ("GET", &url)] {
+    // `ci:` and a password, in base64.
+    let long = format!("PROXY-authorization: Basic Y2k6{}\r\n", "eHh4".repeat(10_000));
+    for (method, target, line) in
+        [("CONNECT", &host, ""), ("GET", &url, ""), ("CONNECT", &host, &long), ("GET", &url, &long)]
+    {
         let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
         let ask = async || {
             let mut wire = Wire::open(sidecar.proxy()).await.unwrap();
-            wire.send(format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
+            wire.send(format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{line}\r\n").as_bytes()).await.unwrap();
             wire
         };
         let _holder = ask().await;
@@ -70,12 +74,14 @@ async fn a_request_that_waited_passes_as_it_was_sent() {
     let registry = format!("[registries.stub]\nhosts = [\"{}\"]\ncap = 1\nshare = 1\n", stub.address());
     let sidecar = Sidecar::start(env!("CARGO_BIN_EXE_roadstead"), &config(&registry)).await;
     let url = |path: &str| format!("http://{}/{path}", stub.address());
+    let credentials = "Proxy-Authorization: Basic Y2k6eA==";
     let lines =
         ["X-CuStOm_Header: one", "Accept: application/a", "Accept: application/b;q=0.5, */*", "Range: bytes=0-0"];
     for method in ["GET", "HEAD"] {
         assert_eq!(sidecar.order("/registries/stub/pause").await.status(), 200);
         let mut wire = Wire::open(sidecar.proxy()).await.unwrap();
-        let both = request(method, &url("first"), &lines) + &request("GET", &url("second"), &[]);
+        let both = request(method, &url("first"), &[&[credentials], &lines[..], &[credentials]].concat())
+            + &request("GET", &url("second"), &[]);
         // The second one comes in two pieces, of which one is read with the first request.
         let (now, later) = both.split_at(both.len() - 10);
         wire.send(now.as_bytes()).await.unwrap();
@@ -91,7 +97,7 @@ async fn a_request_that_waited_passes_as_it_was_sent() {
         assert!(matches!(&*seen, [_, second] if second.starts_with("GET /second ")), "{seen:?}");
         assert!(seen[0].starts_with(&format!("{method} /first HTTP/1.1\r\n")), "{}", seen[0]);
         let places: Vec<usize> = lines.iter().map(|line| seen[0].find(&format!("\r\n{line}\r\n")).unwrap()).collect();
-        assert!(places[1] < places[2], "{}", seen[0]);
+        assert!(places[1] < places[2] && !seen[0].contains("roxy"), "{}", seen[0]);
     }
     sidecar.until_outcomes("stub", Outcomes { served: 4, ..Outcomes::default() }).await;
     let waited = async || sidecar.finished().iter().any(|line| line["waited_ms"].as_f64() > Some(0.0));

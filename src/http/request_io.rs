@@ -17,7 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::queued::Queued;
 use crate::proxy::client::Client;
-use crate::proxy::request_end::RequestEnd;
+use crate::proxy::head;
+use crate::proxy::request_end::{Body, RequestEnd};
 use crate::tcp;
 
 /// Informational answers of a registry that may wait to be passed on. More are dropped.
@@ -126,8 +127,12 @@ impl RequestIo {
         let state = &mut *self.state.lock();
         let (bytes, end) = state.beginning.take_if(|_| state.queued.is_some())?;
         let queued = state.queued.take()?;
+        let (head, behind) = bytes.split_at(end.clone().follow(&bytes));
         // A copy: a waiter does not hold the buffer of the head.
-        Some((queued, Bytes::copy_from_slice(&bytes), end))
+        let mut kept = head::without_credentials(head);
+        let end = RequestEnd::of(kept.len(), Body::Sized(0));
+        kept.extend_from_slice(behind);
+        Some((queued, kept.into(), end))
     }
 
     /// The bytes behind the request that were read already.

@@ -178,6 +178,15 @@ fn parse(buffer: &mut BytesMut) -> Result<Option<Head>, HeadError> {
     Ok(Some(Head::Connect(Connect { authority, proxy_authorization, early })))
 }
 
+/// A copy of this head without the credentials for the proxy, which were read: what waits keeps no secret that the registry does not
+/// get.
+pub fn without_credentials(head: &[u8]) -> Vec<u8> {
+    let is_kept = |line: &&[u8]| {
+        !line.split(|byte| *byte == b':').next().is_some_and(|name| name.eq_ignore_ascii_case(b"proxy-authorization"))
+    };
+    head.split_inclusive(|byte| *byte == b'\n').filter(is_kept).collect::<Vec<_>>().concat()
+}
+
 /// RFC 9112, section 3.2: one Host header, and from HTTP/1.1 on no less. Its value is ignored where the URL names a host.
 fn check_host(request: &httparse::Request<'_, '_>, url: &hyper::Uri) -> Result<(), &'static str> {
     let is_host =
