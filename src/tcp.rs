@@ -229,15 +229,14 @@ pub fn prepare_listener(socket: impl AsFd) -> rustix::io::Result<()> {
 /// The same for a socket toward a registry, also while that owes an acknowledgement of a request.
 pub fn prepare_dial(socket: impl AsFd) -> rustix::io::Result<()> {
     prepare_listener(&socket)?;
-    wait_for(socket, REGISTRY_USER_TIMEOUT);
-    Ok(())
+    wait_for(socket, REGISTRY_USER_TIMEOUT)
 }
 
 /// The kernel gives this connection up only after nothing was acknowledged for so long, or by its own timeouts where that is zero.
-pub fn wait_for(socket: impl AsFd, span: Duration) {
+/// Fails only for a socket that is not TCP.
+pub fn wait_for(socket: impl AsFd, span: Duration) -> rustix::io::Result<()> {
     let millis = i32::try_from(span.as_millis()).unwrap_or(i32::MAX);
-    // It fails only for a socket that is not TCP.
-    let _ = sockopt::set_tcp_user_timeout(&socket, millis.cast_unsigned());
+    sockopt::set_tcp_user_timeout(&socket, millis.cast_unsigned())
 }
 
 #[cfg(test)]
@@ -284,7 +283,7 @@ pub(crate) mod tests {
     async fn the_wait_for_an_acknowledgement_is_bounded() {
         let (ours, _theirs) = pair().await;
         for (span, millis) in [(Duration::from_millis(1500), 1500), (Duration::MAX, i32::MAX.cast_unsigned())] {
-            wait_for(&ours, span);
+            wait_for(&ours, span).unwrap();
             assert_eq!(sockopt::tcp_user_timeout(&ours).unwrap(), millis);
         }
     }

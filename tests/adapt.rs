@@ -11,6 +11,8 @@ use roadstead_test_support::real::RedisServer;
 use roadstead_test_support::{Illness, PASSWORD, Sidecar, Signal, StubHarbor, USER, Wire, config, eventually, scale};
 
 const PULLERS: usize = 60;
+/// For words of the nodes that change.
+const SOON: Duration = Duration::from_secs(10);
 
 async fn start(harbor: &StubHarbor, more: &str) -> (Sidecar, SocketAddr) {
     let registry = format!(
@@ -62,12 +64,11 @@ impl Pullers {
         failed
     }
 
-    /// None may have failed later than 5 s after they began, or after the slots in force were found where that took longer.
-    async fn stop_without_late_failures(self, began: Instant, found: Duration) {
-        let late_after = found.max(Duration::from_secs(5));
+    /// None may have failed later than 5 s after they began.
+    async fn stop_without_late_failures(self, began: Instant) {
         let failed: Vec<(Duration, String)> =
             self.stop().await.into_iter().map(|(at, why)| (at - began, why)).collect();
-        let late: Vec<_> = failed.iter().filter(|(after, _)| *after > late_after).collect();
+        let late: Vec<_> = failed.iter().filter(|(after, _)| *after > Duration::from_secs(5)).collect();
         let moments: Vec<&Duration> = failed.iter().map(|(after, _)| after).collect();
         println!("{} pulls failed, after {moments:?}", failed.len());
         assert!(late.is_empty(), "{} of {} failed: {late:?}", late.len(), failed.len());
@@ -133,8 +134,7 @@ async fn a_cap_that_is_far_too_high_is_found_out_and_raised_again_when_the_datab
         if (12..=18).contains(&in_force) { Ok(()) } else { Err(in_force) }
     })
     .await;
-    let found = began.elapsed();
-    println!("found after {found:?}");
+    println!("found after {:?}", began.elapsed());
     tokio::time::sleep_until((began + Duration::from_secs(5)).into()).await;
     let (_, struck) = (harbor.most_busy(), harbor.struck().len());
     let (mut seen, mut named) = (Vec::new(), false);
@@ -174,7 +174,7 @@ async fn a_cap_that_is_far_too_high_is_found_out_and_raised_again_when_the_datab
     })
     .await;
     println!("the database grows after {:?}; slots in force by seconds: {:?}", grown, recording.lock().unwrap());
-    pullers.stop_without_late_failures(began, found).await;
+    pullers.stop_without_late_failures(began).await;
 }
 
 /// Each of them: a project that is deleted, one that nobody may read any more, a robot that has expired.
@@ -328,39 +328,41 @@ async fn a_fleet_with_a_cap_that_is_far_too_high_yields_as_one_and_rises_again_w
         let (all, pool) = fleet.in_force().await;
         if (12..=18).contains(&all) && (12..=18).contains(&pool) { Ok(()) } else { Err((all, pool)) }
     };
-    eventually("12 to 18 slots in force", Duration::from_secs(20), in_bounds).await;
-    let found = began.elapsed();
-    println!("found after {found:?}");
+    eventually("12 to 18 slots in force", Duration::from_secs(10), in_bounds).await;
+    println!("found after {:?}", began.elapsed());
     tokio::time::sleep_until((began + Duration::from_secs(10)).into()).await;
-    let (_, looked) = (harbor.most_busy(), Instant::now());
+    let _ = harbor.most_busy();
     let mut seen = Vec::new();
-    while looked.elapsed() < Duration::from_secs(10) {
+    while began.elapsed() < Duration::from_secs(20) {
         seen.push(fleet.in_force().await);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let most = harbor.most_busy();
     println!("{seen:?}, at most {most} at the database");
-    // A try for more is one above the limit. Nodes are asked one after the other: a slot that changes hands meanwhile is seen
-    // at neither, or at both.
-    assert!(seen.iter().all(|(_, pool)| (12..=20).contains(pool)), "{seen:?}");
-    let (all, pools): (Vec<u64>, Vec<u64>) = seen.iter().copied().unzip();
-    assert!((12..=18).contains(&median(pools)) && median(all) <= 20, "{seen:?}");
+    // A try for more is one above the limit. Slots on their way from one node to another are in force at neither.
+    assert!(seen.iter().all(|(all, pool)| *all <= 20 && (12..=20).contains(pool)), "{seen:?}");
+    let pools = seen.iter().map(|(_, pool)| *pool).collect();
+    assert!((12..=18).contains(&median(pools)), "{seen:?}");
     assert!(most <= 20, "{most} at the database");
-    let status = fleet.nodes[0].status().await["registries"]["harbor"].clone();
-    let shown = (&status["adapt"]["enabled"], &status["lease"]["pool"]);
-    assert_eq!(shown, (&false.into(), &60.into()), "{status}");
-    // All that such a database looks like to a node. The last sign is shown.
-    let signs = ["database_error", "poisoned_token", "slow_answer"];
-    assert!(signs.iter().any(|sign| status["adapt"]["lowered_by"] == *sign), "{status}");
-    eventually("requests to wait, and distress to be the cause at each node", Duration::from_secs(10), async || {
+    // The last sign is shown: on a busy machine, now and then, that of a slow answer.
+    eventually("the database's error to be told", SOON, async || {
+        let status = fleet.nodes[0].status().await["registries"]["harbor"].clone();
+        let shown = (&status["adapt"]["enabled"], &status["adapt"]["lowered_by"], &status["lease"]["pool"]);
+        if shown == (&false.into(), &"database_error".into(), &60.into()) { Ok(()) } else { Err(status) }
+    })
+    .await;
+    eventually("requests to wait, and distress to be the cause at each node", SOON, async || {
         let limited_by = fleet.limited_by().await;
         let is_distress = !limited_by.is_empty() && limited_by.iter().all(|limit| limit == "distress");
         if is_distress { Ok(()) } else { Err(limited_by) }
     })
     .await;
-    let table = fleet.table().await;
-    let is_told = signs.iter().any(|sign| table.contains(&format!("last sign: {})", sign.replace('_', " "))));
-    assert!(table.contains(" in force (lowered ") && is_told, "{table}");
+    eventually("the fleet's table to tell it", SOON, async || {
+        let table = fleet.table().await;
+        let is_told = table.contains(" in force (lowered ") && table.contains("last sign: database error)");
+        if is_told { Ok(()) } else { Err(table) }
+    })
+    .await;
 
     harbor.limit(PULLERS);
     let grown = Instant::now();
@@ -370,7 +372,7 @@ async fn a_fleet_with_a_cap_that_is_far_too_high_yields_as_one_and_rises_again_w
     })
     .await;
     println!("all in force {:?} after the database has grown", grown.elapsed());
-    pullers.stop_without_late_failures(began, found).await;
+    pullers.stop_without_late_failures(began).await;
     let table = fleet.table().await;
     assert!(table.contains(" of 60 slots lent to 20 nodes\n"), "{table}");
 }

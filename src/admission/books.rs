@@ -27,8 +27,8 @@ use crate::lease::borrowed::Lent;
 /// Positions are counted so far. A refusal costs the same in the longest queue.
 const MAX_POSITION: usize = 1000;
 
-/// The shortest pause of a tunnel that has carried a request, at the defaults: slots that come free by themselves are counted for
-/// so long.
+/// The shortest pause of a tunnel that has carried a request, at the defaults. Slots that come free by themselves are counted for so
+/// long, and one that is on its way back is believed in.
 pub(super) const TURNOVER: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]

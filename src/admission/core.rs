@@ -346,7 +346,7 @@ impl Core {
                 Err(limited_by) => {
                     books.limited_by = Some(limited_by);
                     if matches!(limited_by, LimitedBy::Slots | LimitedBy::Distress) && may_reclaim {
-                        reclaim::make_room(books, now);
+                        reclaim::make_room(books, place, now);
                     }
                     break;
                 }

@@ -3,22 +3,22 @@
 use super::books::{Books, TURNOVER};
 use super::decision::CloseCause;
 use super::moment::Moment;
+use super::request::Place;
 use super::slot::{SlotId, SlotState};
 
 /// Reclaims one connection for each request that waits beyond the slots that are on their way back, and none for which no token
 /// is there. The first goes for the request that is next. While that is on its way, pooled connections go to those that can use
 /// them before more are closed.
-pub(super) fn make_room(books: &mut Books, now: Moment) {
+pub(super) fn make_room(books: &mut Books, head: Place, now: Moment) {
     let tokens = books.bucket.as_ref().map_or(usize::MAX, |bucket| bucket.available(now));
-    let head = books.queue.head().map(|waiter| waiter.request.place);
     loop {
-        let made_lately = |(place, at)| Some(place) == head && now.since(at) < TURNOVER;
-        if books.room_made.is_some_and(made_lately) {
+        let coming = books.room_made.filter(|(place, at)| *place == head && now.since(*at) < TURNOVER);
+        if coming.is_some() {
             books.match_pooled(now);
         }
         let Some(slot) = books.pooled.nearest_to_its_end().filter(|_| wanted(books, tokens) > 0) else { break };
         books.close(slot, CloseCause::Reclaimed);
-        books.room_made = books.room_made.filter(|made| made_lately(*made)).or(head.map(|place| (place, now)));
+        books.room_made = coming.or(Some((head, now)));
     }
     reclaim_quiet(books, tokens, now);
     if books.queue.in_line() > tokens {

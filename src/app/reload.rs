@@ -2,9 +2,8 @@
 //!
 //! On SIGHUP, and when the content of the file, or of a TLS file that it names, has changed and stayed so for a moment: a
 //! `ConfigMap` is swapped under its name, which a watch on the file would lose, and an editor may be in the middle of
-//! writing. A file that is away, or is no text, is a change as well, and reported like any config that is refused.
-//!
-//! Files are read by another thread: a mount that hangs would hold all requests.
+//! writing. A file that is away, or is no text, is a change as well, and reported like any config that is refused. Another thread
+//! reads: a mount that hangs would hold all requests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::assembly::{Assembly, claimed_hosts};
+use super::error::StartError;
 use super::registry_tls::{ReadTls, read_tls};
 use super::takeover::reservations::Reservations;
 use crate::admin::config_state::ConfigState;
@@ -130,6 +130,7 @@ impl Reloader {
         if !moved.is_empty() {
             return Err(format!("{}; nothing was changed", moved.join("; ")));
         }
+        let tls = tls.map_err(|error| error.to_string())?;
         for warning in &config.warnings {
             tracing::warn!(file = %self.path.display(), "{warning}");
         }
@@ -146,7 +147,7 @@ struct ReadFiles {
     digests: FileDigests,
     /// Those of the config, or of the one before where it has problems.
     tls_files: Vec<PathBuf>,
-    config: Result<(ReadTls, Config), String>,
+    config: Result<(Result<ReadTls, StartError>, Config), String>,
 }
 
 impl ReadFiles {
@@ -156,8 +157,7 @@ impl ReadFiles {
         let loaded = Config::load(path);
         let tls_files = loaded.as_ref().map_or(before, tls_files);
         digests.extend(tls_files.iter().map(|file| digest_of(file)));
-        let config = loaded.map_err(|error| error.to_string());
-        let config = config.and_then(|config| Ok((read_tls(&config).map_err(|error| error.to_string())?, config)));
+        let config = loaded.map(|config| (read_tls(&config), config)).map_err(|error| error.to_string());
         ReadFiles { digests, tls_files, config }
     }
 }

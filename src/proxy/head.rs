@@ -170,8 +170,7 @@ fn parse(buffer: &mut BytesMut) -> Result<Option<Head>, HeadError> {
         // It has no meaning (RFC 9110, section 9.3.6), and its bytes cannot be told from the tunnel's.
         return Err(malformed("CONNECT with content: send the tunnel's bytes after the 200"));
     }
-    let mut credentials =
-        request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("proxy-authorization"));
+    let mut credentials = request.headers.iter().filter(|header| is_credentials(header.name.as_bytes()));
     let proxy_authorization = credentials.next().map(|header| Bytes::copy_from_slice(header.value));
     // Copies, so that a waiter does not hold the buffer of the head.
     let (authority, early) = (target.to_owned(), Bytes::copy_from_slice(&buffer[length..]));
@@ -181,10 +180,12 @@ fn parse(buffer: &mut BytesMut) -> Result<Option<Head>, HeadError> {
 /// A copy of this head without the credentials for the proxy, which were read: what waits keeps no secret that the registry does not
 /// get.
 pub fn without_credentials(head: &[u8]) -> Vec<u8> {
-    let is_kept = |line: &&[u8]| {
-        !line.split(|byte| *byte == b':').next().is_some_and(|name| name.eq_ignore_ascii_case(b"proxy-authorization"))
-    };
+    let is_kept = |line: &&[u8]| !line.split(|byte| *byte == b':').next().is_some_and(is_credentials);
     head.split_inclusive(|byte| *byte == b'\n').filter(is_kept).collect::<Vec<_>>().concat()
+}
+
+fn is_credentials(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"proxy-authorization")
 }
 
 /// RFC 9112, section 3.2: one Host header, and from HTTP/1.1 on no less. Its value is ignored where the URL names a host.

@@ -169,7 +169,7 @@ impl Ending {
 
     /// From now on the kernel gives the connection up later than anybody here does. It may have done so before.
     fn stand_by(&self, stream: &TcpStream, registry_drops: Duration) {
-        tcp::wait_for(stream, registry_drops * 2 + LATER);
+        let _ = tcp::wait_for(stream, registry_drops * 2 + LATER);
         // That of one that stands is the word of some host between: it goes on.
         if let Ok(Some(error)) = stream.take_error()
             && stream.peer_addr().is_err()
@@ -226,14 +226,14 @@ impl Socket {
         let before = self.unanswered;
         self.unanswered = before.saturating_add(bytes);
         if before < UPLOAD && self.unanswered >= UPLOAD && !self.ending.is_cut() {
-            tcp::wait_for(self.stream(), Duration::ZERO);
+            let _ = tcp::wait_for(self.stream(), Duration::ZERO);
         }
     }
 
     /// Bytes came: an upload is over.
     pub fn came(&mut self) {
         if std::mem::take(&mut self.unanswered) >= UPLOAD && !self.ending.is_cut() {
-            tcp::wait_for(self.stream(), tcp::REGISTRY_USER_TIMEOUT);
+            let _ = tcp::wait_for(self.stream(), tcp::REGISTRY_USER_TIMEOUT);
         }
     }
 

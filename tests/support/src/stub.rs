@@ -156,7 +156,7 @@ impl StubBuilder {
     }
 
     /// Bytes of answers that go out in a second, over all connections, as where a registry's processor or storage is the
-    /// bound. Default: as many as the machine can.
+    /// bound; the first of each answer, and answers that stall, go at once. Default: as many as the machine can.
     #[must_use]
     pub fn bytes_per_second(mut self, bytes: u64) -> Self {
         self.bytes_per_second = Some(bytes);

@@ -709,16 +709,19 @@ fn no_fault_lets_a_fleet_overshoot() {
 #[test]
 fn no_fault_lets_500_nodes_overshoot() {
     let seeds = scale(50, 500);
-    let [served, lively] = in_parallel(seeds, |seed| {
+    let [served] = in_parallel(seeds, |seed| {
         let cap = [200, 700][usize::try_from(seed % 2).expect("small")];
         let mut world = World::new(seed, 500, cap, 0, quick(), true);
         world.run(40 * SECOND);
+        // A store that loses its words again and again before it was calm lends nothing until then: in seed 478 for 120 s.
+        if world.served <= 100 {
+            world.run(400 * SECOND);
+        }
         assert!(world.peak <= cap, "seed {seed}: {} of {cap} after {} us", world.peak, world.now);
-        [world.served, u64::from(world.served > 100)]
+        assert!(world.served > 100, "seed {seed}: {} served", world.served);
+        [world.served]
     });
     assert!(served > seeds * 1_000, "{served} served in {seeds} runs");
-    // A store that loses its words again and again before it was calm lends nothing.
-    assert!(lively * 10 >= seeds * 9, "slots were lent in {lively} of {seeds} runs");
 }
 
 #[test]
