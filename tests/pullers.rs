@@ -165,9 +165,11 @@ async fn a_daemons_pulls_end_whole_on_two_slots() {
 /// That such an answer is whole is known after two: the others do not keep the slot for `unsure_after`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemons_pulls_end_whole_on_one_slot() {
+    /// Answers of one byte in one record, those whose head is a record of its own, as nginx happens to read them, and the pieces.
+    const KINDS: u64 = 3;
     let load = Load { blobs: 8, blobs_at_once: 8, pieces: 4, ..FEW };
     let pulled = pulls_end_whole("TLS 1.2", NginxSettings::harbor(TlsVersion::V1_2), 1, load).await;
-    assert!(pulled.reclaims.unsure <= 4, "{:?}", pulled.reclaims);
+    assert!(pulled.reclaims.unsure <= 2 * KINDS, "{:?}", pulled.reclaims);
 }
 
 /// Through an nginx that buffers, as it comes.

@@ -3,6 +3,7 @@
 use std::fmt::{self, Debug, Formatter};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::program::{Program, find_program, signal_process};
+use super::program::{NotUp, Program, find_program, on_free_port, signal_process};
 
 /// The longest that one command may take: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,17 +40,7 @@ impl Browser {
     #[must_use]
     pub fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder for the browser");
-        let mut command = Command::new(find_program("chromedriver"));
-        // All that it writes goes into its folder.
-        command.arg("--port=0").env("HOME", folder.path()).env("TMPDIR", folder.path());
-        let mut driver = Program::start(&mut command, folder.path().join("log"));
-        let port = driver
-            .await_start(|driver| {
-                let log = driver.log();
-                let (_, rest) = log.split_once("started successfully on port ")?;
-                rest.split('.').next()?.trim().parse().ok()
-            })
-            .unwrap_or_else(|not_up| panic!("chromedriver: {not_up}"));
+        let (driver, port) = on_free_port("chromedriver", || start_driver(folder.path()));
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let profile = format!("--user-data-dir={}", folder.path().join("profile").display());
         let mut browser = Self { driver, address, session: String::new(), _folder: folder };
@@ -162,6 +153,20 @@ impl Browser {
         answer.read_exact(&mut body)?;
         serde_json::from_slice(&body).map_err(io::Error::other)
     }
+}
+
+/// The driver, and its port: it takes a free one of IPv6, and ends where somebody else has the same one of IPv4.
+fn start_driver(folder: &Path) -> Result<(Program, u16), NotUp> {
+    let mut command = Command::new(find_program("chromedriver"));
+    // All that it writes goes into its folder.
+    command.arg("--port=0").env("HOME", folder).env("TMPDIR", folder);
+    let mut driver = Program::start(&mut command, folder.join("log"));
+    let port = driver.await_start(|driver| {
+        let log = driver.log();
+        let (_, rest) = log.split_once("started successfully on port ")?;
+        rest.split('.').next()?.trim().parse().ok()
+    })?;
+    Ok((driver, port))
 }
 
 impl Drop for Browser {

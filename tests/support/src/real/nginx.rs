@@ -13,10 +13,8 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::certificates::Certificates;
-use super::program::{NotUp, Program, find_program, free_address, signal_process};
+use super::program::{NotUp, Program, find_program, free_address, on_free_port, signal_process, unless_port_is_taken};
 
-/// How many ports are tried before giving up.
-const ATTEMPTS: usize = 5;
 /// Takes no body of more than 1 MiB, and no blob of another repository by its name, so that each blob has to be sent.
 const TIGHT: &str = "client_max_body_size 1m; if ($arg_mount) { set $args ''; }";
 
@@ -178,12 +176,14 @@ impl Nginx {
 
     /// On a port that is free now, again on another when that was taken meanwhile.
     fn on_free_port(front: Front) -> Self {
-        (0..ATTEMPTS)
-            .find_map(|_| Self::at(free_address(), front))
-            .unwrap_or_else(|| panic!("nginx found no free port in {ATTEMPTS} attempts"))
+        on_free_port("nginx", || Self::try_at(free_address(), front))
     }
 
     fn at(address: SocketAddr, front: Front) -> Option<Self> {
+        unless_port_is_taken("nginx", Self::try_at(address, front))
+    }
+
+    fn try_at(address: SocketAddr, front: Front) -> Result<Self, NotUp> {
         let folder = TempDir::new().expect("a temporary folder");
         let trusted = folder.path().join("trusted");
         fs::create_dir(&trusted).expect("the folder is ours");
@@ -191,11 +191,8 @@ impl Nginx {
         fs::copy(&certificates.authority, trusted.join("ca.crt")).expect("openssl has made it");
         let config = config_text(address, front, &certificates);
         fs::write(folder.path().join("nginx.conf"), config).expect("the folder is ours");
-        match start(folder.path(), address) {
-            Ok(program) => Some(Self { address, certificates, program, folder }),
-            Err(NotUp::Ended(_, log)) if log.contains("Address already in use") => None,
-            Err(reason) => panic!("nginx is not up: {reason}"),
-        }
+        let program = start(folder.path(), address)?;
+        Ok(Self { address, certificates, program, folder })
     }
 
     /// Asks a node to stop in order (`-s quit`): it listens no more, ends idle connections, and answers what it has

@@ -13,6 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a server may take until it listens: generous, the machine may be busy with a build.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many ports are tried.
+const ATTEMPTS: usize = 5;
 /// The pause between two looks at a server that is starting.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Where Debian keeps servers, which is not on every user's PATH.
@@ -158,6 +160,29 @@ impl Drop for Program {
     }
 }
 
+/// Starts a server that looks for a free port, or is given one: again while somebody else took it meanwhile.
+///
+/// # Panics
+/// When it does not come up, or finds no port in five attempts.
+pub(super) fn on_free_port<T>(name: &str, start: impl FnMut() -> Result<T, NotUp>) -> T {
+    std::iter::repeat_with(start)
+        .take(ATTEMPTS)
+        .find_map(|started| unless_port_is_taken(name, started))
+        .unwrap_or_else(|| panic!("{name} found no free port in {ATTEMPTS} attempts"))
+}
+
+/// The server that was started; nothing where its port was taken.
+///
+/// # Panics
+/// When it does not come up for another reason.
+pub(super) fn unless_port_is_taken<T>(name: &str, started: Result<T, NotUp>) -> Option<T> {
+    match started {
+        Ok(server) => Some(server),
+        Err(NotUp::Ended(_, log)) if log.contains("Address already in use") => None,
+        Err(reason) => panic!("{name} is not up: {reason}"),
+    }
+}
+
 /// A loopback address that nobody listens on at this moment.
 ///
 /// # Panics
@@ -165,4 +190,17 @@ impl Drop for Program {
 #[must_use]
 pub fn free_address() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr()).expect("a free loopback port")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_whose_port_is_taken_is_started_again() {
+        let taken = || NotUp::Ended(ExitStatus::default(), "bind() failed: Address already in use (98)".to_owned());
+        let mut starts = [Err(taken()), Err(taken()), Ok("up")].into_iter();
+        assert_eq!(on_free_port("a server", || starts.next().expect("no further start")), "up");
+        assert!(starts.next().is_none());
+    }
 }

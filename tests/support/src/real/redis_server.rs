@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::program::{Program, find_program, free_address};
+use super::program::{NotUp, Program, find_program, free_address, on_free_port};
 
 /// A running server, empty at first. Dropping it ends the process.
 pub struct RedisServer {
@@ -44,9 +44,11 @@ impl RedisServer {
     #[must_use]
     pub fn start_with(arguments: &[&str]) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
-        let address = free_address();
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let program = run(address, &arguments, &folder);
+        let (address, program) = on_free_port("redis-server", || {
+            let address = free_address();
+            Ok((address, run(address, &arguments, &folder)?))
+        });
         Self { address, arguments, program, folder }
     }
 
@@ -102,19 +104,20 @@ impl RedisServer {
     pub fn restart(&mut self) {
         self.program.signal(Signal::KILL);
         self.program.await_end();
-        self.program = run(self.address, &self.arguments, &self.folder);
+        self.program = run(self.address, &self.arguments, &self.folder)
+            .unwrap_or_else(|error| panic!("redis-server does not come up again: {error}"));
     }
 }
 
 /// `redis-server`, `redis-sentinel` and `redis-check-rdb` are one program, which looks at its name. Debian's package of the server would
 /// start a service; that of the tools has the program.
-fn run(address: SocketAddr, arguments: &[String], folder: &TempDir) -> Program {
+fn run(address: SocketAddr, arguments: &[String], folder: &TempDir) -> Result<Program, NotUp> {
     let mut command = Command::new(find_program("redis-check-rdb"));
     command.arg0("redis-server").current_dir(folder.path());
     command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--save", ""]).args(arguments);
     let mut program = Program::start(&mut command, folder.path().join("log"));
-    program.await_listening(address).unwrap_or_else(|error| panic!("redis-server does not come up: {error}"));
-    program
+    program.await_listening(address)?;
+    Ok(program)
 }
 
 /// The file that a Sentinel reads and writes.
