@@ -40,8 +40,8 @@ pub(super) struct Books {
     /// When slots came free by themselves, lately.
     freed: VecDeque<Moment>,
     pub queue: WaitQueue,
-    /// For which request at the head a pooled connection was closed last, and when.
-    pub room_made: Option<(Place, Moment)>,
+    /// For which request at the head a slot is on its way, and by when it should be there.
+    pub room_due: Option<(Place, Moment)>,
     pub bucket: Option<Bucket>,
     pub tickets: Tickets,
     pub outages: Outages,
@@ -70,7 +70,7 @@ impl Books {
             quiet: QuietTunnels::default(),
             freed: VecDeque::new(),
             queue: WaitQueue::new(&limits.weights),
-            room_made: None,
+            room_due: None,
             tickets: Tickets::new(limits.keep_place),
             outages: Outages::default(),
             wait_estimates: vec![WaitEstimate::default(); limits.weights.len()],
@@ -110,11 +110,10 @@ impl Books {
 
     /// A rate that changes keeps the tokens that are left: no change makes a burst.
     pub fn change(&mut self, limits: Limits, now: Moment) {
-        self.bucket = match (self.bucket.take(), limits.rate) {
-            (Some(bucket), Some(rate)) => Some(bucket.changed(rate, now)),
-            (None, Some(rate)) => Some(Bucket::new(rate, now)),
-            (_, None) => None,
-        };
+        self.bucket = limits.rate.map(|rate| match self.bucket.take() {
+            Some(bucket) => bucket.changed(rate, now),
+            None => Bucket::new(rate, now),
+        });
         self.queue.change_weights(&limits.weights);
         self.wait_estimates.resize(limits.weights.len().max(self.wait_estimates.len()), WaitEstimate::default());
         self.tickets.change(limits.keep_place);
@@ -160,9 +159,8 @@ impl Books {
 
     /// A waiting request leaves by itself. Its place is kept.
     pub fn leave(&mut self, place: Place, now: Moment) -> bool {
-        let Some(waiter) = self.queue.remove(place, now) else { return false };
+        let Some(Waiter { request, .. }) = self.queue.remove(place, now) else { return false };
         self.report(|| Occurrence::Ended(place));
-        let request = waiter.request;
         self.outages.leave(&request.target, place, now);
         let owner = self.tickets.owner(&request.principal.client, &request.target);
         self.tickets.keep(owner, place, now);
@@ -248,6 +246,7 @@ impl Books {
             }
             _ => self.close(slot, CloseCause::Expired),
         }
+        self.outages.retry_full(now);
     }
 
     /// How long the connection in this slot may be kept from now on.
@@ -268,6 +267,11 @@ impl Books {
         self.quiet.mark_reclaimed(slot);
         self.ledger.mark_taken(slot);
         self.decisions.push_back(Decision::Reclaim { slot });
+    }
+
+    /// When the slot that is on its way should be there, if it is for this request.
+    pub fn room_due(&self, head: Place) -> Option<Moment> {
+        self.room_due.filter(|(place, _)| *place == head).map(|(_, due)| due)
     }
 
     /// How many slots came free by themselves within the last [`TURNOVER`].
@@ -294,9 +298,7 @@ impl Books {
             self.freed_lately(now);
             self.freed.push_back(now);
         }
-        if let Some(own) = &mut self.own {
-            *own = own.saturating_sub(1);
-        }
+        self.own = self.own.map(|own| own.saturating_sub(1));
         if let Some(bucket) = self.bucket.as_mut().filter(|_| !entry.dialled) {
             bucket.give_back();
         }

@@ -123,14 +123,8 @@ impl Core {
                 }
                 books.release(slot, now);
             }
-            SlotEvent::Quiet(quiet) => {
-                self.quiet(slot, quiet);
-                self.books.outages.retry_full(now);
-            }
-            SlotEvent::Pooled(key) => {
-                books.pool(slot, key, self.mode == Mode::Running, now);
-                books.outages.retry_full(now);
-            }
+            SlotEvent::Quiet(quiet) => self.quiet(slot, quiet, now),
+            SlotEvent::Pooled(key) => books.pool(slot, key, self.mode == Mode::Running, now),
             SlotEvent::Released => {
                 if books.release(slot, now) {
                     books.outages.retry_full(now);
@@ -154,7 +148,7 @@ impl Core {
         }
     }
 
-    fn quiet(&mut self, slot: SlotId, quiet: Quiet) {
+    fn quiet(&mut self, slot: SlotId, quiet: Quiet, now: Moment) {
         let books = &mut self.books;
         let state = match quiet.evidence {
             Evidence::Unused | Evidence::Idle => SlotState::Idle,
@@ -164,6 +158,7 @@ impl Core {
             books.usage.set_busy(slot, quiet.evidence == Evidence::Stalled, quiet.since);
             books.quiet.add(slot, quiet);
         }
+        books.outages.retry_full(now);
     }
 
     /// One of these very slots is needed for this target, though others may be free: one that lies idle is reclaimed.
@@ -320,9 +315,7 @@ impl Core {
         while let Some(target) = books.outages.first_due(now) {
             match books.queue.let_one_go(&target, now) {
                 Some(place) => books.outages.probe(&target, place),
-                None => {
-                    books.outages.end(&target);
-                }
+                None => _ = books.outages.end(&target),
             }
         }
     }

@@ -1037,6 +1037,33 @@ fn a_slot_that_does_not_come_back_is_waited_for_a_second() {
     assert!(world.decided.contains(&tunnel) && !world.decided.contains(&requests[1]));
 }
 
+/// The same with nobody else who waits: one more connection is closed for it each second, and a slot that nobody closed for it is not
+/// waited for any longer either.
+#[test]
+fn a_slot_that_does_not_come_back_is_made_up_for_by_another() {
+    let (mut world, slots) =
+        dialled(Limits { idle_timeout: ms(60_000), max_lifetime: ms(60_000), ..limits(3, 10, None) }, 3);
+    for slot in &slots {
+        world.park(*slot, "a:80");
+    }
+    let closed = |world: &World| {
+        let close = |decision: &Decision| matches!(decision, Decision::Close { cause: CloseCause::Reclaimed, .. });
+        world.log.iter().filter(|decision| close(decision)).count()
+    };
+    let first = world.arrive(None, ms(60_000));
+    assert_eq!(closed(&world), 1);
+    world.leave(first);
+    world.pass(ms(5000));
+    let second = world.arrive(None, ms(60_000));
+    for (passed, so_many) in [(999, 1), (1, 2), (999, 2), (1, 3), (60, 3)] {
+        world.pass(ms(passed));
+        world.tick();
+        assert_eq!(closed(&world), so_many);
+    }
+    world.release(slots[2]);
+    assert!(world.decided.contains(&second));
+}
+
 #[test]
 fn a_full_queue_refuses_the_newcomer_and_says_when_to_come_back() {
     let mut world = World::new(limits(1, 2, None));

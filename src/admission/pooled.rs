@@ -57,8 +57,7 @@ impl PooledSlots {
 
     /// One that has been idle for its whole timeout.
     pub fn expired(&self, now: Moment) -> Option<SlotId> {
-        let (expires, id) = self.by_expiry.first()?;
-        (*expires <= now).then_some(*id)
+        self.by_expiry.first().filter(|(expires, _)| *expires <= now).map(|(_, id)| *id)
     }
 
     pub fn next_expiry(&self) -> Option<Moment> {

@@ -59,10 +59,9 @@ impl QuietTunnels {
 
     /// The tunnels that may be reclaimed: the surest first, of the equally sure the longest quiet.
     pub fn due(&self, now: Moment) -> Vec<SlotId> {
-        let due = self.by_due.iter().take_while(|(due, _)| *due <= now).map(|(_, slot)| *slot);
-        let mut ranked: Vec<SlotId> = due.collect();
-        ranked.sort_by_key(|slot| self.tunnels.get(slot).map(|quiet| (quiet.evidence, quiet.since, *slot)));
-        ranked
+        let mut due: Vec<_> = self.by_due.iter().take_while(|(due, _)| *due <= now).map(|(_, slot)| *slot).collect();
+        due.sort_by_key(|slot| self.tunnels.get(slot).map(|quiet| (quiet.evidence, quiet.since, *slot)));
+        due
     }
 
     /// When the next one becomes eligible.

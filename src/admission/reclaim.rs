@@ -8,32 +8,35 @@ use super::slot::{SlotId, SlotState};
 
 /// Reclaims one connection for each request that waits beyond the slots that are on their way back, and none for which no token
 /// is there. The first goes for the request that is next. While that is on its way, pooled connections go to those that can use
-/// them before more are closed.
+/// them before more are closed; where it does not come, as from a registry that vanished, one more is closed.
 pub(super) fn make_room(books: &mut Books, head: Place, now: Moment) {
     let tokens = books.bucket.as_ref().map_or(usize::MAX, |bucket| bucket.available(now));
     loop {
-        let coming = books.room_made.filter(|(place, at)| *place == head && now.since(*at) < TURNOVER);
-        if coming.is_some() {
+        let due = books.room_due(head);
+        if due > Some(now) {
             books.match_pooled(now);
         }
-        let Some(slot) = books.pooled.nearest_to_its_end().filter(|_| wanted(books, tokens) > 0) else { break };
+        let late = usize::from(due.is_some_and(|due| due <= now));
+        let Some(slot) = books.pooled.nearest_to_its_end().filter(|_| wanted(books, tokens, late) > 0) else { break };
         books.close(slot, CloseCause::Reclaimed);
-        books.room_made = coming.or(Some((head, now)));
+        books.room_due = Some((head, due.filter(|due| *due > now).unwrap_or(now + TURNOVER)));
     }
     reclaim_quiet(books, tokens, now);
-    if books.queue.in_line() > tokens {
-        let next_token = books.bucket.as_ref().and_then(|bucket| bucket.next_due(now));
-        books.wake_no_later(next_token);
+    if coming(books) > 0 && books.room_due(head).is_none() {
+        books.room_due = Some((head, now + TURNOVER));
     }
+    books.wake_no_later(books.room_due(head).filter(|due| *due > now));
+    let bucket = books.bucket.as_ref().filter(|_| books.queue.in_line() > tokens);
+    books.wake_no_later(bucket.and_then(|bucket| bucket.next_due(now)));
 }
 
 /// Slots that came free by themselves lately are expected to go on doing so: requests that will have one of those need no
 /// tunnel.
 fn reclaim_quiet(books: &mut Books, tokens: usize, now: Moment) {
     let expected = books.freed_lately(now);
-    let most = wanted(books, tokens).saturating_sub(expected);
+    let most = wanted(books, tokens, 0).saturating_sub(expected);
     books.quiet.due(now).into_iter().take(most).for_each(|slot| books.ask_to_close(slot));
-    let left = wanted(books, tokens);
+    let left = wanted(books, tokens, 0);
     if left > 0 {
         let fewer = books.fewer_freed_than(left);
         books.wake_no_later(books.quiet.next_due().map(|due| due.max(fewer)));
@@ -42,14 +45,18 @@ fn reclaim_quiet(books: &mut Books, tokens: usize, now: Moment) {
 
 /// Connections that have to go yet: one for each request that waits and may dial then, and before that those that exceed the
 /// slots after a reduction.
-fn wanted(books: &Books, tokens: usize) -> usize {
+fn wanted(books: &Books, tokens: usize, at_least: usize) -> usize {
     let may_dial = books.limits.max_connecting.saturating_sub(books.ledger.connecting());
     let awaited = books.queue.in_line().min(tokens).min(may_dial);
     if awaited == 0 {
         return 0;
     }
     let excess = books.ledger.open().saturating_sub(books.slots());
-    (awaited + excess).saturating_sub(books.ledger.counts().closing + books.quiet.reclaimed())
+    (awaited + excess).saturating_sub(coming(books)).max(at_least)
+}
+
+fn coming(books: &Books) -> usize {
+    books.ledger.counts().closing + books.quiet.reclaimed()
 }
 
 /// Reclaims one of these very slots, though others may be free. If none may be reclaimed yet, tells when one may.
