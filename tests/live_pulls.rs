@@ -186,22 +186,26 @@ async fn slow_clients_beside_quick_ones(slots: usize, stay: bool, rounds: usize)
     }
     let next = Arc::new(AtomicUsize::new(0));
     let pulls = Arc::new(pulls);
-    let slow = async {
-        let mut slow = JoinSet::new();
-        for _ in 0..AT_ONCE {
-            let (pulls, next) = (pulls.clone(), next.clone());
-            slow.spawn(async move {
-                let mut failed = Vec::new();
-                while let Some((way, hello, request)) = pulls.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let pulled = way.pull(*hello, *request).await;
-                    failed.extend(pulled.err().map(|why| format!("{hello:?}, {request:?}: {why}")));
-                }
-                failed
-            });
-        }
-        slow.join_all().await.concat()
-    };
-    let (failed, looks, waited) = watching_the_queue(&stage.sidecar, slow).await;
+    let (ended, mut so_many) = watch::channel(0);
+    let mut slow = JoinSet::new();
+    for _ in 0..AT_ONCE {
+        let (pulls, next, ended) = (pulls.clone(), next.clone(), ended.clone());
+        slow.spawn(async move {
+            let mut failed = Vec::new();
+            // From the beginning again where all have begun, so that as many wait beside the last ones.
+            while *ended.borrow() < pulls.len() {
+                let (way, hello, request) = &pulls[next.fetch_add(1, Ordering::Relaxed) % pulls.len()];
+                let pulled = way.pull(*hello, *request).await;
+                failed.extend(pulled.err().map(|why| format!("{hello:?}, {request:?}: {why}")));
+                ended.send_modify(|ended| *ended += 1);
+            }
+            failed
+        });
+    }
+    let all_ended = async { so_many.wait_for(|ended| *ended >= pulls.len()).await.map(drop) };
+    let (all_ended, looks, waited) = watching_the_queue(&stage.sidecar, all_ended).await;
+    assert!(all_ended.is_ok());
+    let failed = slow.join_all().await.concat();
     over.send_replace(true);
     assert_eq!(failed, [""; 0], "of {} pulls on {slots} slots", pulls.len());
     assert!(quick.join_all().await.into_iter().all(|pulled| pulled.is_ok()), "a quick client failed");
