@@ -40,8 +40,8 @@ pub(super) struct Books {
     /// When slots came free by themselves, lately.
     freed: VecDeque<Moment>,
     pub queue: WaitQueue,
-    /// For which request at the head a slot is on its way, and by when it should be there.
-    pub room_due: Option<(Place, Moment)>,
+    /// By when a slot should be there that is on its way to the request at the head, whichever that is then.
+    pub room_due: Option<Moment>,
     pub bucket: Option<Bucket>,
     pub tickets: Tickets,
     pub outages: Outages,
@@ -190,6 +190,7 @@ impl Books {
 
     pub fn admit_to_new(&mut self, place: Place, slot: SlotId, now: Moment) {
         let waited = self.admit(place, slot, AdmittedAs::Next, now);
+        self.room_due = None;
         self.report(|| Occurrence::Admitted { place, slot, pooled: false });
         self.decisions.push_back(Decision::Dial { place, slot, waited });
     }
@@ -267,11 +268,6 @@ impl Books {
         self.quiet.mark_reclaimed(slot);
         self.ledger.mark_taken(slot);
         self.decisions.push_back(Decision::Reclaim { slot });
-    }
-
-    /// When the slot that is on its way should be there, if it is for this request.
-    pub fn room_due(&self, head: Place) -> Option<Moment> {
-        self.room_due.filter(|(place, _)| *place == head).map(|(_, due)| due)
     }
 
     /// How many slots came free by themselves within the last [`TURNOVER`].

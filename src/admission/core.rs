@@ -339,11 +339,14 @@ impl Core {
                 Err(limited_by) => {
                     books.limited_by = Some(limited_by);
                     if matches!(limited_by, LimitedBy::Slots | LimitedBy::Distress) && may_reclaim {
-                        reclaim::make_room(books, place, now);
+                        reclaim::make_room(books, now);
                     }
                     break;
                 }
             }
+        }
+        if books.queue.in_line() == 0 {
+            books.room_due = None;
         }
         if books.limited_by.is_none() && !books.queue.is_empty() {
             books.limited_by = Some(if books.outages.any_out() { LimitedBy::Unreachable } else { LimitedBy::Slots });

@@ -1064,6 +1064,52 @@ fn a_slot_that_does_not_come_back_is_made_up_for_by_another() {
     assert!(world.decided.contains(&second));
 }
 
+/// A tunnel that was asked to close moves on, or what closes is too much after a reduction: nothing is on its way to the one at the
+/// head, and a connection that comes free is closed for it.
+#[test]
+fn nobody_passes_the_head_where_no_slot_is_on_its_way() {
+    let (mut world, slots) = dialled(limits(2, 10, None), 2);
+    let [tunnel, request] = [None, Some("a:80")].map(|key| world.arrive(key, ms(5000)));
+    world.quiet(slots[0], ms(0));
+    assert_eq!(world.log.last(), Some(&Decision::Reclaim { slot: slots[0] }));
+    world.enter(slots[0], SlotState::Active);
+    world.pass(ms(500));
+    world.park(slots[1], "a:80");
+    assert_eq!(world.log.last(), Some(&Decision::Close { slot: slots[1], cause: CloseCause::Reclaimed }));
+    world.release(slots[1]);
+    assert!(world.decided.contains(&tunnel) && !world.decided.contains(&request));
+
+    let (mut world, slots) = dialled(limits(4, 10, None), 4);
+    let [tunnel, request] = [None, Some("a:80")].map(|key| world.arrive(key, ms(5000)));
+    world.enter(slots[0], SlotState::Closing);
+    world.resize(3);
+    world.park(slots[1], "a:80");
+    assert!(!world.decided.contains(&request), "what closes is not for the tunnel");
+    world.release(slots[0]);
+    world.release(slots[1]);
+    assert!(world.decided.contains(&tunnel));
+}
+
+/// Others that are at the head for a moment do not make its second begin anew.
+#[test]
+fn the_second_of_the_head_goes_on_while_others_pass() {
+    let (mut world, slots) =
+        dialled(Limits { idle_timeout: ms(60_000), max_lifetime: ms(60_000), ..limits(3, 10, None) }, 3);
+    world.arrive(None, ms(60_000));
+    let request = world.arrive(Some("a:80"), ms(60_000));
+    world.park(slots[0], "b:80");
+    assert_eq!(world.log.last(), Some(&Decision::Close { slot: slots[0], cause: CloseCause::Reclaimed }));
+    world.pass(ms(600));
+    let passing = world.arrive_blob("another", None, ms(60_000));
+    assert_eq!(world.core.books.queue.head().unwrap().request.place, passing);
+    world.pass(ms(300));
+    world.leave(passing);
+    world.pass(ms(100));
+    world.park(slots[1], "a:80");
+    assert_eq!(world.log.last(), Some(&Decision::Close { slot: slots[1], cause: CloseCause::Reclaimed }));
+    assert!(!world.decided.contains(&request));
+}
+
 #[test]
 fn a_full_queue_refuses_the_newcomer_and_says_when_to_come_back() {
     let mut world = World::new(limits(1, 2, None));

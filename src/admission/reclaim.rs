@@ -3,29 +3,28 @@
 use super::books::{Books, TURNOVER};
 use super::decision::CloseCause;
 use super::moment::Moment;
-use super::request::Place;
 use super::slot::{SlotId, SlotState};
 
 /// Reclaims one connection for each request that waits beyond the slots that are on their way back, and none for which no token
 /// is there. The first goes for the request that is next. While that is on its way, pooled connections go to those that can use
 /// them before more are closed; where it does not come, as from a registry that vanished, one more is closed.
-pub(super) fn make_room(books: &mut Books, head: Place, now: Moment) {
+pub(super) fn make_room(books: &mut Books, now: Moment) {
     let tokens = books.bucket.as_ref().map_or(usize::MAX, |bucket| bucket.available(now));
+    let excess = books.ledger.open().saturating_sub(books.slots());
+    books.room_due = books.room_due.filter(|_| coming(books) > excess);
     loop {
-        let due = books.room_due(head);
+        let due = books.room_due;
         if due > Some(now) {
             books.match_pooled(now);
         }
         let late = usize::from(due.is_some_and(|due| due <= now));
         let Some(slot) = books.pooled.nearest_to_its_end().filter(|_| wanted(books, tokens, late) > 0) else { break };
         books.close(slot, CloseCause::Reclaimed);
-        books.room_due = Some((head, due.filter(|due| *due > now).unwrap_or(now + TURNOVER)));
+        books.room_due = due.filter(|due| *due > now).or((coming(books) > excess).then_some(now + TURNOVER));
     }
     reclaim_quiet(books, tokens, now);
-    if coming(books) > 0 && books.room_due(head).is_none() {
-        books.room_due = Some((head, now + TURNOVER));
-    }
-    books.wake_no_later(books.room_due(head).filter(|due| *due > now));
+    books.room_due = books.room_due.or((coming(books) > excess).then_some(now + TURNOVER));
+    books.wake_no_later(books.room_due.filter(|due| *due > now));
     let bucket = books.bucket.as_ref().filter(|_| books.queue.in_line() > tokens);
     books.wake_no_later(bucket.and_then(|bucket| bucket.next_due(now)));
 }
