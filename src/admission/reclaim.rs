@@ -43,7 +43,7 @@ fn reclaim_quiet(books: &mut Books, tokens: usize, now: Moment) {
 }
 
 /// Connections that have to go yet: one for each request that waits and may dial then, and before that those that exceed the
-/// slots after a reduction.
+/// slots after a reduction; no fewer than `at_least` where a request waits and may dial.
 fn wanted(books: &Books, tokens: usize, at_least: usize) -> usize {
     let may_dial = books.limits.max_connecting.saturating_sub(books.ledger.connecting());
     let awaited = books.queue.in_line().min(tokens).min(may_dial);

@@ -137,6 +137,10 @@ impl RedisSentinel {
     /// When it does not come up; the message holds its log.
     #[must_use]
     pub fn start(server: &RedisServer) -> Self {
+        on_free_port("redis-sentinel", || Self::try_start(server))
+    }
+
+    fn try_start(server: &RedisServer) -> Result<Self, NotUp> {
         let folder = TempDir::new().expect("a temporary folder");
         let address = free_address();
         let file = folder.path().join(SENTINEL_CONFIG);
@@ -149,8 +153,8 @@ impl RedisSentinel {
         let mut command = Command::new(find_program("redis-check-rdb"));
         command.arg0("redis-sentinel").arg(&file).current_dir(folder.path());
         let mut program = Program::start(&mut command, folder.path().join("log"));
-        program.await_listening(address).unwrap_or_else(|error| panic!("redis-sentinel does not come up: {error}"));
-        Self { address, _program: program, folder }
+        program.await_listening(address)?;
+        Ok(Self { address, _program: program, folder })
     }
 
     /// The config as it is now: the Sentinel writes into it what it finds.
